@@ -1,0 +1,17 @@
+"""How one sparsity is divided over parameters, in whole numbers of units.
+
+Example:
+    >>> from ignite_prune import allocation
+    >>> [round(d, 5) for d in allocation.ERK().densities([(300, 784), (100, 300), (10, 100)], density=0.1)]
+    [0.07957, 0.23019, 1.0]
+"""
+
+from ignite_prune.allocation.base import Allocation, Layer, Pool
+from ignite_prune.allocation.bucket import Bucket
+from ignite_prune.allocation.erk import ERK
+from ignite_prune.allocation.global_ import Global
+from ignite_prune.allocation.lamp import LAMP
+from ignite_prune.allocation.std_threshold import StdThreshold
+from ignite_prune.allocation.uniform import Uniform
+
+__all__ = ["ERK", "LAMP", "Allocation", "Bucket", "Global", "Layer", "Pool", "StdThreshold", "Uniform"]

@@ -1,0 +1,58 @@
+"""Prune while the saliency lost stays within a budget (deepstruct's "bucket")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ignite_prune.allocation.base import Allocation, Layer, Pool, kept
+
+
+@dataclass(frozen=True)
+class Bucket(Allocation):
+    """Of all parameters together, prune the least units as long as their scores add up to at most ``budget``.
+
+    The target sparsity is only a ceiling: use ``sparsity=1.0``, or leave it out of ``prune_model``.
+
+    Args:
+        budget: what may be lost, in the saliency's unit; with ``relative=True`` a fraction of the scores' sum.
+        relative: read ``budget`` as a fraction in [0, 1].
+
+    Raises:
+        ValueError: ``budget`` is negative, not finite, or above 1 where it is relative; or a score is negative, for
+            which no budget has a meaning.
+
+    Example:
+        >>> import torch
+        >>> layer = Layer("a", (4,), 4, lambda: torch.tensor([1.0, 2.0, 3.0, 4.0]), None, 4)
+        >>> [pool.keep for pool in Bucket(budget=0.3, relative=True).divide([layer], 1.0)]
+        [2]
+    """
+
+    budget: float
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)):
+            raise TypeError(f"Argument budget should be a number, but given {self.budget!r}")
+        if not 0 <= self.budget < math.inf or (self.relative and self.budget > 1):
+            within = "in [0, 1]" if self.relative else "finite and at least 0"
+            raise ValueError(f"Argument budget should be {within}, but given {self.budget!r}")
+
+    @property
+    def sets_own(self) -> bool:
+        return True
+
+    def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
+        living = [layer.scores() if layer.alive is None else layer.scores()[layer.alive] for layer in layers]
+        ordered = torch.cat([scores.flatten().double().cpu() for scores in living]).sort().values
+        if ordered.numel() and ordered[0] < 0:
+            raise ValueError(f"{self} needs scores of at least 0, but the least is {ordered[0]:g}")
+        lost = ordered.cumsum(0)
+        limit = self.budget * (lost[-1] if self.relative and lost.numel() else 1.0)
+        pruned = int((lost <= limit).sum())
+        total = sum(layer.units for layer in layers)
+        return [Pool(tuple(layers), max(kept(total, sparsity), ordered.numel() - pruned))]

@@ -1,0 +1,47 @@
+"""Layer-adaptive magnitude: global selection on scores normalised within each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ignite_prune.allocation.base import Allocation, Layer, Pool, kept, once
+
+
+@dataclass(frozen=True)
+class LAMP(Allocation):
+    r"""One ranking over all parameters by :math:`s_u^2 / \sum_{v \ge u} s_v^2`, units sorted within their layer.
+
+    The largest unit of every layer scores 1, so no layer is emptied while another has something to give. Needs no
+    hyperparameter. With ``saliency.Magnitude()`` it is the paper's score.
+
+    Example:
+        >>> import torch
+        >>> lamp_scores(torch.tensor([1.0, 2.0, 3.0])) * torch.tensor([14, 13, 1])
+        tensor([1., 4., 1.], dtype=torch.float64)
+
+    References:
+        Lee, Park, Mo, Ahn, Shin, "Layer-adaptive sparsity for the magnitude-based pruning", 2021, arXiv 2010.07611.
+    """
+
+    def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
+        ranked = tuple(replace(layer, scores=once(_normalised(layer))) for layer in layers)  # sorting is dear
+        return [Pool(ranked, kept(sum(layer.units for layer in layers), sparsity))]
+
+
+def _normalised(layer: Layer) -> Callable[[], Tensor]:
+    return lambda: lamp_scores(layer.scores(), layer.alive)
+
+
+def lamp_scores(scores: Tensor, alive: Tensor | None = None) -> Tensor:
+    """Return the LAMP score of every unit, float64, in the shape of ``scores``; units not ``alive`` weigh nothing."""
+    squares = scores.double().square()
+    if alive is not None:
+        squares = squares.masked_fill(~alive, 0)
+    # Largest first and stable: among equals the earlier unit has the smaller sum below it, so it is worth more.
+    ordered, order = squares.flatten().sort(descending=True, stable=True)
+    shares = ordered / ordered.cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.empty_like(shares).scatter_(0, order, shares).view(scores.shape)

@@ -1,0 +1,65 @@
+"""Han's threshold: a multiple of each layer's standard deviation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ignite_prune.allocation.base import Allocation, Layer, Pool, kept, once
+
+
+@dataclass(frozen=True)
+class StdThreshold(Allocation):
+    r"""Prune what lies below :math:`q \cdot \mathrm{std}` of its layer, :math:`q` the same everywhere.
+
+    With ``q=None`` the target sparsity is met exactly: units are ranked by score / std(layer) over all parameters
+    (deepstruct's "distributed"). With a number, the threshold decides (Han's quality parameter, 0.25 is common for
+    LeNet) and the target is only a ceiling: use ``sparsity=1.0``, or leave it out of ``prune_model``.
+
+    The standard deviation is the weights' own, zero mean: :math:`\sqrt{\overline{s^2}}` over the units' scores that are
+    left, which for magnitudes is the deviation of weights centred on 0.
+
+    Args:
+        q: the multiple, a finite number of at least 0, or None.
+
+    Raises:
+        ValueError: ``q`` is negative or not finite.
+
+    References:
+        Han, Pool, Tran, Dally, "Learning both weights and connections", 2015, arXiv 1506.02626.
+    """
+
+    q: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.q is not None and not 0 <= self.q < math.inf:
+            raise ValueError(f"Argument q should be a finite number of at least 0 or None, but given {self.q!r}")
+
+    @property
+    def sets_own(self) -> bool:
+        return self.q is not None
+
+    def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
+        ranked = tuple(replace(layer, scores=_in_deviations(layer)) for layer in layers)
+        total = sum(layer.units for layer in layers)
+        keep = kept(total, sparsity)
+        if self.q is not None:
+            above = sum(int(_living(layer, layer.scores() >= self.q).sum()) for layer in ranked)
+            keep = max(keep, above)
+        return [Pool(ranked, keep)]
+
+
+def _living(layer: Layer, values: Tensor) -> Tensor:
+    return values if layer.alive is None else values & layer.alive
+
+
+def _in_deviations(layer: Layer) -> Callable[[], Tensor]:
+    def deviation() -> Tensor:
+        left = layer.scores() if layer.alive is None else layer.scores()[layer.alive]
+        return left.double().square().mean().sqrt().clamp(min=1e-300)
+
+    held = once(deviation)
+    return lambda: layer.scores().double() / held()

@@ -1,0 +1,22 @@
+"""The same sparsity everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ignite_prune.allocation.base import Allocation, Layer, Pool, kept
+
+
+@dataclass(frozen=True)
+class Uniform(Allocation):
+    """Every parameter is pruned to the target by itself, its pruned units rounded half to even.
+
+    Example:
+        >>> layers = [Layer("a", (10,), 10, None, None, 10), Layer("b", (4,), 4, None, None, 4)]
+        >>> [pool.keep for pool in Uniform().divide(layers, 0.5)]
+        [5, 2]
+    """
+
+    def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
+        return [Pool((layer,), kept(layer.units, sparsity)) for layer in layers]

@@ -1,0 +1,133 @@
+"""Masks and pruning of single tensors: no model, no engine.
+
+``amount`` says how the result stands: an int is that many units pruned, a float that sparsity (rounded half to even),
+what ``mask`` pruned already included. An entry pruned in ``mask`` never comes back, so a smaller amount changes nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ignite_prune.allocation import Layer, Pool
+from ignite_prune.bits import zero_
+from ignite_prune.groups import as_sparsity, as_unit_fraction
+from ignite_prune.pattern import Pattern, Unstructured
+from ignite_prune.prune import Scorer, divide
+from ignite_prune.saliency import Given, Magnitude
+
+
+class _Exactly:
+    """An allocation for one tensor: so many units kept."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+
+    def divide(self, layers: list[Layer], sparsity: float) -> list[Pool]:
+        return [Pool(tuple(layers), self._keep)]
+
+
+def mask(
+    tensor: Tensor,
+    amount: int | float,
+    *,
+    scores: Tensor | None = None,
+    mask: Tensor | None = None,
+    pattern: Pattern = Unstructured(),
+) -> Tensor:
+    """Return the mask that prunes ``amount`` of a tensor, least scores first; the tensor is not changed.
+
+    Args:
+        tensor: floating point, any shape.
+        amount: units pruned (int), or sparsity in [0, 1] (float), of the result.
+        scores: larger = keep; the tensor's shape, or one a unit; None: magnitudes.
+        mask: bool, the tensor's shape: the mask so far.
+        pattern: which entries go together.
+
+    Returns:
+        Bool, the tensor's shape, True = kept. Among equal scores the lower flat index is kept.
+
+    Raises:
+        TypeError: ``amount`` is not a number, ``tensor`` not floating point, ``mask`` not bool.
+        ValueError: ``amount`` out of range; a shape that does not fit; scores that are not finite.
+
+    Example:
+        >>> mask(torch.tensor([3.0, -1.0, 2.0, 1.0]), 0.5)
+        tensor([ True, False,  True, False])
+    """
+    _check(tensor, mask, pattern)
+    units = pattern.count(tuple(tensor.shape))
+    pruned = _pruned_units(amount, units, pattern)
+    saliency = Magnitude() if scores is None else Given({"tensor": scores})
+    scorer = Scorer("tensor", tensor.detach(), saliency, pattern)
+    group = {"pattern": pattern, "allocation": _Exactly(units - pruned), "sparsity": 0.0}
+    chosen = divide({"tensor": scorer}, {"tensor": mask}, group)
+    if "tensor" in chosen:
+        return chosen["tensor"]
+    return torch.ones_like(tensor, dtype=torch.bool, requires_grad=False) if mask is None else mask.clone()
+
+
+def prune(
+    tensor: Tensor,
+    amount: int | float,
+    *,
+    scores: Tensor | None = None,
+    mask: Tensor | None = None,
+    pattern: Pattern = Unstructured(),
+) -> Tensor:
+    """Return a copy of ``tensor`` with the pruned entries exactly 0; gradients flow to the kept ones.
+
+    Arguments and errors are those of :func:`mask`.
+
+    Example:
+        >>> prune(torch.tensor([3.0, -1.0, 2.0, 1.0]), 1)
+        tensor([ 3., -1.,  2.,  0.])
+    """
+    kept = _mask(tensor, amount, scores=scores, mask=mask, pattern=pattern)
+    return tensor.masked_fill(~kept, 0)
+
+
+def prune_(
+    tensor: Tensor,
+    amount: int | float,
+    *,
+    scores: Tensor | None = None,
+    mask: Tensor | None = None,
+    pattern: Pattern = Unstructured(),
+) -> Tensor:
+    """Make the pruned entries of ``tensor`` exactly 0 in place, outside autograd, and return it.
+
+    Arguments and errors are those of :func:`mask`; the tensor is unchanged where it raises.
+
+    Example:
+        >>> prune_(torch.tensor([3.0, -1.0, 2.0, 1.0]), 0.75)
+        tensor([3., 0., 0., 0.])
+    """
+    kept = _mask(tensor, amount, scores=scores, mask=mask, pattern=pattern)
+    with torch.no_grad():
+        return zero_(tensor, kept)
+
+
+_mask = mask  # the name that the argument of prune and prune_ hides
+
+
+def _check(tensor: Tensor, mask: Tensor | None, pattern: Pattern) -> None:
+    if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
+        raise TypeError(f"Argument tensor should be a floating-point Tensor, but given {tensor!r:.80}")
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"Argument pattern should be one of ignite_prune.pattern, but given {pattern!r}")
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"Argument mask should be a tensor of torch.bool (True = kept), but given {mask!r:.80}")
+        if mask.shape != tensor.shape:
+            raise ValueError(
+                f"Argument mask should have the tensor's shape {tuple(tensor.shape)}, but given {tuple(mask.shape)}"
+            )
+
+
+def _pruned_units(amount: int | float, units: int, pattern: Pattern) -> int:
+    if isinstance(amount, int) and not isinstance(amount, bool):
+        if not 0 <= amount <= units:
+            raise ValueError(f"Argument amount should be 0 to {units} units for this tensor, but given {amount}")
+        return amount
+    return round(as_unit_fraction(pattern, as_sparsity(amount, "amount")) * units)

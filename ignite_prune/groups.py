@@ -1,0 +1,120 @@
+"""Parameter groups, as in ``torch.optim``: which parameters are pruned together, and how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ignite_prune.allocation import Allocation
+from ignite_prune.pattern import Pattern
+from ignite_prune.saliency import as_saliency
+from ignite_prune.schedule import Schedule
+from ignite_prune.select import near, select
+
+Group = dict[str, Any]
+"""``params`` (names), ``sparsity`` (what an update aims for), and each keyword of :func:`build` but ``exclude``."""
+
+
+def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
+    """Return the groups of ``params`` with each setting checked; what a group leaves out is taken from ``defaults``.
+
+    Args:
+        model: the unwrapped model.
+        params: None, rules (see :func:`ignite_prune.select.select`), a sequence of group dicts with ``"params"`` and
+            any of the settings, or ``{rule: settings}``.
+        defaults: the settings of every group.
+
+    Raises:
+        TypeError: a setting is of the wrong type.
+        ValueError: an unknown setting, a parameter in two groups, a pattern that does not fit a parameter.
+    """
+    groups = [_group(model, given, defaults) for given in _as_dicts(params)]
+    seen: dict[str, int] = {}
+    for index, group in enumerate(groups):
+        for name in group["params"]:
+            if name in seen:
+                raise ValueError(f"Parameter {name!r} appears in group {seen[name]} and again in group {index}")
+            seen[name] = index
+    return groups
+
+
+def _as_dicts(params: Any) -> list[dict[str, Any]]:
+    if isinstance(params, Mapping):
+        for rule, settings in params.items():
+            if not isinstance(settings, Mapping):
+                raise TypeError(f"Argument params: the settings of {rule!r} should be a dict, but given {settings!r}")
+        return [{**settings, "params": rule} for rule, settings in params.items()]
+    if isinstance(params, Sequence) and not isinstance(params, str) and any(isinstance(p, Mapping) for p in params):
+        if not all(isinstance(p, Mapping) and "params" in p for p in params):
+            raise TypeError('Argument params: each group should be a dict with "params", as in torch.optim')
+        return [dict(group) for group in params]
+    return [{"params": params}]
+
+
+def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Group:
+    for key in given:
+        if key != "params" and key not in defaults:
+            raise ValueError(f"Unknown setting {key!r} in a parameter group; {near(str(key), [*defaults, 'params'])}")
+    group = {**defaults, **given}
+    parameters = select(model, group["params"], group.pop("exclude"))
+    group["params"] = list(parameters)
+    _check_settings(group)
+    for name, parameter in parameters.items():
+        try:
+            group["pattern"].count(tuple(parameter.shape))
+        except ValueError as error:
+            raise ValueError(f"Parameter {name!r}: {error}") from None
+    return group
+
+
+def _check_settings(group: Group) -> None:
+    group["saliency"] = as_saliency(group["saliency"])
+    for key, kind in (("pattern", Pattern), ("allocation", Allocation)):
+        if not isinstance(group[key], kind):
+            raise TypeError(
+                f"Argument {key} should be one of ignite_prune.{key}, but given {group[key]!r}"
+                + (f" (write {group[key].__name__}())" if isinstance(group[key], type) else "")
+            )
+    if group["schedule"] is not None and not isinstance(group["schedule"], Schedule):
+        raise TypeError(f"Argument schedule should be one of ignite_prune.schedule, but given {group['schedule']!r}")
+    if group["generator"] is not None and not isinstance(group["generator"], torch.Generator):
+        raise TypeError(f"Argument generator should be a torch.Generator, but given {group['generator']!r}")
+    if not isinstance(group["keep_dense"], bool):
+        raise TypeError(f"Argument keep_dense should be a bool, but given {group['keep_dense']!r}")
+    if group["sparsity"] is not None:
+        group["sparsity"] = as_sparsity(group["sparsity"])
+        if group["sparsity"] > group["pattern"].share + 1e-9:
+            as_unit_fraction(group["pattern"], group["sparsity"])
+
+
+def as_sparsity(value: Any, argument: str = "sparsity") -> float:
+    """Return ``value`` as a float in [0, 1].
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is outside [0, 1], or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Argument {argument} should be a number in [0, 1], but given {value!r}")
+    if not 0 <= value <= 1 or math.isnan(value):
+        percent = f"; for {value} % write {value / 100:g}" if 1 < value <= 100 else ""
+        raise ValueError(f"Argument {argument} should be in [0, 1], but given {value!r}{percent}")
+    return float(value)
+
+
+def as_unit_fraction(pattern: Pattern, sparsity: float) -> float:
+    """Return the fraction of units to prune for ``sparsity`` of the entries.
+
+    Raises:
+        ValueError: more than the pattern can take.
+    """
+    if sparsity > pattern.share + 1e-9:
+        raise ValueError(
+            f"{pattern} reaches at most a sparsity of {pattern.share:g}, but {sparsity:g} is asked for; "
+            f"aim for {pattern.share:g}, where every group is done"
+        )
+    return min(sparsity / pattern.share, 1.0)

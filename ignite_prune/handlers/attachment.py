@@ -1,0 +1,164 @@
+"""When an update is due: the engine's events, each counted once, whatever is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ignite.engine import CallableEventWithFilter, Engine, Events, EventsList, State
+
+AnyEvent = Events | CallableEventWithFilter | EventsList
+_CAUGHT_UP = {Events.EPOCH_COMPLETED, Events.ITERATION_COMPLETED}
+
+
+@dataclass
+class Progress:
+    """Which updates have been done; plain numbers, kept in the checkpoint.
+
+    Args:
+        done: for each event, the count of its last update.
+        last: the iteration of the last update.
+        since: the iteration at which pruning first saw the run; what was due before it is not missed.
+        loaded: a checkpoint was loaded and no run has started since.
+    """
+
+    done: dict[str, int] = field(default_factory=dict)
+    last: int = 0
+    since: int | None = None
+    loaded: bool = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the numbers."""
+        return {"done": dict(self.done), "last": self.last, "since": self.since}
+
+    @classmethod
+    def from_state(cls, state: Any) -> Progress:
+        """Return the progress of a checkpoint.
+
+        Raises:
+            TypeError: it is not of the form of :meth:`state_dict`'s answer.
+        """
+        if not isinstance(state, Mapping) or not isinstance(state.get("done"), Mapping):
+            raise TypeError("The progress of a pruner's state_dict should be a mapping with 'done', 'last' and 'since'")
+        done, last, since = dict(state["done"]), state.get("last"), state.get("since")
+        whole = [*done.values(), last, 0 if since is None else since]
+        if not all(type(number) is int for number in whole) or not all(isinstance(name, str) for name in done):
+            raise TypeError("The progress of a pruner's state_dict should hold whole numbers by event name")
+        return cls(done, last, since, loaded=True)  # type: ignore[arg-type]
+
+
+class Attachment:
+    """Handlers on an engine that call ``update`` once for each count of the events.
+
+    An update that a checkpoint was written just before is done when the resumed run starts; one that it already holds
+    is not done again when its event is fired anew.
+
+    Args:
+        engine: the trainer.
+        event: one event or several (``|``) that count in one unit, filtered or not.
+        progress: shared with the owner, who keeps it in checkpoints.
+        update: called with the step.
+
+    Raises:
+        TypeError: ``event`` is not an event.
+        ValueError: the engine does not know it, or several events count in different units.
+    """
+
+    def __init__(
+        self, engine: Engine, event: AnyEvent, progress: Progress, update: Callable[[int], None]
+    ) -> None:
+        self.engine = engine
+        self._progress = progress
+        self._update = update
+        self._events = _as_list(event)
+        self._handlers: list[tuple[Any, Callable[..., None]]] = []
+        try:
+            self.add(Events.STARTED, self._on_started)
+            for each in self._events:
+                self.add(each, self._on_event, each)
+        except Exception:
+            self.remove()
+            raise
+
+    def add(self, event: Any, handler: Callable[..., None], *args: Any) -> None:
+        """Add a handler that :meth:`remove` takes off again."""
+        self.engine.add_event_handler(event, handler, *args)
+        # Ignite holds the handler of a filtered event by a weak reference alone; a bound method would be gone at once.
+        self._handlers.append((event, handler))
+
+    def remove(self) -> None:
+        """Take every handler off the engine."""
+        for event, handler in self._handlers:
+            if self.engine.has_event_handler(handler, event):
+                self.engine.remove_event_handler(handler, event)
+        self._handlers.clear()
+
+    def _on_started(self, engine: Engine) -> None:
+        progress, iteration = self._progress, engine.state.iteration
+        if iteration < progress.last or (iteration == 0 and not progress.loaded):  # a new run
+            progress.done.clear()
+            progress.last, progress.since = 0, None
+        progress.loaded = False
+        if progress.since is None:
+            progress.since = iteration
+        elif iteration > progress.since:
+            for event in self._events:
+                self._catch_up(engine, event)
+
+    def _catch_up(self, engine: Engine, event: Any) -> None:
+        if event in State.event_to_attr and (event in _CAUGHT_UP or not _is_ignites(event)):
+            count = _count(engine, event)
+            if event == Events.EPOCH_COMPLETED and engine.state.epoch_length:
+                count = min(count, engine.state.iteration // engine.state.epoch_length)  # an epoch cut short is not done
+            due = not isinstance(event, CallableEventWithFilter) or event.filter is None or event.filter(engine, count)
+            if due and count > self._progress.done.get(_name(event), 0):
+                self._do(engine, event, count)
+
+    def _on_event(self, engine: Engine, event: Any) -> None:
+        done = self._progress.done.get(_name(event))
+        if event not in State.event_to_attr:  # an event without a count: its firings are counted here
+            self._do(engine, event, 1 if done is None else done + 1)
+            return
+        count = _count(engine, event)
+        again = done is not None and (event == Events.STARTED or (_is_ignites(event) and count <= done))
+        if not again:
+            self._do(engine, event, count)
+
+    def _do(self, engine: Engine, event: Any, count: int) -> None:
+        before = (dict(self._progress.done), self._progress.last)
+        # First, so that a checkpoint written by an update's own event holds it.
+        self._progress.done[_name(event)] = count
+        self._progress.last = engine.state.iteration
+        try:
+            self._update(count)
+        except Exception:
+            self._progress.done, self._progress.last = before
+            raise
+
+
+def _as_list(event: Any) -> list[Any]:
+    events = list(event) if isinstance(event, EventsList) else [event]
+    for each in events:
+        if not isinstance(each, (CallableEventWithFilter, Enum, str)):
+            raise TypeError(f"Argument event should be an Ignite event (Events.EPOCH_COMPLETED), but given {each!r}")
+    units = {State.event_to_attr.get(each, _name(each)) for each in events}
+    if len(units) > 1:
+        raise ValueError(
+            f"Argument event: {' | '.join(map(_name, events))} count in different units ({', '.join(sorted(units))}), "
+            "and a schedule's step can have only one"
+        )
+    return events
+
+
+def _name(event: Any) -> str:
+    return event if isinstance(event, str) else str(event.name)
+
+
+def _count(engine: Engine, event: Any) -> int:
+    return engine.state.get_event_attrib_value(event)
+
+
+def _is_ignites(event: Any) -> bool:
+    return _name(event) in Events.__members__

@@ -1,0 +1,431 @@
+"""PruneHandler: a model becomes sparse while an Ignite engine trains it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ignite_prune import allocation as allocations
+from ignite_prune import pattern as patterns
+from ignite_prune import saliency as saliencies
+from ignite_prune import schedule as schedules
+from ignite_prune.dense import DenseValues
+from ignite_prune.enforce import Enforcer
+from ignite_prune.groups import Group, as_sparsity, as_unit_fraction, build
+from ignite_prune.handlers import ranks
+from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
+from ignite_prune.handlers.events import PruneEvents, fire, register
+from ignite_prune.masks import MaskStore
+from ignite_prune.optimizer_state import holds
+from ignite_prune.prune import divide, scorers
+from ignite_prune.saliency import NonFiniteSaliency, Saliency
+from ignite_prune.select import named_parameters, unwrap
+
+_VERSION = 1
+
+
+class PruneHandler:
+    """Raises a model's sparsity on an engine's events and keeps its zeros zero in between.
+
+    Masks lie over the model's own parameters; nothing is renamed or wrapped, and the optimizers keep training what is
+    left. Put the handler in the checkpoint beside the model, the optimizer and the trainer, and a resumed run goes on bit
+    for bit.
+
+    Args:
+        model: bare, DDP-wrapped or compiled.
+        optimizer: the optimizer(s) that train it; with None the masks are applied on every ITERATION_COMPLETED.
+        params: None for the weights of every linear, convolutional, recurrent and attention layer; a name, a glob, a
+            layer type or a sequence of them; or group dicts ``{"params": ..., any keyword below}``.
+        saliency: what an entry is worth; a callable ``(name, parameter) -> Tensor`` is one too.
+        schedule: step → sparsity, in the attached event's unit; with None an update aims for what stands in
+            ``param_groups[i]["sparsity"]``.
+        pattern: which entries go together.
+        allocation: how a group's sparsity is divided over its parameters.
+        exclude: rules for what to leave alone.
+        keep_dense: remember pruned values, so that :meth:`restore` brings them back (one more copy of the weights).
+        generator: for random saliencies; None makes one from ``torch.initial_seed()``.
+        masks: bool masks to start from, by name: custom ones, or ``MaskStore.from_nonzero(model)`` for a pattern lock.
+
+    Raises:
+        TypeError, ValueError: a bad argument; the model is unchanged then.
+
+    Example:
+        >>> from ignite.engine import Events, create_supervised_trainer
+        >>> model = nn.Linear(8, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> trainer = create_supervised_trainer(model, optimizer, nn.functional.mse_loss)
+        >>> pruner = PruneHandler(model, optimizer, schedule=schedules.Polynomial(final=0.75, begin=0, end=2))
+        >>> pruner.attach(trainer, Events.EPOCH_COMPLETED)
+        >>> _ = trainer.run([(torch.randn(2, 8), torch.randn(2, 4))], max_epochs=2)
+        >>> trainer.state.sparsity["global"], pruner.masks.kept("weight")
+        (0.75, 8)
+    """
+
+    MASKS_UPDATED = PruneEvents.MASKS_UPDATED
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        params: Any = None,
+        *,
+        saliency: Saliency | Callable[[str, Tensor], Tensor] = saliencies.Magnitude(),
+        schedule: schedules.Schedule | None = None,
+        pattern: patterns.Pattern = patterns.Unstructured(),
+        allocation: allocations.Allocation = allocations.Global(),
+        exclude: Any = (),
+        keep_dense: bool = False,
+        generator: torch.Generator | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        model = unwrap(model)
+        optimizers = _as_optimizers(optimizer)
+        self._groups = build(
+            model,
+            params,
+            sparsity=0.0,
+            saliency=saliency,
+            schedule=schedule,
+            pattern=pattern,
+            allocation=allocation,
+            exclude=exclude,
+            keep_dense=keep_dense,
+            generator=generator,
+        )
+        everything = named_parameters(model)
+        chosen = {name: everything[name] for group in self._groups for name in group["params"]}
+        _check_held(chosen, optimizers)
+        self._masks = MaskStore(chosen, masks)
+        self._dense = DenseValues({n: chosen[n] for group in self._groups if group["keep_dense"] for n in group["params"]})
+        self._enforcer = Enforcer(self._masks, optimizers)
+        self._drawn: list[Saliency | None] = [None] * len(self._groups)
+        self._last_scores: dict[str, Tensor] = {}
+        self._progress = Progress()
+        self._attachment: Attachment | None = None
+        self._finished = False
+        self._has_optimizer = bool(optimizers)
+        self._warned: set[str] = set()
+        for group in self._groups:
+            if group["saliency"].randomised and group["generator"] is None:
+                group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
+        if masks:
+            self._dense.remember({}, self._masks)
+            self._enforce()
+
+    # What it knows
+
+    @property
+    def masks(self) -> MaskStore:
+        """The masks, a mapping ``{name: bool tensor}``, True = kept."""
+        return self._masks
+
+    @property
+    def sparsity(self) -> float:
+        """The pruned fraction of the selected parameters, exact count / exact count."""
+        return self._masks.sparsity
+
+    @property
+    def param_groups(self) -> list[Group]:
+        """The groups, each with its ``"sparsity"`` and settings; Ignite's ParamSchedulers can drive it."""
+        return self._groups
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return every selected parameter's saliency as of now.
+
+        Scores that were drawn or came from a callable are not asked for again: the last update's are kept until the
+        next. They are not in the checkpoint.
+
+        Raises:
+            NonFiniteSaliency: a score is NaN or infinite.
+        """
+        answer = {}
+        for group, drawn in zip(self._groups, self._drawn):
+            if group["saliency"].randomised and drawn is None:
+                drawn = group["saliency"].draw(_copy(group["generator"]))
+            for name, scorer in scorers({**group, "saliency": drawn or group["saliency"]}, self._masks).items():
+                answer[name] = self._last_scores[name] if name in self._last_scores else scorer.scores()
+        return answer
+
+    # Attaching
+
+    def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED) -> None:
+        """Update the masks on ``event`` of ``engine`` from now on, and publish the sparsity in ``engine.state``.
+
+        Args:
+            engine: the trainer.
+            event: any event, filtered too; its count (epochs, iterations) is the schedule's step. An event without a
+                count is counted here.
+
+        Raises:
+            TypeError: not an engine or not an event.
+            ValueError: attached already, finished, or an event that the engine does not know.
+        """
+        self._check_usable()
+        if not isinstance(engine, Engine):
+            raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
+        if self._attachment is not None:
+            raise ValueError("This PruneHandler is attached already; detach() it first")
+        register(engine)
+        self._attachment = Attachment(engine, event, self._progress, self._update_at)
+        if not self._has_optimizer:
+            self._attachment.add(Events.ITERATION_COMPLETED, self._apply_masks)
+        self._enforcer.install()
+        self._publish()
+
+    def detach(self) -> None:
+        """Take every hook and handler off; weights stay as they are. It may be attached again."""
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+        self._enforcer.remove()
+
+    # Updating
+
+    def step(self, sparsity: float | None = None, *, at: float | None = None) -> float:
+        """Update the masks now, in any loop: to ``sparsity``, to ``schedule(at)``, or to what ``param_groups`` say.
+
+        Returns:
+            The sparsity reached.
+
+        Raises:
+            TypeError, ValueError: a bad argument, or a saliency that is not finite. Nothing is changed then.
+        """
+        self._check_usable()
+        if sparsity is not None and at is not None:
+            raise ValueError("step() takes a sparsity or at=, not both")
+        if sparsity is not None:
+            targets = [as_sparsity(sparsity)] * len(self._groups)
+        elif at is not None:
+            if all(group["schedule"] is None for group in self._groups):
+                raise ValueError("step(at=...) needs a schedule, but this PruneHandler was given none")
+            targets = self._scheduled(at)
+        else:
+            targets = [as_sparsity(group["sparsity"]) for group in self._groups]
+        self._update(targets)
+        return self.sparsity
+
+    def restore(self) -> None:
+        """Bring back the original structure: masks off; with ``keep_dense=True`` pruned values come back too.
+
+        ``param_groups[i]["sparsity"]`` is 0 afterwards; a schedule prunes again at its next update.
+        """
+        self._check_usable()
+        self._dense.bring_back({name: self._masks[name] for name in self._dense})
+        self._masks.clear()
+        for group in self._groups:
+            group["sparsity"] = 0.0
+        self._publish()
+
+    def finalize(self) -> None:
+        """Bake the zeros in and let go: a plain model, no hook, no handler. This object is finished then.
+
+        Raises:
+            ValueError: finished already.
+        """
+        self._check_usable()
+        self._apply_masks()
+        self.detach()
+        self._finished = True
+
+    def _update_at(self, step: int) -> None:
+        assert self._attachment is not None
+        engine = self._attachment.engine
+        try:
+            self._update(self._scheduled(step))
+        except NonFiniteSaliency as error:
+            if not engine.should_terminate:
+                raise
+            warnings.warn(f"The run is being terminated, so a mask update is left out: {error}", stacklevel=2)
+
+    def _scheduled(self, step: float) -> list[float]:
+        return [
+            as_sparsity(group["sparsity"] if group["schedule"] is None else group["schedule"](step))
+            for group in self._groups
+        ]
+
+    def _update(self, targets: Sequence[float]) -> None:
+        """Plan all groups, then commit; whatever raises, nothing has changed."""
+        for group, target in zip(self._groups, targets):
+            as_unit_fraction(group["pattern"], target)
+        states = [None if g["generator"] is None else g["generator"].get_state() for g in self._groups]
+        error: Exception | None = None
+        planned: dict[str, Tensor] = {}
+        try:
+            planned = self._plan(targets)
+        except Exception as raised:
+            error = raised
+            for group, state in zip(self._groups, states):
+                if state is not None:
+                    group["generator"].set_state(state)
+            if not ranks.several():
+                raise
+        if ranks.several():
+            ranks.agree_on_failure(error)
+            planned = ranks.agree_on_masks(planned, self._masks)
+        for group, target in zip(self._groups, targets):
+            group["sparsity"] = target
+        self._commit(planned)
+
+    def _plan(self, targets: Sequence[float]) -> dict[str, Tensor]:
+        planned: dict[str, Tensor] = {}
+        drawn, held = list(self._drawn), dict(self._last_scores)
+        for index, (group, target) in enumerate(zip(self._groups, targets)):
+            if group["saliency"].randomised:
+                drawn[index] = group["saliency"].draw(group["generator"])
+            lifted = group["schedule"] is not None and group["schedule"].regrows and target < group["sparsity"]
+            before = {name: None if lifted else self._masks.pruned(name) for name in group["params"]}
+            if lifted:
+                planned |= {name: torch.ones_like(self._masks[name]) for name in before}
+            aimed = {**group, "sparsity": target, "saliency": drawn[index] or group["saliency"]}
+            asked = scorers(aimed, self._masks, ranks.average if ranks.several() else None)
+            planned |= divide(asked, before, aimed)
+            held |= {name: scorer.held for name, scorer in asked.items() if scorer.held is not None}
+        self._drawn, self._last_scores = drawn, held
+        return planned
+
+    def _commit(self, planned: Mapping[str, Tensor]) -> None:
+        before = {name: self._masks[name] for name in self._dense}
+        self._masks.update(planned)
+        self._dense.remember(before, self._masks)
+        self._enforce()
+        self._dense.bring_back(before, self._masks)
+        self._warn_of_empty()
+        self._publish()
+        if self._attachment is not None:
+            fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
+
+    def _enforce(self) -> None:
+        self._enforcer.install()
+        self._enforcer.apply()
+
+    def _apply_masks(self) -> None:
+        self._masks.apply_()
+
+    def _publish(self) -> None:
+        if self._attachment is not None:
+            state = self._attachment.engine.state
+            state.sparsity = {"global": self.sparsity, **self._masks.sparsities()}
+            state.metrics["sparsity"] = self.sparsity
+
+    def _warn_of_empty(self) -> None:
+        thin = [
+            f"{name} ({self._masks.kept(name)} of {parameter.numel()} kept)"
+            for name, parameter in self._masks.parameters.items()
+            if name not in self._warned and 0.99 < self._masks.sparsities()[name] and self.sparsity < 1
+        ]
+        if thin:
+            self._warned.update(entry.split(" ")[0] for entry in thin)
+            warnings.warn(
+                f"Pruning left less than 1 % of {', '.join(thin)}. If accuracy falls, divide the sparsity otherwise: "
+                "allocation=LAMP(), ERK(), or Global(min_density=0.02)",
+                stacklevel=2,
+            )
+
+    def _check_usable(self) -> None:
+        if self._finished:
+            raise ValueError("This PruneHandler is finished: finalize() was called; make a new one to prune further")
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return masks (one bit an entry), targets, progress, generators and kept values as plain data.
+
+        It holds only what ``torch.load(weights_only=True)`` takes.
+        """
+        return {
+            "version": _VERSION,
+            "masks": self._masks.state_dict(),
+            "sparsities": [float(group["sparsity"]) for group in self._groups],
+            "progress": self._progress.state_dict(),
+            "generators": [None if g["generator"] is None else g["generator"].get_state() for g in self._groups],
+            "dense": self._dense.state_dict(self._masks),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a checkpoint's masks and progress, and keep its zeros from now on.
+
+        Everything is checked first; if it is refused, nothing has changed.
+
+        Raises:
+            TypeError: not a state_dict of a PruneHandler.
+            ValueError: of other parameters, shapes or groups, of a later version, damaged, or this one is finished.
+        """
+        self._check_usable()
+        _check_state(state_dict, len(self._groups))
+        masks = self._masks.unpacked(state_dict["masks"])
+        progress = Progress.from_state(state_dict["progress"])
+        sparsities = [as_sparsity(value) for value in state_dict["sparsities"]]
+        _check_generators(state_dict["generators"], self._groups)
+        dense = self._dense.unpacked(state_dict["dense"], masks)
+        self._masks.update(masks)
+        self._dense.take(dense)
+        for group, sparsity, state in zip(self._groups, sparsities, state_dict["generators"]):
+            group["sparsity"] = sparsity
+            if state is not None:
+                group["generator"].set_state(state.cpu())
+        self._progress.__dict__.update(vars(progress))
+        self._drawn, self._last_scores = [None] * len(self._groups), {}
+        self._enforcer.install()
+        self._enforcer.settle()
+        self._publish()
+
+
+def _copy(generator: torch.Generator) -> torch.Generator:
+    copy = torch.Generator(device=generator.device)
+    copy.set_state(generator.get_state())
+    return copy
+
+
+def _as_optimizers(optimizer: Any) -> list[Optimizer]:
+    listed = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    if not isinstance(listed, Sequence) or not all(isinstance(each, Optimizer) for each in listed):
+        raise TypeError(
+            f"Argument optimizer should be a torch.optim.Optimizer, a sequence of them or None, but given {optimizer!r:.80}"
+        )
+    return list(listed)
+
+
+def _check_held(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]) -> None:
+    if not optimizers:
+        return
+    loose = [n for n, p in parameters.items() if p.requires_grad and not any(holds(each, p) for each in optimizers)]
+    if loose:
+        raise ValueError(
+            f"Argument optimizer does not hold {len(loose)} of the parameters to prune: {', '.join(loose[:5])}"
+            f"{', ...' if len(loose) > 5 else ''}; give every optimizer that trains them, freeze them, or use exclude="
+        )
+
+
+def _check_state(state: Any, groups: int) -> None:
+    if not isinstance(state, Mapping):
+        raise TypeError(f"Argument state_dict should be a mapping, but given {type(state)}")
+    version = state.get("version")
+    if type(version) is not int:
+        raise TypeError("Argument state_dict should be a PruneHandler's, with a whole 'version', but it has none")
+    if version != _VERSION:
+        raise ValueError(
+            f"The checkpoint's pruner has version {version}, this one reads version {_VERSION}; update ignite_prune"
+        )
+    missing = {"masks", "sparsities", "progress", "generators", "dense"} - set(state)
+    if missing:
+        raise ValueError(f"The checkpoint's pruner is damaged: it lacks {sorted(missing)}")
+    for key in ("sparsities", "generators"):
+        if not isinstance(state[key], list) or len(state[key]) != groups:
+            raise ValueError(f"The checkpoint's pruner should have {groups} groups, but its {key} are others")
+
+
+def _check_generators(states: Sequence[Any], groups: Sequence[Group]) -> None:
+    for state, group in zip(states, groups):
+        if (state is None) != (group["generator"] is None):
+            raise ValueError("The checkpoint's pruner and this one should both have a generator in a group, or neither")
+        if state is not None:
+            try:
+                torch.Generator(device=group["generator"].device).set_state(state.cpu())
+            except (AttributeError, TypeError, RuntimeError) as error:
+                raise ValueError(f"The checkpoint's generator state is damaged: {error}") from None

@@ -1,0 +1,5 @@
+"""Log handlers for Ignite's loggers."""
+
+from ignite_prune.loggers.mask_handler import MaskHandler
+
+__all__ = ["MaskHandler"]

@@ -1,0 +1,88 @@
+"""Masks, sparsity and saliency in TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ignite.engine import Engine
+from ignite.handlers.tensorboard_logger import TensorboardLogger
+
+from ignite_prune.handlers import PruneHandler
+from ignite_prune.loggers.picture import mask_picture
+from ignite_prune.select import near
+
+
+class MaskHandler:
+    """Logs a pruner's masks to TensorBoard, in the form of Ignite's log handlers.
+
+    Per parameter: ``sparsity/<name>`` (and ``sparsity/global``), ``flips/<name>`` (mask entries that the last update
+    changed), the picture ``masks/<name>`` (yellow kept, blue pruned), and histograms ``saliency/<name>`` and
+    ``weights/<name>`` of the surviving entries.
+
+    Args:
+        pruner: the handler whose masks are logged.
+        tag: put before every tag, as ``tag/sparsity/...``.
+        pictures: log pictures, at most ``max_pixels`` a side.
+        histograms: log histograms.
+        whitelist: names to log in detail; None is all. The global sparsity is always logged.
+        max_pixels: a larger mask is pooled to this.
+        global_step_transform: ``(engine, event_name) -> int``; None takes the event's own count.
+
+    Raises:
+        TypeError: ``pruner`` is not a PruneHandler.
+        ValueError: a name in ``whitelist`` that is not pruned.
+
+    Example:
+        >>> # tb_logger = TensorboardLogger(log_dir="runs/demo")
+        >>> # tb_logger.attach(trainer, log_handler=MaskHandler(pruner), event_name=Events.EPOCH_COMPLETED)
+    """
+
+    def __init__(
+        self,
+        pruner: PruneHandler,
+        tag: str | None = None,
+        *,
+        pictures: bool = True,
+        histograms: bool = True,
+        whitelist: Sequence[str] | None = None,
+        max_pixels: int = 512,
+        global_step_transform: Callable[[Engine, Any], int] | None = None,
+    ) -> None:
+        if not isinstance(pruner, PruneHandler):
+            raise TypeError(f"Argument pruner should be a PruneHandler, but given {type(pruner)}")
+        for name in whitelist or ():
+            if name not in pruner.masks:
+                raise ValueError(f"Argument whitelist: no parameter {name!r} is pruned; {near(name, list(pruner.masks))}")
+        self._pruner = pruner
+        self._prefix = f"{tag}/" if tag else ""
+        self._pictures, self._histograms = pictures, histograms
+        self._names = list(pruner.masks) if whitelist is None else list(whitelist)
+        self._max_pixels = max_pixels
+        self._step = global_step_transform
+
+    def __call__(self, engine: Engine, logger: TensorboardLogger, event_name: Any) -> None:
+        """Log everything at the event's step."""
+        if not isinstance(logger, TensorboardLogger):
+            raise RuntimeError(f"Handler 'MaskHandler' works only with TensorboardLogger, but given {type(logger)}")
+        step = self._step(engine, event_name) if self._step else engine.state.get_event_attrib_value(event_name)
+        writer, masks = logger.writer, self._pruner.masks
+        sparsities = masks.sparsities()
+        writer.add_scalar(f"{self._prefix}sparsity/global", masks.sparsity, step)
+        for name in self._names:
+            writer.add_scalar(f"{self._prefix}sparsity/{name}", sparsities[name], step)
+            writer.add_scalar(f"{self._prefix}flips/{name}", masks.flips[name], step)
+            if self._pictures:
+                writer.add_image(f"{self._prefix}masks/{name}", mask_picture(masks[name], self._max_pixels), step)
+        if self._histograms:
+            self._log_histograms(writer, step)
+
+    def _log_histograms(self, writer: Any, step: int) -> None:
+        masks, scores = self._pruner.masks, self._pruner.scores()
+        for name in self._names:
+            mask = masks[name]
+            weights = masks.parameters[name].detach()[mask]
+            score = scores[name][mask] if scores[name].shape == mask.shape else scores[name]
+            for kind, values in (("saliency", score), ("weights", weights.abs() if weights.is_complex() else weights)):
+                if values.numel():
+                    writer.add_histogram(f"{self._prefix}{kind}/{name}", values.float().cpu().numpy(), step)

@@ -1,0 +1,68 @@
+"""A mask as one readable picture."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+_KEPT = (0.98, 0.83, 0.24)  # warm yellow on deep blue: apart in every kind of colour vision, and in grey
+_PRUNED = (0.09, 0.09, 0.31)
+_GRID = 0.5
+
+
+def mask_picture(mask: Tensor, largest: int = 512, smallest: int = 128) -> Tensor:
+    """Return a mask as a colour picture, one row an output and one column an input.
+
+    A convolution's kernels lie as small tiles at (output, input), with lines between them where there is room. What is
+    larger than ``largest`` is pooled (a pixel's colour then tells its density); what is small is magnified.
+
+    Args:
+        mask: bool, any shape.
+        largest: pixels a side at the most.
+        smallest: pixels to magnify the longer side to, by whole factors.
+
+    Returns:
+        Float tensor ``(3, height, width)`` in [0, 1], on the CPU.
+
+    Example:
+        >>> tuple(mask_picture(torch.ones(4, 2, 3, 3, dtype=torch.bool)).shape)
+        (3, 120, 56)
+    """
+    tiles = _as_tiles(mask)
+    rows, columns, height, width = tiles.shape
+    density = tiles.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
+    density = adaptive_avg_pool2d(density[None], (min(largest, density.shape[0]), min(largest, density.shape[1])))[0]
+    pooled = density.shape != (rows * height, columns * width)
+    factor = max(1, min(smallest // max(density.shape), largest // (max(density.shape) + max(rows, columns))))
+    density = density.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    picture = torch.stack([density * kept + (1 - density) * pruned for kept, pruned in zip(_KEPT, _PRUNED)])
+    if height * width > 1 and factor > 1 and not pooled:
+        picture = _with_lines(_with_lines(picture, 1, height * factor), 2, width * factor)
+    return picture.contiguous()
+
+
+def _as_tiles(mask: Tensor) -> Tensor:
+    """Return the mask as float ``(rows, columns, tile height, tile width)``."""
+    values = mask.detach().cpu().float()
+    if values.ndim < 2:  # a strip of about square shape
+        flat = values.reshape(-1)
+        side = max(1, math.isqrt(max(flat.numel() - 1, 0)) + 1)
+        filled = torch.zeros(math.ceil(max(flat.numel(), 1) / side) * side)
+        filled[: flat.numel()] = flat
+        return filled.view(-1, side, 1, 1)
+    kernel = values.shape[2:]
+    width = kernel[-1] if kernel else 1
+    return values.reshape(values.shape[0], values.shape[1], math.prod(kernel) // width if kernel else 1, width)
+
+
+def _with_lines(picture: Tensor, dim: int, every: int) -> Tensor:
+    """Put a grey line between tiles of ``every`` pixels along ``dim``."""
+    tiles = picture.split(every, dim)
+    line = torch.full_like(tiles[0].narrow(dim, 0, 1), _GRID)
+    pieces = [tiles[0]]
+    for tile in tiles[1:]:
+        pieces += [line, tile]
+    return torch.cat(pieces, dim)

@@ -1,0 +1,16 @@
+"""Which entries are pruned together: a pattern turns entry scores into unit scores and a unit mask back.
+
+Example:
+    >>> from ignite_prune import pattern
+    >>> pattern.NofM(keep=2, of=4).count((8, 16))
+    32
+"""
+
+from ignite_prune.pattern.base import Pattern
+from ignite_prune.pattern.block import Block
+from ignite_prune.pattern.channel import Channel
+from ignite_prune.pattern.head import Head
+from ignite_prune.pattern.n_of_m import NofM
+from ignite_prune.pattern.unstructured import Unstructured
+
+__all__ = ["Block", "Channel", "Head", "NofM", "Pattern", "Unstructured"]

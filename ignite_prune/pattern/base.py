@@ -1,0 +1,57 @@
+"""The one interface every pattern has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+
+class Pattern(ABC):
+    """A way to cut a tensor into units that are kept or pruned as wholes. A value: frozen, stateless.
+
+    ``mask`` below is the mask so far, None where nothing is pruned yet; a unit with nothing left to prune is dead and
+    is never counted again.
+
+    Attributes:
+        streams: units are the entries themselves, so scores may be computed again rather than held.
+    """
+
+    streams: ClassVar[bool] = False
+
+    @property
+    def share(self) -> float:
+        """The fraction of a unit's entries that goes when the unit is pruned; the pattern's largest sparsity."""
+        return 1.0
+
+    @abstractmethod
+    def count(self, shape: Sequence[int]) -> int:
+        """Return the number of units in a tensor of ``shape``.
+
+        Raises:
+            ValueError: the pattern does not fit the shape.
+        """
+
+    @abstractmethod
+    def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the units' scores from the entries' (a tensor with ``count`` elements)."""
+
+    @abstractmethod
+    def alive(self, mask: Tensor) -> Tensor:
+        """Return which units still have something to prune: bool, shaped as :meth:`group`'s answer."""
+
+    @abstractmethod
+    def spread(self, kept: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the entries' mask from the units' (bool, True = kept); entries pruned in ``mask`` stay pruned."""
+
+
+def both(mask: Tensor, earlier: Tensor | None) -> Tensor:
+    """Keep what both masks keep."""
+    return mask if earlier is None else mask & earlier
+
+
+def living(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Give entries that are gone the score 0, so that they count for nothing in their unit."""
+    return scores if mask is None else scores.masked_fill(~mask, 0)

@@ -1,0 +1,75 @@
+"""Slices along one or more dimensions: channels, filters, kernels, rows, columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ignite_prune.pattern.base import Pattern, both, living
+
+
+@dataclass(frozen=True)
+class Channel(Pattern):
+    """Whole slices along ``dim``; with several dims, one unit for each combination of their indices.
+
+    On a Conv2d weight ``(out, in, kh, kw)``: ``dim=0`` a filter, ``dim=1`` an input channel, ``(0, 1)`` a kernel,
+    ``(0, 1, 2)`` a row and ``(0, 1, 3)`` a column of a kernel, ``(1, 2, 3)`` one weight shared by all filters.
+
+    Args:
+        dim: the dimension(s) that number the units; negative counts from the end.
+        norm: the order of the norm that makes a slice's score from its entries': a number above 0 or ``math.inf``.
+
+    Raises:
+        TypeError: ``dim`` is not an int or ints.
+        ValueError: ``norm`` is not above 0; or, for a shape, a dimension that it does not have.
+
+    Example:
+        >>> import torch
+        >>> Channel(dim=0, norm=1).group(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), None)
+        tensor([3., 1.])
+
+    References:
+        Li, Kadav, Durdanovic, Samet, Graf, "Pruning filters for efficient ConvNets", 2016, arXiv 1608.08710.
+    """
+
+    dim: int | tuple[int, ...] = 0
+    norm: float = 2
+
+    def __post_init__(self) -> None:
+        dims = (self.dim,) if isinstance(self.dim, int) else self.dim
+        if not isinstance(dims, Sequence) or not dims or any(type(dim) is not int for dim in dims):
+            raise TypeError(f"Argument dim should be an int or a tuple of ints, but given {self.dim!r}")
+        if isinstance(self.norm, bool) or not isinstance(self.norm, (int, float)) or not self.norm > 0:
+            raise ValueError(f"Argument norm should be a number above 0 (math.inf too), but given {self.norm!r}")
+        if not isinstance(self.dim, int):
+            object.__setattr__(self, "dim", tuple(self.dim))
+
+    def _dims(self, ndim: int) -> tuple[int, ...]:
+        dims = (self.dim,) if isinstance(self.dim, int) else self.dim
+        if any(not -ndim <= dim < ndim for dim in dims) or len({dim % ndim for dim in dims}) < len(dims):
+            raise ValueError(f"{self} needs {len(dims)} different dimensions of a tensor that has {ndim}")
+        return tuple(sorted(dim % ndim for dim in dims))
+
+    def _slices(self, tensor: Tensor) -> Tensor:
+        """A view ``(units, entries of a slice)``."""
+        dims = self._dims(tensor.ndim)
+        rest = [dim for dim in range(tensor.ndim) if dim not in dims]
+        return tensor.permute(*dims, *rest).flatten(0, len(dims) - 1).flatten(1) if rest else tensor.reshape(-1, 1)
+
+    def count(self, shape: Sequence[int]) -> int:
+        return math.prod(shape[dim] for dim in self._dims(len(shape)))
+
+    def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        return torch.linalg.vector_norm(self._slices(living(scores, mask)), ord=self.norm, dim=1)
+
+    def alive(self, mask: Tensor) -> Tensor:
+        return self._slices(mask).any(1)
+
+    def spread(self, kept: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
+        dims = self._dims(scores.ndim)
+        sizes = [size if dim in dims else 1 for dim, size in enumerate(scores.shape)]
+        return both(kept.view(sizes).expand(scores.shape).contiguous(), mask)

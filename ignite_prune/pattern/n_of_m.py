@@ -1,0 +1,88 @@
+"""N:M sparsity, with names that cannot be mistaken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ignite_prune.pattern.base import Pattern, both, living
+
+
+@dataclass(frozen=True)
+class NofM(Pattern):
+    """Keep at most ``keep`` of every ``of`` consecutive entries along ``dim``.
+
+    A unit is one group of ``of``; pruning it removes its ``of - keep`` least entries, and its score is what those are
+    worth together. Along ``dim=1`` the groups run over the inputs of a Linear and the input channels of a Conv
+    (one group for each kernel position), as sparse tensor cores read them. Full sparsity is ``1 - keep/of``; a smaller
+    target finishes that share of the groups, a larger one is refused.
+
+    Args:
+        keep: entries kept in a group, at least 1.
+        of: entries in a group, more than ``keep``.
+        dim: the dimension the groups run along.
+
+    Raises:
+        ValueError: not ``1 <= keep < of``; or, for a shape, ``dim`` is missing or not divisible by ``of``.
+
+    Example:
+        >>> import torch
+        >>> from ignite_prune import functional
+        >>> functional.mask(torch.tensor([[1.0, -4.0, 3.0, 2.0]]), 0.5, pattern=NofM(keep=2, of=4))
+        tensor([[False,  True,  True, False]])
+
+    References:
+        Mishra et al., "Accelerating sparse deep neural networks", 2021, arXiv 2104.08378.
+    """
+
+    keep: int
+    of: int
+    dim: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "of", "dim"):
+            if type(getattr(self, name)) is not int:
+                raise TypeError(f"Argument {name} should be an int, but given {getattr(self, name)!r}")
+        if not 1 <= self.keep < self.of:
+            raise ValueError(f"NofM should have 1 <= keep < of, but given keep={self.keep}, of={self.of}")
+
+    @property
+    def share(self) -> float:
+        return (self.of - self.keep) / self.of
+
+    def count(self, shape: Sequence[int]) -> int:
+        if not -len(shape) <= self.dim < len(shape):
+            raise ValueError(f"{self} needs a dimension {self.dim}, but the shape is {tuple(shape)}")
+        if shape[self.dim] % self.of:
+            raise ValueError(
+                f"{self} needs dimension {self.dim} to be divisible by {self.of}, but the shape is {tuple(shape)}; "
+                "leave it out with exclude="
+            )
+        return math.prod(shape) // self.of
+
+    def _groups(self, tensor: Tensor) -> Tensor:
+        return tensor.movedim(self.dim, -1).unflatten(-1, (-1, self.of))
+
+    def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        groups = self._groups(_gone_first(scores, mask)).topk(self.of - self.keep, dim=-1, largest=False).values
+        return groups.masked_fill(groups == -torch.inf, 0).sum(-1)
+
+    def alive(self, mask: Tensor) -> Tensor:
+        return self._groups(mask).sum(-1) > self.keep
+
+    def spread(self, kept: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
+        # Stable and descending: among equals the earlier entry stays.
+        order = self._groups(_gone_first(scores, mask)).sort(dim=-1, descending=True, stable=True).indices
+        best = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
+        best.scatter_(-1, order[..., : self.keep], True)
+        if mask is not None:  # a group that is done keeps what it has
+            kept = kept | ~self.alive(mask)
+        return both((best | kept.unsqueeze(-1)).flatten(-2).movedim(-1, self.dim), mask)
+
+
+def _gone_first(scores: Tensor, mask: Tensor | None) -> Tensor:
+    return living(scores, mask) if mask is None else scores.masked_fill(~mask, -torch.inf)

@@ -1,0 +1,36 @@
+"""Every entry by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ignite_prune.pattern.base import Pattern, both
+
+
+@dataclass(frozen=True)
+class Unstructured(Pattern):
+    """Every entry is a unit of its own.
+
+    Example:
+        >>> Unstructured().count((3, 4))
+        12
+    """
+
+    streams: ClassVar[bool] = True
+
+    def count(self, shape: Sequence[int]) -> int:
+        return math.prod(shape)
+
+    def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        return scores
+
+    def alive(self, mask: Tensor) -> Tensor:
+        return mask
+
+    def spread(self, kept: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
+        return both(kept, mask)

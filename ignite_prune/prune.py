@@ -1,0 +1,244 @@
+"""One mask update, from saliency to masks, and pruning a model in one shot.
+
+score → pattern.group → allocation → exact top-k → pattern.spread. Nothing is changed on the way: the new masks are the
+only result.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from ignite_prune import allocation as allocations
+from ignite_prune import pattern as patterns
+from ignite_prune import saliency as saliencies
+from ignite_prune.allocation import Layer
+from ignite_prune.allocation.base import once
+from ignite_prune.groups import Group, as_unit_fraction, build
+from ignite_prune.masks import MaskStore
+from ignite_prune.pattern import Pattern
+from ignite_prune.saliency import NonFiniteSaliency, Saliency
+from ignite_prune.select import unwrap
+from ignite_prune.topk import keep_top
+
+Average = Callable[[Tensor], Tensor]
+"""Takes this rank's scores and returns the mean over all ranks'."""
+
+
+def scorers(group: Group, masks: MaskStore, average: Average | None = None) -> dict[str, Scorer]:
+    """Return a scorer for each parameter of a group, whose randomness has been drawn."""
+    return {
+        name: Scorer(name, masks.parameters[name], group["saliency"], group["pattern"], average)
+        for name in group["params"]
+    }
+
+
+def divide(scorers: Mapping[str, Scorer], masks: Mapping[str, Tensor | None], group: Group) -> dict[str, Tensor]:
+    """Return the masks that bring a group to its ``"sparsity"``, those so far nesting around them.
+
+    Args:
+        scorers: one for each parameter of the group.
+        masks: the masks so far, None where nothing is pruned; not changed.
+        group: from :func:`ignite_prune.groups.build`.
+
+    Returns:
+        Masks of the parameters that get sparser; the others are as sparse as asked already.
+
+    Raises:
+        NonFiniteSaliency: a score is NaN or infinite; names the parameter.
+        TypeError, ValueError: scores of the wrong type or shape, an unreachable target.
+    """
+    pattern, allocation = group["pattern"], group["allocation"]
+    layers = [_layer(scorer, pattern, masks[name]) for name, scorer in scorers.items()]
+    ceiling = pattern.share if group["sparsity"] is None else group["sparsity"]
+    planned: dict[str, Tensor] = {}
+    for pool in allocation.divide(layers, as_unit_fraction(pattern, ceiling)):
+        if pool.keep >= sum(layer.living for layer in pool.layers):
+            continue
+        kept = keep_top(
+            [layer.scores for layer in pool.layers],
+            [layer.alive for layer in pool.layers],
+            [layer.living for layer in pool.layers],
+            pool.keep,
+            pool.floors,
+        )
+        for layer, units in zip(pool.layers, kept):
+            planned[layer.name] = pattern.spread(units, scorers[layer.name].spreading(), masks[layer.name])
+    return planned
+
+
+def _layer(scorer: Scorer, pattern: Pattern, mask: Tensor | None) -> Layer:
+    units = pattern.count(scorer.shape)
+    alive = None if mask is None else pattern.alive(mask)
+    if pattern.streams:
+        scores: Callable[[], Tensor] = scorer.scores
+    else:
+        scores = once(lambda: scorer.units(mask))
+    living = units if alive is None else int(alive.count_nonzero())
+    return Layer(scorer.name, scorer.shape, units, scores, alive, living)
+
+
+class Scorer:
+    """One parameter's scores, checked: held where they depend on data, computed anew where that is cheap and pure.
+
+    Args:
+        name: the parameter's name.
+        parameter: the parameter, any shape.
+        saliency: the formula.
+        pattern: tells whether one score a unit will do.
+        average: makes data-dependent scores the same on every rank.
+    """
+
+    def __init__(
+        self, name: str, parameter: Tensor, saliency: Saliency, pattern: Pattern, average: Average | None = None
+    ) -> None:
+        self.name = name
+        self.shape = tuple(parameter.shape)
+        self._parameter = parameter
+        self._saliency = saliency
+        self._pattern = pattern
+        self._average = average
+        self._held: Tensor | None = None
+        self._checked = False
+
+    @torch.no_grad()
+    def scores(self) -> Tensor:
+        """Return the scores, float32 or float64, of the parameter's shape or 1-D with one a unit."""
+        if self._held is not None:
+            return self._held
+        scores = self._saliency(self.name, self._parameter)
+        if not self._checked:
+            self._check_form(scores)
+        if scores.dtype not in (torch.float32, torch.float64):
+            scores = scores.float() if scores.dtype.itemsize < 4 and scores.is_floating_point() else scores.double()
+        if self._saliency.data_dependent:
+            scores = scores.to(self._parameter.device)
+            self._held = scores = scores.clone() if self._average is None else self._average(scores)
+        if not self._checked:
+            self._check_finite(scores)
+            self._checked = True
+        return scores
+
+    @property
+    def held(self) -> Tensor | None:
+        """The scores that were asked for once, None where they can be computed anew or were not needed."""
+        return self._held
+
+    def units(self, mask: Tensor | None) -> Tensor:
+        """Return the units' scores."""
+        scores = self.scores()
+        return scores if self._by_unit(scores) else self._pattern.group(scores, mask)
+
+    def spreading(self) -> Tensor:
+        """Return what :meth:`Pattern.spread` reads: the scores, or for scores by unit just the parameter's shape."""
+        if self._pattern.streams:
+            return self._parameter
+        scores = self.scores()
+        return self._parameter.detach() if self._by_unit(scores) else scores
+
+    def _by_unit(self, scores: Tensor) -> bool:
+        return tuple(scores.shape) != self.shape
+
+    def _check_form(self, scores: Any) -> None:
+        if not isinstance(scores, Tensor) or scores.is_complex():
+            raise TypeError(f"The saliency of parameter {self.name!r} should be a real Tensor, but given {scores!r:.80}")
+        shape = tuple(scores.shape)
+        whole = self._pattern.share == 1 and not self._pattern.streams and len(self.shape) > 1
+        by_unit = (self._pattern.count(self.shape),) if whole else None
+        if shape not in (self.shape, by_unit):
+            also = f", or {by_unit}, one a unit" if by_unit else ""
+            raise ValueError(
+                f"The saliency of parameter {self.name!r} should have its shape {self.shape}{also}, but given {shape}"
+            )
+
+    def _check_finite(self, scores: Tensor) -> None:
+        if scores.numel() and not all(torch.isfinite(edge) for edge in scores.aminmax()):
+            count = int((~scores.isfinite()).sum())
+            raise NonFiniteSaliency(
+                f"The saliency of parameter {self.name!r} has {count} of {scores.numel()} values that are NaN or "
+                "infinite; nothing was pruned. Has training diverged?"
+            )
+
+
+@overload
+def prune_model(
+    model: nn.Module, params_or_groups: Any = None, *, inplace: Literal[True] = True, **settings: Any
+) -> MaskStore: ...
+@overload
+def prune_model(
+    model: nn.Module, params_or_groups: Any = None, *, inplace: Literal[False], **settings: Any
+) -> tuple[nn.Module, MaskStore]: ...
+def prune_model(
+    model: nn.Module,
+    params_or_groups: Any = None,
+    *,
+    sparsity: float | None = None,
+    saliency: Saliency | Callable[[str, Tensor], Tensor] = saliencies.Magnitude(),
+    pattern: patterns.Pattern = patterns.Unstructured(),
+    allocation: allocations.Allocation = allocations.Global(),
+    exclude: Any = (),
+    generator: torch.Generator | None = None,
+    data: Iterable[Any] | None = None,
+    loss_fn: Callable[..., Tensor] | None = None,
+    inplace: bool = True,
+) -> MaskStore | tuple[nn.Module, MaskStore]:
+    """Prune a model in one shot, without an engine: its weights are zeroed, and the masks returned.
+
+    The model stays an ordinary one. To train on with the zeros kept, hand the masks to a ``PruneHandler(masks=...)``.
+
+    Args:
+        model: bare, or wrapped in DDP or ``torch.compile``.
+        params_or_groups: None, rules, group dicts, or ``{"features.0.weight": {"sparsity": 0.8}}``.
+        sparsity: for every group that has none of its own, in [0, 1].
+        saliency: what an entry is worth.
+        pattern: which entries go together.
+        allocation: how the sparsity is divided over each group's parameters.
+        exclude: rules for what to leave alone.
+        generator: for random saliencies; None draws from torch's default generator.
+        data: batches, for saliencies that gather evidence; none here needs them.
+        loss_fn: likewise.
+        inplace: prune ``model`` itself; otherwise a deep copy.
+
+    Returns:
+        The masks; with ``inplace=False`` the pruned copy and its masks.
+
+    Raises:
+        TypeError, ValueError: a bad argument, or a saliency that is not finite. Nothing is changed then.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
+        >>> masks = prune_model(model, {"0.weight": {"sparsity": 0.75}, "1.weight": {"sparsity": 0.5}})
+        >>> masks.kept("0.weight"), masks.kept("1.weight")
+        (8, 4)
+    """
+    if not isinstance(inplace, bool):
+        raise TypeError(f"Argument inplace should be a bool, but given {inplace!r}")
+    target = unwrap(model) if inplace else copy.deepcopy(unwrap(model))
+    groups = build(
+        target,
+        params_or_groups,
+        sparsity=sparsity,
+        saliency=saliency,
+        pattern=pattern,
+        allocation=allocation,
+        exclude=exclude,
+        generator=generator,
+        schedule=None,
+        keep_dense=False,
+    )
+    for group in groups:
+        if group["sparsity"] is None and not group["allocation"].sets_own:
+            raise ValueError(f"Argument sparsity should be given for the group of {group['params'][0]!r}")
+        if group["saliency"].randomised:
+            source = torch.default_generator if group["generator"] is None else group["generator"]
+            group["saliency"] = group["saliency"].draw(source)
+    parameters = dict(target.named_parameters())
+    masks = MaskStore({name: parameters[name] for group in groups for name in group["params"]})
+    for group in groups:
+        masks.update(divide(scorers(group, masks), {name: masks.pruned(name) for name in group["params"]}, group))
+    masks.apply_()
+    return masks if inplace else (target, masks)

@@ -1,0 +1,43 @@
+"""Magnitude: the oldest criterion and the baseline of every other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ignite_prune.saliency.base import Saliency
+
+
+@dataclass(frozen=True)
+class Magnitude(Saliency):
+    r"""The size of the weight, :math:`s = |w|^p`.
+
+    Among single entries every ``p`` ranks alike; it matters where a pattern adds entries up
+    (``Block(reduce="sum")`` with ``p=2`` compares sums of squares).
+
+    Args:
+        p: the exponent, finite and above 0.
+
+    Raises:
+        ValueError: ``p`` is not a finite number above 0.
+
+    Example:
+        >>> import torch
+        >>> Magnitude(p=2)("fc.weight", torch.tensor([-3.0, 0.5]))
+        tensor([9.0000, 0.2500])
+
+    References:
+        Han, Pool, Tran, Dally, "Learning both weights and connections", 2015, arXiv 1506.02626.
+    """
+
+    p: float = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.p, bool) or not isinstance(self.p, (int, float)) or not 0 < self.p < math.inf:
+            raise ValueError(f"Argument p should be a finite number above 0, but given {self.p!r}")
+
+    def __call__(self, name: str, parameter: Tensor) -> Tensor:
+        size = parameter.detach().abs()
+        return size if self.p == 1 else size.pow(self.p)

@@ -1,0 +1,44 @@
+"""Random scores: the control that every other criterion must beat."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ignite_prune.saliency.base import Saliency
+
+
+@dataclass(frozen=True)
+class Random(Saliency):
+    """Independent uniform scores in [0, 1), the same on every device and rank for the same generator.
+
+    The scores of a parameter depend on the generator and the parameter's name alone, not on what else is pruned.
+    They are drawn on the CPU, so that a GPU gives the same mask.
+
+    Raises:
+        RuntimeError: called before :meth:`draw`; ``PruneHandler`` and ``prune_model`` draw by themselves.
+
+    Example:
+        >>> import torch
+        >>> scores = Random().draw(torch.Generator().manual_seed(0))
+        >>> w = torch.ones(2, 2)
+        >>> bool((scores("fc.weight", w) == scores("fc.weight", w)).all())
+        True
+    """
+
+    seed: int | None = None
+    randomised: ClassVar[bool] = True
+
+    def draw(self, generator: torch.Generator) -> Random:
+        high = 2**62
+        return Random(int(torch.randint(high, (), generator=generator, device=generator.device, dtype=torch.int64)))
+
+    def __call__(self, name: str, parameter: Tensor) -> Tensor:
+        if self.seed is None:
+            raise RuntimeError("Random should be drawn first: Random().draw(generator)")
+        generator = torch.Generator().manual_seed(self.seed + zlib.crc32(name.encode()))
+        return torch.rand(parameter.shape, generator=generator).to(parameter.device)

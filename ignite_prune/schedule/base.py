@@ -1,0 +1,122 @@
+"""The one interface every schedule has, and the ramps' common shape."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Schedule(ABC):
+    """A pure function from a step to the sparsity aimed for at that step.
+
+    Attributes:
+        regrows: a value below the sparsity reached lifts the masks (dense phases); otherwise it changes nothing.
+    """
+
+    regrows: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, step: float) -> float:
+        """Return the sparsity in [0, 1] to have after ``step``."""
+
+    @property
+    @abstractmethod
+    def horizon(self) -> float:
+        """The step from which nothing changes any more."""
+
+    def values(self, n: int) -> list[float]:
+        """Return the sparsities at steps 0 … n − 1.
+
+        Raises:
+            ValueError: ``n`` is not a whole number of at least 0.
+
+        Example:
+            >>> from ignite_prune import schedule
+            >>> schedule.Linear(0.5, begin=0, end=2).values(4)
+            [0.0, 0.25, 0.5, 0.5]
+        """
+        if type(n) is not int or n < 0:
+            raise ValueError(f"Argument n should be a whole number of at least 0, but given {n!r}")
+        return [self(step) for step in range(n)]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the schedule over its steps and return the axes (needs matplotlib)."""
+        import matplotlib.pyplot as plt
+
+        axes = plt.subplots(figsize=(5, 3))[1] if ax is None else ax
+        values = self.values(math.ceil(self.horizon * 1.1) + 2)
+        axes.step(range(len(values)), values, where="post", label=str(self))
+        axes.set(xlabel="step", ylabel="sparsity", ylim=(-0.02, 1.02))
+        axes.legend(fontsize="small", loc="lower right")
+        return axes
+
+
+@dataclass(frozen=True)
+class Ramp(Schedule):
+    r"""A rise from ``initial`` to ``final``: :math:`s = s_i + (s_f - s_i) f(x)`, x the progress in [0, 1].
+
+    At ``step <= begin`` it is ``initial``, at ``step >= end`` exactly ``final``; with ``begin == end`` it is one jump.
+    """
+
+    final: float
+    begin: float
+    end: float
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_sparsity("final", self.final)
+        check_sparsity("initial", self.initial)
+        check_steps(begin=self.begin, end=self.end)
+        if self.initial > self.final:
+            raise ValueError(
+                f"Argument initial should be at most final, as masks only grow sparser, but given "
+                f"initial={self.initial}, final={self.final}"
+            )
+
+    @property
+    def horizon(self) -> float:
+        return self.end
+
+    def __call__(self, step: float) -> float:
+        if step >= self.end:
+            return float(self.final)
+        if step <= self.begin:
+            return float(self.initial)
+        return self._inside(step)
+
+    @abstractmethod
+    def _inside(self, step: float) -> float:
+        """Return the sparsity at a step strictly between ``begin`` and ``end``."""
+
+    def _progress(self, step: float) -> float:
+        return (step - self.begin) / (self.end - self.begin)
+
+    def _between(self, fraction: float) -> float:
+        return self.initial + (self.final - self.initial) * fraction
+
+
+def check_sparsity(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number in [0, 1]; NaN is not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Argument {name} should be a sparsity, a number in [0, 1], but given {value!r}")
+    if not 0 <= value <= 1:
+        percent = f"; for {value} % write {value / 100:g}" if 1 < value <= 100 else ""
+        raise ValueError(f"Argument {name} should be a sparsity in [0, 1], but given {value!r}{percent}")
+
+
+def check_steps(**steps: object) -> None:
+    """Raise unless the steps are finite numbers of at least 0 in rising order."""
+    for name, step in steps.items():
+        if isinstance(step, bool) or not isinstance(step, (int, float)):
+            raise TypeError(f"Argument {name} should be a step, a number of at least 0, but given {step!r}")
+        if not 0 <= step < math.inf:
+            raise ValueError(f"Argument {name} should be a finite step of at least 0, but given {step!r}")
+    pairs = list(steps.items())
+    for (low, a), (high, b) in zip(pairs, pairs[1:]):
+        if a > b:  # type: ignore[operator]
+            raise ValueError(f"Argument {low} should be at most {high}, but given {low}={a}, {high}={b}")

@@ -1,0 +1,69 @@
+"""Schedules whose density shrinks by a constant factor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ignite_prune.schedule.base import Ramp, Schedule, check_sparsity, check_steps
+
+
+@dataclass(frozen=True)
+class Exponential(Ramp):
+    r"""The density falls by the same factor each step, :math:`s = 1 - (1 - s_i)\left(\frac{1-s_f}{1-s_i}\right)^x`.
+
+    Neural Compressor's default ("exp").
+
+    Raises:
+        ValueError: as :class:`Polynomial`'s, and for ``final = 1``, which no constant factor reaches.
+
+    Example:
+        >>> [round(v, 3) for v in Exponential(final=0.75, begin=0, end=2).values(3)]
+        [0.0, 0.5, 0.75]
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.final == 1:
+            raise ValueError("Argument final should be below 1: no constant factor brings the density to 0; given 1")
+
+    def _inside(self, step: float) -> float:
+        return 1 - (1 - self.initial) * ((1 - self.final) / (1 - self.initial)) ** self._progress(step)
+
+
+@dataclass(frozen=True)
+class Geometric(Schedule):
+    r"""Lottery-ticket rounds: every ``every`` steps a fraction ``rate`` of what is left goes.
+
+    The density after round k is :math:`(1 - rate)^k`: 80.0, 64.0, 51.2, 41.0, ... % for ``rate = 0.2``.
+
+    Args:
+        rate: the fraction of the remaining units pruned in a round, in [0, 1].
+        every: steps a round, above 0.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: ``rate`` outside [0, 1], ``every`` not above 0.
+
+    Example:
+        >>> [round(1 - s, 3) for s in Geometric(rate=0.2, every=1).values(4)]
+        [1.0, 0.8, 0.64, 0.512]
+
+    References:
+        Frankle, Carbin, "The lottery ticket hypothesis", 2019, arXiv 1803.03635.
+    """
+
+    rate: float
+    every: float
+
+    def __post_init__(self) -> None:
+        check_sparsity("rate", self.rate)
+        check_steps(every=self.every)
+        if self.every == 0:
+            raise ValueError("Argument every should be above 0, but given 0")
+
+    @property
+    def horizon(self) -> float:
+        return 10 * self.every
+
+    def __call__(self, step: float) -> float:
+        return 1 - (1 - self.rate) ** max(step // self.every, 0)
