@@ -51,7 +51,8 @@ class Enforcer:
                 ]
         for name, parameter in self._masks.parameters.items():
             if parameter.requires_grad and name not in self._hooked:
-                self._hooked[name] = parameter.register_post_accumulate_grad_hook(self._gradient_hook(name))
+                hook = self._gradient_hook(name)
+                self._hooked[name] = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
         """Take every hook off."""

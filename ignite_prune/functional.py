@@ -1,7 +1,7 @@
 """Masks and pruning of single tensors: no model, no engine.
 
 ``amount`` says how the result stands: an int is that many units pruned, a float that sparsity (rounded half to even),
-what ``mask`` pruned already included. An entry pruned in ``mask`` never comes back, so a smaller amount changes nothing.
+what ``mask`` pruned already included. An entry pruned in ``mask`` never comes back: a smaller amount changes nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from ignite_prune.allocation import Layer, Pool
 from ignite_prune.bits import zero_
 from ignite_prune.groups import as_sparsity, as_unit_fraction
 from ignite_prune.pattern import Pattern, Unstructured
-from ignite_prune.prune import Scorer, divide
+from ignite_prune.prune import divide
 from ignite_prune.saliency import Given, Magnitude
+from ignite_prune.scorer import Scorer
 
 
 class _Exactly:

@@ -7,34 +7,21 @@ only result.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from ignite_prune import allocation as allocations
-from ignite_prune import pattern as patterns
-from ignite_prune import saliency as saliencies
-from ignite_prune.allocation import Layer
+from ignite_prune.allocation import Allocation, Global, Layer
 from ignite_prune.allocation.base import once
 from ignite_prune.groups import Group, as_unit_fraction, build
 from ignite_prune.masks import MaskStore
-from ignite_prune.pattern import Pattern
-from ignite_prune.saliency import NonFiniteSaliency, Saliency
+from ignite_prune.pattern import Pattern, Unstructured
+from ignite_prune.saliency import Magnitude, Saliency
+from ignite_prune.scorer import Scorer, scorers
 from ignite_prune.select import unwrap
 from ignite_prune.topk import keep_top
-
-Average = Callable[[Tensor], Tensor]
-"""Takes this rank's scores and returns the mean over all ranks'."""
-
-
-def scorers(group: Group, masks: MaskStore, average: Average | None = None) -> dict[str, Scorer]:
-    """Return a scorer for each parameter of a group, whose randomness has been drawn."""
-    return {
-        name: Scorer(name, masks.parameters[name], group["saliency"], group["pattern"], average)
-        for name in group["params"]
-    }
 
 
 def divide(scorers: Mapping[str, Scorer], masks: Mapping[str, Tensor | None], group: Group) -> dict[str, Tensor]:
@@ -82,104 +69,44 @@ def _layer(scorer: Scorer, pattern: Pattern, mask: Tensor | None) -> Layer:
     return Layer(scorer.name, scorer.shape, units, scores, alive, living)
 
 
-class Scorer:
-    """One parameter's scores, checked: held where they depend on data, computed anew where that is cheap and pure.
-
-    Args:
-        name: the parameter's name.
-        parameter: the parameter, any shape.
-        saliency: the formula.
-        pattern: tells whether one score a unit will do.
-        average: makes data-dependent scores the same on every rank.
-    """
-
-    def __init__(
-        self, name: str, parameter: Tensor, saliency: Saliency, pattern: Pattern, average: Average | None = None
-    ) -> None:
-        self.name = name
-        self.shape = tuple(parameter.shape)
-        self._parameter = parameter
-        self._saliency = saliency
-        self._pattern = pattern
-        self._average = average
-        self._held: Tensor | None = None
-        self._checked = False
-
-    @torch.no_grad()
-    def scores(self) -> Tensor:
-        """Return the scores, float32 or float64, of the parameter's shape or 1-D with one a unit."""
-        if self._held is not None:
-            return self._held
-        scores = self._saliency(self.name, self._parameter)
-        if not self._checked:
-            self._check_form(scores)
-        if scores.dtype not in (torch.float32, torch.float64):
-            scores = scores.float() if scores.dtype.itemsize < 4 and scores.is_floating_point() else scores.double()
-        if self._saliency.data_dependent:
-            scores = scores.to(self._parameter.device)
-            self._held = scores = scores.clone() if self._average is None else self._average(scores)
-        if not self._checked:
-            self._check_finite(scores)
-            self._checked = True
-        return scores
-
-    @property
-    def held(self) -> Tensor | None:
-        """The scores that were asked for once, None where they can be computed anew or were not needed."""
-        return self._held
-
-    def units(self, mask: Tensor | None) -> Tensor:
-        """Return the units' scores."""
-        scores = self.scores()
-        return scores if self._by_unit(scores) else self._pattern.group(scores, mask)
-
-    def spreading(self) -> Tensor:
-        """Return what :meth:`Pattern.spread` reads: the scores, or for scores by unit just the parameter's shape."""
-        if self._pattern.streams:
-            return self._parameter
-        scores = self.scores()
-        return self._parameter.detach() if self._by_unit(scores) else scores
-
-    def _by_unit(self, scores: Tensor) -> bool:
-        return tuple(scores.shape) != self.shape
-
-    def _check_form(self, scores: Any) -> None:
-        if not isinstance(scores, Tensor) or scores.is_complex():
-            raise TypeError(f"The saliency of parameter {self.name!r} should be a real Tensor, but given {scores!r:.80}")
-        shape = tuple(scores.shape)
-        whole = self._pattern.share == 1 and not self._pattern.streams and len(self.shape) > 1
-        by_unit = (self._pattern.count(self.shape),) if whole else None
-        if shape not in (self.shape, by_unit):
-            also = f", or {by_unit}, one a unit" if by_unit else ""
-            raise ValueError(
-                f"The saliency of parameter {self.name!r} should have its shape {self.shape}{also}, but given {shape}"
-            )
-
-    def _check_finite(self, scores: Tensor) -> None:
-        if scores.numel() and not all(torch.isfinite(edge) for edge in scores.aminmax()):
-            count = int((~scores.isfinite()).sum())
-            raise NonFiniteSaliency(
-                f"The saliency of parameter {self.name!r} has {count} of {scores.numel()} values that are NaN or "
-                "infinite; nothing was pruned. Has training diverged?"
-            )
-
-
 @overload
 def prune_model(
-    model: nn.Module, params_or_groups: Any = None, *, inplace: Literal[True] = True, **settings: Any
+    model: nn.Module,
+    params_or_groups: Any = None,
+    *,
+    sparsity: float | None = ...,
+    saliency: Saliency | Callable[[str, Tensor], Tensor] = ...,
+    pattern: Pattern = ...,
+    allocation: Allocation = ...,
+    exclude: Any = ...,
+    generator: torch.Generator | None = ...,
+    data: Iterable[Any] | None = ...,
+    loss_fn: Callable[..., Tensor] | None = ...,
+    inplace: Literal[True] = ...,
 ) -> MaskStore: ...
 @overload
 def prune_model(
-    model: nn.Module, params_or_groups: Any = None, *, inplace: Literal[False], **settings: Any
+    model: nn.Module,
+    params_or_groups: Any = None,
+    *,
+    sparsity: float | None = ...,
+    saliency: Saliency | Callable[[str, Tensor], Tensor] = ...,
+    pattern: Pattern = ...,
+    allocation: Allocation = ...,
+    exclude: Any = ...,
+    generator: torch.Generator | None = ...,
+    data: Iterable[Any] | None = ...,
+    loss_fn: Callable[..., Tensor] | None = ...,
+    inplace: Literal[False],
 ) -> tuple[nn.Module, MaskStore]: ...
 def prune_model(
     model: nn.Module,
     params_or_groups: Any = None,
     *,
     sparsity: float | None = None,
-    saliency: Saliency | Callable[[str, Tensor], Tensor] = saliencies.Magnitude(),
-    pattern: patterns.Pattern = patterns.Unstructured(),
-    allocation: allocations.Allocation = allocations.Global(),
+    saliency: Saliency | Callable[[str, Tensor], Tensor] = Magnitude(),
+    pattern: Pattern = Unstructured(),
+    allocation: Allocation = Global(),
     exclude: Any = (),
     generator: torch.Generator | None = None,
     data: Iterable[Any] | None = None,

@@ -171,7 +171,7 @@ def _reparametrised(model: nn.Module) -> set[str]:
     names = set()
     for prefix, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            names |= {f"{prefix}.{name}".lstrip(".") for name in module.parametrizations}  # type: ignore[union-attr]
+            names |= {f"{prefix}.{name}".lstrip(".") for name in module.parametrizations}
         for part in module._parameters:
             stem = _old_style_stem(module, part)
             if stem:
@@ -190,8 +190,7 @@ def _is_part(model: nn.Module, name: str) -> bool:
     owner, _, leaf = name.rpartition(".")
     module = model
     for step in owner.split(".") if owner else []:
-        module = module._modules[_COMPILED[:-1]] if _COMPILED[:-1] in module._modules else module  # type: ignore[assignment]
-        module = module._modules[step]  # type: ignore[assignment]
+        module = unwrap(module).get_submodule(step)
     return ".parametrizations." in f".{name}" or _old_style_stem(module, leaf) is not None
 
 

@@ -66,9 +66,7 @@ class Attachment:
         ValueError: the engine does not know it, or several events count in different units.
     """
 
-    def __init__(
-        self, engine: Engine, event: AnyEvent, progress: Progress, update: Callable[[int], None]
-    ) -> None:
+    def __init__(self, engine: Engine, event: AnyEvent, progress: Progress, update: Callable[[int], None]) -> None:
         self.engine = engine
         self._progress = progress
         self._update = update
@@ -111,7 +109,9 @@ class Attachment:
         if event in State.event_to_attr and (event in _CAUGHT_UP or not _is_ignites(event)):
             count = _count(engine, event)
             if event == Events.EPOCH_COMPLETED and engine.state.epoch_length:
-                count = min(count, engine.state.iteration // engine.state.epoch_length)  # an epoch cut short is not done
+                count = min(
+                    count, engine.state.iteration // engine.state.epoch_length
+                )  # an epoch cut short is not done
             due = not isinstance(event, CallableEventWithFilter) or event.filter is None or event.filter(engine, count)
             if due and count > self._progress.done.get(_name(event), 0):
                 self._do(engine, event, count)

@@ -17,25 +17,24 @@ from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune.dense import DenseValues
 from ignite_prune.enforce import Enforcer
-from ignite_prune.groups import Group, as_sparsity, as_unit_fraction, build
+from ignite_prune.groups import Group, as_sparsity, build
 from ignite_prune.handlers import ranks
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.events import PruneEvents, fire, register
+from ignite_prune.handlers.state import VERSION, PrunerState
 from ignite_prune.masks import MaskStore
 from ignite_prune.optimizer_state import holds
-from ignite_prune.prune import divide, scorers
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
 from ignite_prune.select import named_parameters, unwrap
-
-_VERSION = 1
+from ignite_prune.updater import Updater
 
 
 class PruneHandler:
     """Raises a model's sparsity on an engine's events and keeps its zeros zero in between.
 
     Masks lie over the model's own parameters; nothing is renamed or wrapped, and the optimizers keep training what is
-    left. Put the handler in the checkpoint beside the model, the optimizer and the trainer, and a resumed run goes on bit
-    for bit.
+    left. Put the handler in the checkpoint beside the model, the optimizer and the trainer, and a resumed run goes on
+    bit for bit.
 
     Args:
         model: bare, DDP-wrapped or compiled.
@@ -102,21 +101,17 @@ class PruneHandler:
         chosen = {name: everything[name] for group in self._groups for name in group["params"]}
         _check_held(chosen, optimizers)
         self._masks = MaskStore(chosen, masks)
-        self._dense = DenseValues({n: chosen[n] for group in self._groups if group["keep_dense"] for n in group["params"]})
+        remembered = [name for group in self._groups if group["keep_dense"] for name in group["params"]]
+        self._dense = DenseValues({name: chosen[name] for name in remembered})
         self._enforcer = Enforcer(self._masks, optimizers)
-        self._drawn: list[Saliency | None] = [None] * len(self._groups)
-        self._last_scores: dict[str, Tensor] = {}
+        self._updater = Updater(self._groups, self._masks, self._dense, self._enforcer)
+        self._has_optimizer = bool(optimizers)
         self._progress = Progress()
         self._attachment: Attachment | None = None
         self._finished = False
-        self._has_optimizer = bool(optimizers)
-        self._warned: set[str] = set()
-        for group in self._groups:
-            if group["saliency"].randomised and group["generator"] is None:
-                group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
         if masks:
             self._dense.remember({}, self._masks)
-            self._enforce()
+            self._updater.enforce()
 
     # What it knows
 
@@ -144,13 +139,7 @@ class PruneHandler:
         Raises:
             NonFiniteSaliency: a score is NaN or infinite.
         """
-        answer = {}
-        for group, drawn in zip(self._groups, self._drawn):
-            if group["saliency"].randomised and drawn is None:
-                drawn = group["saliency"].draw(_copy(group["generator"]))
-            for name, scorer in scorers({**group, "saliency": drawn or group["saliency"]}, self._masks).items():
-                answer[name] = self._last_scores[name] if name in self._last_scores else scorer.scores()
-        return answer
+        return self._updater.scores()
 
     # Attaching
 
@@ -250,59 +239,16 @@ class PruneHandler:
         ]
 
     def _update(self, targets: Sequence[float]) -> None:
-        """Plan all groups, then commit; whatever raises, nothing has changed."""
-        for group, target in zip(self._groups, targets):
-            as_unit_fraction(group["pattern"], target)
-        states = [None if g["generator"] is None else g["generator"].get_state() for g in self._groups]
-        error: Exception | None = None
-        planned: dict[str, Tensor] = {}
-        try:
-            planned = self._plan(targets)
-        except Exception as raised:
-            error = raised
-            for group, state in zip(self._groups, states):
-                if state is not None:
-                    group["generator"].set_state(state)
-            if not ranks.several():
-                raise
+        """Plan all groups, on every rank alike, then commit; whatever raises, nothing has changed."""
+        self._updater.check(targets)
         if ranks.several():
-            ranks.agree_on_failure(error)
-            planned = ranks.agree_on_masks(planned, self._masks)
-        for group, target in zip(self._groups, targets):
-            group["sparsity"] = target
-        self._commit(planned)
-
-    def _plan(self, targets: Sequence[float]) -> dict[str, Tensor]:
-        planned: dict[str, Tensor] = {}
-        drawn, held = list(self._drawn), dict(self._last_scores)
-        for index, (group, target) in enumerate(zip(self._groups, targets)):
-            if group["saliency"].randomised:
-                drawn[index] = group["saliency"].draw(group["generator"])
-            lifted = group["schedule"] is not None and group["schedule"].regrows and target < group["sparsity"]
-            before = {name: None if lifted else self._masks.pruned(name) for name in group["params"]}
-            if lifted:
-                planned |= {name: torch.ones_like(self._masks[name]) for name in before}
-            aimed = {**group, "sparsity": target, "saliency": drawn[index] or group["saliency"]}
-            asked = scorers(aimed, self._masks, ranks.average if ranks.several() else None)
-            planned |= divide(asked, before, aimed)
-            held |= {name: scorer.held for name, scorer in asked.items() if scorer.held is not None}
-        self._drawn, self._last_scores = drawn, held
-        return planned
-
-    def _commit(self, planned: Mapping[str, Tensor]) -> None:
-        before = {name: self._masks[name] for name in self._dense}
-        self._masks.update(planned)
-        self._dense.remember(before, self._masks)
-        self._enforce()
-        self._dense.bring_back(before, self._masks)
-        self._warn_of_empty()
+            planned = ranks.agree(lambda: self._updater.plan(targets, ranks.average), self._masks)
+        else:
+            planned = self._updater.plan(targets)
+        self._updater.commit(planned, targets)
         self._publish()
         if self._attachment is not None:
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
-
-    def _enforce(self) -> None:
-        self._enforcer.install()
-        self._enforcer.apply()
 
     def _apply_masks(self) -> None:
         self._masks.apply_()
@@ -310,22 +256,8 @@ class PruneHandler:
     def _publish(self) -> None:
         if self._attachment is not None:
             state = self._attachment.engine.state
-            state.sparsity = {"global": self.sparsity, **self._masks.sparsities()}
+            state.sparsity = {"global": self.sparsity, **self._masks.sparsities()}  # type: ignore[attr-defined]
             state.metrics["sparsity"] = self.sparsity
-
-    def _warn_of_empty(self) -> None:
-        thin = [
-            f"{name} ({self._masks.kept(name)} of {parameter.numel()} kept)"
-            for name, parameter in self._masks.parameters.items()
-            if name not in self._warned and 0.99 < self._masks.sparsities()[name] and self.sparsity < 1
-        ]
-        if thin:
-            self._warned.update(entry.split(" ")[0] for entry in thin)
-            warnings.warn(
-                f"Pruning left less than 1 % of {', '.join(thin)}. If accuracy falls, divide the sparsity otherwise: "
-                "allocation=LAMP(), ERK(), or Global(min_density=0.02)",
-                stacklevel=2,
-            )
 
     def _check_usable(self) -> None:
         if self._finished:
@@ -339,11 +271,11 @@ class PruneHandler:
         It holds only what ``torch.load(weights_only=True)`` takes.
         """
         return {
-            "version": _VERSION,
+            "version": VERSION,
             "masks": self._masks.state_dict(),
             "sparsities": [float(group["sparsity"]) for group in self._groups],
             "progress": self._progress.state_dict(),
-            "generators": [None if g["generator"] is None else g["generator"].get_state() for g in self._groups],
+            "generators": self._updater.generator_states(),
             "dense": self._dense.state_dict(self._masks),
         }
 
@@ -357,36 +289,27 @@ class PruneHandler:
             ValueError: of other parameters, shapes or groups, of a later version, damaged, or this one is finished.
         """
         self._check_usable()
-        _check_state(state_dict, len(self._groups))
-        masks = self._masks.unpacked(state_dict["masks"])
-        progress = Progress.from_state(state_dict["progress"])
-        sparsities = [as_sparsity(value) for value in state_dict["sparsities"]]
-        _check_generators(state_dict["generators"], self._groups)
-        dense = self._dense.unpacked(state_dict["dense"], masks)
+        state = PrunerState.checked(state_dict, self._groups)
+        masks = self._masks.unpacked(state.masks)
+        dense = self._dense.unpacked(state.dense, masks)
         self._masks.update(masks)
         self._dense.take(dense)
-        for group, sparsity, state in zip(self._groups, sparsities, state_dict["generators"]):
+        for group, sparsity in zip(self._groups, state.sparsities):
             group["sparsity"] = sparsity
-            if state is not None:
-                group["generator"].set_state(state.cpu())
-        self._progress.__dict__.update(vars(progress))
-        self._drawn, self._last_scores = [None] * len(self._groups), {}
+        self._updater.set_generator_states(state.generators)
+        self._updater.forget_scores()
+        self._progress.__dict__.update(vars(state.progress))
         self._enforcer.install()
         self._enforcer.settle()
         self._publish()
-
-
-def _copy(generator: torch.Generator) -> torch.Generator:
-    copy = torch.Generator(device=generator.device)
-    copy.set_state(generator.get_state())
-    return copy
 
 
 def _as_optimizers(optimizer: Any) -> list[Optimizer]:
     listed = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer
     if not isinstance(listed, Sequence) or not all(isinstance(each, Optimizer) for each in listed):
         raise TypeError(
-            f"Argument optimizer should be a torch.optim.Optimizer, a sequence of them or None, but given {optimizer!r:.80}"
+            "Argument optimizer should be a torch.optim.Optimizer, a sequence of them or None, "
+            f"but given {optimizer!r:.80}"
         )
     return list(listed)
 
@@ -400,32 +323,3 @@ def _check_held(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Opt
             f"Argument optimizer does not hold {len(loose)} of the parameters to prune: {', '.join(loose[:5])}"
             f"{', ...' if len(loose) > 5 else ''}; give every optimizer that trains them, freeze them, or use exclude="
         )
-
-
-def _check_state(state: Any, groups: int) -> None:
-    if not isinstance(state, Mapping):
-        raise TypeError(f"Argument state_dict should be a mapping, but given {type(state)}")
-    version = state.get("version")
-    if type(version) is not int:
-        raise TypeError("Argument state_dict should be a PruneHandler's, with a whole 'version', but it has none")
-    if version != _VERSION:
-        raise ValueError(
-            f"The checkpoint's pruner has version {version}, this one reads version {_VERSION}; update ignite_prune"
-        )
-    missing = {"masks", "sparsities", "progress", "generators", "dense"} - set(state)
-    if missing:
-        raise ValueError(f"The checkpoint's pruner is damaged: it lacks {sorted(missing)}")
-    for key in ("sparsities", "generators"):
-        if not isinstance(state[key], list) or len(state[key]) != groups:
-            raise ValueError(f"The checkpoint's pruner should have {groups} groups, but its {key} are others")
-
-
-def _check_generators(states: Sequence[Any], groups: Sequence[Group]) -> None:
-    for state, group in zip(states, groups):
-        if (state is None) != (group["generator"] is None):
-            raise ValueError("The checkpoint's pruner and this one should both have a generator in a group, or neither")
-        if state is not None:
-            try:
-                torch.Generator(device=group["generator"].device).set_state(state.cpu())
-            except (AttributeError, TypeError, RuntimeError) as error:
-                raise ValueError(f"The checkpoint's generator state is damaged: {error}") from None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import ignite.distributed as idist
 import torch
@@ -19,29 +20,35 @@ def several() -> bool:
 
 def average(scores: Tensor) -> Tensor:
     """Return the mean of every rank's scores."""
-    return idist.all_reduce(scores.clone()) / idist.get_world_size()  # type: ignore[operator, no-any-return]
+    total = cast(Tensor, idist.all_reduce(scores.clone()))
+    return total / idist.get_world_size()
 
 
-def agree_on_failure(error: Exception | None) -> None:
-    """Raise on every rank where any failed, so that none waits for it.
+def agree(plan: Callable[[], dict[str, Tensor]], masks: MaskStore) -> dict[str, Tensor]:
+    """Return rank 0's planned masks on every rank, bit for bit, or raise on all where any rank's plan fails.
+
+    Scores are equal already where they depend on data; this holds even where the ranks' weights have drifted apart.
 
     Raises:
         ValueError: another rank failed; a rank's own error is raised as it is.
     """
+    error: Exception | None = None
+    planned: dict[str, Tensor] = {}
+    try:
+        planned = plan()
+    except Exception as raised:  # told to the others first: none must wait for this rank
+        error = raised
     failed = idist.all_reduce(float(error is not None))
     if error is not None:
         raise error
     if failed:
         raise ValueError("The mask update was refused on another rank; nothing was pruned on this one")
+    return _of_rank_0(planned, masks)
 
 
-def agree_on_masks(planned: Mapping[str, Tensor], masks: MaskStore) -> dict[str, Tensor]:
-    """Return rank 0's masks, on every rank, bit for bit.
-
-    Scores are equal already where they depend on data; this holds even where the ranks' weights have drifted apart.
-    """
+def _of_rank_0(planned: Mapping[str, Tensor], masks: MaskStore) -> dict[str, Tensor]:
     bits = torch.cat([pack(planned.get(name, masks[name])) for name in masks])
-    bits = idist.broadcast(bits.to(idist.device()), src=0).cpu()
+    bits = cast(Tensor, idist.broadcast(bits.to(idist.device()), src=0)).cpu()
     agreed, start = {}, 0
     for name, parameter in masks.parameters.items():
         size = packed_size(parameter.numel())

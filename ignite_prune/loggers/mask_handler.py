@@ -53,7 +53,9 @@ class MaskHandler:
             raise TypeError(f"Argument pruner should be a PruneHandler, but given {type(pruner)}")
         for name in whitelist or ():
             if name not in pruner.masks:
-                raise ValueError(f"Argument whitelist: no parameter {name!r} is pruned; {near(name, list(pruner.masks))}")
+                raise ValueError(
+                    f"Argument whitelist: no parameter {name!r} is pruned; {near(name, list(pruner.masks))}"
+                )
         self._pruner = pruner
         self._prefix = f"{tag}/" if tag else ""
         self._pictures, self._histograms = pictures, histograms

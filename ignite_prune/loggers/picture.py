@@ -29,7 +29,7 @@ def mask_picture(mask: Tensor, largest: int = 512, smallest: int = 128) -> Tenso
 
     Example:
         >>> tuple(mask_picture(torch.ones(4, 2, 3, 3, dtype=torch.bool)).shape)
-        (3, 120, 56)
+        (3, 123, 61)
     """
     tiles = _as_tiles(mask)
     rows, columns, height, width = tiles.shape
@@ -60,7 +60,7 @@ def _as_tiles(mask: Tensor) -> Tensor:
 
 def _with_lines(picture: Tensor, dim: int, every: int) -> Tensor:
     """Put a grey line between tiles of ``every`` pixels along ``dim``."""
-    tiles = picture.split(every, dim)
+    tiles = torch.split(picture, every, dim)
     line = torch.full_like(tiles[0].narrow(dim, 0, 1), _GRID)
     pieces = [tiles[0]]
     for tile in tiles[1:]:

@@ -72,7 +72,7 @@ class Block(Pattern):
         if self._as_matrix(tensor.ndim):
             tensor = tensor.movedim(1, -1).flatten(1)
         for dim, size in reversed(list(enumerate(self.shape))):
-            tensor = tensor.unflatten(dim, (-1, size))
+            tensor = torch.unflatten(tensor, dim, (-1, size))
         n = len(self.shape)
         return tensor.permute(*range(0, 2 * n, 2), *range(1, 2 * n, 2)).flatten(n)
 
@@ -86,6 +86,6 @@ class Block(Pattern):
         for dim, size in enumerate(self.shape):
             kept = kept.repeat_interleave(size, dim)
         if self._as_matrix(scores.ndim):
-            out, channels, *kernel = scores.shape
-            kept = kept.unflatten(1, (*kernel, channels)).movedim(-1, 1)
+            channels, *kernel = scores.shape[1:]
+            kept = torch.unflatten(kept, 1, (*kernel, channels)).movedim(-1, 1)
         return both(kept.clone(memory_format=torch.contiguous_format), mask)

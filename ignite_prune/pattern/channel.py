@@ -64,7 +64,8 @@ class Channel(Pattern):
         return math.prod(shape[dim] for dim in self._dims(len(shape)))
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        return torch.linalg.vector_norm(self._slices(living(scores, mask)), ord=self.norm, dim=1)
+        norm: Tensor = torch.linalg.vector_norm(self._slices(living(scores, mask)), ord=self.norm, dim=1)
+        return norm
 
     def alive(self, mask: Tensor) -> Tensor:
         return self._slices(mask).any(1)

@@ -61,11 +61,12 @@ class Head(Pattern):
 
     def _heads(self, tensor: Tensor) -> Tensor:
         """A view ``(heads, entries of a head)``."""
-        rows = tensor.movedim(self.dim, 0).unflatten(0, (self.parts, -1, self.size))
+        rows = torch.unflatten(tensor.movedim(self.dim, 0), 0, (self.parts, -1, self.size))
         return rows.movedim(1, 0).flatten(1)
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        return torch.linalg.vector_norm(self._heads(living(scores, mask)), ord=self.norm, dim=1)
+        norm: Tensor = torch.linalg.vector_norm(self._heads(living(scores, mask)), ord=self.norm, dim=1)
+        return norm
 
     def alive(self, mask: Tensor) -> Tensor:
         return self._heads(mask).any(1)

@@ -65,7 +65,7 @@ class NofM(Pattern):
         return math.prod(shape) // self.of
 
     def _groups(self, tensor: Tensor) -> Tensor:
-        return tensor.movedim(self.dim, -1).unflatten(-1, (-1, self.of))
+        return torch.unflatten(tensor.movedim(self.dim, -1), -1, (-1, self.of))
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         groups = self._groups(_gone_first(scores, mask)).topk(self.of - self.keep, dim=-1, largest=False).values

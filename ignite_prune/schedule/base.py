@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -117,6 +118,6 @@ def check_steps(**steps: object) -> None:
         if not 0 <= step < math.inf:
             raise ValueError(f"Argument {name} should be a finite step of at least 0, but given {step!r}")
     pairs = list(steps.items())
-    for (low, a), (high, b) in zip(pairs, pairs[1:]):
+    for (low, a), (high, b) in pairwise(pairs):
         if a > b:  # type: ignore[operator]
             raise ValueError(f"Argument {low} should be at most {high}, but given {low}={a}, {high}={b}")

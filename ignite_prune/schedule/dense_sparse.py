@@ -12,9 +12,9 @@ from ignite_prune.schedule.base import Ramp, check_steps
 class DenseSparse(Ramp):
     """AC/DC: dense warm-up, then sparse and dense phases in turn, ending sparse.
 
-    Up to ``begin`` it is ``initial``; then ``sparse`` steps of ``final``, ``dense`` steps of ``initial`` and so on; from
-    ``end`` on it is ``final``. In a dense phase the masks are lifted and the pruned weights train again (from 0, or
-    from their old values with ``keep_dense=True``); at each sparse phase they are chosen anew.
+    Up to ``begin`` it is ``initial``; then ``sparse`` steps of ``final``, ``dense`` steps of ``initial`` and so on;
+    from ``end`` on it is ``final``. In a dense phase the masks are lifted and the pruned weights train again (from 0,
+    or from their old values with ``keep_dense=True``); at each sparse phase they are chosen anew.
 
     Args:
         final: sparsity of the sparse phases and at the end.

@@ -27,7 +27,7 @@ class Exponential(Ramp):
             raise ValueError("Argument final should be below 1: no constant factor brings the density to 0; given 1")
 
     def _inside(self, step: float) -> float:
-        return 1 - (1 - self.initial) * ((1 - self.final) / (1 - self.initial)) ** self._progress(step)
+        return float(1 - (1 - self.initial) * ((1 - self.final) / (1 - self.initial)) ** self._progress(step))
 
 
 @dataclass(frozen=True)
@@ -66,4 +66,4 @@ class Geometric(Schedule):
         return 10 * self.every
 
     def __call__(self, step: float) -> float:
-        return 1 - (1 - self.rate) ** max(step // self.every, 0)
+        return float(1 - (1 - self.rate) ** max(step // self.every, 0))

@@ -29,7 +29,7 @@ class Polynomial(Ramp):
     Example:
         >>> s = Polynomial(final=0.9, begin=0, end=4)
         >>> [round(s(step), 6) for step in (1, 2, 3)]
-        [0.520313, 0.7875, 0.885938]
+        [0.520312, 0.7875, 0.885938]
 
     References:
         Zhu, Gupta, "To prune, or not to prune", 2017, arXiv 1710.01878, equation 1.
@@ -43,7 +43,7 @@ class Polynomial(Ramp):
             raise ValueError(f"Argument power should be a finite number above 0, but given {self.power!r}")
 
     def _inside(self, step: float) -> float:
-        return self.final + (self.initial - self.final) * (1 - self._progress(step)) ** self.power
+        return float(self.final + (self.initial - self.final) * (1 - self._progress(step)) ** self.power)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""What a PruneHandler writes into a checkpoint, and how it is checked when it comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ignite_prune.groups import Group, as_sparsity
+from ignite_prune.handlers.attachment import Progress
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PrunerState:
+    """A state_dict that fits some groups; masks and dense values are checked by those who know them."""
+
+    masks: Any
+    sparsities: list[float]
+    progress: Progress
+    generators: list[Any]
+    dense: Any
+
+    @classmethod
+    def checked(cls, state: Any, groups: Sequence[Group]) -> PrunerState:
+        """Return the state, or raise.
+
+        Raises:
+            TypeError: not a state_dict of a PruneHandler.
+            ValueError: of a later version, damaged, or of other groups.
+        """
+        _check_version(state)
+        missing = {"masks", "sparsities", "progress", "generators", "dense"} - set(state)
+        if missing:
+            raise ValueError(f"The checkpoint's pruner is damaged: it lacks {sorted(missing)}")
+        for key in ("sparsities", "generators"):
+            if not isinstance(state[key], list) or len(state[key]) != len(groups):
+                raise ValueError(f"The checkpoint's pruner should have {len(groups)} groups, but its {key} are others")
+        for generator, group in zip(state["generators"], groups):
+            _check_generator(generator, group)
+        sparsities = [as_sparsity(value) for value in state["sparsities"]]
+        progress = Progress.from_state(state["progress"])
+        return cls(state["masks"], sparsities, progress, state["generators"], state["dense"])
+
+
+def _check_version(state: Any) -> None:
+    if not isinstance(state, Mapping):
+        raise TypeError(f"Argument state_dict should be a mapping, but given {type(state)}")
+    version = state.get("version")
+    if type(version) is not int:
+        raise TypeError("Argument state_dict should be a PruneHandler's, with a whole 'version', but it has none")
+    if version != VERSION:
+        raise ValueError(
+            f"The checkpoint's pruner has version {version}, this one reads version {VERSION}; update ignite_prune"
+        )
+
+
+def _check_generator(state: Any, group: Group) -> None:
+    generator = group["generator"]
+    if (state is None) != (generator is None):
+        raise ValueError("The checkpoint's pruner and this one should both have a generator in a group, or neither")
+    if generator is not None:
+        try:
+            torch.Generator(device=generator.device).set_state(state.cpu())
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise ValueError(f"The checkpoint's generator state is damaged: {error}") from None

@@ -1,0 +1,137 @@
+"""Mask updates over all groups: plan without a trace, then commit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ignite_prune.dense import DenseValues
+from ignite_prune.enforce import Enforcer
+from ignite_prune.groups import Group, as_unit_fraction
+from ignite_prune.masks import MaskStore
+from ignite_prune.prune import divide
+from ignite_prune.saliency import Saliency
+from ignite_prune.scorer import Average, scorers
+
+_THIN = 0.01
+
+
+class Updater:
+    """Brings groups to their targets.
+
+    Args:
+        groups: from :func:`ignite_prune.groups.build`.
+        masks: the masks it changes.
+        dense: remembers pruned values.
+        enforcer: keeps the zeros.
+    """
+
+    def __init__(self, groups: Sequence[Group], masks: MaskStore, dense: DenseValues, enforcer: Enforcer) -> None:
+        self._groups, self._masks, self._dense, self._enforcer = groups, masks, dense, enforcer
+        self._drawn: list[Saliency | None] = [None] * len(groups)
+        self._held: dict[str, Tensor] = {}
+        self._warned: set[str] = set()
+        for group in groups:
+            if group["saliency"].randomised and group["generator"] is None:
+                group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
+
+    def plan(self, targets: Sequence[float], average: Average | None = None) -> dict[str, Tensor]:
+        """Return the masks that bring each group to its target; generators have moved on.
+
+        Raises:
+            TypeError, ValueError: see :func:`ignite_prune.prune.divide`; nothing has changed, no generator either.
+        """
+        states = self.generator_states()
+        drawn, held = list(self._drawn), dict(self._held)
+        planned: dict[str, Tensor] = {}
+        try:
+            for index, (group, target) in enumerate(zip(self._groups, targets)):
+                if group["saliency"].randomised:
+                    drawn[index] = group["saliency"].draw(group["generator"])
+                aimed = {**group, "sparsity": target, "saliency": drawn[index] or group["saliency"]}
+                lifted = self._lifted(group, target)
+                before = {name: None if lifted else self._masks.pruned(name) for name in group["params"]}
+                asked = scorers(aimed, self._masks, average)
+                if lifted:
+                    planned |= {name: torch.ones_like(self._masks[name]) for name in before}
+                planned |= divide(asked, before, aimed)
+                held |= {name: scorer.held for name, scorer in asked.items() if scorer.held is not None}
+        except Exception:
+            self.set_generator_states(states)
+            raise
+        self._drawn, self._held = drawn, held
+        return planned
+
+    @staticmethod
+    def _lifted(group: Group, target: float) -> bool:
+        """Whether a dense phase begins."""
+        schedule = group["schedule"]
+        return schedule is not None and schedule.regrows and target < group["sparsity"]
+
+    def commit(self, planned: Mapping[str, Tensor], targets: Sequence[float]) -> None:
+        """Take planned masks: store, weights, gradients, optimizer slots and the groups' ``"sparsity"``."""
+        for group, target in zip(self._groups, targets):
+            group["sparsity"] = target
+        before = {name: self._masks[name] for name in self._dense}
+        self._masks.update(planned)
+        self._dense.remember(before, self._masks)
+        self.enforce()
+        self._dense.bring_back(before, self._masks)
+        self._warn_of_thin()
+
+    def enforce(self) -> None:
+        """Put the hooks on and make pruned entries 0 everywhere."""
+        self._enforcer.install()
+        self._enforcer.apply()
+
+    def check(self, targets: Sequence[float]) -> None:
+        """Raise where a target is more than its group's pattern can take."""
+        for group, target in zip(self._groups, targets):
+            as_unit_fraction(group["pattern"], target)
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return every parameter's saliency as of now; drawn and asked-for scores are the last update's."""
+        answer = {}
+        for group, last in zip(self._groups, self._drawn):
+            saliency = last or group["saliency"]
+            if saliency.randomised and last is None:
+                saliency = saliency.draw(_copy(group["generator"]))
+            for name, scorer in scorers({**group, "saliency": saliency}, self._masks).items():
+                answer[name] = self._held[name] if name in self._held else scorer.scores()
+        return answer
+
+    def forget_scores(self) -> None:
+        """Forget the last update's scores; a state has been loaded."""
+        self._drawn, self._held = [None] * len(self._groups), {}
+
+    def generator_states(self) -> list[Tensor | None]:
+        """Return each group's generator state."""
+        return [None if group["generator"] is None else group["generator"].get_state() for group in self._groups]
+
+    def set_generator_states(self, states: Sequence[Any]) -> None:
+        """Set each group's generator."""
+        for group, state in zip(self._groups, states):
+            if state is not None:
+                group["generator"].set_state(state.cpu())
+
+    def _warn_of_thin(self) -> None:
+        sparsities = self._masks.sparsities()
+        thin = [name for name, s in sparsities.items() if s > 1 - _THIN and name not in self._warned]
+        if thin and self._masks.sparsity < 1:
+            self._warned.update(thin)
+            told = ", ".join(f"{name} ({self._masks.kept(name)} of {self._masks[name].numel()} kept)" for name in thin)
+            warnings.warn(
+                f"Pruning left less than 1 % of {told}. If accuracy falls, divide the sparsity otherwise: "
+                "allocation=LAMP(), ERK(), or Global(min_density=0.02)",
+                stacklevel=2,
+            )
+
+
+def _copy(generator: torch.Generator) -> torch.Generator:
+    copy = torch.Generator(device=generator.device)
+    copy.set_state(generator.get_state())
+    return copy
