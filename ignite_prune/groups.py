@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ignite_prune.allocation import Allocation
+from ignite_prune.allocation import Allocation, Layer
 from ignite_prune.pattern import Pattern
 from ignite_prune.saliency import as_saliency
 from ignite_prune.schedule import Schedule
@@ -63,12 +63,26 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
     parameters = select(model, group["params"], group.pop("exclude"))
     group["params"] = list(parameters)
     _check_settings(group)
+    _check_fit(group, parameters)
+    return group
+
+
+def _check_fit(group: Group, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise where the pattern does not fit, or the schedule's end is out of reach: now, not epochs later."""
+    layers = []
     for name, parameter in parameters.items():
+        shape = tuple(parameter.shape)
         try:
-            group["pattern"].count(tuple(parameter.shape))
+            units = group["pattern"].count(shape)
         except ValueError as error:
             raise ValueError(f"Parameter {name!r}: {error}") from None
-    return group
+        layers.append(Layer(name, shape, units, lambda: torch.empty(0), None, units))
+    ends = [group["sparsity"], group["schedule"](group["schedule"].horizon) if group["schedule"] else None]
+    for end in ends:
+        if end is not None:
+            fraction = as_unit_fraction(group["pattern"], end)
+            if not group["allocation"].sets_own:
+                group["allocation"].divide(layers, fraction)
 
 
 def _check_settings(group: Group) -> None:
@@ -87,8 +101,6 @@ def _check_settings(group: Group) -> None:
         raise TypeError(f"Argument keep_dense should be a bool, but given {group['keep_dense']!r}")
     if group["sparsity"] is not None:
         group["sparsity"] = as_sparsity(group["sparsity"])
-        if group["sparsity"] > group["pattern"].share + 1e-9:
-            as_unit_fraction(group["pattern"], group["sparsity"])
 
 
 def as_sparsity(value: Any, argument: str = "sparsity") -> float:

@@ -7,6 +7,7 @@ only result.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, overload
 
@@ -67,6 +68,19 @@ def _layer(scorer: Scorer, pattern: Pattern, mask: Tensor | None) -> Layer:
         scores = once(lambda: scorer.units(mask))
     living = units if alive is None else int(alive.count_nonzero())
     return Layer(scorer.name, scorer.shape, units, scores, alive, living)
+
+
+def warn_of_thin(masks: MaskStore, told: set[str]) -> None:
+    """Warn once of parameters that are left less than 1 % dense; ``told`` are those named before."""
+    thin = [name for name, sparsity in masks.sparsities().items() if sparsity > 0.99 and name not in told]
+    if thin and masks.sparsity < 1:
+        told.update(thin)
+        named = ", ".join(f"{name} ({masks.kept(name)} of {masks.parameters[name].numel()} kept)" for name in thin)
+        warnings.warn(
+            f"Pruning left less than 1 % of {named}. If accuracy falls, divide the sparsity otherwise: "
+            "allocation=LAMP(), ERK(), or Global(min_density=0.02)",
+            stacklevel=3,
+        )
 
 
 @overload
@@ -168,4 +182,5 @@ def prune_model(
     for group in groups:
         masks.update(divide(scorers(group, masks), {name: masks.pruned(name) for name in group["params"]}, group))
     masks.apply_()
+    warn_of_thin(masks, set())
     return masks if inplace else (target, masks)

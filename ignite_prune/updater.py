@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,6 @@ from ignite_prune.masks import MaskStore
 from ignite_prune.prune import divide
 from ignite_prune.saliency import Saliency
 from ignite_prune.scorer import Average, scorers
-
-_THIN = 0.01
 
 
 class Updater:
@@ -34,7 +31,6 @@ class Updater:
         self._groups, self._masks, self._dense, self._enforcer = groups, masks, dense, enforcer
         self._drawn: list[Saliency | None] = [None] * len(groups)
         self._held: dict[str, Tensor] = {}
-        self._warned: set[str] = set()
         for group in groups:
             if group["saliency"].randomised and group["generator"] is None:
                 group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
@@ -81,7 +77,6 @@ class Updater:
         self._dense.remember(before, self._masks)
         self.enforce()
         self._dense.bring_back(before, self._masks)
-        self._warn_of_thin()
 
     def enforce(self) -> None:
         """Put the hooks on and make pruned entries 0 everywhere."""
@@ -117,18 +112,6 @@ class Updater:
         for group, state in zip(self._groups, states):
             if state is not None:
                 group["generator"].set_state(state.cpu())
-
-    def _warn_of_thin(self) -> None:
-        sparsities = self._masks.sparsities()
-        thin = [name for name, s in sparsities.items() if s > 1 - _THIN and name not in self._warned]
-        if thin and self._masks.sparsity < 1:
-            self._warned.update(thin)
-            told = ", ".join(f"{name} ({self._masks.kept(name)} of {self._masks[name].numel()} kept)" for name in thin)
-            warnings.warn(
-                f"Pruning left less than 1 % of {told}. If accuracy falls, divide the sparsity otherwise: "
-                "allocation=LAMP(), ERK(), or Global(min_density=0.02)",
-                stacklevel=2,
-            )
 
 
 def _copy(generator: torch.Generator) -> torch.Generator:

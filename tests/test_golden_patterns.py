@@ -52,7 +52,7 @@ def test_neural_compressor_blocks(key):
     assert torch.equal(reordered_twice(functional.mask(w, pruned, pattern=shape)), expected)
 
 
-@pytest.mark.parametrize("key", [key for key in keys(FILE, "inc_block_", "_score_sum")])
+@pytest.mark.parametrize("key", keys(FILE, "inc_block_", "_score_sum"))
 def test_neural_compressor_block_scores(key):
     layer, rows, columns = re.fullmatch(r"inc_block_(\w+)_(\d+)x(\d+)_score_sum", key).groups()
     w = tensor(FILE, f"block_{layer}_w")

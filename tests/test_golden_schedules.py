@@ -22,7 +22,9 @@ def over_steps(s):
     return [s(int(step)) for step in table()["steps"]]
 
 
-@pytest.mark.parametrize("power", [key[6:-4] for key in arrays(FILE) if key.startswith("poly_p") and key.endswith("_f64")])
+@pytest.mark.parametrize(
+    "power", [key[6:-4] for key in arrays(FILE) if key.startswith("poly_p") and key.endswith("_f64")]
+)
 def test_polynomial(power):
     found = over_steps(ramp(schedule.Polynomial, power=int(power)))
     np.testing.assert_allclose(found, table()[f"poly_p{power}_f64"], rtol=1e-9, atol=1e-12)

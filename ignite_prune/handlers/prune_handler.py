@@ -24,6 +24,7 @@ from ignite_prune.handlers.events import PruneEvents, fire, register
 from ignite_prune.handlers.state import VERSION, PrunerState
 from ignite_prune.masks import MaskStore
 from ignite_prune.optimizer_state import holds
+from ignite_prune.prune import warn_of_thin
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
 from ignite_prune.select import named_parameters, unwrap
 from ignite_prune.updater import Updater
@@ -109,6 +110,7 @@ class PruneHandler:
         self._progress = Progress()
         self._attachment: Attachment | None = None
         self._finished = False
+        self._told: set[str] = set()  # parameters that a warning has named
         if masks:
             self._dense.remember({}, self._masks)
             self._updater.enforce()
@@ -249,6 +251,7 @@ class PruneHandler:
         self._publish()
         if self._attachment is not None:
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
+        warn_of_thin(self._masks, self._told)
 
     def _apply_masks(self) -> None:
         self._masks.apply_()

@@ -1,0 +1,60 @@
+"""Small models and data that every test shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def small_net(seed: int = 0) -> nn.Sequential:
+    """A conv net whose weights every catalogue pattern fits: (8, 4, 3, 3), (16, 128), (4, 16)."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 16),
+        nn.Tanh(),
+        nn.Linear(16, 4),
+    )
+
+
+WEIGHTS = ["0.weight", "5.weight", "7.weight"]
+
+
+def batches(n: int = 5, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(6, 4, 8, 8, generator=generator), torch.randint(4, (6,), generator=generator)) for _ in range(n)
+    ]
+
+
+def train_step(model: nn.Module, optimizer: Any, batch: Any, closure: bool = False) -> None:
+    def backward() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        loss.backward()
+        return loss
+
+    if closure:
+        optimizer.step(backward)
+    else:
+        backward()
+        optimizer.step()
+
+
+def assert_zero(pruner: Any, *optimizers: torch.optim.Optimizer) -> None:
+    """Law 4: weight, gradient and every slot are exactly 0 where pruned."""
+    for name, parameter in pruner.masks.parameters.items():
+        gone = ~pruner.masks[name]
+        assert not parameter.detach()[gone].any(), f"{name} revived"
+        if parameter.grad is not None and not parameter.grad.is_sparse:
+            assert not parameter.grad[gone].any(), f"the gradient of {name} revived"
+        for optimizer in optimizers:
+            for slot, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    assert not value[gone].any(), f"{slot} of {name} revived"
