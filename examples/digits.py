@@ -11,37 +11,27 @@ numbers it would have ended with:
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import matplotlib
-
-matplotlib.use("agg")  # draws to files, with or without a screen
-
-import matplotlib.pyplot as plt
 import torch
+from digits_report import History, report
 from ignite.engine import Engine, Events, create_supervised_evaluator, create_supervised_trainer
 from ignite.handlers import Checkpoint, DiskSaver, PiecewiseLinear, ProgressBar
 from ignite.handlers.tensorboard_logger import TensorboardLogger
 from ignite.metrics import Accuracy, Average
-from rich.console import Console
-from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ignite_prune import MaskStore, PruneHandler, allocation, saliency, schedule
+from ignite_prune import PruneHandler, allocation, saliency, schedule
 from ignite_prune.loggers import MaskHandler
-from ignite_prune.loggers.picture import mask_picture
 
 TRAINING_DIGITS = 1347  # three quarters of 1797
-DENSE, SPARSE, FAINT = "#0072B2", "#D55E00", "#E9A97F"  # told apart in every kind of colour vision
 
 SCHEDULES: dict[str, Callable[[Settings], schedule.Schedule]] = {
     "polynomial": lambda s: schedule.Polynomial(s.sparsity, s.begin, s.end),
@@ -58,8 +48,6 @@ ALLOCATIONS: dict[str, allocation.Allocation] = {
     "lamp": allocation.LAMP(),
 }
 SALIENCIES: dict[str, saliency.Saliency] = {"magnitude": saliency.Magnitude(), "random": saliency.Random()}
-
-History = list[dict[str, Any]]  # one entry an epoch: accuracy, loss and, where something prunes, sparsity by layer
 
 
 @dataclass(frozen=True)
@@ -106,9 +94,7 @@ def load_data(settings: Settings) -> Data:
         range(len(labels)), train_size=TRAINING_DIGITS, stratify=digits.target, random_state=settings.seed
     )
     images = (images - images[train].mean()) / images[train].std()  # the test digits stay unseen
-    batches = DataLoader(
-        TensorDataset(images[train], labels[train]), settings.batch_size, shuffle=True, drop_last=True
-    )
+    batches = DataLoader(TensorDataset(images[train], labels[train]), settings.batch_size, shuffle=True, drop_last=True)
     return Data(batches, [(images[test], labels[test])])
 
 
@@ -162,7 +148,7 @@ def record_history(trainer: Engine, model: nn.Module, data: Data) -> None:
 
 
 def show(trainer: Engine, title: str, names: list[str]) -> None:
-    bar = ProgressBar(persist=True, desc=f"{title:6}", bar_format="{desc} {bar:24} epoch {n_fmt}/{total_fmt}{postfix}")
+    bar = ProgressBar(persist=True, desc=f"{title:>6}", bar_format="{desc} {bar:24} epoch {n_fmt}/{total_fmt}{postfix}")
     bar.attach(trainer, names, event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED)
 
 
@@ -196,7 +182,8 @@ def train_sparse(
         saliency=SALIENCIES[settings.saliency],
         allocation=ALLOCATIONS[settings.allocation],
     )
-    pruner.attach(trainer, Events.EPOCH_COMPLETED)
+    # At an epoch's start, so that the test at its end sees weights that have trained under their masks.
+    pruner.attach(trainer, Events.EPOCH_STARTED)
     record_history(trainer, model, data)
     trainer.state.settings, trainer.state.dense = asdict(settings), dense
     trainer.state_dict_user_keys.extend(["history", "settings", "dense"])
@@ -212,15 +199,80 @@ def train_sparse(
     return model, pruner, trainer.state.history
 
 
-def make_table(model: nn.Module, masks: MaskStore) -> Table:
-    table = Table("layer", *(dict(header=name, justify="right") for name in ()), title="What is left")
-    for name in ("parameters", "kept", "sparsity"):
-        table.add_column(name, justify="right")
-    for name, sparsity in masks.sparsities().items():
-        table.add_row(name, f"{masks[name].numel():,}", f"{masks.kept(name):,}", f"{sparsity:.2%}")
-    pruned = sum(masks.kept(name) for name in masks)
-    table.add_row("all pruned layers", f"{masks.numel:,}", f"{pruned:,}", f"{masks.sparsity:.2%}", style="bold")
-    total, left = count(model)
-    others = total - masks.numel
-    table.add_row("biases and norms", f"{others:,}", f"{left - pruned:,}", style="dim")
-    return table
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help explains every option)\n")
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--sparsity", type=float, default=0.9, help="fraction of the weights to prune, 0 to 1 (0.9)")
+    add("--schedule", choices=SCHEDULES, default="polynomial", help="how the sparsity rises (polynomial)")
+    add("--begin", type=int, help="last dense epoch (a tenth of the epochs)")
+    add("--end", type=int, help="epoch from which the sparsity is reached; one-shot prunes here (2/3 of the epochs)")
+    add("--allocation", choices=ALLOCATIONS, default="global", help="how it is divided over the layers (global)")
+    add(
+        "--saliency",
+        choices=SALIENCIES,
+        default="magnitude",
+        help="which weights stay: the largest, or any (magnitude)",
+    )
+    add("--epochs", type=int, default=30, help="epochs of each of the two trainings (30)")
+    add("--batch-size", type=int, default=64, help=f"digits in a batch, at most {TRAINING_DIGITS} (64)")
+    add("--lr", type=float, default=3e-3, help="highest learning rate of Adam, which rises and falls (0.003)")
+    add("--seed", type=int, default=0, help="of weights, split, data order and random saliency (0)")
+    add("--output", type=Path, default=Path("runs/digits"), help="where the run's folder is made (runs/digits)")
+    add(
+        "--resume",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="go on with a killed run: its settings, its folder, its dense half",
+    )
+    return parser
+
+
+def start_anew(options: argparse.Namespace) -> tuple[Settings, Path]:
+    values = {name: value for name, value in vars(options).items() if name not in ("output", "resume")}
+    if options.begin is None:
+        values["begin"] = options.epochs // 10
+    if options.end is None:
+        values["end"] = max(values["begin"], options.epochs * 2 // 3, 1)
+    settings = Settings(**values)
+    numbers = [int(path.name[4:]) for path in options.output.glob("run-*") if path.name[4:].isdigit()]
+    folder = options.output / f"run-{max(numbers, default=0) + 1:02}"
+    folder.mkdir(parents=True)
+    return settings, folder
+
+
+def read_checkpoint(path: Path) -> tuple[Settings, dict[str, Any]]:
+    try:
+        checkpoint = torch.load(path, weights_only=True)
+        return Settings(**checkpoint["trainer"]["settings"]), checkpoint
+    except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError):
+        raise ValueError(f"--resume: {path} is not a checkpoint of this example") from None
+
+
+def main() -> None:
+    parser = make_parser()
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # as fast for a net so small, and the same numbers however many cores there are
+    checkpoint = None
+    try:
+        if options.resume is None:
+            settings, folder = start_anew(options)
+        elif options != parser.parse_args(["--resume", str(options.resume)]):
+            parser.error("--resume takes no other option: a run goes on with its own settings")
+        else:
+            (settings, checkpoint), folder = read_checkpoint(options.resume), options.resume.parent
+    except (OSError, ValueError, TypeError) as error:
+        parser.error(str(error))
+    data = load_data(settings)
+    dense = train_dense(settings, data, folder) if checkpoint is None else checkpoint["trainer"]["dense"]
+    model, pruner, sparse = train_sparse(settings, data, folder, dense, checkpoint)
+    torch.save(model.state_dict(), folder / "model.pt")
+    report(model, pruner.masks, dense, sparse, folder)
+
+
+if __name__ == "__main__":
+    main()
