@@ -101,11 +101,11 @@ class MaskStore(Mapping[str, Tensor]):
     @property
     def sparsity(self) -> float:
         """The pruned fraction of all parameters together: exact count / exact count."""
-        return 1 - sum(self._kept.values()) / self.numel if self.numel else 0.0
+        return _fraction(self.numel - sum(self._kept.values()), self.numel)
 
     def sparsities(self) -> dict[str, float]:
         """Return the pruned fraction of each parameter."""
-        return {name: 1 - self._kept[name] / p.numel() if p.numel() else 0.0 for name, p in self._parameters.items()}
+        return {name: _fraction(p.numel() - self._kept[name], p.numel()) for name, p in self._parameters.items()}
 
     def update(self, masks: Mapping[str, Tensor]) -> None:
         """Take new masks for the parameters named, all or none.
@@ -205,6 +205,10 @@ class MaskStore(Mapping[str, Tensor]):
             masks[name] = self._owned(name, unpack(piece, entries).view(shape))
             start += size
         return masks
+
+
+def _fraction(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
 
 
 def _checked(state: Any, shapes: Mapping[str, list[int]]) -> Tensor:

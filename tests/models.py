@@ -58,3 +58,23 @@ def assert_zero(pruner: Any, *optimizers: torch.optim.Optimizer) -> None:
             for slot, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     assert not value[gone].any(), f"{slot} of {name} revived"
+
+
+def assert_same_bits(a: Any, b: Any, path: str = "result") -> None:
+    """Same structure, same types, same bits in every tensor."""
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and a.shape == b.shape, path
+        assert torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)) if a.ndim else a == b, (
+            path
+        )
+    elif isinstance(a, dict):
+        assert list(a) == list(b), path
+        for key in a:
+            assert_same_bits(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for index, (x, y) in enumerate(zip(a, b)):
+            assert_same_bits(x, y, f"{path}[{index}]")
+    else:
+        assert a == b, path

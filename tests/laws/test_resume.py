@@ -9,6 +9,7 @@ import torch
 
 from tests.catalogue import EVENTS, OPTIMIZERS, PATTERNS, SALIENCIES, SCHEDULES
 from tests.laws import resume_run
+from tests.models import assert_same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
 SERVER = multiprocessing.get_context("forkserver")
@@ -20,23 +21,6 @@ def in_a_process(options):
     process.start()
     process.join(120)
     return process.exitcode
-
-
-def assert_same_bits(a, b, path="result"):
-    assert type(a) is type(b), path
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and a.shape == b.shape, path
-        assert torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)) if a.ndim else a == b, path
-    elif isinstance(a, dict):
-        assert list(a) == list(b), path
-        for key in a:
-            assert_same_bits(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for index, (x, y) in enumerate(zip(a, b)):
-            assert_same_bits(x, y, f"{path}[{index}]")
-    else:
-        assert a == b, path
 
 
 def assert_resumes(tmp_path, die_at, run=resume_run.run, **options):

@@ -40,7 +40,10 @@ def test_every_optimizer(row):
         train_step(model, optimizer, batch, row.notes.get("closure", False))
         assert_zero(pruner, optimizer)
     assert pruner.sparsity == pytest.approx(0.8, abs=0.02)
-    moved = [not torch.equal(before[name][m], p[m]) for (name, m), p in zip(pruner.masks.items(), pruner.masks.parameters.values())]
+    moved = [
+        not torch.equal(before[name][m], p[m])
+        for (name, m), p in zip(pruner.masks.items(), pruner.masks.parameters.values())
+    ]
     assert all(moved), "what is kept is trained"
 
 

@@ -1,0 +1,69 @@
+"""A row of the table: what was measured, what was hoped for, and whether it was met."""
+
+from __future__ import annotations
+
+import operator
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says."""
+
+    device: torch.device
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; without a target it informs and nothing more."""
+
+    what: str
+    value: float
+    unit: str
+    at_most: float | None = None
+    at_least: float | None = None
+    note: str = ""
+
+    @property
+    def target(self) -> str:
+        if self.at_most is not None:
+            return f"≤ {number(self.at_most)}"
+        return "" if self.at_least is None else f"≥ {number(self.at_least)}"
+
+    @property
+    def met(self) -> bool | None:
+        if self.at_most is not None:
+            return operator.le(self.value, self.at_most)
+        return None if self.at_least is None else operator.ge(self.value, self.at_least)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A row that cannot be measured here, and why."""
+
+    what: str
+    why: str
+
+
+def ratio_row(what: str, ratios: Sequence[float], unit: str, note: str = "", **target: float) -> Row:
+    """Return a row with the median of the rounds' ratios and, as a note, the range of the middle half."""
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 3 else (min(ratios), 0.0, max(ratios))
+    spread = f"{number(low)} to {number(high)}" if number(low) != number(high) else ""
+    return Row(what, statistics.median(ratios), unit, note="; ".join(filter(None, (spread, note))), **target)
+
+
+def number(value: float) -> str:
+    """Write a number with about three digits.
+
+    Example:
+        >>> number(1.2345), number(12.345), number(432.1), number(20)
+        ('1.23', '12.3', '432', '20')
+    """
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"

@@ -1,0 +1,97 @@
+"""Measure the package and print one table of ratios; see README.md beside this file.
+
+Speed is never asserted: the exit code is 0 also where a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import memory
+import sizes
+import steps
+import updates
+from rows import Missing, Row, Settings, number
+
+Measure = Callable[[Settings], Iterable[Row | Missing]]
+MEASURES: dict[str, Measure] = {
+    "update": updates.update,
+    "peer": updates.peer,
+    "memory": memory.memory,
+    "dtypes": updates.dtypes,
+    "scale": updates.scale,
+    "step": steps.stack_step,
+    "resnet": steps.resnet_step,
+    "checkpoint": sizes.checkpoint,
+    "import": sizes.imports,
+    "others": updates.others,
+}
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    settings = Settings(torch.device(options.device), rounds=3 if options.quick else 11)
+    chosen = {options.only: MEASURES[options.only]} if options.only else dict(MEASURES)
+    if options.billion:
+        chosen["billion"] = updates.billion
+    console, start = Console(), time.perf_counter()
+    table, missed = _table(), []
+    for name, measure in chosen.items():
+        with console.status(f"measuring {name} ..."):
+            rows = list(measure(settings))
+        for row in rows:
+            _add(table, name, row)
+            missed += [row.what.strip()] if isinstance(row, Row) and row.met is False else []
+        table.add_section()
+    console.print(table)
+    console.print(_summary(settings, missed, time.perf_counter() - start))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Speed and memory of ignite_prune as a table of ratios.")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, noisier figures")
+    parser.add_argument("--only", choices=MEASURES, metavar="NAME", help=f"one of {', '.join(MEASURES)}")
+    parser.add_argument("--billion", action="store_true", help="also update 1 billion parameters (12 GiB of memory)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
+    parser.add_argument("--threads", type=int, default=2, help="torch.set_num_threads (default 2)")
+    return parser.parse_args()
+
+
+def _table() -> Table:
+    table = Table(title="ignite_prune, measured", caption="copy: copying these weights once", caption_justify="left")
+    table.add_column("--only", style="dim", no_wrap=True)
+    table.add_column("what")
+    table.add_column("target", justify="right", no_wrap=True)
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("met?", no_wrap=True)
+    table.add_column("middle half of rounds; notes", style="dim")
+    return table
+
+
+def _add(table: Table, name: str, row: Row | Missing) -> None:
+    if isinstance(row, Missing):
+        table.add_row(name, row.what, "", "n/a", "", row.why)
+        return
+    verdict = {True: "[green]yes", False: "[bold red]missed", None: ""}[row.met]
+    table.add_row(name, row.what, row.target, f"{number(row.value)} {row.unit}", verdict, row.note)
+
+
+def _summary(settings: Settings, missed: list[str], seconds: float) -> str:
+    where = f"{settings.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    verdict = f"Missed: {'; '.join(missed)}." if missed else "Every target met."
+    return f"{verdict}\n{where}, Python {platform.python_version()}{load}; {seconds:.0f} s."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Law 8: every rank agrees, whatever data each saw."""
+
+import multiprocessing
+import os
+import socket
+
+import ignite.distributed as idist
+import pytest
+import torch
+from ignite.engine import Events, create_supervised_trainer
+from torch import nn
+
+from ignite_prune import PruneHandler, schedule
+from tests.catalogue import SALIENCIES
+from tests.models import batches, small_net
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch._dynamo", "torch.distributed", "tests.laws.test_ranks"])
+
+
+def rank_main(rank, port, row_name, answers):
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
+    )
+    torch.set_num_threads(1)
+    torch.manual_seed(100 + rank)  # each rank with a seed of its own, as data loading wants it
+    idist.initialize("gloo")
+    try:
+        answers.put((rank, scenario(rank, row_name)))
+        idist.barrier()
+    finally:
+        idist.finalize()
+
+
+def scenario(rank, row_name):
+    if row_name == "nan_on_one_rank":
+        model = small_net()
+        pruner = PruneHandler(model, saliency=lambda n, p: p.abs() / (0.0 if rank and n == "5.weight" else 1.0))
+        try:
+            pruner.step(0.5)
+        except ValueError as error:
+            return str(error), pruner.sparsity
+        return "no error", pruner.sparsity
+    if row_name == "type_error_on_one_rank":
+        pruner = PruneHandler(small_net(), generator=None)
+        if rank:
+            pruner._groups[0]["allocation"] = None  # breaks on this rank alone
+        try:
+            pruner.step(0.5)
+        except Exception as error:
+            return type(error).__name__, str(error), pruner.sparsity
+        return "no error", pruner.sparsity
+    model = small_net()
+    if row_name == "drifted":
+        with torch.no_grad():
+            model[5].weight.add_(rank * torch.randn_like(model[5].weight))
+        pruner = PruneHandler(model)
+        pruner.step(0.5)
+        return {n: m.tolist() for n, m in pruner.masks.items()}
+    parallel = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.05, momentum=0.9)
+    trainer = create_supervised_trainer(parallel, optimizer, nn.functional.cross_entropy)
+    row = next(row for row in SALIENCIES if row.name == row_name)
+    make = local_gradient if row_name == "callable" else row.make(model)
+    pruner = PruneHandler(parallel, optimizer, saliency=make, schedule=schedule.Linear(0.8, begin=0, end=8))
+    pruner.attach(trainer, Events.ITERATION_COMPLETED)
+    if row_name == "given":
+        pruner._groups[0]["saliency"].scores.update(
+            {n: s * torch.rand_like(s) for n, s in row.make(model).scores.items()}
+        )
+    trainer.run(batches(5, seed=rank), max_epochs=2)
+    for name, p in pruner.masks.parameters.items():
+        assert not p.detach()[~pruner.masks[name]].any()
+    return {n: m.tolist() for n, m in pruner.masks.items()}, pruner.sparsity
+
+
+def local_gradient(name, parameter):
+    """A data-dependent score that differs on every rank: what this rank alone saw."""
+    return torch.rand_like(parameter) * parameter.abs()
+
+
+def on_two_ranks(row_name):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    answers = SERVER.Queue()
+    ranks = [SERVER.Process(target=rank_main, args=(rank, port, row_name, answers)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    found = dict(answers.get(timeout=90) for _ in ranks)
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("row", SALIENCIES, ids=str)
+def test_masks_are_equal_bit_for_bit(row):
+    first, second = on_two_ranks(row.name)
+    assert first == second and first[1] == pytest.approx(0.8, abs=1e-3)
+
+
+def test_weights_that_drifted_apart():
+    first, second = on_two_ranks("drifted")
+    assert first == second
+
+
+def test_a_failure_on_one_rank_is_raised_on_all():
+    first, second = on_two_ranks("nan_on_one_rank")
+    assert first == second and "saliency of parameter '5.weight'" in first[0] and first[1] == 0
+    (first, text, sparsity), second = on_two_ranks("type_error_on_one_rank")
+    assert first == "ValueError" and "refused on another rank" in text and sparsity == 0
+    assert second[0] == "AttributeError" and second[-1] == 0
