@@ -47,6 +47,8 @@ def mask_picture(mask: Tensor, largest: int = 512, smallest: int = 128) -> Tenso
 def _as_tiles(mask: Tensor) -> Tensor:
     """Return the mask as float ``(rows, columns, tile height, tile width)``."""
     values = mask.detach().cpu().float()
+    if not values.numel():
+        return torch.zeros(1, 1, 1, 1)
     if values.ndim < 2:  # a strip of about square shape
         flat = values.reshape(-1)
         side = max(1, math.isqrt(max(flat.numel() - 1, 0)) + 1)

@@ -12,7 +12,7 @@ from ignite.engine import Events, create_supervised_trainer
 from ignite.handlers import Checkpoint, DiskSaver
 from torch import nn
 
-from ignite_prune import PruneEvents, PruneHandler, schedule
+from ignite_prune import PruneEvents, PruneHandler
 from tests.catalogue import EVENTS, OPTIMIZERS, PATTERNS, SALIENCIES, SCHEDULES
 from tests.models import batches, small_net
 

@@ -175,11 +175,11 @@ def test_dense_values_are_those_at_pruning_and_ride_in_the_checkpoint():
     expected = {}
     for target, batch in zip((0.2, 0.5, 0.8), batches()):
         train_step(model, optimizer, batch)
-        before = {n: m for n, m in pruner.masks.items()}
+        before = dict(pruner.masks)
         weights = {n: p.detach().clone() for n, p in pruner.masks.parameters.items()}
         pruner.step(target)
-        for n in before:
-            newly = before[n] & ~pruner.masks[n]
+        for n, mask in before.items():
+            newly = mask & ~pruner.masks[n]
             expected[n] = torch.where(newly, weights[n], expected.get(n, torch.zeros_like(weights[n])))
     other = PruneHandler(fresh, keep_dense=True)
     fresh.load_state_dict(model.state_dict())
