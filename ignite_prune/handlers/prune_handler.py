@@ -109,6 +109,7 @@ class PruneHandler:
         self._has_optimizer = bool(optimizers)
         self._progress = Progress()
         self._attachment: Attachment | None = None
+        self._name = "sparsity"
         self._finished = False
         self._told: set[str] = set()  # parameters that a warning has named
         if masks:
@@ -145,16 +146,20 @@ class PruneHandler:
 
     # Attaching
 
-    def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED) -> None:
+    def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str = "sparsity") -> None:
         """Update the masks on ``event`` of ``engine`` from now on, and publish the sparsity in ``engine.state``.
+
+        ``engine.state.sparsity`` is ``{"global": float, "<parameter>": float}``, ``engine.state.metrics["sparsity"]``
+        the global one alone.
 
         Args:
             engine: the trainer.
             event: any event, filtered too; its count (epochs, iterations) is the schedule's step. An event without a
                 count is counted here.
+            name: what the sparsity is published as; give each of several pruners on one engine its own.
 
         Raises:
-            TypeError: not an engine or not an event.
+            TypeError: not an engine, not an event, not a name.
             ValueError: attached already, finished, or an event that the engine does not know.
         """
         self._check_usable()
@@ -162,11 +167,14 @@ class PruneHandler:
             raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
         if self._attachment is not None:
             raise ValueError("This PruneHandler is attached already; detach() it first")
+        if not isinstance(name, str) or not name.isidentifier():
+            raise TypeError(f"Argument name should be a name for an attribute of engine.state, but given {name!r}")
         register(engine)
-        self._attachment = Attachment(engine, event, self._progress, self._update_at)
+        self._attachment, self._name = Attachment(engine, event, self._progress, self._update_at), name
         if not self._has_optimizer:
             self._attachment.add(Events.ITERATION_COMPLETED, self._apply_masks)
         self._enforcer.install()
+        self._enforcer.settle()
         self._publish()
 
     def detach(self) -> None:
@@ -259,8 +267,8 @@ class PruneHandler:
     def _publish(self) -> None:
         if self._attachment is not None:
             state = self._attachment.engine.state
-            state.sparsity = {"global": self.sparsity, **self._masks.sparsities()}  # type: ignore[attr-defined]
-            state.metrics["sparsity"] = self.sparsity
+            setattr(state, self._name, {"global": self.sparsity, **self._masks.sparsities()})
+            state.metrics[self._name] = self.sparsity
 
     def _check_usable(self) -> None:
         if self._finished:

@@ -1,0 +1,61 @@
+"""What a new user runs first: the example, its resume, its help, and the notebook."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def digits(*arguments, ok=True):
+    command = [sys.executable, str(ROOT / "examples" / "digits.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "110"}, check=False)
+    assert (done.returncode == 0) is ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_digits_end_to_end(tmp_path):
+    told = digits("--epochs", 4, "--output", tmp_path)
+    assert "tensorboard --logdir" in told
+    written = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert {".png", ".pt"} <= written and list(tmp_path.rglob("events.out.tfevents*"))
+    assert "90.0" in told and "compression" in told.lower()
+
+
+def test_help_and_refusals(tmp_path):
+    told = digits("--help")
+    for option in ("--sparsity", "--schedule", "--epochs", "--seed", "--resume", "--output"):
+        assert option in told
+    told = digits("--sparsity", "1.5", "--output", tmp_path, ok=False)
+    assert "Traceback" not in told and "1.5" in told
+
+
+def test_notebook(tmp_path):
+    nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    path = ROOT / "notebooks" / "01_gradual_pruning.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    client.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    assert not [cell for cell in notebook.cells if any(o.output_type == "error" for o in cell.get("outputs", []))]
+
+
+def test_readme_code_runs():
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) >= 6
+    setup = """
+import tempfile, os, torch
+from torch import nn
+os.chdir(tempfile.mkdtemp())
+torch.manual_seed(0)
+def build():
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+model = build()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+loss_fn = nn.functional.cross_entropy
+loader = [(torch.randn(8, 64), torch.randint(10, (8,))) for _ in range(4)]
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", setup + "\n".join(blocks)], check=True)
