@@ -23,14 +23,14 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def memory(settings: Settings) -> Iterator[Row | Missing]:
     what = "extra peak memory of one update, new masks included"
     if settings.device.type == "cpu" and not sys.platform.startswith("linux"):
-        yield Missing(what, "n/a: needs Linux")
+        yield Missing(what, "needs Linux")
         return
     for matrices, target in ((MATRICES, {"at_most": 0.6}), (1, {})):
         name = what if target else "  of a single matrix with as many weights"
         command = [sys.executable, __file__, str(settings.device), str(matrices), str(torch.get_num_threads())]
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
         if answer.returncode:
-            yield Missing(name, f"n/a: {answer.stderr.strip().splitlines()[-1]}")
+            yield Missing(name, f"{answer.stderr.strip().splitlines()[-1]}")
             continue
         extra, weights = map(int, answer.stdout.split())
         yield Row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -76,7 +77,7 @@ def resnet18(imagenet_stem: bool = False) -> nn.Sequential:
     widths = [64, 64, 128, 256, 512]
     blocks = [
         _Block(inputs if first else outputs, outputs, 2 if first and outputs > 64 else 1)
-        for inputs, outputs in zip(widths, widths[1:])
+        for inputs, outputs in itertools.pairwise(widths)
         for first in (True, False)
     ]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))

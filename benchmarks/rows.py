@@ -27,6 +27,7 @@ class Row:
     unit: str
     at_most: float | None = None
     at_least: float | None = None
+    half: str = ""
     note: str = ""
 
     @property
@@ -47,14 +48,16 @@ class Missing:
     """A row that cannot be measured here, and why."""
 
     what: str
-    why: str
+    note: str
 
 
 def ratio_row(what: str, ratios: Sequence[float], unit: str, note: str = "", **target: float) -> Row:
-    """Return a row with the median of the rounds' ratios and, as a note, the range of the middle half."""
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 3 else (min(ratios), 0.0, max(ratios))
-    spread = f"{number(low)} to {number(high)}" if number(low) != number(high) else ""
-    return Row(what, statistics.median(ratios), unit, note="; ".join(filter(None, (spread, note))), **target)
+    """Return a row with the median of the rounds' ratios, and the range of their middle half."""
+    low = high = ratios[0]
+    if len(ratios) > 1:
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    half = f"{number(low)} – {number(high)}" if len(ratios) > 1 else ""
+    return Row(what, statistics.median(ratios), unit, half=half, note=note, **target)
 
 
 def number(value: float) -> str:

@@ -37,7 +37,7 @@ MEASURES: dict[str, Measure] = {
 
 
 def main() -> None:
-    options = _options()
+    options, load = _options(), _load()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     settings = Settings(torch.device(options.device), rounds=3 if options.quick else 11)
@@ -49,12 +49,12 @@ def main() -> None:
     for name, measure in chosen.items():
         with console.status(f"measuring {name} ..."):
             rows = list(measure(settings))
-        for row in rows:
-            _add(table, name, row)
+        for index, row in enumerate(rows):
+            _add(table, "" if index else name, row)
             missed += [row.what.strip()] if isinstance(row, Row) and row.met is False else []
         table.add_section()
     console.print(table)
-    console.print(_summary(settings, missed, time.perf_counter() - start))
+    console.print(_summary(settings, missed, load, time.perf_counter() - start))
 
 
 def _options() -> argparse.Namespace:
@@ -68,29 +68,39 @@ def _options() -> argparse.Namespace:
 
 
 def _table() -> Table:
-    table = Table(title="ignite_prune, measured", caption="copy: copying these weights once", caption_justify="left")
-    table.add_column("--only", style="dim", no_wrap=True)
+    table = Table(title="ignite_prune, measured", caption="copy = copying these weights once", caption_justify="left")
+    table.add_column("row", style="dim", no_wrap=True)
     table.add_column("what")
     table.add_column("target", justify="right", no_wrap=True)
     table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("met?", no_wrap=True)
-    table.add_column("middle half of rounds; notes", style="dim")
+    table.add_column("half of rounds", justify="right", style="dim", no_wrap=True)
     return table
 
 
 def _add(table: Table, name: str, row: Row | Missing) -> None:
+    what = f"{row.what}\n[dim]{row.note}[/dim]" if row.note else row.what
     if isinstance(row, Missing):
-        table.add_row(name, row.what, "", "n/a", "", row.why)
+        table.add_row(name, what, "", "n/a")
         return
     verdict = {True: "[green]yes", False: "[bold red]missed", None: ""}[row.met]
-    table.add_row(name, row.what, row.target, f"{number(row.value)} {row.unit}", verdict, row.note)
+    table.add_row(name, what, row.target, f"{number(row.value)} {row.unit}", verdict, row.half)
 
 
-def _summary(settings: Settings, missed: list[str], seconds: float) -> str:
+def _load() -> float:
+    """Return how many processes want a core: before the start those are others."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def _summary(settings: Settings, missed: list[str], load: float, seconds: float) -> str:
+    verdict = f"[bold red]Missed[/]: {'; '.join(missed)}." if missed else "Every target is met."
     where = f"{settings.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    verdict = f"Missed: {'; '.join(missed)}." if missed else "Every target met."
-    return f"{verdict}\n{where}, Python {platform.python_version()}{load}; {seconds:.0f} s."
+    busy = (
+        f"\nThe machine was busy before the start (load {load:.1f}): measure again when it is quiet."
+        if load > 0.7
+        else ""
+    )
+    return f"{verdict}\n{where}, Python {platform.python_version()}; {settings.rounds} rounds, {seconds:.0f} s.{busy}"
 
 
 if __name__ == "__main__":

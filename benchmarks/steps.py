@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_, prune
 
 from clock import Contestant, race
 from ignite_prune import PruneHandler
+from ignite_prune.allocation import Uniform
 from nets import MATRICES, Stack, resnet18
 from rows import Row, Settings, ratio_row
 
@@ -22,14 +23,15 @@ def _step(model: nn.Module, inputs: Tensor, pruned: bool = False, clip: bool = F
     model = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     if pruned:
-        PruneHandler(model, optimizer).step(0.9)
+        # Uniform, as freshly drawn weights are of other sizes in other layers; what a step takes is the same.
+        PruneHandler(model, optimizer, allocation=Uniform()).step(0.9)
     return _training(model, optimizer, inputs, clip)
 
 
 def _step_with_torch(model: nn.Module, inputs: Tensor, clip: bool = False) -> Step:
     """Return the same step under torch's hooks with the masks that ours would make."""
     model, ours = copy.deepcopy(model), copy.deepcopy(model)
-    pruner = PruneHandler(ours)
+    pruner = PruneHandler(ours, allocation=Uniform())
     pruner.step(0.9)
     modules = dict(model.named_modules())
     for name, mask in pruner.masks.items():

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 from digits_report import History, report
 from ignite.engine import Engine, Events, create_supervised_evaluator, create_supervised_trainer
-from ignite.handlers import Checkpoint, DiskSaver, PiecewiseLinear, ProgressBar
+from ignite.handlers import Checkpoint, DiskSaver, PiecewiseLinear, ProgressBar, global_step_from_engine
 from ignite.handlers.tensorboard_logger import TensorboardLogger
 from ignite.metrics import Accuracy, Average
 from sklearn.datasets import load_digits
@@ -66,7 +66,8 @@ class Settings:
     seed: int
 
     def __post_init__(self) -> None:
-        bounds = {"epochs": (1, 999), "batch_size": (1, TRAINING_DIGITS), "lr": (1e-6, 1), "seed": (0, 2**32 - 1)}
+        bounds = {"sparsity": (0, 1), "lr": (1e-6, 1), "epochs": (1, 999)}
+        bounds |= {"batch_size": (1, TRAINING_DIGITS), "seed": (0, 2**32 - 1)}
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
             if not low <= value <= high:
@@ -75,7 +76,7 @@ class Settings:
             raise ValueError(
                 f"--begin, --end and --epochs should rise, but given {self.begin}, {self.end} and {self.epochs}"
             )
-        SCHEDULES[self.schedule](self)  # refuses a bad sparsity in its own words
+        SCHEDULES[self.schedule](self)  # refuses what its formula cannot reach
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ def train_sparse(
         Checkpoint.load_objects(to_load=training, checkpoint=checkpoint)
     show(trainer, "sparse", ["loss", "sparsity", "accuracy"])
     log(trainer, folder / "sparse", pruner)
-    saver = Checkpoint(training, DiskSaver(str(folder), require_empty=False), n_saved=2)
+    disk = DiskSaver(str(folder), require_empty=False)
+    saver = Checkpoint(training, disk, n_saved=2, global_step_transform=global_step_from_engine(trainer))
     trainer.add_event_handler(Events.EPOCH_COMPLETED, saver)
     if trainer.state.epoch < settings.epochs:  # run() would start a finished run anew
         trainer.run(data.train, max_epochs=settings.epochs)
@@ -220,7 +222,7 @@ def make_parser() -> Parser:
     )
     add("--epochs", type=int, default=30, help="epochs of each of the two trainings (30)")
     add("--batch-size", type=int, default=64, help=f"digits in a batch, at most {TRAINING_DIGITS} (64)")
-    add("--lr", type=float, default=3e-3, help="highest learning rate of Adam, which rises and falls (0.003)")
+    add("--lr", type=float, default=1e-2, help="highest learning rate of Adam, which rises and falls (0.01)")
     add("--seed", type=int, default=0, help="of weights, split, data order and random saliency (0)")
     add("--output", type=Path, default=Path("runs/digits"), help="where the run's folder is made (runs/digits)")
     add(
@@ -249,6 +251,8 @@ def read_checkpoint(path: Path) -> tuple[Settings, dict[str, Any]]:
     try:
         checkpoint = torch.load(path, weights_only=True)
         return Settings(**checkpoint["trainer"]["settings"]), checkpoint
+    except OSError as error:
+        raise ValueError(f"--resume: {path}: {error.strerror}") from None
     except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError):
         raise ValueError(f"--resume: {path} is not a checkpoint of this example") from None
 

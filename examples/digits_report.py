@@ -116,8 +116,8 @@ def draw_masks(figure: Any, masks: MaskStore) -> None:
     figure.suptitle("Masks: yellow kept, blue pruned; a row an output, a column an input", fontsize=12)
     for panel, row in zip(figure.subfigures(2, 1, height_ratios=(2.2, 1)), (names[:3], names[3:])):
         pictures = [mask_picture(as_sheet(masks[name])).permute(1, 2, 0).numpy() for name in row]
-        shapes = [picture.shape[1] / picture.shape[0] for picture in pictures]
-        for axes, name, picture in zip(panel.subplots(1, len(row), width_ratios=shapes), row, pictures):
+        widths = [picture.shape[1] for picture in pictures]
+        for axes, name, picture in zip(panel.subplots(1, len(row), width_ratios=widths), row, pictures):
             axes.imshow(picture, interpolation="nearest", aspect="auto")
             axes.set(xticks=[], yticks=[])
             axes.set_title(f"{layer(name)}: {masks.sparsities()[name]:.0%} pruned", fontsize=11)

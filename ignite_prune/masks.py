@@ -107,8 +107,12 @@ class MaskStore(Mapping[str, Tensor]):
         """Return the pruned fraction of each parameter."""
         return {name: _fraction(p.numel() - self._kept[name], p.numel()) for name, p in self._parameters.items()}
 
-    def update(self, masks: Mapping[str, Tensor]) -> None:
+    def update(self, masks: Mapping[str, Tensor], *, copy: bool = True) -> None:
         """Take new masks for the parameters named, all or none.
+
+        Args:
+            masks: bool tensors by name; a parameter that is not named keeps its mask.
+            copy: leave the tensors to the caller; without it they become the store's own where they fit.
 
         Raises:
             TypeError: a mask is not a bool tensor.
@@ -116,7 +120,7 @@ class MaskStore(Mapping[str, Tensor]):
         """
         for name, mask in masks.items():
             self._check(name, mask)
-        self._commit({name: self._owned(name, mask) for name, mask in masks.items()})
+        self._commit({name: self._owned(name, mask, copy) for name, mask in masks.items()})
 
     def _check(self, name: str, mask: Any) -> None:
         if name not in self._parameters:
@@ -130,11 +134,11 @@ class MaskStore(Mapping[str, Tensor]):
                 f"but given {tuple(mask.shape)}"
             )
 
-    def _owned(self, name: str, mask: Tensor) -> Tensor:
-        """Return a mask laid out in memory as its parameter is, sharing it with nobody outside."""
+    def _owned(self, name: str, mask: Tensor, copy: bool) -> Tensor:
+        """Return a mask laid out in memory as its parameter is, shared with nobody outside where it is a copy."""
         parameter = self._parameters[name]
         if mask.device == parameter.device and mask.stride() == parameter.stride():
-            return mask.detach().clone()
+            return mask.detach().clone() if copy else mask
         return torch.empty_like(parameter, dtype=torch.bool, requires_grad=False).copy_(mask)
 
     def _commit(self, masks: Mapping[str, Tensor]) -> None:
@@ -202,7 +206,7 @@ class MaskStore(Mapping[str, Tensor]):
             entries = math.prod(shape)
             size = packed_size(entries)
             piece = bits[start : start + size].to(self._parameters[name].device)
-            masks[name] = self._owned(name, unpack(piece, entries).view(shape))
+            masks[name] = self._owned(name, unpack(piece, entries).view(shape), copy=False)
             start += size
         return masks
 

@@ -21,7 +21,7 @@ from ignite_prune.masks import MaskStore
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.saliency import Magnitude, Saliency
 from ignite_prune.scorer import Scorer, scorers
-from ignite_prune.select import unwrap
+from ignite_prune.select import named_parameters, unwrap
 from ignite_prune.topk import keep_top
 
 
@@ -177,10 +177,11 @@ def prune_model(
         if group["saliency"].randomised:
             source = torch.default_generator if group["generator"] is None else group["generator"]
             group["saliency"] = group["saliency"].draw(source)
-    parameters = dict(target.named_parameters())
+    parameters = named_parameters(target)
     masks = MaskStore({name: parameters[name] for group in groups for name in group["params"]})
     for group in groups:
-        masks.update(divide(scorers(group, masks), {name: masks.pruned(name) for name in group["params"]}, group))
+        before = {name: masks.pruned(name) for name in group["params"]}
+        masks.update(divide(scorers(group, masks), before, group), copy=False)
     masks.apply_()
     warn_of_thin(masks, set())
     return masks if inplace else (target, masks)

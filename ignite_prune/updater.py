@@ -73,7 +73,7 @@ class Updater:
         for group, target in zip(self._groups, targets):
             group["sparsity"] = target
         before = {name: self._masks[name] for name in self._dense}
-        self._masks.update(planned)
+        self._masks.update(planned, copy=False)
         self._dense.remember(before, self._masks)
         self.enforce()
         self._dense.bring_back(before, self._masks)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ignite_prune.pattern.base import Pattern, both
+from ignite_prune.pattern.base import Pattern
 
 
 @dataclass(frozen=True)
@@ -33,4 +33,4 @@ class Unstructured(Pattern):
         return mask
 
     def spread(self, kept: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
-        return both(kept, mask)
+        return kept  # of what is alive, so nothing comes back
