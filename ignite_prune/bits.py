@@ -27,6 +27,14 @@ def zero_(tensor: Tensor, mask: Tensor) -> Tensor:
     return tensor
 
 
+def zero_any_(tensor: Tensor, mask: Tensor) -> None:
+    """:func:`zero_` for tensors that may be sparse, as gradients of embeddings are: only stored rows are touched."""
+    if tensor.is_sparse:
+        zero_(tensor._values(), mask[tuple(tensor._indices())])
+    else:
+        zero_(tensor, mask)
+
+
 def pack(mask: Tensor) -> Tensor:
     """Pack a bool tensor to uint8, eight entries a byte, the first in the lowest bit; on the CPU.
 

@@ -1,14 +1,15 @@
 """Zero stays zero: hooks that keep pruned gradients, weights and optimizer slots at exactly 0.
 
-The usual step costs one masked product a parameter: gradients are masked as soon as they are accumulated, while they
-are in the cache, and where gradient, slots and weight are 0 most optimizers leave them so. Tensors' version counters
-tell when anything else has written to a gradient or a weight since; only then it is masked again before the step.
+Gradients are masked as soon as they are accumulated, while they are in the cache and before anything clips them, and
+again before the step where something has written to them since; weights are masked after every step, whatever the
+optimizer or anybody did to them. Where gradient and slots are 0, most optimizers leave the slots so;
+``optimizer_state`` knows which do not.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ignite_prune.bits import zero_
+from ignite_prune.bits import zero_, zero_any_
 from ignite_prune.masks import MaskStore
-from ignite_prune.optimizer_state import Repair, holds, masks_changed, repair_after_step, zero_slots_
+from ignite_prune.optimizer_state import masks_changed, slots_to_repair, zero_slots_
+
+_PROBES = 128
 
 
 class Enforcer:
@@ -31,14 +34,13 @@ class Enforcer:
 
     def __init__(self, masks: MaskStore, optimizers: Sequence[Optimizer]) -> None:
         self._masks = masks
-        self._optimizers = {
-            optimizer: [(name, p) for name, p in masks.parameters.items() if holds(optimizer, p)]
-            for optimizer in optimizers
-        }
+        self._optimizers = list(optimizers)
+        self._names = {parameter: name for name, parameter in masks.parameters.items()}
         self._handles: list[RemovableHandle] = []
         self._hooked: dict[str, RemovableHandle] = {}
         self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}  # gradients masked, at which version
-        self._weights: dict[str, int] = {}  # versions at which weights were last seen masked
+        self._probes: dict[str, Tensor] = {}  # a few pruned positions, by name
+        self._applied = -1  # which state of the masks the slots were masked for
 
     def install(self) -> None:
         """Put the hooks on; where they are, only parameters that have become trainable since get theirs."""
@@ -50,9 +52,7 @@ class Enforcer:
                     optimizer.register_load_state_dict_post_hook(self._after_load),
                 ]
         for name, parameter in self._masks.parameters.items():
-            if parameter.requires_grad and name not in self._hooked:
-                hook = self._gradient_hook(name)
-                self._hooked[name] = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            self._hook_gradient(name, parameter)
 
     def remove(self) -> None:
         """Take every hook off."""
@@ -61,22 +61,21 @@ class Enforcer:
         self._handles.clear()
         self._hooked.clear()
         self._clean.clear()
-        self._weights.clear()
 
     def apply(self) -> None:
         """Mask weights, gradients and slots now; masks have changed."""
+        self._masks.apply_()
+        self._probes.clear()
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
-            if mask is None:
-                continue
-            self._zero_weight(name, parameter, mask)
-            if parameter.grad is not None:
+            if mask is not None and parameter.grad is not None:
                 self._zero_gradient(name, parameter.grad, mask)
-            for optimizer in self._optimizers:
-                zero_slots_(optimizer, parameter, mask, names=None)
-        if any(self._masks.flips.values()):
-            for optimizer in self._optimizers:
+        for optimizer in self._optimizers:
+            for _, parameter, mask in self._pruned(optimizer):
+                zero_slots_(optimizer, parameter, mask)
+            if any(self._masks.flips.values()):
                 masks_changed(optimizer)
+        self._applied = self._masks.changes
 
     def settle(self) -> None:
         """Mask what is not yet 0 and leave the rest untouched to the bit; a state has been loaded."""
@@ -85,7 +84,15 @@ class Enforcer:
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
             if mask is not None and bool((parameter.detach().ne(0) & ~mask).any()):
-                self._zero_weight(name, parameter, mask)
+                with torch.no_grad():
+                    zero_(parameter, mask)
+        self._probes.clear()
+        self._applied = self._masks.changes
+
+    def _hook_gradient(self, name: str, parameter: nn.Parameter) -> None:
+        if parameter.requires_grad and name not in self._hooked:
+            hook = self._gradient_hook(name)
+            self._hooked[name] = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
         def mask_gradient(parameter: Tensor) -> None:
@@ -95,48 +102,56 @@ class Enforcer:
 
         return mask_gradient
 
+    def _pruned(self, optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """The optimizer's parameters of now (groups may have been added) that have something pruned, with masks."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                name = self._names.get(parameter)
+                mask = None if name is None else self._masks.pruned(name)
+                if name is not None and mask is not None:
+                    self._hook_gradient(name, parameter)
+                    yield name, parameter, mask
+
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for name, parameter in self._optimizers[optimizer]:
-            mask = self._masks.pruned(name)
-            if mask is None:
-                continue
-            if parameter._version != self._weights.get(name):
-                self._zero_weight(name, parameter, mask)
+        if self._applied != self._masks.changes:  # the store was written to from outside
+            self.apply()
+        for name, parameter, mask in self._pruned(optimizer):
             grad = parameter.grad
-            if grad is not None and not self._is_clean(name, grad):
+            if grad is not None and not self._is_clean(name, grad, mask):
                 self._zero_gradient(name, grad, mask)
 
+    @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        repair = repair_after_step(optimizer)
-        for name, parameter in self._optimizers[optimizer]:
-            mask = self._masks.pruned(name)
-            if mask is not None and repair:
-                self._repair(optimizer, name, parameter, mask, repair)
-            self._weights[name] = parameter._version
-
-    def _repair(self, optimizer: Optimizer, name: str, parameter: nn.Parameter, mask: Tensor, repair: Repair) -> None:
-        if repair.weight:
-            self._zero_weight(name, parameter, mask)
-        zero_slots_(optimizer, parameter, mask, repair.slots)
+        for _, parameter, mask in self._pruned(optimizer):
+            zero_(parameter, mask)
+            slots = slots_to_repair(optimizer, parameter)
+            if slots != ():
+                zero_slots_(optimizer, parameter, mask, slots)
 
     def _after_load(self, optimizer: Optimizer) -> None:
-        for name, parameter in self._optimizers[optimizer]:
-            mask = self._masks.pruned(name)
-            if mask is not None:
-                zero_slots_(optimizer, parameter, mask, names=None, only_where_needed=True)
-
-    @torch.no_grad()
-    def _zero_weight(self, name: str, parameter: nn.Parameter, mask: Tensor) -> None:
-        zero_(parameter, mask)
-        self._weights[name] = parameter._version
+        for _, parameter, mask in self._pruned(optimizer):
+            zero_slots_(optimizer, parameter, mask, only_where_needed=True)
 
     def _zero_gradient(self, name: str, grad: Tensor, mask: Tensor) -> None:
-        if grad.is_sparse:  # an embedding's: rows that were looked up
-            zero_(grad._values(), mask[tuple(grad._indices())])
-        else:
-            zero_(grad, mask)
+        zero_any_(grad, mask)
         self._clean[name] = (weakref.ref(grad), grad._version)
 
-    def _is_clean(self, name: str, grad: Tensor) -> bool:
+    def _is_clean(self, name: str, grad: Tensor, mask: Tensor) -> bool:
+        """Whether nothing has written to the gradient since it was masked; if in doubt, no.
+
+        A write through ``.data`` moves no version counter, so a few pruned entries are looked at as well. On an
+        accelerator a second product costs less than an answer.
+        """
         seen, version = self._clean.get(name, (None, -1))
-        return seen is not None and seen() is grad and version == grad._version
+        if (
+            seen is None
+            or seen() is not grad
+            or version != grad._version
+            or grad.device.type != "cpu"
+            or grad.is_sparse
+        ):
+            return False
+        if name not in self._probes:
+            spread = torch.arange(0, mask.numel(), max(1, mask.numel() // _PROBES))
+            self._probes[name] = spread[~mask.take(spread)]
+        return not grad.take(self._probes[name]).any()

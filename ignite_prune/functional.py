@@ -1,10 +1,13 @@
 """Masks and pruning of single tensors: no model, no engine.
 
-``amount`` says how the result stands: an int is that many units pruned, a float that sparsity (rounded half to even),
-what ``mask`` pruned already included. An entry pruned in ``mask`` never comes back: a smaller amount changes nothing.
+``amount`` says how the result stands: an int is that many of the pattern's units pruned, a float that fraction of them
+(rounded half to even), what ``mask`` pruned already included. An entry pruned in ``mask`` never comes back: a smaller
+amount changes nothing.
 """
 
 from __future__ import annotations
+
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -60,7 +63,7 @@ def mask(
     units = pattern.count(tuple(tensor.shape))
     pruned = _pruned_units(amount, units, pattern)
     saliency = Magnitude() if scores is None else Given({"tensor": scores})
-    scorer = Scorer("tensor", tensor.detach(), saliency, pattern)
+    scorer = Scorer("tensor", tensor.detach(), saliency, pattern, mask)
     group = {"pattern": pattern, "allocation": _Exactly(units - pruned), "sparsity": 0.0}
     chosen = divide({"tensor": scorer}, {"tensor": mask}, group)
     if "tensor" in chosen:
@@ -127,8 +130,8 @@ def _check(tensor: Tensor, mask: Tensor | None, pattern: Pattern) -> None:
 
 
 def _pruned_units(amount: int | float, units: int, pattern: Pattern) -> int:
-    if isinstance(amount, int) and not isinstance(amount, bool):
+    if isinstance(amount, Integral) and not isinstance(amount, bool):
         if not 0 <= amount <= units:
             raise ValueError(f"Argument amount should be 0 to {units} units for this tensor, but given {amount}")
-        return amount
+        return int(amount)
     return round(as_unit_fraction(pattern, as_sparsity(amount, "amount")) * units)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -110,10 +110,10 @@ def as_sparsity(value: Any, argument: str = "sparsity") -> float:
         TypeError: it is not a number.
         ValueError: it is outside [0, 1], or NaN.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Argument {argument} should be a number in [0, 1], but given {value!r}")
-    if not 0 <= value <= 1 or math.isnan(value):
-        percent = f"; for {value} % write {value / 100:g}" if 1 < value <= 100 else ""
+    if not 0 <= float(value) <= 1:
+        percent = f"; for {value} % write {float(value) / 100:g}" if 1 < float(value) <= 100 else ""
         raise ValueError(f"Argument {argument} should be in [0, 1], but given {value!r}{percent}")
     return float(value)
 

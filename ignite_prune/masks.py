@@ -37,13 +37,19 @@ class MaskStore(Mapping[str, Tensor]):
     def __init__(
         self, parameters: Mapping[str, nn.Parameter] | nn.Module, masks: Mapping[str, Tensor] | None = None
     ) -> None:
-        chosen = select(parameters) if isinstance(parameters, nn.Module) else dict(parameters)
-        self._parameters: dict[str, nn.Parameter] = chosen
+        chosen = select(parameters) if isinstance(parameters, nn.Module) else parameters
+        if not isinstance(chosen, Mapping) or not all(isinstance(p, Tensor) for p in chosen.values()):
+            raise TypeError(
+                f"Argument parameters should be a model or {{name: Parameter}}, but given {type(parameters)}"
+            )
+        self._parameters: dict[str, nn.Parameter] = dict(chosen)
         self._masks: dict[str, Tensor] = {}  # only where something is pruned
         self._kept = {name: p.numel() for name, p in chosen.items()}
         self.flips: dict[str, int] = dict.fromkeys(chosen, 0)
         """How many entries of each mask the last update changed."""
-        if masks:
+        self.changes = 0
+        """How often the masks have changed."""
+        if masks is not None:
             self.update(masks)
 
     @classmethod
@@ -61,11 +67,11 @@ class MaskStore(Mapping[str, Tensor]):
         return store
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the mask of ``name``, all True where nothing is pruned."""
+        """Return a copy of the mask of ``name``, all True where nothing is pruned."""
         if name not in self._parameters:
             raise KeyError(name)
         mask = self.pruned(name)
-        return torch.ones_like(self._parameters[name], dtype=torch.bool) if mask is None else mask
+        return _all_kept(self._parameters[name]) if mask is None else mask.clone()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)
@@ -118,6 +124,8 @@ class MaskStore(Mapping[str, Tensor]):
             TypeError: a mask is not a bool tensor.
             ValueError: a mask of an unknown name or another shape.
         """
+        if not isinstance(masks, Mapping):
+            raise TypeError(f"Argument masks should be a mapping {{name: bool tensor}}, but given {type(masks)}")
         for name, mask in masks.items():
             self._check(name, mask)
         self._commit({name: self._owned(name, mask, copy) for name, mask in masks.items()})
@@ -125,8 +133,8 @@ class MaskStore(Mapping[str, Tensor]):
     def _check(self, name: str, mask: Any) -> None:
         if name not in self._parameters:
             raise ValueError(f"Argument masks: no parameter {name!r} is pruned here; {near(name, list(self))}")
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            given = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else f"{type(mask)}"
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not _is_plain(mask):
+            given = f"a {mask.layout} tensor of {mask.dtype}" if isinstance(mask, Tensor) else f"{type(mask)}"
             raise TypeError(f"The mask of {name!r} should be a tensor of torch.bool (True = kept), but given {given}")
         if mask.shape != self._parameters[name].shape:
             raise ValueError(
@@ -143,6 +151,7 @@ class MaskStore(Mapping[str, Tensor]):
 
     def _commit(self, masks: Mapping[str, Tensor]) -> None:
         counts = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
+        self.changes += 1
         self.flips = dict.fromkeys(self._parameters, 0)
         for name, mask in masks.items():
             earlier = self.pruned(name)
@@ -178,6 +187,7 @@ class MaskStore(Mapping[str, Tensor]):
         """Forget every mask: all parameters are dense."""
         self.flips = {name: p.numel() - self._kept[name] for name, p in self._parameters.items()}
         self._masks.clear()
+        self.changes += 1
         self._kept = {name: p.numel() for name, p in self._parameters.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -211,6 +221,14 @@ class MaskStore(Mapping[str, Tensor]):
         return masks
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta
+
+
+def _all_kept(parameter: Tensor) -> Tensor:
+    return torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
+
+
 def _fraction(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
@@ -230,9 +248,11 @@ def _checked(state: Any, shapes: Mapping[str, list[int]]) -> Tensor:
             + (f"; it has {extra[0]!r} ({near(extra[0], list(shapes))})" if extra else "")
         )
     for name, shape in zip(names, state["shapes"]):
-        if shape != shapes[name]:
-            raise ValueError(f"The checkpoint's mask of {name!r} has shape {shape}, but the parameter {shapes[name]}")
-    if not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or bits.ndim != 1:
+        if not isinstance(shape, list) or not all(type(size) is int for size in shape) or shape != shapes[name]:
+            raise ValueError(
+                f"The checkpoint's mask of {name!r} has shape {shape!r:.80}, but the parameter {shapes[name]}"
+            )
+    if not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or bits.ndim != 1 or not _is_plain(bits):
         raise TypeError("The mask bits of a state_dict should be a 1-D uint8 tensor")
     expected = sum(packed_size(math.prod(shape)) for shape in shapes.values())
     if bits.numel() != expected:

@@ -1,57 +1,64 @@
 """The only file that knows optimizers' slots: which hold a value per weight, and what a step does to a zero.
 
-Where gradient, slots and weight are 0, most optimizers leave all three at 0 by themselves; :data:`AFTER_STEP` says what
-is to be put right after a step of those that do not. Established by running each, see ``tests/test_optimizers.py``.
+Where gradient and slots are 0, most optimizers leave the slots at 0 by themselves; :data:`AFTER_STEP` names the slots
+of those that do not. Established by running each, see ``tests/laws/test_zero.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from ignite_prune.bits import zero_
+from ignite_prune.bits import zero_any_
 
-
-@dataclass(frozen=True)
-class Repair:
-    """What a step leaves non-zero at pruned entries: the weight, and slots by name (None: any slot)."""
-
-    weight: bool = False
-    slots: tuple[str, ...] | None = ()
-
-    def __bool__(self) -> bool:
-        return self.weight or self.slots is None or bool(self.slots)
-
-
-EVERYTHING = Repair(weight=True, slots=None)
-_NOTHING = Repair()
-AFTER_STEP = {
-    "ASGD": _NOTHING,
-    "Adadelta": _NOTHING,
-    "Adafactor": _NOTHING,
-    "Adagrad": _NOTHING,
-    "Adam": _NOTHING,
-    "AdamW": _NOTHING,
-    "Adamax": Repair(slots=("exp_inf",)),  # max(β·u, |g| + ε) makes ε of 0
-    "LBFGS": _NOTHING,
-    "Muon": Repair(weight=True),  # orthogonalising the momentum fills its zeros
-    "NAdam": _NOTHING,
-    "RAdam": _NOTHING,
-    "RMSprop": _NOTHING,
-    "Rprop": Repair(slots=("step_size",)),  # clamped to at least its minimum
-    "SGD": _NOTHING,
-    "SparseAdam": _NOTHING,
+AFTER_STEP: dict[str, tuple[str, ...]] = {
+    "ASGD": (),
+    "Adadelta": (),
+    "Adafactor": (),
+    "Adagrad": (),
+    "Adam": (),
+    "AdamW": (),
+    "Adamax": ("exp_inf",),  # max(β·u, |g| + ε) makes ε of 0
+    "LBFGS": (),
+    "Muon": (),
+    "NAdam": (),
+    "RAdam": (),
+    "RMSprop": (),
+    "Rprop": ("step_size",),  # clamped to at least its minimum
+    "SGD": (),
+    "SparseAdam": (),
 }
 _COUNTERS = {"step", "eta", "mu", "mu_product"}  # one number a parameter, also where the parameter is one number
+_REFUSED = {"ZeroRedundancyOptimizer"}  # shards its slots over ranks, out of sight
 
 
-def repair_after_step(optimizer: Optimizer) -> Repair:
-    """Return what to put right after a step: the table's word for torch's own, everything for one not known."""
+def check_known(optimizer: Optimizer) -> None:
+    """Raise where an optimizer's slots cannot be reached.
+
+    Raises:
+        ValueError: names the optimizer.
+    """
+    kind = type(optimizer).__name__
+    if kind in _REFUSED:
+        raise ValueError(
+            f"Argument optimizer: {kind} keeps its state out of reach, so pruned entries of it would live on"
+        )
+
+
+def slots_to_repair(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[str, ...] | None:
+    """Return the slots that a step leaves non-zero at pruned entries; None, all, where that is not known.
+
+    An ε that is 0 in the parameter's type (1e-8 in float16) makes 0/0 of a pruned entry, so there nothing is known.
+    """
     kind = type(optimizer)
-    return AFTER_STEP.get(kind.__name__, EVERYTHING) if kind.__module__.startswith("torch.optim.") else EVERYTHING
+    known = kind.__module__.startswith("torch.optim.") and kind.__name__ in AFTER_STEP
+    eps = optimizer.defaults.get("eps")
+    if not known or (isinstance(eps, float | int) and eps < torch.finfo(parameter.dtype).tiny):
+        return None
+    return AFTER_STEP[kind.__name__]
 
 
 def holds(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
@@ -63,7 +70,7 @@ def zero_slots_(
     optimizer: Optimizer,
     parameter: nn.Parameter,
     mask: Tensor,
-    names: tuple[str, ...] | None,
+    names: tuple[str, ...] | None = None,
     only_where_needed: bool = False,
 ) -> None:
     """Make the pruned entries of the parameter's slots exactly 0: those in ``names``, or all.
@@ -72,8 +79,8 @@ def zero_slots_(
     """
     for name, slot in _slots(optimizer, parameter):
         wanted = names is None or name in names
-        if wanted and (not only_where_needed or bool((slot.ne(0) & ~mask).any())):
-            zero_(slot, mask)
+        if wanted and (not only_where_needed or slot.is_sparse or bool((slot.ne(0) & ~mask).any())):
+            zero_any_(slot, mask)
 
 
 def _slots(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:

@@ -139,7 +139,8 @@ def prune_model(
         pattern: which entries go together.
         allocation: how the sparsity is divided over each group's parameters.
         exclude: rules for what to leave alone.
-        generator: for random saliencies; None draws from torch's default generator.
+        generator: for random saliencies; None draws from torch's default generator (under several ranks, give each
+            the same).
         data: batches, for saliencies that gather evidence; none here needs them.
         loss_fn: likewise.
         inplace: prune ``model`` itself; otherwise a deep copy.

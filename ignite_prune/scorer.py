@@ -17,10 +17,10 @@ Average = Callable[[Tensor], Tensor]
 """Takes this rank's scores and returns the mean over all ranks'."""
 
 
-def scorers(group: Group, masks: MaskStore, average: Average | None = None) -> dict[str, Scorer]:
+def scorers(group: Group, masks: MaskStore) -> dict[str, Scorer]:
     """Return a scorer for each parameter of a group, whose randomness has been drawn."""
     return {
-        name: Scorer(name, masks.parameters[name], group["saliency"], group["pattern"], average)
+        name: Scorer(name, masks.parameters[name], group["saliency"], group["pattern"], masks.pruned(name))
         for name in group["params"]
     }
 
@@ -33,67 +33,83 @@ class Scorer:
         parameter: the parameter, any shape.
         saliency: the formula.
         pattern: tells whether one score a unit will do.
-        average: makes data-dependent scores the same on every rank.
+        mask: the mask so far; scores of entries that are gone may be anything.
     """
 
     def __init__(
-        self, name: str, parameter: Tensor, saliency: Saliency, pattern: Pattern, average: Average | None = None
+        self, name: str, parameter: Tensor, saliency: Saliency, pattern: Pattern, mask: Tensor | None = None
     ) -> None:
         self.name = name
         self.shape = tuple(parameter.shape)
-        self._parameter = parameter
-        self._saliency = saliency
-        self._pattern = pattern
-        self._average = average
-        self._held: Tensor | None = None
+        self.held: Tensor | None = None
+        """Scores that were asked for once; None where they can be computed anew or were not needed."""
+        self._parameter, self._saliency, self._pattern, self._mask = parameter, saliency, pattern, mask
         self._checked = False
 
-    @torch.no_grad()
+    def ask(self) -> None:
+        """Ask for scores that depend on data; others are computed when they are needed.
+
+        Raises:
+            TypeError, ValueError: scores of the wrong type or shape; or whatever the saliency raises.
+        """
+        if self._saliency.data_dependent and self.held is None:
+            self.held = self._computed().to(self._parameter.device, copy=True)
+
+    def average(self, average: Average) -> None:
+        """Make scores that depend on data the mean of every rank's."""
+        if self.held is not None:
+            self.held = average(self.held)
+
     def scores(self) -> Tensor:
-        """Return the scores, float32 or float64, of the parameter's shape or 1-D with one a unit."""
-        if self._held is not None:
-            return self._held
-        scores = self._saliency(self.name, self._parameter)
-        if not self._checked:
-            self._check_form(scores)
-        if scores.dtype not in (torch.float32, torch.float64):
-            scores = scores.float() if scores.dtype.itemsize < 4 and scores.is_floating_point() else scores.double()
-        if self._saliency.data_dependent:
-            scores = scores.to(self._parameter.device)
-            self._held = scores = scores.clone() if self._average is None else self._average(scores)
+        """Return the scores, float32 or float64, of the parameter's shape or 1-D with one a unit.
+
+        Raises:
+            NonFiniteSaliency: one is NaN or infinite.
+            TypeError, ValueError: see :meth:`ask`.
+        """
+        self.ask()
+        scores = self._computed() if self.held is None else self.held
         if not self._checked:
             self._check_finite(scores)
             self._checked = True
         return scores
 
-    @property
-    def held(self) -> Tensor | None:
-        """The scores that were asked for once, None where they can be computed anew or were not needed."""
-        return self._held
-
     def units(self, mask: Tensor | None) -> Tensor:
         """Return the units' scores."""
         scores = self.scores()
-        return scores if self._by_unit(scores) else self._pattern.group(scores, mask)
+        if self._is_by_unit(scores):
+            return scores
+        try:
+            return self._pattern.group(scores, mask)
+        except ValueError as error:
+            raise ValueError(f"The saliency of parameter {self.name!r}: {error}") from None
 
     def spreading(self) -> Tensor:
         """Return what :meth:`Pattern.spread` reads: the scores, or for scores by unit just the parameter's shape."""
         if self._pattern.streams:
             return self._parameter
         scores = self.scores()
-        return self._parameter.detach() if self._by_unit(scores) else scores
+        return self._parameter.detach() if self._is_by_unit(scores) else scores
 
-    def _by_unit(self, scores: Tensor) -> bool:
+    def _computed(self) -> Tensor:
+        scores = self._saliency(self.name, self._parameter)
+        if not self._checked:
+            self._check_form(scores)
+        scores = scores.detach()
+        if scores.dtype in (torch.float32, torch.float64):
+            return scores
+        return scores.float() if scores.is_floating_point() else scores.double()
+
+    def _is_by_unit(self, scores: Tensor) -> bool:
         return tuple(scores.shape) != self.shape
 
     def _check_form(self, scores: Any) -> None:
-        if not isinstance(scores, Tensor) or scores.is_complex():
+        if not isinstance(scores, Tensor) or scores.is_complex() or scores.layout != torch.strided:
             raise TypeError(
-                f"The saliency of parameter {self.name!r} should be a real Tensor, but given {scores!r:.80}"
+                f"The saliency of parameter {self.name!r} should be a real dense Tensor, but given {scores!r:.80}"
             )
         shape = tuple(scores.shape)
-        whole = self._pattern.share == 1 and not self._pattern.streams and len(self.shape) > 1
-        by_unit = (self._pattern.count(self.shape),) if whole else None
+        by_unit = (self._pattern.count(self.shape),) if self._pattern.by_unit else None
         if shape not in (self.shape, by_unit):
             also = f", or {by_unit}, one a unit" if by_unit else ""
             raise ValueError(
@@ -101,9 +117,13 @@ class Scorer:
             )
 
     def _check_finite(self, scores: Tensor) -> None:
-        if scores.numel() and not all(torch.isfinite(edge) for edge in scores.aminmax()):
-            count = int((~scores.isfinite()).sum())
+        if not scores.numel() or all(torch.isfinite(edge) for edge in scores.aminmax()):
+            return
+        bad = ~scores.isfinite()
+        if self._mask is not None and not self._is_by_unit(scores):
+            bad &= self._mask  # 0/0 at what is pruned already harms nobody
+        if bad.any():
             raise NonFiniteSaliency(
-                f"The saliency of parameter {self.name!r} has {count} of {scores.numel()} values that are NaN or "
-                "infinite; nothing was pruned. Has training diverged?"
+                f"The saliency of parameter {self.name!r} has {int(bad.sum())} of {scores.numel()} values that are NaN "
+                "or infinite; nothing was pruned. Has training diverged?"
             )

@@ -66,13 +66,13 @@ def _cut(
     threshold = _order_statistic(scores, alive, total, total - keep)
     masks = []
     for score, living_here in zip(scores, alive):
-        mask = score() > threshold
+        mask = _exact(score(), threshold) > threshold
         masks.append(mask if living_here is None else mask.logical_and_(living_here))
     left = keep - sum(_counts(masks))
     for score, living_here, mask in zip(scores, alive, masks):
         if left <= 0:
             break
-        ties = score() == threshold
+        ties = _exact(score(), threshold) == threshold
         if living_here is not None:
             ties &= living_here
         left -= _add_first(mask, ties, left)
@@ -90,6 +90,12 @@ def _add_first(mask: Tensor, ties: Tensor, most: int) -> int:
     return min(count, most)
 
 
+def _exact(values: Tensor, threshold: float) -> Tensor:
+    """Return ``values`` in a type that holds ``threshold``: float32 scores may compete with float64 ones."""
+    held = torch.tensor(threshold, dtype=values.dtype).item() == threshold
+    return values if held else values.double()
+
+
 def _counts(masks: Iterable[Tensor]) -> list[int]:
     return [int(count) for count in [mask.count_nonzero() for mask in masks]]
 
@@ -102,7 +108,7 @@ def _order_statistic(
         low, high = _bracket(scores, alive, total, rank, spread)
         above_low, inside = 0, []
         for score, living_here in zip(scores, alive):
-            values = score()
+            values = _exact(_exact(score(), low), high)
             above = values > low
             if living_here is not None:
                 above &= living_here
@@ -122,7 +128,7 @@ def _is_at(scores: Sequence[Callable[[], Tensor]], alive: Sequence[Tensor | None
     """Whether ``value`` is the ``rank``-th smallest living score: the ties of a bracket's edge."""
     below = equal = 0
     for score, living_here in zip(scores, alive):
-        values = score() if living_here is None else score()[living_here]
+        values = _exact(score() if living_here is None else score()[living_here], value)
         below += int((values < value).count_nonzero())
         equal += int((values == value).count_nonzero())
     return below < rank <= below + equal

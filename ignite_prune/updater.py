@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,14 @@ from ignite_prune.groups import Group, as_unit_fraction
 from ignite_prune.masks import MaskStore
 from ignite_prune.prune import divide
 from ignite_prune.saliency import Saliency
-from ignite_prune.scorer import Average, scorers
+from ignite_prune.scorer import Scorer, scorers
+
+
+class Ranks(Protocol):
+    """What several ranks need of a plan."""
+
+    def average(self, scorers: Sequence[Scorer]) -> None:
+        """Ask every rank's scorers and average them, or raise on all ranks where one cannot."""
 
 
 class Updater:
@@ -35,31 +42,44 @@ class Updater:
             if group["saliency"].randomised and group["generator"] is None:
                 group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
 
-    def plan(self, targets: Sequence[float], average: Average | None = None) -> dict[str, Tensor]:
+    def plan(self, targets: Sequence[float], ranks: Ranks | None = None) -> dict[str, Tensor]:
         """Return the masks that bring each group to its target; generators have moved on.
+
+        Args:
+            targets: a sparsity for each group.
+            ranks: makes every rank plan the same; None where there is one.
 
         Raises:
             TypeError, ValueError: see :func:`ignite_prune.prune.divide`; nothing has changed, no generator either.
         """
-        states = self.generator_states()
-        drawn, held = list(self._drawn), dict(self._held)
-        planned: dict[str, Tensor] = {}
+        states, drawn = self.generator_states(), list(self._drawn)
         try:
-            for index, (group, target) in enumerate(zip(self._groups, targets)):
+            for index, group in enumerate(self._groups):
                 if group["saliency"].randomised:
                     drawn[index] = group["saliency"].draw(group["generator"])
-                aimed = {**group, "sparsity": target, "saliency": drawn[index] or group["saliency"]}
-                lifted = self._lifted(group, target)
-                before = {name: None if lifted else self._masks.pruned(name) for name in group["params"]}
-                asked = scorers(aimed, self._masks, average)
-                if lifted:
-                    planned |= {name: torch.ones_like(self._masks[name]) for name in before}
-                planned |= divide(asked, before, aimed)
-                held |= {name: scorer.held for name, scorer in asked.items() if scorer.held is not None}
+            asked = [self._scorers(group, target, dice) for group, target, dice in zip(self._groups, targets, drawn)]
+            if ranks is not None:
+                ranks.average([scorer for group in asked for scorer in group.values()])
+            planned: dict[str, Tensor] = {}
+            for group, target, group_scorers in zip(self._groups, targets, asked):
+                planned |= self._divide(group, target, group_scorers)
         except Exception:
             self.set_generator_states(states)
             raise
-        self._drawn, self._held = drawn, held
+        self._drawn = drawn
+        self._held |= {s.name: s.held for group in asked for s in group.values() if s.held is not None}
+        return planned
+
+    def _scorers(self, group: Group, target: float, dice: Saliency | None) -> dict[str, Scorer]:
+        return scorers({**group, "sparsity": target, "saliency": dice or group["saliency"]}, self._masks)
+
+    def _divide(self, group: Group, target: float, asked: Mapping[str, Scorer]) -> dict[str, Tensor]:
+        lifted = self._lifted(group, target)
+        before = {name: None if lifted else self._masks.pruned(name) for name in group["params"]}
+        planned = divide(asked, before, {**group, "sparsity": target})
+        if lifted:
+            dense = {name: torch.ones_like(self._masks[name]) for name in before}
+            return dense | planned
         return planned
 
     @staticmethod
@@ -72,7 +92,7 @@ class Updater:
         """Take planned masks: store, weights, gradients, optimizer slots and the groups' ``"sparsity"``."""
         for group, target in zip(self._groups, targets):
             group["sparsity"] = target
-        before = {name: self._masks[name] for name in self._dense}
+        before = {name: self._masks[name] for name in self._dense}  # copies
         self._masks.update(planned, copy=False)
         self._dense.remember(before, self._masks)
         self.enforce()

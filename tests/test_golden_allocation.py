@@ -58,6 +58,7 @@ def weight_index(model, weight):
     return next(name.split(".")[0] for name, p in model.named_parameters() if p is weight)
 
 
+@pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
 @pytest.mark.parametrize("key", keys(FILE, "lamp_mlp_s", "_mask0") + keys(FILE, "lamp_conv_s", "_mask0"))
 def test_lamp_masks(key):
     which, s = re.fullmatch(r"lamp_(\w+)_s([\d.]+)_mask0", key).groups()

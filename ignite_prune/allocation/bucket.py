@@ -15,7 +15,8 @@ from ignite_prune.allocation.base import Allocation, Layer, Pool, kept
 class Bucket(Allocation):
     """Of all parameters together, prune the least units as long as their scores add up to at most ``budget``.
 
-    The target sparsity is only a ceiling: use ``sparsity=1.0``, or leave it out of ``prune_model``.
+    Each update has the whole budget, over what is left. The target sparsity is only a ceiling: use ``sparsity=1.0``, or
+    leave it out of ``prune_model``.
 
     Args:
         budget: what may be lost, in the saliency's unit; with ``relative=True`` a fraction of the scores' sum.

@@ -38,6 +38,8 @@ def _normalised(layer: Layer) -> Callable[[], Tensor]:
 
 def lamp_scores(scores: Tensor, alive: Tensor | None = None) -> Tensor:
     """Return the LAMP score of every unit, float64, in the shape of ``scores``; units not ``alive`` weigh nothing."""
+    if bool(((scores < 0) if alive is None else (scores < 0) & alive).any()):
+        raise ValueError("LAMP needs scores of at least 0, as it squares them, but some are negative")
     squares = scores.double().square()
     if alive is not None:
         squares = squares.masked_fill(~alive, 0)

@@ -19,6 +19,7 @@ class StdThreshold(Allocation):
     (deepstruct's "distributed"). With a number, the threshold decides (Han's quality parameter, 0.25 is common for
     LeNet) and the target is only a ceiling: use ``sparsity=1.0``, or leave it out of ``prune_model``.
 
+    At every update the deviation is taken anew over the units that are left, so with a number pruning goes on at each.
     The standard deviation is the weights' own, zero mean: :math:`\sqrt{\overline{s^2}}` over the units' scores that are
     left, which for magnitudes is the deviation of weights centred on 0.
 
@@ -35,7 +36,8 @@ class StdThreshold(Allocation):
     q: float | None = None
 
     def __post_init__(self) -> None:
-        if self.q is not None and not 0 <= self.q < math.inf:
+        number = isinstance(self.q, (int, float)) and not isinstance(self.q, bool)
+        if self.q is not None and (not number or not 0 <= self.q < math.inf):
             raise ValueError(f"Argument q should be a finite number of at least 0 or None, but given {self.q!r}")
 
     @property

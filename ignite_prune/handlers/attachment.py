@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ignite.engine import CallableEventWithFilter, Engine, Events, EventsList, State
 
 AnyEvent = Events | CallableEventWithFilter | EventsList
+Update = Callable[[int, Callable[[], None]], None]
+_NAMES: WeakKeyDictionary[Engine, set[str]] = WeakKeyDictionary()  # what each engine's pruners publish as
 _CAUGHT_UP = {Events.EPOCH_COMPLETED, Events.ITERATION_COMPLETED}
 
 
@@ -44,8 +47,12 @@ class Progress:
             raise TypeError("The progress of a pruner's state_dict should be a mapping with 'done', 'last' and 'since'")
         done, last, since = dict(state["done"]), state.get("last"), state.get("since")
         whole = [*done.values(), last, 0 if since is None else since]
-        if not all(type(number) is int for number in whole) or not all(isinstance(name, str) for name in done):
-            raise TypeError("The progress of a pruner's state_dict should hold whole numbers by event name")
+        if not all(type(number) is int and 0 <= number < 2**62 for number in whole) or not all(
+            isinstance(name, str) for name in done
+        ):
+            raise TypeError(
+                "The progress of a pruner's state_dict should hold whole numbers of at least 0 by event name"
+            )
         return cls(done, last, since, loaded=True)  # type: ignore[arg-type]
 
 
@@ -59,15 +66,19 @@ class Attachment:
         engine: the trainer.
         event: one event or several (``|``) that count in one unit, filtered or not.
         progress: shared with the owner, who keeps it in checkpoints.
-        update: called with the step.
+        update: called with the step and what to call when the masks have changed: before anything else hears of it, so
+            that a checkpoint written by the update's own event holds it.
+
+        name: what the owner publishes as in ``engine.state``.
 
     Raises:
-        TypeError: ``event`` is not an event.
-        ValueError: the engine does not know it, or several events count in different units.
+        TypeError: ``event`` is not an event, or ``name`` not a name.
+        ValueError: the engine does not know the event, several events count in different units, the name is taken.
     """
 
-    def __init__(self, engine: Engine, event: AnyEvent, progress: Progress, update: Callable[[int], None]) -> None:
+    def __init__(self, engine: Engine, event: AnyEvent, progress: Progress, update: Update, name: str) -> None:
         self.engine = engine
+        self.name = _checked_name(engine, name)
         self._progress = progress
         self._update = update
         self._events = _as_list(event)
@@ -79,6 +90,7 @@ class Attachment:
         except Exception:
             self.remove()
             raise
+        _NAMES.setdefault(engine, set()).add(name)
 
     def add(self, event: Any, handler: Callable[..., None], *args: Any) -> None:
         """Add a handler that :meth:`remove` takes off again."""
@@ -92,6 +104,7 @@ class Attachment:
             if self.engine.has_event_handler(handler, event):
                 self.engine.remove_event_handler(handler, event)
         self._handlers.clear()
+        _NAMES.get(self.engine, set()).discard(self.name)
 
     def _on_started(self, engine: Engine) -> None:
         progress, iteration = self._progress, engine.state.iteration
@@ -127,15 +140,24 @@ class Attachment:
             self._do(engine, event, count)
 
     def _do(self, engine: Engine, event: Any, count: int) -> None:
-        before = (dict(self._progress.done), self._progress.last)
-        # First, so that a checkpoint written by an update's own event holds it.
+        self._update(count, lambda: self._has_done(engine, event, count))
+
+    def _has_done(self, engine: Engine, event: Any, count: int) -> None:
         self._progress.done[_name(event)] = count
         self._progress.last = engine.state.iteration
-        try:
-            self._update(count)
-        except Exception:
-            self._progress.done, self._progress.last = before
-            raise
+
+
+def _checked_name(engine: Engine, name: Any) -> str:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise TypeError(f"Argument name should be a name for an attribute of engine.state, but given {name!r}")
+    if name in vars(State()):
+        raise ValueError(f"Argument name: engine.state.{name} is Ignite's own; take another name")
+    if name in _NAMES.get(engine, ()):
+        raise ValueError(
+            f"Another PruneHandler publishes engine.state.{name} on this engine; give this one a name of its own: "
+            'attach(engine, event, name="...")'
+        )
+    return name
 
 
 def _as_list(event: Any) -> list[Any]:

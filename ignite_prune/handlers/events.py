@@ -23,5 +23,7 @@ def register(engine: Engine) -> None:
 def fire(engine: Engine, event: PruneEvents) -> None:
     """Fire ``event`` and leave no trace: Checkpoint names its files by the engine's last event."""
     last = engine.last_event_name
-    engine.fire_event(event)
-    engine.last_event_name = last
+    try:
+        engine.fire_event(event)
+    finally:
+        engine.last_event_name = last

@@ -23,9 +23,10 @@ from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.events import PruneEvents, fire, register
 from ignite_prune.handlers.state import VERSION, PrunerState
 from ignite_prune.masks import MaskStore
-from ignite_prune.optimizer_state import holds
+from ignite_prune.optimizer_state import check_known, holds
 from ignite_prune.prune import warn_of_thin
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
+from ignite_prune.schedule.base import check_steps
 from ignite_prune.select import named_parameters, unwrap
 from ignite_prune.updater import Updater
 
@@ -84,7 +85,7 @@ class PruneHandler:
         generator: torch.Generator | None = None,
         masks: Mapping[str, Tensor] | None = None,
     ) -> None:
-        model = unwrap(model)
+        model = self._model = unwrap(model)
         optimizers = _as_optimizers(optimizer)
         self._groups = build(
             model,
@@ -109,10 +110,9 @@ class PruneHandler:
         self._has_optimizer = bool(optimizers)
         self._progress = Progress()
         self._attachment: Attachment | None = None
-        self._name = "sparsity"
         self._finished = False
         self._told: set[str] = set()  # parameters that a warning has named
-        if masks:
+        if masks is not None:
             self._dense.remember({}, self._masks)
             self._updater.enforce()
 
@@ -160,17 +160,17 @@ class PruneHandler:
 
         Raises:
             TypeError: not an engine, not an event, not a name.
-            ValueError: attached already, finished, or an event that the engine does not know.
+            ValueError: attached already, finished, an event that the engine does not know, a name that is taken, or
+                parameters of the model that have been replaced.
         """
         self._check_usable()
         if not isinstance(engine, Engine):
             raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
         if self._attachment is not None:
             raise ValueError("This PruneHandler is attached already; detach() it first")
-        if not isinstance(name, str) or not name.isidentifier():
-            raise TypeError(f"Argument name should be a name for an attribute of engine.state, but given {name!r}")
+        self._check_parameters()
         register(engine)
-        self._attachment, self._name = Attachment(engine, event, self._progress, self._update_at), name
+        self._attachment = Attachment(engine, event, self._progress, self._update_at, name)
         if not self._has_optimizer:
             self._attachment.add(Events.ITERATION_COMPLETED, self._apply_masks)
         self._enforcer.install()
@@ -203,6 +203,7 @@ class PruneHandler:
         elif at is not None:
             if all(group["schedule"] is None for group in self._groups):
                 raise ValueError("step(at=...) needs a schedule, but this PruneHandler was given none")
+            check_steps(at=at)
             targets = self._scheduled(at)
         else:
             targets = [as_sparsity(group["sparsity"]) for group in self._groups]
@@ -232,11 +233,11 @@ class PruneHandler:
         self.detach()
         self._finished = True
 
-    def _update_at(self, step: int) -> None:
+    def _update_at(self, step: int, done: Callable[[], None]) -> None:
         assert self._attachment is not None
         engine = self._attachment.engine
         try:
-            self._update(self._scheduled(step))
+            self._update(self._scheduled(step), done)
         except NonFiniteSaliency as error:
             if not engine.should_terminate:
                 raise
@@ -248,14 +249,16 @@ class PruneHandler:
             for group in self._groups
         ]
 
-    def _update(self, targets: Sequence[float]) -> None:
-        """Plan all groups, on every rank alike, then commit; whatever raises, nothing has changed."""
+    def _update(self, targets: Sequence[float], done: Callable[[], None] = lambda: None) -> None:
+        """Plan all groups, on every rank alike, then commit; where planning raises, nothing has changed."""
+        self._check_parameters()
         self._updater.check(targets)
         if ranks.several():
-            planned = ranks.agree(lambda: self._updater.plan(targets, ranks.average), self._masks)
+            planned = ranks.agree(lambda: self._updater.plan(targets, ranks), self._masks)
         else:
             planned = self._updater.plan(targets)
         self._updater.commit(planned, targets)
+        done()
         self._publish()
         if self._attachment is not None:
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
@@ -267,8 +270,18 @@ class PruneHandler:
     def _publish(self) -> None:
         if self._attachment is not None:
             state = self._attachment.engine.state
-            setattr(state, self._name, {"global": self.sparsity, **self._masks.sparsities()})
-            state.metrics[self._name] = self.sparsity
+            setattr(state, self._attachment.name, {"global": self.sparsity, **self._masks.sparsities()})
+            state.metrics[self._attachment.name] = self.sparsity
+
+    def _check_parameters(self) -> None:
+        """Raise where the model has other parameter objects by now than those the masks lie over."""
+        now = named_parameters(self._model)
+        replaced = [name for name, parameter in self._masks.parameters.items() if now.get(name) is not parameter]
+        if replaced:
+            raise ValueError(
+                f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged, "
+                "or a state_dict loaded with assign=True); make a new PruneHandler, with masks=pruner.masks"
+            )
 
     def _check_usable(self) -> None:
         if self._finished:
@@ -300,6 +313,7 @@ class PruneHandler:
             ValueError: of other parameters, shapes or groups, of a later version, damaged, or this one is finished.
         """
         self._check_usable()
+        self._check_parameters()
         state = PrunerState.checked(state_dict, self._groups)
         masks = self._masks.unpacked(state.masks)
         dense = self._dense.unpacked(state.dense, masks)
@@ -322,6 +336,8 @@ def _as_optimizers(optimizer: Any) -> list[Optimizer]:
             "Argument optimizer should be a torch.optim.Optimizer, a sequence of them or None, "
             f"but given {optimizer!r:.80}"
         )
+    for each in listed:
+        check_known(each)
     return list(listed)
 
 

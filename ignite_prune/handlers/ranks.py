@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import ignite.distributed as idist
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ignite_prune.bits import pack, packed_size, unpack
 from ignite_prune.masks import MaskStore
+from ignite_prune.scorer import Scorer
 
 
 def several() -> bool:
@@ -18,10 +20,37 @@ def several() -> bool:
     return idist.get_world_size() > 1
 
 
-def average(scores: Tensor) -> Tensor:
-    """Return the mean of every rank's scores."""
-    total = cast(Tensor, idist.all_reduce(scores.clone()))
-    return total / idist.get_world_size()
+def average(scorers: Sequence[Scorer]) -> None:
+    """Ask every rank's scorers, and make scores that depend on data the mean of all ranks'.
+
+    Raises:
+        ValueError: a rank's saliency failed, or gave other shapes than another's; on all ranks.
+    """
+    error: Exception | None = None
+    try:
+        for scorer in scorers:
+            scorer.ask()
+    except Exception as raised:  # told to the others first: none must wait for this rank
+        error = raised
+    _agree_on(error)
+    held = [scorer.held for scorer in scorers if scorer.held is not None]
+    _agree_on_forms([(tuple(scores.shape), scores.dtype) for scores in held])
+    for scorer in scorers:
+        scorer.average(lambda scores: cast(Tensor, idist.all_reduce(scores)) / idist.get_world_size())
+
+
+def _agree_on(error: Exception | None) -> None:
+    failed = idist.all_reduce(int(error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise ValueError("The mask update was refused on another rank; nothing was pruned on this one")
+
+
+def _agree_on_forms(forms: Sequence[object]) -> None:
+    mine = zlib.crc32(repr(forms).encode())
+    if idist.all_reduce(mine, op="MAX") != idist.all_reduce(mine, op="MIN"):
+        raise ValueError(f"The saliency gave other shapes or types on another rank; on this one {forms}")
 
 
 def agree(plan: Callable[[], dict[str, Tensor]], masks: MaskStore) -> dict[str, Tensor]:
@@ -36,13 +65,9 @@ def agree(plan: Callable[[], dict[str, Tensor]], masks: MaskStore) -> dict[str, 
     planned: dict[str, Tensor] = {}
     try:
         planned = plan()
-    except Exception as raised:  # told to the others first: none must wait for this rank
+    except Exception as raised:
         error = raised
-    failed = idist.all_reduce(float(error is not None))
-    if error is not None:
-        raise error
-    if failed:
-        raise ValueError("The mask update was refused on another rank; nothing was pruned on this one")
+    _agree_on(error)
     return _of_rank_0(planned, masks)
 
 

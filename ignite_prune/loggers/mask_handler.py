@@ -7,9 +7,11 @@ from typing import Any
 
 from ignite.engine import Engine
 from ignite.handlers.tensorboard_logger import TensorboardLogger
+from torch import Tensor
 
 from ignite_prune.handlers import PruneHandler
 from ignite_prune.loggers.picture import mask_picture
+from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.select import near
 
 
@@ -30,8 +32,8 @@ class MaskHandler:
         global_step_transform: ``(engine, event_name) -> int``; None takes the event's own count.
 
     Raises:
-        TypeError: ``pruner`` is not a PruneHandler.
-        ValueError: a name in ``whitelist`` that is not pruned.
+        TypeError: ``pruner`` is not a PruneHandler, ``global_step_transform`` not a function.
+        ValueError: ``max_pixels`` below 8; a name in ``whitelist`` that is not pruned.
 
     Example:
         >>> # tb_logger = TensorboardLogger(log_dir="runs/demo")
@@ -60,6 +62,10 @@ class MaskHandler:
         self._prefix = f"{tag}/" if tag else ""
         self._pictures, self._histograms = pictures, histograms
         self._names = list(pruner.masks) if whitelist is None else list(whitelist)
+        if type(max_pixels) is not int or max_pixels < 8:
+            raise ValueError(f"Argument max_pixels should be a whole number of at least 8, but given {max_pixels!r}")
+        if global_step_transform is not None and not callable(global_step_transform):
+            raise TypeError(f"Argument global_step_transform should be a function, but given {global_step_transform!r}")
         self._max_pixels = max_pixels
         self._step = global_step_transform
 
@@ -79,12 +85,21 @@ class MaskHandler:
         if self._histograms:
             self._log_histograms(writer, step)
 
+    def _scores(self) -> dict[str, Tensor]:
+        """The saliencies; none where they are not finite, as logging must not end a run."""
+        try:
+            return self._pruner.scores()
+        except NonFiniteSaliency:
+            return {}
+
     def _log_histograms(self, writer: Any, step: int) -> None:
-        masks, scores = self._pruner.masks, self._pruner.scores()
+        masks, scores = self._pruner.masks, self._scores()
         for name in self._names:
             mask = masks[name]
             weights = masks.parameters[name].detach()[mask]
-            score = scores[name][mask] if scores[name].shape == mask.shape else scores[name]
-            for kind, values in (("saliency", score), ("weights", weights.abs() if weights.is_complex() else weights)):
-                if values.numel():
+            shown = {"weights": weights.abs() if weights.is_complex() else weights}
+            if name in scores:
+                shown["saliency"] = scores[name][mask] if scores[name].shape == mask.shape else scores[name]
+            for kind, values in shown.items():
+                if values.isfinite().all() and values.numel():
                     writer.add_histogram(f"{self._prefix}{kind}/{name}", values.float().cpu().numpy(), step)

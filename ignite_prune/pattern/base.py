@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 
@@ -17,9 +18,11 @@ class Pattern(ABC):
 
     Attributes:
         streams: units are the entries themselves, so scores may be computed again rather than held.
+        by_unit: a saliency may give one score a unit, 1-D, instead of one an entry.
     """
 
     streams: ClassVar[bool] = False
+    by_unit: ClassVar[bool] = False
 
     @property
     def share(self) -> float:
@@ -47,11 +50,25 @@ class Pattern(ABC):
         """Return the entries' mask from the units' (bool, True = kept); entries pruned in ``mask`` stay pruned."""
 
 
+def norms(slices: Tensor, order: float) -> Tensor:
+    """Return the norm of each row in float64, where squares neither overflow nor vanish.
+
+    Raises:
+        ValueError: a score is negative: a norm would turn it round.
+    """
+    if slices.numel() and slices.min() < 0:
+        raise ValueError(
+            "a norm needs scores of at least 0, but some are negative; take their abs(), or give one score a unit"
+        )
+    norm: Tensor = torch.linalg.vector_norm(slices, ord=order, dim=1, dtype=torch.float64)
+    return norm
+
+
 def both(mask: Tensor, earlier: Tensor | None) -> Tensor:
     """Keep what both masks keep."""
     return mask if earlier is None else mask & earlier
 
 
-def living(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Give entries that are gone the score 0, so that they count for nothing in their unit."""
-    return scores if mask is None else scores.masked_fill(~mask, 0)
+def living(scores: Tensor, mask: Tensor | None, gone: float = 0.0) -> Tensor:
+    """Give entries that are pruned already the score ``gone``, with which they count for nothing in their unit."""
+    return scores if mask is None else scores.masked_fill(~mask, gone)

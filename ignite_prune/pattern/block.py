@@ -77,7 +77,8 @@ class Block(Pattern):
         return tensor.permute(*range(0, 2 * n, 2), *range(1, 2 * n, 2)).flatten(n)
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        return _REDUCE[self.reduce](self._blocks(living(scores, mask)))
+        gone = -torch.inf if self.reduce == "max" else 0.0
+        return _REDUCE[self.reduce](self._blocks(living(scores, mask, gone)))
 
     def alive(self, mask: Tensor) -> Tensor:
         return self._blocks(mask).any(-1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from ignite_prune.pattern.base import Pattern, both, living
+from ignite_prune.pattern.base import Pattern, both, living, norms
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Channel(Pattern):
     Example:
         >>> import torch
         >>> Channel(dim=0, norm=1).group(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), None)
-        tensor([3., 1.])
+        tensor([3., 1.], dtype=torch.float64)
 
     References:
         Li, Kadav, Durdanovic, Samet, Graf, "Pruning filters for efficient ConvNets", 2016, arXiv 1608.08710.
@@ -38,6 +38,7 @@ class Channel(Pattern):
 
     dim: int | tuple[int, ...] = 0
     norm: float = 2
+    by_unit: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         dims = (self.dim,) if isinstance(self.dim, int) else self.dim
@@ -64,8 +65,7 @@ class Channel(Pattern):
         return math.prod(shape[dim] for dim in self._dims(len(shape)))
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(self._slices(living(scores, mask)), ord=self.norm, dim=1)
-        return norm
+        return norms(self._slices(living(scores, mask)), self.norm)
 
     def alive(self, mask: Tensor) -> Tensor:
         return self._slices(mask).any(1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ignite_prune.pattern.base import Pattern, both, living
+from ignite_prune.pattern.base import Pattern, both, living, norms
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Head(Pattern):
     dim: int = 0
     parts: int = 1
     norm: float = 2
+    by_unit: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("size", "dim", "parts"):
@@ -61,12 +63,11 @@ class Head(Pattern):
 
     def _heads(self, tensor: Tensor) -> Tensor:
         """A view ``(heads, entries of a head)``."""
-        rows = torch.unflatten(tensor.movedim(self.dim, 0), 0, (self.parts, -1, self.size))
+        rows: Tensor = torch.unflatten(tensor.movedim(self.dim, 0), 0, (self.parts, -1, self.size))
         return rows.movedim(1, 0).flatten(1)
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(self._heads(living(scores, mask)), ord=self.norm, dim=1)
-        return norm
+        return norms(self._heads(living(scores, mask)), self.norm)
 
     def alive(self, mask: Tensor) -> Tensor:
         return self._heads(mask).any(1)

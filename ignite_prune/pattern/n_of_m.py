@@ -68,7 +68,7 @@ class NofM(Pattern):
         return torch.unflatten(tensor.movedim(self.dim, -1), -1, (-1, self.of))
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        groups = self._groups(_gone_first(scores, mask)).topk(self.of - self.keep, dim=-1, largest=False).values
+        groups = self._groups(living(scores, mask, -torch.inf)).topk(self.of - self.keep, dim=-1, largest=False).values
         return groups.masked_fill(groups == -torch.inf, 0).sum(-1)
 
     def alive(self, mask: Tensor) -> Tensor:
@@ -76,13 +76,9 @@ class NofM(Pattern):
 
     def spread(self, kept: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
         # Stable and descending: among equals the earlier entry stays.
-        order = self._groups(_gone_first(scores, mask)).sort(dim=-1, descending=True, stable=True).indices
+        order = self._groups(living(scores, mask, -torch.inf)).sort(dim=-1, descending=True, stable=True).indices
         best = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
         best.scatter_(-1, order[..., : self.keep], True)
         if mask is not None:  # a group that is done keeps what it has
             kept = kept | ~self.alive(mask)
         return both((best | kept.unsqueeze(-1)).flatten(-2).movedim(-1, self.dim), mask)
-
-
-def _gone_first(scores: Tensor, mask: Tensor | None) -> Tensor:
-    return living(scores, mask) if mask is None else scores.masked_fill(~mask, -torch.inf)

@@ -40,4 +40,6 @@ class Magnitude(Saliency):
 
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
         size = parameter.detach().abs()
-        return size if self.p == 1 else size.pow(self.p)
+        if self.p == 1:
+            return size
+        return (size.float() if size.dtype.itemsize < 4 else size).pow(self.p)  # half has no room for squares

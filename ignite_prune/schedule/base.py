@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -103,19 +104,19 @@ class Ramp(Schedule):
 
 def check_sparsity(name: str, value: object) -> None:
     """Raise unless ``value`` is a number in [0, 1]; NaN is not."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Argument {name} should be a sparsity, a number in [0, 1], but given {value!r}")
-    if not 0 <= value <= 1:
-        percent = f"; for {value} % write {value / 100:g}" if 1 < value <= 100 else ""
+    if not 0 <= float(value) <= 1:
+        percent = f"; for {value} % write {float(value) / 100:g}" if 1 < float(value) <= 100 else ""
         raise ValueError(f"Argument {name} should be a sparsity in [0, 1], but given {value!r}{percent}")
 
 
 def check_steps(**steps: object) -> None:
     """Raise unless the steps are finite numbers of at least 0 in rising order."""
     for name, step in steps.items():
-        if isinstance(step, bool) or not isinstance(step, (int, float)):
+        if isinstance(step, bool) or not isinstance(step, Real):
             raise TypeError(f"Argument {name} should be a step, a number of at least 0, but given {step!r}")
-        if not 0 <= step < math.inf:
+        if not 0 <= float(step) < math.inf:
             raise ValueError(f"Argument {name} should be a finite step of at least 0, but given {step!r}")
     pairs = list(steps.items())
     for (low, a), (high, b) in pairwise(pairs):

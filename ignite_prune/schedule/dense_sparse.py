@@ -14,7 +14,8 @@ class DenseSparse(Ramp):
 
     Up to ``begin`` it is ``initial``; then ``sparse`` steps of ``final``, ``dense`` steps of ``initial`` and so on;
     from ``end`` on it is ``final``. In a dense phase the masks are lifted and the pruned weights train again (from 0,
-    or from their old values with ``keep_dense=True``); at each sparse phase they are chosen anew.
+    or from their old values with ``keep_dense=True``); at each sparse phase they are chosen anew. Masks
+    that were given at the start are lifted with the others.
 
     Args:
         final: sparsity of the sparse phases and at the end.

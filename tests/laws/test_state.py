@@ -85,7 +85,7 @@ def spoiled():
         (edit("sparsities", value=[float("nan")]), ValueError, r"in \[0, 1\], but given nan"),
         (edit("sparsities", value=[0.1, 0.2]), ValueError, r"should have 1 groups"),
         (edit("progress", value={}), TypeError, r"progress"),
-        (edit("progress", "done", value={"EPOCH_COMPLETED": "3"}), TypeError, r"whole numbers by event name"),
+        (edit("progress", "done", value={"EPOCH_COMPLETED": "3"}), TypeError, r"of at least 0 by event name"),
         (edit("progress", "last", value=None), TypeError, r"whole numbers"),
         (edit("generators", 0, value=None), ValueError, r"both have a generator"),
         (edit("generators", 0, value=torch.zeros(3, dtype=torch.uint8)), ValueError, r"generator state is damaged"),
