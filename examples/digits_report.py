@@ -72,7 +72,7 @@ def draw(dense: History, sparse: History, masks: MaskStore, path: Path) -> None:
     figure = plt.figure(figsize=(13, 6.4), layout="constrained")
     figure.suptitle(
         f"{masks.sparsity:.0%} of the weights pruned while training: "
-        f"{sparse[-1]['accuracy']:.1%} right, {dense[-1]['accuracy']:.1%} dense",
+        f"accuracy {sparse[-1]['accuracy']:.1%}, dense {dense[-1]['accuracy']:.1%}",
         fontsize=15,
     )
     curves, maps = figure.subfigures(1, 2, width_ratios=(1, 1.1), wspace=0.04)
@@ -91,36 +91,43 @@ def draw_accuracy(axes: Axes, dense: History, sparse: History) -> None:
     for history, label, colour, marker in ((dense, "dense", DENSE, "s"), (sparse, "sparse", SPARSE, "o")):
         accuracies = [100 * entry["accuracy"] for entry in history]
         axes.plot(range(1, len(history) + 1), accuracies, color=colour, marker=marker, ms=4, lw=2, label=label)
-    settled = [100 * entry["accuracy"] for history in (dense, sparse) for entry in history[len(history) // 10 :]]
-    axes.set(title="Accuracy on unseen digits", ylabel="accuracy (%)", ylim=(max(0, min(settled) - 1), 100.3))
+    settled = min(100 * entry["accuracy"] for history in (dense, sparse) for entry in history[len(history) // 10 :])
+    axes.set(title="Accuracy on unseen digits", ylabel="accuracy (%)", ylim=(max(0, min(95, settled - 1)), 100.3))
     axes.legend(loc="lower right")
 
 
 def draw_sparsity(axes: Axes, sparse: History) -> None:
     epochs = range(len(sparse) + 1)
-    height = -8.0  # of the last layer's name; the next goes at least a line above it
-    for name, last in sorted(sparse[-1]["sparsity"].items(), key=lambda item: item[1]):
+    height = 110.0  # of the last layer's name; the next goes at least a line below it
+    for name, last in sorted(sparse[-1]["sparsity"].items(), key=lambda item: -item[1]):
         values = [0.0] + [100 * entry["sparsity"][name] for entry in sparse]
         if name == "global":
             axes.plot(epochs, values, color=SPARSE, lw=2.5, marker="o", ms=4, zorder=3, label="all together")
         else:
-            height = max(height + 8, 100 * last)
+            height = min(height - 7, 100 * last)
             axes.plot(epochs, values, color=LAYER, lw=1.2)
-            axes.annotate(layer(name), (epochs[-1], height), (6, 0), textcoords="offset points", va="center")
+            axes.annotate(
+                layer(name),
+                (epochs[-1], height),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                annotation_clip=False,
+            )
     axes.set(title="Sparsity", xlabel="epoch", ylabel="sparsity (%)", ylim=(-3, 103))
     axes.legend(loc="lower right")
 
 
 def draw_masks(figure: Any, masks: MaskStore) -> None:
     names = list(masks)
-    figure.suptitle("Masks: yellow kept, blue pruned; a row an output, a column an input", fontsize=12)
+    figure.suptitle("Masks: yellow kept, blue pruned", fontsize=12)
     for panel, row in zip(figure.subfigures(2, 1, height_ratios=(2.2, 1)), (names[:3], names[3:])):
         pictures = [mask_picture(as_sheet(masks[name])).permute(1, 2, 0).numpy() for name in row]
         widths = [picture.shape[1] for picture in pictures]
         for axes, name, picture in zip(panel.subplots(1, len(row), width_ratios=widths), row, pictures):
             axes.imshow(picture, interpolation="nearest", aspect="auto")
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{layer(name)}: {masks.sparsities()[name]:.0%} pruned", fontsize=11)
+            axes.set_title(f"{layer(name)}\n{masks.sparsities()[name]:.0%} pruned", fontsize=10.5)
 
 
 def as_sheet(mask: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ of those that do not. Established by running each, see ``tests/laws/test_zero.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +36,39 @@ _COUNTERS = {"step", "eta", "mu", "mu_product"}  # one number a parameter, also 
 _REFUSED = {"ZeroRedundancyOptimizer"}  # shards its slots over ranks, out of sight
 
 
-def check_known(optimizer: Optimizer) -> None:
-    """Raise where an optimizer's slots cannot be reached.
+def as_optimizers(optimizer: Any) -> list[Optimizer]:
+    """Return one optimizer, several or None as a list.
 
     Raises:
-        ValueError: names the optimizer.
+        TypeError: something else.
+        ValueError: an optimizer whose slots cannot be reached; names it.
     """
-    kind = type(optimizer).__name__
-    if kind in _REFUSED:
+    listed = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    if not isinstance(listed, Sequence) or not all(isinstance(each, Optimizer) for each in listed):
+        raise TypeError(
+            "Argument optimizer should be a torch.optim.Optimizer, a sequence of them or None, "
+            f"but given {optimizer!r:.80}"
+        )
+    for kind in (type(each).__name__ for each in listed):
+        if kind in _REFUSED:
+            raise ValueError(
+                f"Argument optimizer: {kind} keeps its state out of reach, so pruned entries of it would live on"
+            )
+    return list(listed)
+
+
+def check_held(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]) -> None:
+    """Raise where there are optimizers and none of them holds a parameter that is trained.
+
+    Raises:
+        ValueError: names the parameters.
+    """
+    held = {parameter for each in optimizers for group in each.param_groups for parameter in group["params"]}
+    loose = [name for name, parameter in parameters.items() if parameter.requires_grad and parameter not in held]
+    if optimizers and loose:
         raise ValueError(
-            f"Argument optimizer: {kind} keeps its state out of reach, so pruned entries of it would live on"
+            f"Argument optimizer does not hold {len(loose)} of the parameters to prune: {', '.join(loose[:5])}"
+            f"{', ...' if len(loose) > 5 else ''}; give every optimizer that trains them, freeze them, or use exclude="
         )
 
 
@@ -59,11 +83,6 @@ def slots_to_repair(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[str,
     if not known or (isinstance(eps, float | int) and eps < torch.finfo(parameter.dtype).tiny):
         return None
     return AFTER_STEP[kind.__name__]
-
-
-def holds(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
-    """Whether the optimizer trains the parameter."""
-    return any(parameter is held for group in optimizer.param_groups for held in group["params"])
 
 
 def zero_slots_(

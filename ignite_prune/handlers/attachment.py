@@ -68,7 +68,6 @@ class Attachment:
         progress: shared with the owner, who keeps it in checkpoints.
         update: called with the step and what to call when the masks have changed: before anything else hears of it, so
             that a checkpoint written by the update's own event holds it.
-
         name: what the owner publishes as in ``engine.state``.
 
     Raises:
@@ -121,10 +120,8 @@ class Attachment:
     def _catch_up(self, engine: Engine, event: Any) -> None:
         if event in State.event_to_attr and (event in _CAUGHT_UP or not _is_ignites(event)):
             count = _count(engine, event)
-            if event == Events.EPOCH_COMPLETED and engine.state.epoch_length:
-                count = min(
-                    count, engine.state.iteration // engine.state.epoch_length
-                )  # an epoch cut short is not done
+            if event == Events.EPOCH_COMPLETED and engine.state.epoch_length:  # an epoch cut short is not done
+                count = min(count, engine.state.iteration // engine.state.epoch_length)
             due = not isinstance(event, CallableEventWithFilter) or event.filter is None or event.filter(engine, count)
             if due and count > self._progress.done.get(_name(event), 0):
                 self._do(engine, event, count)

@@ -23,7 +23,7 @@ from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.events import PruneEvents, fire, register
 from ignite_prune.handlers.state import VERSION, PrunerState
 from ignite_prune.masks import MaskStore
-from ignite_prune.optimizer_state import check_known, holds
+from ignite_prune.optimizer_state import as_optimizers, check_held
 from ignite_prune.prune import warn_of_thin
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
 from ignite_prune.schedule.base import check_steps
@@ -86,7 +86,7 @@ class PruneHandler:
         masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         model = self._model = unwrap(model)
-        optimizers = _as_optimizers(optimizer)
+        optimizers = as_optimizers(optimizer)
         self._groups = build(
             model,
             params,
@@ -101,7 +101,7 @@ class PruneHandler:
         )
         everything = named_parameters(model)
         chosen = {name: everything[name] for group in self._groups for name in group["params"]}
-        _check_held(chosen, optimizers)
+        check_held(chosen, optimizers)
         self._masks = MaskStore(chosen, masks)
         remembered = [name for group in self._groups if group["keep_dense"] for name in group["params"]]
         self._dense = DenseValues({name: chosen[name] for name in remembered})
@@ -327,26 +327,3 @@ class PruneHandler:
         self._enforcer.install()
         self._enforcer.settle()
         self._publish()
-
-
-def _as_optimizers(optimizer: Any) -> list[Optimizer]:
-    listed = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer
-    if not isinstance(listed, Sequence) or not all(isinstance(each, Optimizer) for each in listed):
-        raise TypeError(
-            "Argument optimizer should be a torch.optim.Optimizer, a sequence of them or None, "
-            f"but given {optimizer!r:.80}"
-        )
-    for each in listed:
-        check_known(each)
-    return list(listed)
-
-
-def _check_held(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]) -> None:
-    if not optimizers:
-        return
-    loose = [n for n, p in parameters.items() if p.requires_grad and not any(holds(each, p) for each in optimizers)]
-    if loose:
-        raise ValueError(
-            f"Argument optimizer does not hold {len(loose)} of the parameters to prune: {', '.join(loose[:5])}"
-            f"{', ...' if len(loose) > 5 else ''}; give every optimizer that trains them, freeze them, or use exclude="
-        )
