@@ -87,9 +87,9 @@ def update(settings: Settings) -> Iterator[Row]:
 
 
 def peer(settings: Settings) -> Iterator[Row]:
-    stack = Stack(MATRICES, settings.device)
+    stack, theirs = Stack(MATRICES, settings.device), Stack(MATRICES, settings.device)  # torch renames its weights
     ours = Update(stack)
-    modules = [(layer, "weight") for layer in stack.layers]
+    modules = [(layer, "weight") for layer in theirs.layers]
 
     def with_torch() -> None:
         prune.global_unstructured(modules, prune.L1Unstructured, amount=SPARSITY)
@@ -98,7 +98,7 @@ def peer(settings: Settings) -> Iterator[Row]:
         for layer, name in modules:
             if prune.is_pruned(layer):
                 prune.remove(layer, name)
-        stack.copy()
+        theirs.copy()
 
     contestants = {
         "copy": Contestant(stack.copy, times=5),
@@ -111,7 +111,6 @@ def peer(settings: Settings) -> Iterator[Row]:
     copies = f"torch takes {times.median('torch') / times.median('copy'):.0f} copies"
     what = "  faster than torch's global_unstructured, dense → 90 %"
     yield ratio_row(what, times.ratios("torch", "ours"), "×", copies, at_least=40)
-    plain_again()
 
 
 def dtypes(settings: Settings) -> Iterator[Row]:

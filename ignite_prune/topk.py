@@ -1,14 +1,14 @@
 """The exact top-k of many tensors as one, without gathering them.
 
-A sample brackets the threshold, one pass counts and collects the few scores inside the bracket, their order statistic
-is the threshold, and a last pass cuts. Ties at the threshold go to the lowest positions. Beyond the masks it needs one
+A sample brackets the threshold, one pass masks what lies above the bracket and collects the few candidates inside it,
+and the least of those are taken out of the masks. Ties go to the lowest positions. Beyond the masks it needs one
 tensor's scores at a time and about one score in a hundred.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,7 +44,9 @@ def keep_top(
     free = list(range(len(scores)))
     while free:
         cut = _cut([scores[i] for i in free], [alive[i] for i in free], [living[i] for i in free], keep)
-        short = [i for i, mask in zip(free, cut) if floors and int(mask.count_nonzero()) < min(floors[i], living[i])]
+        short = [
+            i for i, mask in zip(free, cut) if any(floors) and int(mask.count_nonzero()) < min(floors[i], living[i])
+        ]
         if not short:
             masks |= zip(free, cut)
             break
@@ -63,65 +65,72 @@ def _cut(
         return [torch.ones_like(s(), dtype=torch.bool) if a is None else a.clone() for s, a in zip(scores, alive)]
     if keep <= 0:
         return [torch.zeros_like(s(), dtype=torch.bool) for s in scores]
-    threshold = _order_statistic(scores, alive, total, total - keep)
-    masks = []
-    for score, living_here in zip(scores, alive):
-        mask = _exact(score(), threshold) > threshold
-        masks.append(mask if living_here is None else mask.logical_and_(living_here))
-    left = keep - sum(_counts(masks))
-    for score, living_here, mask in zip(scores, alive, masks):
-        if left <= 0:
-            break
-        ties = _exact(score(), threshold) == threshold
+    rank = total - keep
+    for spread in (4.0, 40.0, math.inf):  # a sample that misses is widened; at last everything is a candidate
+        low, high = _bracket(scores, alive, total, rank, spread)
+        passes = [_Pass(score(), living_here, low, high) for score, living_here in zip(scores, alive)]
+        more = rank - (total - sum(each.above for each in passes))  # to drop among the candidates
+        if 0 < more <= sum(each.values.numel() for each in passes):
+            _drop_least(passes, more)
+            return [each.mask for each in passes]
+        for edge in (low, high):
+            if _is_at(scores, alive, edge, rank):
+                return _cut_at(scores, alive, edge, keep)
+    raise AssertionError("the widest bracket holds every score")  # pragma: no cover
+
+
+class _Pass:
+    """One tensor's mask of all that lies above a bracket, and the candidates inside it.
+
+    Attributes:
+        mask: what lies above ``low``, of the scores' shape, contiguous.
+        above: how many those are.
+        places, values: flat indices and scores of those below ``high``.
+    """
+
+    def __init__(self, scores: Tensor, alive: Tensor | None, low: float, high: float) -> None:
+        flat = _exact(_exact(scores.reshape(-1), low), high)
+        above = flat > low
+        if alive is not None:
+            above &= alive.reshape(-1)
+        self.mask = above.view(scores.shape)
+        self.above = int(above.count_nonzero())
+        self.places = (flat < high).logical_and_(above).nonzero().squeeze(1)
+        self.values = flat[self.places]
+
+
+def _drop_least(passes: Sequence[_Pass], count: int) -> None:
+    """Take the ``count`` least candidates out of the masks; of equal ones the last."""
+    device = passes[0].values.device
+    values = torch.cat([each.values.to(device) for each in passes])
+    threshold = values.kthvalue(count).values
+    drop = values < threshold
+    ties = (values == threshold).nonzero().squeeze(1)
+    drop[ties[ties.numel() - (count - int(drop.count_nonzero())) :]] = True
+    for each, gone in zip(passes, torch.split(drop, [each.values.numel() for each in passes])):
+        each.mask.view(-1)[each.places[gone.to(each.places.device)]] = False
+
+
+def _cut_at(
+    scores: Sequence[Callable[[], Tensor]], alive: Sequence[Tensor | None], threshold: float, keep: int
+) -> list[Tensor]:
+    """Keep what lies above ``threshold`` and the first of what lies on it: the ties of a bracket's edge."""
+    passes = [_Pass(score(), living_here, threshold, threshold) for score, living_here in zip(scores, alive)]
+    left = keep - sum(each.above for each in passes)
+    for score, living_here, each in zip(scores, alive, passes):
+        ties = _exact(score().reshape(-1), threshold) == threshold
         if living_here is not None:
-            ties &= living_here
-        left -= _add_first(mask, ties, left)
-    return masks
-
-
-def _add_first(mask: Tensor, ties: Tensor, most: int) -> int:
-    """Set in ``mask`` the first ``most`` entries of ``ties``; return how many there were to set."""
-    count = int(ties.count_nonzero())
-    if count > most:
-        first = ties.flatten().nonzero().squeeze(1)[:most]
-        ties = torch.zeros_like(ties, memory_format=torch.contiguous_format)
-        ties.view(-1)[first] = True
-    mask |= ties
-    return min(count, most)
+            ties &= living_here.reshape(-1)
+        first = ties.nonzero().squeeze(1)[: max(left, 0)]
+        each.mask.view(-1)[first] = True
+        left -= first.numel()
+    return [each.mask for each in passes]
 
 
 def _exact(values: Tensor, threshold: float) -> Tensor:
     """Return ``values`` in a type that holds ``threshold``: float32 scores may compete with float64 ones."""
     held = torch.tensor(threshold, dtype=values.dtype).item() == threshold
     return values if held else values.double()
-
-
-def _counts(masks: Iterable[Tensor]) -> list[int]:
-    return [int(count) for count in [mask.count_nonzero() for mask in masks]]
-
-
-def _order_statistic(
-    scores: Sequence[Callable[[], Tensor]], alive: Sequence[Tensor | None], total: int, rank: int
-) -> float:
-    """Return the ``rank``-th smallest living score, 1 ≤ rank ≤ total."""
-    for spread in (4.0, 40.0, math.inf):  # a sample that misses is widened; at last everything is collected
-        low, high = _bracket(scores, alive, total, rank, spread)
-        above_low, inside = 0, []
-        for score, living_here in zip(scores, alive):
-            values = _exact(_exact(score(), low), high)
-            above = values > low
-            if living_here is not None:
-                above &= living_here
-            above_low += int(above.count_nonzero())
-            inside.append(values[above.logical_and_(values < high)])
-        candidates = torch.cat([values.to(inside[0].device) for values in inside])
-        at_most_low = total - above_low
-        if at_most_low < rank <= at_most_low + candidates.numel():
-            return float(candidates.kthvalue(rank - at_most_low).values)
-        for edge in (low, high):
-            if _is_at(scores, alive, edge, rank):
-                return edge
-    raise AssertionError("the widest bracket holds every score")  # pragma: no cover
 
 
 def _is_at(scores: Sequence[Callable[[], Tensor]], alive: Sequence[Tensor | None], value: float, rank: int) -> bool:
