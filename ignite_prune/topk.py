@@ -118,10 +118,12 @@ def _cut_at(
     passes = [_Pass(score(), living_here, threshold, threshold) for score, living_here in zip(scores, alive)]
     left = keep - sum(each.above for each in passes)
     for score, living_here, each in zip(scores, alive, passes):
+        if left <= 0:
+            break
         ties = _exact(score().reshape(-1), threshold) == threshold
         if living_here is not None:
             ties &= living_here.reshape(-1)
-        first = ties.nonzero().squeeze(1)[: max(left, 0)]
+        first = ties.nonzero().squeeze(1)[:left]
         each.mask.view(-1)[first] = True
         left -= first.numel()
     return [each.mask for each in passes]
