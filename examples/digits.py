@@ -160,6 +160,8 @@ def log(trainer: Engine, folder: Path, pruner: PruneHandler | None) -> None:
     logger.attach_output_handler(trainer, Events.EPOCH_COMPLETED, tag="epoch", metric_names=["accuracy", "loss"])
     if pruner is not None:
         logger.attach(trainer, MaskHandler(pruner), Events.EPOCH_COMPLETED)
+    # On disk before the epoch's checkpoint is, so that a killed run's curves have no gap either.
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: logger.writer.flush())
     trainer.add_event_handler(Events.COMPLETED, lambda _: logger.close())
 
 

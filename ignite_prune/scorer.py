@@ -61,7 +61,7 @@ class Scorer:
             self.held = average(self.held)
 
     def scores(self) -> Tensor:
-        """Return the scores, float32 or float64, of the parameter's shape or 1-D with one a unit.
+        """Return the scores, floating point, of the parameter's shape or 1-D with one a unit.
 
         Raises:
             NonFiniteSaliency: one is NaN or infinite.
@@ -96,9 +96,10 @@ class Scorer:
         if not self._checked:
             self._check_form(scores)
         scores = scores.detach()
-        if scores.dtype in (torch.float32, torch.float64):
-            return scores
-        return scores.float() if scores.is_floating_point() else scores.double()
+        if not scores.is_floating_point():
+            return scores.double()
+        # Half is only compared where entries are units; sums and norms want room.
+        return scores if scores.itemsize >= 4 or self._pattern.streams else scores.float()
 
     def _is_by_unit(self, scores: Tensor) -> bool:
         return tuple(scores.shape) != self.shape

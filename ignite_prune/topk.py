@@ -68,14 +68,14 @@ def _cut(
     rank = total - keep
     for spread in (4.0, 40.0, math.inf):  # a sample that misses is widened; at last everything is a candidate
         low, high = _bracket(scores, alive, total, rank, spread)
-        passes = [_Pass(score(), living_here, low, high) for score, living_here in zip(scores, alive)]
+        passes = _passes(scores, alive, living, low, high)
         more = rank - (total - sum(each.above for each in passes))  # to drop among the candidates
         if 0 < more <= sum(each.values.numel() for each in passes):
             _drop_least(passes, more)
             return [each.mask for each in passes]
         for edge in (low, high):
             if _is_at(scores, alive, edge, rank):
-                return _cut_at(scores, alive, edge, keep)
+                return _cut_at(scores, alive, living, edge, keep)
     raise AssertionError("the widest bracket holds every score")  # pragma: no cover
 
 
@@ -88,15 +88,29 @@ class _Pass:
         places, values: flat indices and scores of those below ``high``.
     """
 
-    def __init__(self, scores: Tensor, alive: Tensor | None, low: float, high: float) -> None:
+    def __init__(self, scores: Tensor, alive: Tensor | None, above: Tensor, low: float, high: float) -> None:
         flat = _exact(_exact(scores.reshape(-1), low), high)
-        above = flat > low
+        above = torch.gt(
+            flat, low, out=above if above.device == flat.device else torch.empty_like(above, device=flat.device)
+        )
         if alive is not None:
             above &= alive.reshape(-1)
         self.mask = above.view(scores.shape)
         self.above = int(above.count_nonzero())
         self.places = (flat < high).logical_and_(above).nonzero().squeeze(1)
-        self.values = flat[self.places]
+        self.values = flat[self.places].float() if flat.itemsize < 4 else flat[self.places]
+
+
+def _passes(
+    scores: Sequence[Callable[[], Tensor]],
+    alive: Sequence[Tensor | None],
+    living: Sequence[int],
+    low: float,
+    high: float,
+) -> list[_Pass]:
+    # All masks first: between the passes' short-lived tensors they would leave holes that nothing else fits.
+    empty = [torch.empty(n if a is None else a.numel(), dtype=torch.bool) for a, n in zip(alive, living)]
+    return [_Pass(score(), a, mask, low, high) for score, a, mask in zip(scores, alive, empty)]
 
 
 def _drop_least(passes: Sequence[_Pass], count: int) -> None:
@@ -112,10 +126,14 @@ def _drop_least(passes: Sequence[_Pass], count: int) -> None:
 
 
 def _cut_at(
-    scores: Sequence[Callable[[], Tensor]], alive: Sequence[Tensor | None], threshold: float, keep: int
+    scores: Sequence[Callable[[], Tensor]],
+    alive: Sequence[Tensor | None],
+    living: Sequence[int],
+    threshold: float,
+    keep: int,
 ) -> list[Tensor]:
     """Keep what lies above ``threshold`` and the first of what lies on it: the ties of a bracket's edge."""
-    passes = [_Pass(score(), living_here, threshold, threshold) for score, living_here in zip(scores, alive)]
+    passes = _passes(scores, alive, living, threshold, threshold)
     left = keep - sum(each.above for each in passes)
     for score, living_here, each in zip(scores, alive, passes):
         if left <= 0:
@@ -156,7 +174,9 @@ def _bracket(
     for score, living_here in zip(scores, alive):
         values = score().reshape(-1)[::stride].clone()  # not a view, which would hold all the scores
         picked.append(values if living_here is None else values[living_here.reshape(-1)[::stride]])
-    sample = torch.cat([values.to(picked[0].device) for values in picked])
+    sample = torch.cat(
+        [values.to(picked[0].device, torch.promote_types(values.dtype, torch.float32)) for values in picked]
+    )
     n, p = sample.numel(), rank / total
     margin = spread * math.sqrt(max(n * p * (1 - p), 1.0)) + 2
     first, last = math.floor(n * p - margin), math.ceil(n * p + margin)
