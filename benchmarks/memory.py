@@ -49,7 +49,6 @@ def _main(device: torch.device, matrices: int, threads: int) -> None:
     else:
         stack = Stack(matrices, device)
         model = stack.model
-        stack.start.clear()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     print(_update(model, device), weights)
 

@@ -67,7 +67,7 @@ def _cut(
         return [torch.zeros_like(s(), dtype=torch.bool) for s in scores]
     rank = total - keep
     for spread in (4.0, 40.0, math.inf):  # a sample that misses is widened; at last everything is a candidate
-        low, high = _bracket(scores, alive, total, rank, spread)
+        low, high = _bracket(scores, alive, living, rank, spread)
         passes = _passes(scores, alive, living, low, high)
         more = rank - (total - sum(each.above for each in passes))  # to drop among the candidates
         if 0 < more <= sum(each.values.numel() for each in passes):
@@ -164,20 +164,30 @@ def _is_at(scores: Sequence[Callable[[], Tensor]], alive: Sequence[Tensor | None
 
 
 def _bracket(
-    scores: Sequence[Callable[[], Tensor]], alive: Sequence[Tensor | None], total: int, rank: int, spread: float
+    scores: Sequence[Callable[[], Tensor]],
+    alive: Sequence[Tensor | None],
+    living: Sequence[int],
+    rank: int,
+    spread: float,
 ) -> tuple[float, float]:
     """Return scores that lie ``spread`` standard errors to both sides of the ``rank``-th smallest, by a sample."""
+    total = sum(living)
     if total <= _SAMPLE or spread == math.inf:
         return -math.inf, math.inf
     stride = total // _SAMPLE | 1  # odd: in step with no power of two
-    picked = []
-    for score, living_here in zip(scores, alive):
-        values = score().reshape(-1)[::stride].clone()  # not a view, which would hold all the scores
-        picked.append(values if living_here is None else values[living_here.reshape(-1)[::stride]])
-    sample = torch.cat(
-        [values.to(picked[0].device, torch.promote_types(values.dtype, torch.float32)) for values in picked]
-    )
-    n, p = sample.numel(), rank / total
+    entries = sum(n if mask is None else mask.numel() for mask, n in zip(alive, living))
+    room, n = None, 0  # one tensor for all: small ones between large would leave holes in memory
+    for score, mask in zip(scores, alive):
+        values = score().reshape(-1)[::stride]
+        if room is None:
+            room = values.new_empty(entries // stride + len(alive), dtype=torch.float64)
+        if mask is not None:
+            values = values[mask.reshape(-1)[::stride]]
+        room[n : n + values.numel()] = values
+        n += values.numel()
+    assert room is not None
+    sample = room[:n]
+    p = rank / total
     margin = spread * math.sqrt(max(n * p * (1 - p), 1.0)) + 2
     first, last = math.floor(n * p - margin), math.ceil(n * p + margin)
     low = float(sample.kthvalue(first).values) if first >= 1 else -math.inf
