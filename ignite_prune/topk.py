@@ -69,13 +69,16 @@ def _cut(
     for spread in (4.0, 40.0, math.inf):  # a sample that misses is widened; at last everything is a candidate
         low, high = _bracket(scores, alive, living, rank, spread)
         passes = _passes(scores, alive, living, low, high)
-        more = rank - (total - sum(each.above for each in passes))  # to drop among the candidates
-        if 0 < more <= sum(each.values.numel() for each in passes):
-            _drop_least(passes, more)
+        inside = sum(each.values.numel() for each in passes)
+        drop = rank - (total - sum(each.above for each in passes))  # of what lies above low
+        _drop_least(passes, min(max(drop, 0), inside))
+        left = 0
+        if drop < 0:  # the threshold is low itself, unless the sample missed
+            left = _move_ties(passes, low, -drop, keep=True)
+        elif drop > inside:  # it is high itself
+            left = _move_ties(passes, high, drop - inside, keep=False)
+        if left == 0:
             return [each.mask for each in passes]
-        for edge in (low, high):
-            if _is_at(scores, alive, edge, rank):
-                return _cut_at(scores, alive, living, edge, keep)
     raise AssertionError("the widest bracket holds every score")  # pragma: no cover
 
 
@@ -88,7 +91,11 @@ class _Pass:
         places, values: flat indices and scores of those below ``high``.
     """
 
-    def __init__(self, scores: Tensor, alive: Tensor | None, above: Tensor, low: float, high: float) -> None:
+    def __init__(
+        self, score: Callable[[], Tensor], alive: Tensor | None, above: Tensor, low: float, high: float
+    ) -> None:
+        self._score, self._alive = score, alive
+        scores = score()
         flat = _exact(_exact(scores.reshape(-1), low), high)
         above = torch.gt(
             flat, low, out=above if above.device == flat.device else torch.empty_like(above, device=flat.device)
@@ -100,6 +107,11 @@ class _Pass:
         self.places = (flat < high).logical_and_(above).nonzero().squeeze(1)
         self.values = flat[self.places].float() if flat.itemsize < 4 else flat[self.places]
 
+    def equal_to(self, value: float) -> Tensor:
+        """Return where living scores equal ``value``, flat."""
+        ties = _exact(self._score().reshape(-1), value) == value
+        return ties if self._alive is None else ties.logical_and_(self._alive.reshape(-1))
+
 
 def _passes(
     scores: Sequence[Callable[[], Tensor]],
@@ -110,11 +122,13 @@ def _passes(
 ) -> list[_Pass]:
     # All masks first: between the passes' short-lived tensors they would leave holes that nothing else fits.
     empty = [torch.empty(n if a is None else a.numel(), dtype=torch.bool) for a, n in zip(alive, living)]
-    return [_Pass(score(), a, mask, low, high) for score, a, mask in zip(scores, alive, empty)]
+    return [_Pass(score, a, mask, low, high) for score, a, mask in zip(scores, alive, empty)]
 
 
 def _drop_least(passes: Sequence[_Pass], count: int) -> None:
     """Take the ``count`` least candidates out of the masks; of equal ones the last."""
+    if count == 0:
+        return
     device = passes[0].values.device
     values = torch.cat([each.values.to(device) for each in passes])
     threshold = values.kthvalue(count).values
@@ -125,42 +139,26 @@ def _drop_least(passes: Sequence[_Pass], count: int) -> None:
         each.mask.view(-1)[each.places[gone.to(each.places.device)]] = False
 
 
-def _cut_at(
-    scores: Sequence[Callable[[], Tensor]],
-    alive: Sequence[Tensor | None],
-    living: Sequence[int],
-    threshold: float,
-    keep: int,
-) -> list[Tensor]:
-    """Keep what lies above ``threshold`` and the first of what lies on it: the ties of a bracket's edge."""
-    passes = _passes(scores, alive, living, threshold, threshold)
-    left = keep - sum(each.above for each in passes)
-    for score, living_here, each in zip(scores, alive, passes):
-        if left <= 0:
+def _move_ties(passes: Sequence[_Pass], value: float, count: int, keep: bool) -> int:
+    """Keep the first ``count`` scores equal to ``value``, or drop the last; return how many there were too few."""
+    for each in passes if keep else reversed(passes):
+        if count == 0:
             break
-        ties = _exact(score().reshape(-1), threshold) == threshold
-        if living_here is not None:
-            ties &= living_here.reshape(-1)
-        first = ties.nonzero().squeeze(1)[:left]
-        each.mask.view(-1)[first] = True
-        left -= first.numel()
-    return [each.mask for each in passes]
+        ties = each.equal_to(value)
+        found = int(ties.count_nonzero())
+        if found > count:
+            places = ties.nonzero().squeeze(1)
+            ties[places[count:] if keep else places[:-count]] = False
+        mask = each.mask.view(-1)
+        torch.logical_or(mask, ties, out=mask) if keep else torch.logical_and(mask, ties.logical_not_(), out=mask)
+        count -= min(found, count)
+    return count
 
 
 def _exact(values: Tensor, threshold: float) -> Tensor:
     """Return ``values`` in a type that holds ``threshold``: float32 scores may compete with float64 ones."""
     held = torch.tensor(threshold, dtype=values.dtype).item() == threshold
     return values if held else values.double()
-
-
-def _is_at(scores: Sequence[Callable[[], Tensor]], alive: Sequence[Tensor | None], value: float, rank: int) -> bool:
-    """Whether ``value`` is the ``rank``-th smallest living score: the ties of a bracket's edge."""
-    below = equal = 0
-    for score, living_here in zip(scores, alive):
-        values = _exact(score() if living_here is None else score()[living_here], value)
-        below += int((values < value).count_nonzero())
-        equal += int((values == value).count_nonzero())
-    return below < rank <= below + equal
 
 
 def _bracket(
