@@ -11,6 +11,7 @@ from torch import nn
 
 from ignite_prune.allocation import Allocation, Layer
 from ignite_prune.pattern import Pattern
+from ignite_prune.repair.base import as_repairs
 from ignite_prune.saliency import as_saliency
 from ignite_prune.schedule import Schedule
 from ignite_prune.select import near, select
@@ -62,6 +63,7 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
     group = {**defaults, **given}
     parameters = select(model, group["params"], group.pop("exclude"))
     group["params"] = list(parameters)
+    group["shapes"] = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     _check_settings(group)
     _check_fit(group, parameters)
     return group
@@ -87,6 +89,7 @@ def _check_fit(group: Group, parameters: Mapping[str, nn.Parameter]) -> None:
 
 def _check_settings(group: Group) -> None:
     group["saliency"] = as_saliency(group["saliency"])
+    group["repair"] = as_repairs(group["repair"])
     for key, kind in (("pattern", Pattern), ("allocation", Allocation)):
         if not isinstance(group[key], kind):
             raise TypeError(
@@ -95,12 +98,23 @@ def _check_settings(group: Group) -> None:
             )
     if group["schedule"] is not None and not isinstance(group["schedule"], Schedule):
         raise TypeError(f"Argument schedule should be one of ignite_prune.schedule, but given {group['schedule']!r}")
+    if group["saliency"].once and group["schedule"] is not None and _is_gradual(group["schedule"]):
+        name = type(group["saliency"]).__name__
+        raise ValueError(
+            f"{name} judges a network at its initialisation, but {group['schedule']} prunes step by step; take "
+            f"schedule.OneShot, or ask for it: saliency.{name}(anytime=True)"
+        )
     if group["generator"] is not None and not isinstance(group["generator"], torch.Generator):
         raise TypeError(f"Argument generator should be a torch.Generator, but given {group['generator']!r}")
     if not isinstance(group["keep_dense"], bool):
         raise TypeError(f"Argument keep_dense should be a bool, but given {group['keep_dense']!r}")
     if group["sparsity"] is not None:
         group["sparsity"] = as_sparsity(group["sparsity"])
+
+
+def _is_gradual(schedule: Schedule) -> bool:
+    steps = [schedule.horizon * part / 64 for part in range(65)]
+    return len({value for value in map(schedule, steps) if value > 0}) > 1
 
 
 def as_sparsity(value: Any, argument: str = "sparsity") -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -94,6 +94,10 @@ class MaskStore(Mapping[str, Tensor]):
         if mask is not None and mask.device != device:  # the model was moved
             mask = self._masks[name] = mask.to(device)
         return mask
+
+    def so_far(self, names: Iterable[str]) -> dict[str, Tensor | None]:
+        """Return the masks of some parameters as :meth:`pruned` does."""
+        return {name: self.pruned(name) for name in names}
 
     def kept(self, name: str) -> int:
         """Return how many entries of a parameter are kept."""

@@ -1,73 +1,24 @@
-"""One mask update, from saliency to masks, and pruning a model in one shot.
-
-score → pattern.group → allocation → exact top-k → pattern.spread. Nothing is changed on the way: the new masks are the
-only result.
-"""
+"""Pruning a model in one shot, without an engine."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from ignite_prune.allocation import Allocation, Global, Layer
-from ignite_prune.allocation.base import once
-from ignite_prune.groups import Group, as_unit_fraction, build
+from ignite_prune.allocation import Allocation, Global
+from ignite_prune.evidence.batch import LossFn, PrepareBatch, batches
+from ignite_prune.groups import Group, build
 from ignite_prune.masks import MaskStore
 from ignite_prune.pattern import Pattern, Unstructured
+from ignite_prune.plan import Plan, evidence_of, plan_masks, repaired
+from ignite_prune.repair.base import Passes, Repair
 from ignite_prune.saliency import Magnitude, Saliency
-from ignite_prune.scorer import Scorer, scorers
 from ignite_prune.select import named_parameters, unwrap
-from ignite_prune.topk import keep_top
-
-
-def divide(scorers: Mapping[str, Scorer], masks: Mapping[str, Tensor | None], group: Group) -> dict[str, Tensor]:
-    """Return the masks that bring a group to its ``"sparsity"``, those so far nesting around them.
-
-    Args:
-        scorers: one for each parameter of the group.
-        masks: the masks so far, None where nothing is pruned; not changed.
-        group: from :func:`ignite_prune.groups.build`.
-
-    Returns:
-        Masks of the parameters that get sparser; the others are as sparse as asked already.
-
-    Raises:
-        NonFiniteSaliency: a score is NaN or infinite; names the parameter.
-        TypeError, ValueError: scores of the wrong type or shape, an unreachable target.
-    """
-    pattern, allocation = group["pattern"], group["allocation"]
-    layers = [_layer(scorer, pattern, masks[name]) for name, scorer in scorers.items()]
-    ceiling = pattern.share if group["sparsity"] is None else group["sparsity"]
-    planned: dict[str, Tensor] = {}
-    for pool in allocation.divide(layers, as_unit_fraction(pattern, ceiling)):
-        if pool.keep >= sum(layer.living for layer in pool.layers):
-            continue
-        kept = keep_top(
-            [layer.scores for layer in pool.layers],
-            [layer.alive for layer in pool.layers],
-            [layer.living for layer in pool.layers],
-            pool.keep,
-            pool.floors,
-        )
-        for layer, units in zip(pool.layers, kept):
-            planned[layer.name] = pattern.spread(units, scorers[layer.name].spreading(), masks[layer.name])
-    return planned
-
-
-def _layer(scorer: Scorer, pattern: Pattern, mask: Tensor | None) -> Layer:
-    units = pattern.count(scorer.shape)
-    alive = None if mask is None else pattern.alive(mask)
-    if pattern.streams:
-        scores: Callable[[], Tensor] = scorer.scores
-    else:
-        scores = once(lambda: scorer.units(mask))
-    living = units if alive is None else int(alive.count_nonzero())
-    return Layer(scorer.name, scorer.shape, units, scores, alive, living)
 
 
 def warn_of_thin(masks: MaskStore, told: set[str]) -> None:
@@ -95,7 +46,9 @@ def prune_model(
     exclude: Any = ...,
     generator: torch.Generator | None = ...,
     data: Iterable[Any] | None = ...,
-    loss_fn: Callable[..., Tensor] | None = ...,
+    loss_fn: LossFn | None = ...,
+    prepare_batch: PrepareBatch | None = ...,
+    repair: Repair | Sequence[Repair] | None = ...,
     inplace: Literal[True] = ...,
 ) -> MaskStore: ...
 @overload
@@ -110,7 +63,9 @@ def prune_model(
     exclude: Any = ...,
     generator: torch.Generator | None = ...,
     data: Iterable[Any] | None = ...,
-    loss_fn: Callable[..., Tensor] | None = ...,
+    loss_fn: LossFn | None = ...,
+    prepare_batch: PrepareBatch | None = ...,
+    repair: Repair | Sequence[Repair] | None = ...,
     inplace: Literal[False],
 ) -> tuple[nn.Module, MaskStore]: ...
 def prune_model(
@@ -124,7 +79,9 @@ def prune_model(
     exclude: Any = (),
     generator: torch.Generator | None = None,
     data: Iterable[Any] | None = None,
-    loss_fn: Callable[..., Tensor] | None = None,
+    loss_fn: LossFn | None = None,
+    prepare_batch: PrepareBatch | None = None,
+    repair: Repair | Sequence[Repair] | None = None,
     inplace: bool = True,
 ) -> MaskStore | tuple[nn.Module, MaskStore]:
     """Prune a model in one shot, without an engine: its weights are zeroed, and the masks returned.
@@ -141,8 +98,12 @@ def prune_model(
         exclude: rules for what to leave alone.
         generator: for random saliencies; None draws from torch's default generator (under several ranks, give each
             the same).
-        data: batches, for saliencies that gather evidence; none here needs them.
-        loss_fn: likewise.
+        data: batches as Ignite's supervised trainer takes them, for a saliency or repair that needs evidence. The model
+            runs in eval mode over them (BatchNorm with the batch's statistics for saliencies made for initialisation)
+            and is left as it was. Under ``torch.distributed`` each rank gives its own, and all call together.
+        loss_fn: ``(output, target) -> scalar``, a mean over the batch; for evidence that is made of gradients.
+        prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``.
+        repair: one of ``ignite_prune.repair``, or several in order: what makes up for what was pruned.
         inplace: prune ``model`` itself; otherwise a deep copy.
 
     Returns:
@@ -169,20 +130,76 @@ def prune_model(
         allocation=allocation,
         exclude=exclude,
         generator=generator,
+        repair=repair,
         schedule=None,
         keep_dense=False,
     )
     for group in groups:
         if group["sparsity"] is None and not group["allocation"].sets_own:
             raise ValueError(f"Argument sparsity should be given for the group of {group['params'][0]!r}")
-        if group["saliency"].randomised:
-            source = torch.default_generator if group["generator"] is None else group["generator"]
-            group["saliency"] = group["saliency"].draw(source)
+        draw(group)
     parameters = named_parameters(target)
     masks = MaskStore({name: parameters[name] for group in groups for name in group["params"]})
-    for group in groups:
-        before = {name: masks.pruned(name) for name in group["params"]}
-        masks.update(divide(scorers(group, masks), before, group), copy=False)
+    plan = _planned(target, groups, masks, data, loss_fn, prepare_batch)
+    masks.update(plan.masks, copy=False)
+    take_values(target, plan)
     masks.apply_()
     warn_of_thin(masks, set())
     return masks if inplace else (target, masks)
+
+
+def _planned(
+    model: nn.Module,
+    groups: Sequence[Group],
+    masks: MaskStore,
+    data: Iterable[Any] | None,
+    loss_fn: LossFn | None,
+    prepare_batch: PrepareBatch | None,
+) -> Plan:
+    data = as_data(groups, data)
+    evidence = evidence_of(model, groups, masks.parameters)
+    evidence.reset(start=True)
+    if evidence and data is not None:
+        evidence.calibrate(data, loss_fn, prepare_batch, at_init(groups))
+    evidence.sum_over_ranks()
+    before, plan = masks.so_far(masks), Plan()
+    for group in groups:
+        plan.masks |= plan_masks(group, masks, {name: before[name] for name in group["params"]}, evidence)
+    return repaired(model, groups, masks, before, plan, evidence, as_passes(model, data, loss_fn, prepare_batch))
+
+
+def draw(group: Group) -> None:
+    """Throw a group's dice."""
+    if group["saliency"].randomised:
+        source = torch.default_generator if group["generator"] is None else group["generator"]
+        group["saliency"] = group["saliency"].draw(source)
+
+
+def at_init(groups: Sequence[Group]) -> bool:
+    """Whether every saliency that asks for evidence is made for a network whose BatchNorm has no statistics yet."""
+    asking = [group["saliency"] for group in groups if group["saliency"].needs]
+    return bool(asking) and all(saliency.at_init for saliency in asking)
+
+
+def as_data(groups: Sequence[Group], data: Iterable[Any] | None) -> Iterable[Any] | None:
+    """Return ``data``, an iterator that can be used once as a list where a repair goes over it again."""
+    again = any(repair.passes for group in groups for repair in group["repair"])
+    return list(data) if again and isinstance(data, Iterator) else data
+
+
+def as_passes(
+    model: nn.Module, data: Iterable[Any] | None, loss_fn: LossFn | None, prepare_batch: PrepareBatch | None
+) -> Passes | None:
+    """Return what runs over ``data`` for a repair."""
+    if data is None:
+        return None
+    device = next(model.parameters()).device
+    return lambda: batches(model, data, loss_fn, prepare_batch, device)
+
+
+@torch.no_grad()
+def take_values(model: nn.Module, plan: Plan) -> None:
+    """Write a plan's values into a model's parameters and buffers."""
+    parameters, buffers = named_parameters(model), dict(model.named_buffers())
+    for name, value in plan.values.items():
+        (parameters[name] if name in parameters else buffers[name]).copy_(value)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ignite_prune.groups import Group
-from ignite_prune.masks import MaskStore
 from ignite_prune.pattern import Pattern
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
 
@@ -17,10 +16,10 @@ Average = Callable[[Tensor], Tensor]
 """Takes this rank's scores and returns the mean over all ranks'."""
 
 
-def scorers(group: Group, masks: MaskStore) -> dict[str, Scorer]:
-    """Return a scorer for each parameter of a group, whose randomness has been drawn."""
+def scorers(group: Group, parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor | None]) -> dict[str, Scorer]:
+    """Return a scorer for each parameter of a group, whose randomness has been drawn and evidence bound."""
     return {
-        name: Scorer(name, masks.parameters[name], group["saliency"], group["pattern"], masks.pruned(name))
+        name: Scorer(name, parameters[name], group["saliency"], group["pattern"], masks[name])
         for name in group["params"]
     }
 

@@ -57,6 +57,48 @@ def keep_top(
     return [masks[i] for i in range(len(scores))]
 
 
+def keep_top_by_row(scores: Tensor, alive: Tensor | None, keep: int, dim: int = 0) -> Tensor:
+    """Return a bool mask of ``keep`` entries, the largest of each row; rows get equal numbers, the first the remainder.
+
+    A row with fewer alive than its share keeps those, and the others share the rest.
+
+    Args:
+        scores: any shape.
+        alive: bool, of that shape, or None where every entry is alive.
+        keep: how many to keep of all; at most as many as are alive.
+        dim: the dimension that numbers the rows.
+
+    Example:
+        >>> keep_top_by_row(torch.tensor([[9.0, 8.0, 7.0], [1.0, 2.0, 3.0]]), None, 3)
+        tensor([[ True,  True, False],
+                [False, False,  True]])
+    """
+    moved = scores.movedim(dim, 0)
+    rows = moved.flatten(1)
+    living = torch.ones_like(rows, dtype=torch.bool) if alive is None else alive.movedim(dim, 0).flatten(1)
+    quota = _equal_shares(living.sum(1), keep)
+    order = rows.masked_fill(~living, -math.inf).sort(dim=1, descending=True, stable=True).indices
+    ranks = torch.arange(rows.shape[1], device=rows.device).expand_as(order)
+    kept = torch.zeros_like(living).scatter_(1, order, ranks < quota.unsqueeze(1))
+    return kept.view(moved.shape).movedim(0, dim).contiguous()
+
+
+def _equal_shares(caps: Tensor, total: int) -> Tensor:
+    """Divide ``total`` into equal whole parts, none above its cap; the first get the remainder."""
+    shares = torch.zeros_like(caps)
+    while total > 0:
+        free = (shares < caps).nonzero().squeeze(1)
+        if not free.numel():
+            break
+        part, rest = divmod(total, free.numel())
+        offer = torch.full_like(free, part)
+        offer[:rest] += 1
+        taken = torch.minimum(offer, caps[free] - shares[free])
+        shares[free] += taken
+        total -= int(taken.sum())
+    return shares
+
+
 def _cut(
     scores: Sequence[Callable[[], Tensor]], alive: Sequence[Tensor | None], living: Sequence[int], keep: int
 ) -> list[Tensor]:

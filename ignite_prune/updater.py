@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ignite_prune.dense import DenseValues
 from ignite_prune.enforce import Enforcer
+from ignite_prune.evidence import Evidence
 from ignite_prune.groups import Group, as_unit_fraction
 from ignite_prune.masks import MaskStore
-from ignite_prune.prune import divide
+from ignite_prune.plan import Plan, bind, plan_masks, repaired
+from ignite_prune.prune import take_values
+from ignite_prune.repair.base import Passes
 from ignite_prune.saliency import Saliency
 from ignite_prune.scorer import Scorer, scorers
 
@@ -20,8 +23,20 @@ from ignite_prune.scorer import Scorer, scorers
 class Ranks(Protocol):
     """What several ranks need of a plan."""
 
-    def average(self, scorers: Sequence[Scorer]) -> None:
-        """Ask every rank's scorers and average them, or raise on all ranks where one cannot."""
+    def average(self, scorers: Sequence[Scorer], error: Exception | None = None) -> None:
+        """Ask every rank's scorers and average them, or raise on all ranks where one cannot, or has failed before."""
+
+
+class Calibration(NamedTuple):
+    """How evidence comes from data at each update, rather than from training.
+
+    Attributes:
+        gather: runs over the data.
+        passes: gives the batches again, for repairs.
+    """
+
+    gather: Callable[[], None]
+    passes: Passes
 
 
 class Updater:
@@ -32,18 +47,30 @@ class Updater:
         masks: the masks it changes.
         dense: remembers pruned values.
         enforcer: keeps the zeros.
+        evidence: what saliencies and repairs need.
+        calibration: gathers it from data; None where training does.
     """
 
-    def __init__(self, groups: Sequence[Group], masks: MaskStore, dense: DenseValues, enforcer: Enforcer) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        masks: MaskStore,
+        dense: DenseValues,
+        enforcer: Enforcer,
+        evidence: Evidence,
+        calibration: Calibration | None = None,
+    ) -> None:
         self._groups, self._masks, self._dense, self._enforcer = groups, masks, dense, enforcer
+        self._evidence, self._calibration = evidence, calibration
         self._drawn: list[Saliency | None] = [None] * len(groups)
         self._held: dict[str, Tensor] = {}
+        self._settled: dict[str, tuple[float, int]] = {}  # by a group's first parameter: what its last update reached
         for group in groups:
             if group["saliency"].randomised and group["generator"] is None:
                 group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
 
-    def plan(self, targets: Sequence[float], ranks: Ranks | None = None) -> dict[str, Tensor]:
-        """Return the masks that bring each group to its target; generators have moved on.
+    def plan(self, targets: Sequence[float], ranks: Ranks | None = None) -> Plan:
+        """Return what brings each group to its target; generators have moved on.
 
         Args:
             targets: a sparsity for each group.
@@ -57,26 +84,63 @@ class Updater:
             for index, group in enumerate(self._groups):
                 if group["saliency"].randomised:
                     drawn[index] = group["saliency"].draw(group["generator"])
-            asked = [self._scorers(group, target, dice) for group, target, dice in zip(self._groups, targets, drawn)]
-            if ranks is not None:
-                ranks.average([scorer for group in asked for scorer in group.values()])
-            planned: dict[str, Tensor] = {}
-            for group, target, group_scorers in zip(self._groups, targets, asked):
-                planned |= self._divide(group, target, group_scorers)
+            due = [
+                {**group, "sparsity": target, "saliency": dice or group["saliency"]}
+                for group, target, dice in zip(self._groups, targets, drawn)
+            ]
+            before = self._masks.so_far(self._masks)
+            asked = self._asked(due, before, ranks)
+            plan = Plan()
+            for group, last, group_scorers in zip(due, self._groups, asked):
+                plan.masks |= self._divide(group, last["sparsity"], group_scorers)
+            passes = None if self._calibration is None else self._calibration.passes
+            plan = repaired(self._evidence.model, due, self._masks, before, plan, self._evidence, passes)
         except Exception:
             self.set_generator_states(states)
             raise
         self._drawn = drawn
         self._held |= {s.name: s.held for group in asked for s in group.values() if s.held is not None}
-        return planned
+        return plan
 
-    def _scorers(self, group: Group, target: float, dice: Saliency | None) -> dict[str, Scorer]:
-        return scorers({**group, "sparsity": target, "saliency": dice or group["saliency"]}, self._masks)
+    def _asked(
+        self, due: Sequence[Group], before: Mapping[str, Tensor | None], ranks: Ranks | None
+    ) -> list[dict[str, Scorer]]:
+        """Return every group's scorers, evidence bound, those that depend on data asked on all ranks alike."""
+        error: Exception | None = None
+        asked: list[dict[str, Scorer]] = []
+        try:
+            wanting = [self._is_due(group) for group in due]
+            if self._evidence and any(wanting):
+                if self._calibration is not None:
+                    self._calibration.gather()
+                self._evidence.sum_over_ranks(averaged=self._calibration is None)
+            for group, wants in zip(due, wanting):
+                bound = self._bound(group, before) if wants else group
+                asked.append(scorers(bound, self._masks.parameters, before))
+        except Exception as raised:
+            if ranks is None:
+                raise
+            error = raised
+        if ranks is not None:
+            ranks.average([scorer for group in asked for scorer in group.values()], error)
+        return asked
 
-    def _divide(self, group: Group, target: float, asked: Mapping[str, Scorer]) -> dict[str, Tensor]:
-        lifted = self._lifted(group, target)
+    def _is_due(self, group: Group) -> bool:
+        """Whether an update may prune something; where the last one reached just this, it cannot."""
+        target = group["sparsity"]
+        reached = self._settled.get(group["params"][0])
+        return bool(group["allocation"].sets_own or (target > 0 and reached != self._at(target)))
+
+    def _at(self, target: float) -> tuple[float, int]:
+        return target, self._masks.changes
+
+    def _bound(self, group: Group, masks: Mapping[str, Tensor | None]) -> Group:
+        return {**group, "saliency": bind(group["saliency"], group["params"], self._evidence, masks)}
+
+    def _divide(self, group: Group, last: float, asked: Mapping[str, Scorer]) -> dict[str, Tensor]:
+        lifted = self._lifted({**group, "sparsity": last}, group["sparsity"])
         before = {name: None if lifted else self._masks.pruned(name) for name in group["params"]}
-        planned = divide(asked, before, {**group, "sparsity": target})
+        planned = plan_masks(group, self._masks, before, self._evidence, asked)
         if lifted:
             dense = {name: torch.ones_like(self._masks[name]) for name in before}
             return dense | planned
@@ -88,15 +152,19 @@ class Updater:
         schedule = group["schedule"]
         return schedule is not None and schedule.regrows and target < group["sparsity"]
 
-    def commit(self, planned: Mapping[str, Tensor], targets: Sequence[float]) -> None:
-        """Take planned masks: store, weights, gradients, optimizer slots and the groups' ``"sparsity"``."""
+    def commit(self, plan: Plan, targets: Sequence[float]) -> None:
+        """Take a plan: store, weights, gradients, optimizer slots, buffers and the groups' ``"sparsity"``."""
         for group, target in zip(self._groups, targets):
             group["sparsity"] = target
         before = {name: self._masks[name] for name in self._dense}  # copies
-        self._masks.update(planned, copy=False)
+        self._masks.update(plan.masks, copy=False)
         self._dense.remember(before, self._masks)
+        take_values(self._evidence.model, plan)
         self.enforce()
         self._dense.bring_back(before, self._masks)
+        if plan.masks:
+            self._evidence.used()
+        self._settled = {group["params"][0]: self._at(target) for group, target in zip(self._groups, targets)}
 
     def enforce(self) -> None:
         """Put the hooks on and make pruned entries 0 everywhere."""
@@ -115,13 +183,15 @@ class Updater:
             saliency = last or group["saliency"]
             if saliency.randomised and last is None:
                 saliency = saliency.draw(_copy(group["generator"]))
-            for name, scorer in scorers({**group, "saliency": saliency}, self._masks).items():
+            masks = self._masks.so_far(group["params"])
+            bound = self._bound({**group, "saliency": saliency}, masks)
+            for name, scorer in scorers(bound, self._masks.parameters, masks).items():
                 answer[name] = self._held[name] if name in self._held else scorer.scores()
         return answer
 
     def forget_scores(self) -> None:
         """Forget the last update's scores; a state has been loaded."""
-        self._drawn, self._held = [None] * len(self._groups), {}
+        self._drawn, self._held, self._settled = [None] * len(self._groups), {}, {}
 
     def generator_states(self) -> list[Tensor | None]:
         """Return each group's generator state."""

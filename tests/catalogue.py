@@ -79,6 +79,7 @@ ALLOCATIONS = [
     Row("erk", allocation.ERK, {"totals": True}),
     Row("er", lambda: allocation.ERK(kernel=False), {"totals": True}),
     Row("lamp", allocation.LAMP, {"totals": True}),
+    Row("owl", allocation.OWL, {"totals": True}),
     Row("distributed", allocation.StdThreshold, {"totals": True}),
     Row("han", lambda: allocation.StdThreshold(q=0.5)),
     Row("bucket", lambda: allocation.Bucket(0.5, relative=True)),

@@ -12,11 +12,14 @@ ROOT = Path(ignite_prune.__file__).parent
 FLOORS = [
     ["saliency", "pattern", "allocation", "schedule", "bits"],  # rooms of the ground never import each other
     ["select", "topk"],
-    ["masks", "optimizer_state"],
-    ["groups", "dense", "enforce"],
+    ["masks", "optimizer_state", "evidence"],
+    ["dense", "enforce", "repair"],
+    ["groups"],
     ["scorer"],
-    ["prune"],
-    ["functional", "updater"],
+    ["divide"],
+    ["plan"],
+    ["prune", "scoring", "functional"],
+    ["updater"],
     ["handlers"],
     ["loggers"],
     ["__init__"],
@@ -78,13 +81,14 @@ assert new <= {"ignite_prune"} | sys.stdlib_module_names, new
 
 def test_public_names_are_documented_and_exported():
     assert set(ignite_prune.__all__) == {
-        "MaskStore", "PruneEvents", "PruneHandler", "allocation", "functional", "pattern", "prune_model", "saliency",
-        "schedule",
+        "MaskStore", "PruneEvents", "PruneHandler", "allocation", "functional", "pattern", "prune_model", "repair",
+        "saliency", "schedule", "score",
     }  # fmt: skip
     for module in (
         ignite_prune,
         ignite_prune.allocation,
         ignite_prune.pattern,
+        ignite_prune.repair,
         ignite_prune.saliency,
         ignite_prune.schedule,
     ):

@@ -11,7 +11,8 @@ from ignite_prune.allocation.bucket import Bucket
 from ignite_prune.allocation.erk import ERK
 from ignite_prune.allocation.global_ import Global
 from ignite_prune.allocation.lamp import LAMP
+from ignite_prune.allocation.owl import OWL
 from ignite_prune.allocation.std_threshold import StdThreshold
 from ignite_prune.allocation.uniform import Uniform
 
-__all__ = ["ERK", "LAMP", "Allocation", "Bucket", "Global", "Layer", "Pool", "StdThreshold", "Uniform"]
+__all__ = ["ERK", "LAMP", "OWL", "Allocation", "Bucket", "Global", "Layer", "Pool", "StdThreshold", "Uniform"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,14 +17,18 @@ from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune.dense import DenseValues
 from ignite_prune.enforce import Enforcer
+from ignite_prune.evidence.batch import LossFn, PrepareBatch
 from ignite_prune.groups import Group, as_sparsity, build
 from ignite_prune.handlers import ranks
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.events import PruneEvents, fire, register
+from ignite_prune.handlers.evidence_source import EvidenceSource
 from ignite_prune.handlers.state import VERSION, PrunerState
 from ignite_prune.masks import MaskStore
 from ignite_prune.optimizer_state import as_optimizers, check_held
+from ignite_prune.plan import evidence_of
 from ignite_prune.prune import warn_of_thin
+from ignite_prune.repair import Repair
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
 from ignite_prune.schedule.base import check_steps
 from ignite_prune.select import named_parameters, unwrap
@@ -52,6 +56,12 @@ class PruneHandler:
         keep_dense: remember pruned values, so that :meth:`restore` brings them back (one more copy of the weights).
         generator: for random saliencies; None makes one from ``torch.initial_seed()``.
         masks: bool masks to start from, by name: custom ones, or ``MaskStore.from_nonzero(model)`` for a pattern lock.
+        repair: one of ``ignite_prune.repair``, or several in order: what makes up for what an update prunes.
+        data: calibration batches, run over before each update that prunes, for saliencies and repairs that need
+            evidence; with None it is gathered from training.
+        loss_fn: ``(output, target) -> scalar``, for evidence that takes passes of its own (``data``, ``GraSP``, ...).
+        prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``, as the trainer's.
+        scaler: the ``GradScaler`` of a loop of your own, for evidence from activations' gradients; Ignite's is found.
 
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.
@@ -84,6 +94,11 @@ class PruneHandler:
         keep_dense: bool = False,
         generator: torch.Generator | None = None,
         masks: Mapping[str, Tensor] | None = None,
+        repair: Repair | Sequence[Repair] | None = None,
+        data: Iterable[Any] | None = None,
+        loss_fn: LossFn | None = None,
+        prepare_batch: PrepareBatch | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         model = self._model = unwrap(model)
         optimizers = as_optimizers(optimizer)
@@ -98,6 +113,7 @@ class PruneHandler:
             exclude=exclude,
             keep_dense=keep_dense,
             generator=generator,
+            repair=repair,
         )
         everything = named_parameters(model)
         chosen = {name: everything[name] for group in self._groups for name in group["params"]}
@@ -106,10 +122,16 @@ class PruneHandler:
         remembered = [name for group in self._groups if group["keep_dense"] for name in group["params"]]
         self._dense = DenseValues({name: chosen[name] for name in remembered})
         self._enforcer = Enforcer(self._masks, optimizers)
-        self._updater = Updater(self._groups, self._masks, self._dense, self._enforcer)
+        self._source = EvidenceSource(
+            evidence_of(model, self._groups, chosen), self._groups, optimizers, data, loss_fn, prepare_batch, scaler
+        )
+        self._updater = Updater(
+            self._groups, self._masks, self._dense, self._enforcer, self._source.evidence, self._source.calibration
+        )
         self._has_optimizer = bool(optimizers)
         self._progress = Progress()
         self._attachment: Attachment | None = None
+        self._source.install()
         self._finished = False
         self._told: set[str] = set()  # parameters that a warning has named
         if masks is not None:
@@ -173,6 +195,7 @@ class PruneHandler:
         self._attachment = Attachment(engine, event, self._progress, self._update_at, name)
         if not self._has_optimizer:
             self._attachment.add(Events.ITERATION_COMPLETED, self._apply_masks)
+        self._source.attach(self._attachment)
         self._enforcer.install()
         self._enforcer.settle()
         self._publish()
@@ -183,6 +206,7 @@ class PruneHandler:
             self._attachment.remove()
             self._attachment = None
         self._enforcer.remove()
+        self._source.remove()
 
     # Updating
 
@@ -290,7 +314,7 @@ class PruneHandler:
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks (one bit an entry), targets, progress, generators and kept values as plain data.
+        """Return masks (one bit an entry), targets, progress, generators, kept values and evidence as plain data.
 
         It holds only what ``torch.load(weights_only=True)`` takes.
         """
@@ -301,6 +325,7 @@ class PruneHandler:
             "progress": self._progress.state_dict(),
             "generators": self._updater.generator_states(),
             "dense": self._dense.state_dict(self._masks),
+            "evidence": self._source.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -317,8 +342,10 @@ class PruneHandler:
         state = PrunerState.checked(state_dict, self._groups)
         masks = self._masks.unpacked(state.masks)
         dense = self._dense.unpacked(state.dense, masks)
+        evidence = self._source.checked(state.evidence)
         self._masks.update(masks)
         self._dense.take(dense)
+        self._source.load_state_dict(evidence)
         for group, sparsity in zip(self._groups, state.sparsities):
             group["sparsity"] = sparsity
         self._updater.set_generator_states(state.generators)

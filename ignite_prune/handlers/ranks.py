@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ignite_prune.bits import pack, packed_size, unpack
 from ignite_prune.masks import MaskStore
+from ignite_prune.plan import Plan
 from ignite_prune.scorer import Scorer
 
 
@@ -20,15 +21,18 @@ def several() -> bool:
     return idist.get_world_size() > 1
 
 
-def average(scorers: Sequence[Scorer]) -> None:
+def average(scorers: Sequence[Scorer], error: Exception | None = None) -> None:
     """Ask every rank's scorers, and make scores that depend on data the mean of all ranks'.
+
+    Args:
+        scorers: this rank's.
+        error: what has gone wrong on this rank already.
 
     Raises:
         ValueError: a rank's saliency failed, or gave other shapes than another's; on all ranks.
     """
-    error: Exception | None = None
     try:
-        for scorer in scorers:
+        for scorer in scorers if error is None else ():
             scorer.ask()
     except Exception as raised:  # told to the others first: none must wait for this rank
         error = raised
@@ -53,8 +57,8 @@ def _agree_on_forms(forms: Sequence[object]) -> None:
         raise ValueError(f"The saliency gave other shapes or types on another rank; on this one {forms}")
 
 
-def agree(plan: Callable[[], dict[str, Tensor]], masks: MaskStore) -> dict[str, Tensor]:
-    """Return rank 0's planned masks on every rank, bit for bit, or raise on all where any rank's plan fails.
+def agree(plan: Callable[[], Plan], masks: MaskStore) -> Plan:
+    """Return rank 0's plan on every rank, bit for bit, or raise on all where any rank's plan fails.
 
     Scores are equal already where they depend on data; this holds even where the ranks' weights have drifted apart.
 
@@ -62,13 +66,15 @@ def agree(plan: Callable[[], dict[str, Tensor]], masks: MaskStore) -> dict[str, 
         ValueError: another rank failed; a rank's own error is raised as it is.
     """
     error: Exception | None = None
-    planned: dict[str, Tensor] = {}
+    planned = Plan()
     try:
         planned = plan()
     except Exception as raised:
         error = raised
     _agree_on(error)
-    return _of_rank_0(planned, masks)
+    values = {name: cast(Tensor, idist.broadcast(value.clone(), src=0)) for name, value in planned.values.items()}
+    agreed = _of_rank_0(planned.masks, masks)
+    return Plan({name: mask for name, mask in agreed.items() if not torch.equal(mask, masks[name])}, values)
 
 
 def _of_rank_0(planned: Mapping[str, Tensor], masks: MaskStore) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from ignite_prune.groups import Group, as_sparsity
 from ignite_prune.handlers.attachment import Progress
 
-VERSION = 1
+VERSION = 2  # 1 had no evidence
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class PrunerState:
     progress: Progress
     generators: list[Any]
     dense: Any
+    evidence: Any
 
     @classmethod
     def checked(cls, state: Any, groups: Sequence[Group]) -> PrunerState:
@@ -33,7 +34,9 @@ class PrunerState:
             ValueError: of a later version, damaged, or of other groups.
         """
         _check_version(state)
-        missing = {"masks", "sparsities", "progress", "generators", "dense"} - set(state)
+        if state["version"] == 1:
+            state = {**state, "evidence": []}
+        missing = {"masks", "sparsities", "progress", "generators", "dense", "evidence"} - set(state)
         if missing:
             raise ValueError(f"The checkpoint's pruner is damaged: it lacks {sorted(missing)}")
         for key in ("sparsities", "generators"):
@@ -43,7 +46,7 @@ class PrunerState:
             _check_generator(generator, group)
         sparsities = [as_sparsity(value) for value in state["sparsities"]]
         progress = Progress.from_state(state["progress"])
-        return cls(state["masks"], sparsities, progress, state["generators"], state["dense"])
+        return cls(state["masks"], sparsities, progress, state["generators"], state["dense"], state["evidence"])
 
 
 def _check_version(state: Any) -> None:
@@ -52,9 +55,10 @@ def _check_version(state: Any) -> None:
     version = state.get("version")
     if type(version) is not int:
         raise TypeError("Argument state_dict should be a PruneHandler's, with a whole 'version', but it has none")
-    if version != VERSION:
+    if not 1 <= version <= VERSION:
         raise ValueError(
-            f"The checkpoint's pruner has version {version}, this one reads version {VERSION}; update ignite_prune"
+            f"The checkpoint's pruner has version {version}, this one reads versions up to {VERSION}; update "
+            "ignite_prune"
         )
 
 

@@ -1,0 +1,5 @@
+"""What a saliency needs beyond the weight, gathered in training or from data, by hooks that come off again."""
+
+from ignite_prune.evidence.collection import Evidence
+
+__all__ = ["Evidence"]

@@ -1,0 +1,162 @@
+"""One batch of calibration data, and the passes that can be run over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PrepareBatch = Callable[..., tuple[Any, Any]]
+"""Ignite's: ``(batch, device=None, non_blocking=False) -> (x, y)``."""
+LossFn = Callable[[Any, Any], Tensor]
+
+
+class Batch:
+    """A batch, the model and the loss.
+
+    Args:
+        model: the unwrapped model.
+        x: its input: a tensor, or a mapping of keyword arguments.
+        y: the target, as ``loss_fn`` takes it.
+        loss_fn: ``(output, target) -> scalar``; may be None where no loss is needed.
+    """
+
+    def __init__(self, model: nn.Module, x: Any, y: Any, loss_fn: LossFn | None) -> None:
+        self.model, self.x, self.y, self.loss_fn = model, x, y, loss_fn
+
+    @property
+    def size(self) -> int:
+        """Samples in it."""
+        first = next(tensors_in(self.x), None)
+        return 1 if first is None or first.ndim == 0 else first.shape[0]
+
+    def output(self) -> Any:
+        """Run the model."""
+        return self.model(**self.x) if isinstance(self.x, Mapping) else self.model(self.x)
+
+    def loss(self, output: Any = None) -> Tensor:
+        """Return the loss, of an output or of a pass of its own.
+
+        Raises:
+            TypeError: the loss is not a scalar tensor.
+            ValueError: there is no ``loss_fn``, or the loss is not finite.
+        """
+        if self.loss_fn is None:
+            raise ValueError("Argument loss_fn should be given: this evidence needs the loss, loss_fn(output, target)")
+        loss = self.loss_fn(self.output() if output is None else output, self.y)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            form = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss)}"
+            raise TypeError(f"Argument loss_fn should return a scalar tensor (reduction='mean'), but it gave {form}")
+        if not torch.isfinite(loss.detach()).all():
+            raise ValueError(f"The loss of a calibration batch is {loss.detach().item()}: nothing can be judged by it")
+        return loss.reshape(())
+
+    def samples(self) -> Iterator[Batch]:
+        """Yield each sample as a batch of one."""
+        n = self.size
+        for i in range(n):
+            yield Batch(self.model, _sliced(self.x, i, n), _sliced(self.y, i, n), self.loss_fn)
+
+
+def batches(
+    model: nn.Module, data: Any, loss_fn: LossFn | None, prepare_batch: PrepareBatch | None, device: torch.device
+) -> Iterator[Batch]:
+    """Yield the batches of ``data``, on the model's device.
+
+    Raises:
+        TypeError: ``data`` cannot be iterated over, or a batch has a form that needs ``prepare_batch``.
+        ValueError: ``data`` is empty.
+    """
+    try:
+        iterator = iter(data)
+    except TypeError:
+        raise TypeError(
+            f"Argument data should be an iterable of batches (a DataLoader, a list of (x, y)), but given {type(data)}"
+        ) from None
+    found = False
+    for batch in iterator:
+        found = True
+        x, y = prepare_batch(batch, device=device, non_blocking=False) if prepare_batch else _prepared(batch, device)
+        yield Batch(model, x, y, loss_fn)
+    if not found:
+        raise ValueError("Argument data gave no batch; is the loader empty, or an iterator that was used up?")
+
+
+def _prepared(batch: Any, device: torch.device) -> tuple[Any, Any]:
+    if isinstance(batch, (Tensor, Mapping)):
+        return _to(batch, device), None
+    if isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
+        return _to(batch[0], device), _to(batch[1], device) if len(batch) == 2 else None
+    raise TypeError(
+        "Argument data should give batches (x, y), x alone, or a mapping of the model's keyword arguments; other forms "
+        f"need prepare_batch=, but a batch was {type(batch)}"
+    )
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return mapped(value, lambda tensor: tensor.to(device))
+
+
+def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Return ``value`` with every tensor in its mappings, lists and tuples replaced."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(each, function) for key, each in value.items()}
+    if isinstance(value, tuple) and type(value) is not tuple:  # a named one
+        return type(value)(*(mapped(each, function) for each in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(mapped(each, function) for each in value)
+    return value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in mappings, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from tensors_in(each)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from tensors_in(each)
+
+
+def _sliced(value: Any, i: int, n: int) -> Any:
+    return mapped(value, lambda tensor: tensor[i : i + 1] if tensor.ndim and tensor.shape[0] == n else tensor)
+
+
+@contextmanager
+def undisturbed(model: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
+    """Run passes in eval mode with gradients on, and leave no trace: modes, buffers and random state are put back.
+
+    Args:
+        model: the unwrapped model.
+        batch_statistics: let BatchNorm use the batch's statistics, as a network that was never trained has no others.
+    """
+    modes = {module: module.training for module in model.modules()}
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in modes
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=[d.index or 0 for d in devices]), torch.enable_grad():
+            model.eval()
+            for module in modes:
+                if batch_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train()
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for module, name, buffer, before in buffers:
+                if module._buffers[name] is not buffer or not torch.equal(buffer, before):
+                    buffer.copy_(before)
+                    module._buffers[name] = buffer

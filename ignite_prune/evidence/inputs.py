@@ -1,0 +1,169 @@
+"""Evidence from what enters a layer: norms and second moments of its inputs, a convolution's unfolded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ignite_prune.evidence.base import Gatherer, wide
+from ignite_prune.evidence.gradients import check_memory
+from ignite_prune.evidence.uses import Use
+from ignite_prune.saliency.needs import Moments, Need
+
+
+class InputGatherer(Gatherer):
+    """What gatherers of inputs share.
+
+    A sum is flat in the layer's inputs: ``groups × inputs of an output``. How a layer uses its weight, and so where the
+    inputs lie in it, is known from its first use.
+    """
+
+    hears: ClassVar[frozenset[str]] = frozenset({"inputs"})
+
+    def __init__(self, need: Need, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+        super().__init__(need, parameters, model)
+        self.forms: dict[str, tuple[int, bool]] = {}
+        """Groups of each layer, and whether its outputs lie along dim 1."""
+        self._refused: dict[str, str] = {}
+
+    def inputs(self, name: str) -> int:
+        """Return how many inputs an output of a layer has."""
+        shape, (_, transposed) = self.parameters[name].shape, self.forms.get(name, (1, False))
+        return shape[0] if transposed else math.prod(shape[1:])
+
+    def used(self, name: str, use: Use) -> None:
+        refused = _refusal(use)
+        if refused:
+            self._refused[name] = refused
+            return
+        self.forms[name] = (use.groups, use.transposed)
+        self.add(name, input_columns(use, tuple(self.parameters[name].shape[2:]), use.groups * self.inputs(name)))
+
+    def add(self, name: str, columns: Tensor) -> None:
+        """Add inputs, ``(samples × positions, groups × inputs)``."""
+        raise NotImplementedError
+
+    def reason(self, name: str) -> str:
+        return self._refused.get(name) or super().reason(name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "forms": {name: list(form) for name, form in self.forms.items()}}
+
+    def checked(self, state: Any) -> dict[str, Any]:
+        earlier, forms = self.forms, state.get("forms") if isinstance(state, Mapping) else None
+        if not isinstance(forms, Mapping) or not set(forms) <= set(self.parameters):
+            raise ValueError("The checkpoint's evidence is damaged: its 'forms' do not fit")
+        self.forms = {name: (int(groups), bool(turned)) for name, (groups, turned) in forms.items()}
+        try:
+            return super().checked(state)
+        finally:
+            self.forms = earlier
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.forms = {name: (int(groups), bool(turned)) for name, (groups, turned) in state["forms"].items()}
+
+
+def _refusal(use: Use) -> str | None:
+    if use.rows is not None:
+        return "only a part of it is used at a time (cross attention), each part with inputs of its own"
+    if use.kind.startswith("conv_transpose"):
+        return "it is the weight of a transposed convolution, which has no inputs of one output alone"
+    return None
+
+
+class InputNormSums(InputGatherer):
+    """Gathers :class:`~ignite_prune.saliency.needs.InputNorms`: sums, squares and numbers, ``(3, groups × inputs)``.
+
+    The answer is shaped to be broadcast against the weight: ``(3, 1, inputs)``, ``(3, inputs, 1)`` where the weight
+    lies the other way round, and ``(3, out, inputs)`` for a grouped convolution.
+    """
+
+    def empty(self, name: str) -> Tensor:
+        groups, _ = self.forms.get(name, (1, False))
+        parameter = self.parameters[name]
+        return torch.zeros(3, groups * self.inputs(name), dtype=wide(parameter), device=parameter.device)
+
+    @torch.no_grad()
+    def add(self, name: str, columns: Tensor) -> None:
+        running = self.running(name)
+        columns = columns.to(running.dtype) if columns.itemsize < 4 else columns
+        running[0] += columns.sum(0)
+        running[1] += torch.linalg.vector_norm(columns, dim=0).square_()
+        running[2] += columns.shape[0]
+        self.count(name)
+
+    def answer(self, name: str, total: Tensor, count: float) -> Tensor:
+        groups, transposed = self.forms[name]
+        shape = self.parameters[name].shape
+        if transposed:
+            return total.view(3, -1, 1)
+        if groups == 1:
+            return total.view(3, 1, *shape[1:])
+        return total.view(3, groups, *shape[1:]).repeat_interleave(shape[0] // groups, dim=1)
+
+
+class InputMomentSums(InputGatherer):
+    r"""Gathers :class:`~ignite_prune.saliency.needs.InputMoments`: :math:`\sum x x^T`, ``(groups, inputs, inputs)``.
+
+    Raises:
+        ValueError: they would not fit in memory.
+    """
+
+    def __init__(self, need: Need, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+        super().__init__(need, parameters, model)
+        entries = sum(self.inputs(name) ** 2 for name in self.parameters)
+        device = next(iter(self.parameters.values())).device
+        check_memory(entries * 4, device, f"Second moments of the inputs of {len(self.parameters)} layers")
+
+    def empty(self, name: str) -> Tensor:
+        (groups, _), inputs = self.forms.get(name, (1, False)), self.inputs(name)
+        parameter = self.parameters[name]
+        return torch.zeros(groups, inputs, inputs, dtype=wide(parameter), device=parameter.device)
+
+    @torch.no_grad()
+    def add(self, name: str, columns: Tensor) -> None:
+        running = self.running(name)
+        groups, inputs, _ = running.shape
+        parts = columns.to(running.dtype).reshape(-1, groups, inputs).transpose(0, 1)
+        running.baddbmm_(parts.transpose(1, 2), parts)
+        self.count(name, columns.shape[0])
+
+    def answer(self, name: str, total: Tensor, count: float) -> Moments:
+        return Moments(total, 2 / count, self.forms[name][1])
+
+
+def input_columns(use: Use, kernel: tuple[int, ...], width: int) -> Tensor:
+    """Return a layer's inputs as a matrix ``(samples × positions, width)``, one column for each input of the kernel.
+
+    Columns of a convolution lie as its flattened kernel does: channel first, then position.
+    """
+    x = use.input.detach()
+    if not use.kind.startswith("conv"):
+        return x.reshape(-1, x.shape[-1])
+    spatial = len(kernel)
+    if x.ndim == spatial + 1:  # a single sample
+        x = x.unsqueeze(0)
+    x = nn.functional.pad(x, _padding(use, kernel))
+    for dim, (size, stride, dilation) in enumerate(zip(kernel, use.stride, use.dilation), start=2):
+        x = x.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    # (n, channels, *positions, *kernel) -> (n, *positions, channels, *kernel)
+    order = [0, *range(2, 2 + spatial), 1, *range(2 + spatial, 2 + 2 * spatial)]
+    return x.permute(order).reshape(-1, width)
+
+
+def _padding(use: Use, kernel: tuple[int, ...]) -> list[int]:
+    """Return the padding as ``pad`` takes it, last dimension first."""
+    if not isinstance(use.padding, str):
+        return [p for each in reversed(use.padding) for p in (each, each)]
+    if use.padding == "valid":
+        return [0] * (2 * len(kernel))
+    pads: list[int] = []
+    for size, dilation in reversed(list(zip(kernel, use.dilation))):
+        total = dilation * (size - 1)
+        pads += [total // 2, total - total // 2]
+    return pads

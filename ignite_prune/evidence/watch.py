@@ -1,0 +1,282 @@
+"""Sees a model's own forward pass: what goes into each selected layer, its activation and its attention heads.
+
+A torch function mode sees every torch call between the model's entry and its exit, so functional calls, shared
+modules and layers used twice are seen like modules, and the model is not touched but for two hooks on its root.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from ignite_prune.evidence.attention import Attention, Heads
+from ignite_prune.evidence.notes import Notes
+from ignite_prune.evidence.ops import READING, Call, enter_attention, op_name, tensors_in, unit_dim
+from ignite_prune.evidence.points import Points
+from ignite_prune.evidence.uses import Use, derive, read_use, used_weight
+from ignite_prune.select import unwrap
+
+_ATTENTION = frozenset(("softmax", "scaled_dot_product_attention"))
+
+
+class Watch(TorchFunctionMode):
+    """A mode that reports, for selected weights, the inputs of their layers, the activations and the heads.
+
+    A use of a weight is a call that takes the parameter itself (or a cast, a transpose, some rows of it). Callbacks run
+    outside the mode, in the forward's own grad mode; what they are given may be overwritten in place once they return.
+
+    Args:
+        parameters: the selected weights by name.
+        on_input: called as ``on_input(name, use)`` after each use by a linear or convolutional layer.
+        on_activation: called as ``on_activation(name, activation, dim)`` once for each use, with the tensor at the
+            layer's best evaluation point (see :class:`~ignite_prune.evidence.points.Points`), in the autograd graph,
+            and the dim of the units, counted from the end. Not called for uses of some rows of a weight.
+        on_heads: called as ``on_heads(attention)`` once for each attention, when its output projection runs.
+
+    Attributes:
+        unknown: name of the function for each weight that was used in a way that is none of the above.
+        uses: how often each weight was used by a layer.
+        norms: the scale of the batch norm that last followed each weight's layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> seen, weights = [], {"0.weight": model[0].weight, "2.weight": model[2].weight}
+        >>> watch = Watch(weights, on_activation=lambda name, z, dim: seen.append((name, z.shape)))
+        >>> with watching(model, watch):
+        ...     output = model(torch.ones(5, 2))
+        >>> seen
+        [('0.weight', torch.Size([5, 3])), ('2.weight', torch.Size([5, 1]))]
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        on_input: Callable[[str, Use], object] | None = None,
+        on_activation: Callable[[str, Tensor, int], object] | None = None,
+        on_heads: Callable[[Attention], object] | None = None,
+    ) -> None:
+        super().__init__()
+        self.parameters = dict(parameters)
+        self.unknown: dict[str, str] = {}
+        self.uses: dict[str, int] = {}
+        self._on_input = None if on_input is None else _unseen(on_input)
+        self._notes = Notes(self.parameters)
+        self._by_id = self._notes.by_id
+        self._points = None if on_activation is None else Points(self._notes, _unseen(on_activation), self._is_constant)
+        self._heads = None if on_heads is None else Heads(self._notes, _unseen(on_heads))
+        self._always = _ATTENTION if self._heads is not None else frozenset()
+        self._buffers: Callable[[], Sequence[Tensor]] = tuple
+        self._constants: set[int] | None = None
+
+    @property
+    def norms(self) -> dict[str, nn.Parameter]:
+        """The scale of the batch norm that last followed each weight's layer, by the weight's name."""
+        return {} if self._points is None else self._points.norms
+
+    def begin(self, model: nn.Module) -> None:
+        """Note the model whose forward begins; its buffers count as constants."""
+        self._buffers = lambda: tuple(model.buffers())
+        self._constants = None
+
+    def finish(self) -> None:
+        """Deliver what is still on its way: the forward is over."""
+        try:
+            if self._points is not None:
+                self._points.finish()
+            if self._heads is not None:
+                self._heads.finish()
+        finally:
+            self.clear()
+
+    def clear(self) -> None:
+        """Forget this forward without delivering."""
+        if self._points is not None:
+            self._points.clear()
+        if self._heads is not None:
+            self._heads.clear()
+        self._notes.clear()
+        self._constants = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            return self._enter_attention(args, kwargs)
+        seen = self._touches(args) or (kwargs and self._touches(kwargs.values()))
+        if not seen and (not self._always or op_name(func) not in self._always):
+            return func(*args, **kwargs)
+        return self._see(Call.of(func, args, kwargs))
+
+    def _touches(self, values: Any) -> bool:
+        by_id = self._by_id
+        for value in values:
+            if id(value) in by_id:
+                return True
+            if type(value) in (tuple, list):
+                for part in value:
+                    if id(part) in by_id:
+                        return True
+        return False
+
+    def _see(self, call: Call) -> Any:
+        if call.op in READING:
+            result = call.func(*call.args, **call.kwargs)
+            derive(call, result, self._notes)
+            return result
+        step = None if self._points is None else self._points.before(call)
+        weight = used_weight(call, self._notes)
+        result = call.func(*call.args, **call.kwargs)
+        if step is not None and self._points is not None:
+            self._points.after(step, result)
+        if weight is not None:
+            self._used(weight.name, read_use(call, weight, result))
+            return result
+        self._derived_or_unknown(call, result)
+        return result if self._heads is None else self._heads.after(call, result)
+
+    def _used(self, name: str, use: Use) -> None:
+        self.uses[name] = self.uses.get(name, 0) + 1
+        if self._on_input is not None:
+            self._on_input(name, use)
+        if self._points is not None and use.rows is None:
+            self._points.start(name, use.output, unit_dim(use.kind))
+        if self._heads is not None:
+            self._heads.used(name, use, self.parameters[name])
+
+    def _derived_or_unknown(self, call: Call, result: object) -> None:
+        notes = [note for note in map(self._notes.of, call.tensors) if note is not None and note.weight is not None]
+        if notes and any(True for _ in tensors_in(result)) and not derive(call, result, self._notes):
+            for note in notes:
+                if note.weight is not None:
+                    self.unknown[note.weight.name] = call.op
+
+    def _enter_attention(self, args: Any, kwargs: Any) -> Any:
+        if self._heads is None:
+            return enter_attention(self, args, kwargs)
+        with self._heads.inside(Call.of(F.multi_head_attention_forward, args, kwargs)):
+            return enter_attention(self, args, kwargs)
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        base = tensor if tensor._base is None else tensor._base
+        if isinstance(base, nn.Parameter):
+            return True
+        if self._constants is None:
+            self._constants = {id(buffer) for buffer in self._buffers()}
+        return id(base) in self._constants
+
+
+class Installed:
+    """A watch on a model's root: on from a forward's beginning to its end, whatever way it ends.
+
+    A copy or a pickle of the model takes hooks along that do nothing.
+    """
+
+    def __init__(self, model: nn.Module, watch: Watch) -> None:
+        root = unwrap(model)
+        self._watch = watch
+        self._frames: list[types.FrameType] = []
+        self._errors: list[BaseException | None] = []
+        enter, leave = Hook(self._enter), Hook(self._leave)
+        self._handles: list[RemovableHandle] = [
+            root.register_forward_pre_hook(enter, prepend=True),
+            root.register_forward_hook(leave, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off, and the mode if an interrupt has left it on."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._frames:
+            self._drop()
+
+    def _enter(self, model: nn.Module) -> None:
+        if self._frames and not _is_running(self._frames[0]):
+            self._drop()
+        self._frames.append(sys._getframe(2))
+        self._errors.append(sys.exc_info()[1])
+        if len(self._frames) == 1:
+            self._watch.begin(model)
+            self._watch.__enter__()  # type: ignore[no-untyped-call]
+
+    def _leave(self, model: nn.Module) -> None:
+        if not self._frames:
+            return
+        failed = sys.exc_info()[1] is not self._errors.pop()
+        self._frames.pop()
+        if not self._frames:
+            self._watch.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            if failed:
+                self._watch.clear()
+            else:
+                self._watch.finish()
+
+    def _drop(self) -> None:
+        """End a forward that never came to its end: a KeyboardInterrupt passes the hooks by."""
+        self._frames.clear()
+        self._errors.clear()
+        self._watch.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._watch.clear()
+
+
+class Hook:
+    """A module hook that copies and pickles as one that does nothing."""
+
+    def __init__(self, run: Callable[[nn.Module], None] | None = None) -> None:
+        self._run = run
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        if self._run is not None and not torch.compiler.is_compiling():
+            self._run(module)
+
+    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
+        return Hook, ()
+
+
+def _unseen(callback: Callable[..., object]) -> Callable[..., object]:
+    """Keep what a callback computes from other modes, a tape's above all."""
+
+    def run(*args: Any) -> object:
+        with torch._C.DisableTorchFunction():
+            return callback(*args)
+
+    return run
+
+
+def _is_running(frame: types.FrameType) -> bool:
+    running: types.FrameType | None = sys._getframe()
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is not None
+
+
+def install(model: nn.Module, watch: Watch) -> Installed:
+    """Put a watch on a model until the handle's ``remove()``.
+
+    Args:
+        model: bare, or wrapped in DDP or ``torch.compile``: the hooks go on the model inside.
+        watch: what sees its forwards.
+
+    Returns:
+        A handle; ``handle.remove()`` takes the hooks off.
+    """
+    return Installed(model, watch)
+
+
+@contextmanager
+def watching(model: nn.Module, watch: Watch) -> Iterator[Watch]:
+    """Put a watch on a model for the length of a ``with`` block; only the model's own forwards are seen in it."""
+    handle = install(model, watch)
+    try:
+        yield watch
+    finally:
+        handle.remove()

@@ -1,0 +1,136 @@
+"""What an update is going to do: masks by a saliency and its evidence, and the repairs after it. Nothing is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from ignite_prune.divide import divide
+from ignite_prune.evidence import Evidence
+from ignite_prune.groups import Group, as_unit_fraction
+from ignite_prune.masks import MaskStore
+from ignite_prune.repair.base import Cut, Passes, Patient
+from ignite_prune.saliency import Informed, Saliency
+from ignite_prune.saliency.needs import Need
+from ignite_prune.scorer import Scorer, scorers
+
+Masks = Mapping[str, Tensor | None]
+
+
+@dataclass
+class Plan:
+    """What an update changes.
+
+    Args:
+        masks: the new masks, of the parameters that get sparser.
+        values: new values of parameters and buffers, by name.
+    """
+
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+
+def evidence_of(model: nn.Module, groups: Sequence[Group], parameters: Mapping[str, nn.Parameter]) -> Evidence:
+    """Return gatherers for all that the groups' saliencies and repairs need."""
+    wanted: dict[Need, dict[str, nn.Parameter]] = {}
+    for group in groups:
+        needs = [*group["saliency"].needs, *(need for repair in group["repair"] for need in repair.needs)]
+        for need in needs:
+            wanted.setdefault(need, {}).update((name, parameters[name]) for name in group["params"])
+    return Evidence(model, wanted)
+
+
+def bind(saliency: Saliency, names: Sequence[str], evidence: Evidence, masks: Masks) -> Saliency:
+    """Return a saliency with its evidence, of a group's parameters."""
+    if not isinstance(saliency, Informed) or not saliency.needs:
+        return saliency
+    found, reasons = evidence.found(saliency.need, masks), evidence.reasons(saliency.need)
+    return saliency.bind({name: found[name] for name in names if name in found}, reasons)
+
+
+def plan_masks(
+    group: Group,
+    store: MaskStore,
+    before: Masks,
+    evidence: Evidence,
+    asked: Mapping[str, Scorer] | None = None,
+) -> dict[str, Tensor]:
+    """Return the masks that bring a group to its ``"sparsity"``, in as many steps as its saliency wants.
+
+    Args:
+        group: from :func:`ignite_prune.groups.build`, its randomness drawn.
+        store: knows the parameters.
+        before: the masks so far.
+        evidence: what has been gathered.
+        asked: scorers that have been asked already.
+
+    Raises:
+        TypeError, ValueError: see :func:`ignite_prune.divide.divide`.
+    """
+    saliency, planned = group["saliency"], dict[str, Tensor]()
+    for target in _targets(group, before):
+        now: dict[str, Tensor | None] = {**before, **planned}
+        bound = {**group, "saliency": bind(saliency, group["params"], evidence, now), "sparsity": target}
+        judges = asked if asked is not None and saliency.steps == 1 else scorers(bound, store.parameters, now)
+        planned |= divide(judges, now, bound)
+    if planned and saliency.once and any(mask is not None for mask in before.values()):
+        raise ValueError(
+            f"{type(saliency).__name__} judges a network at its initialisation, but this one is pruned already; prune "
+            f"in one update (schedule.OneShot), or ask for it: saliency.{type(saliency).__name__}(anytime=True)"
+        )
+    return planned
+
+
+def _targets(group: Group, before: Masks) -> Iterator[float | None]:
+    """The sparsities on the way, their densities of equal ratio, from that of ``before`` to the group's."""
+    steps, final = group["saliency"].steps, group["sparsity"]
+    if steps == 1 or final is None:
+        yield final
+        return
+    pattern, units, living = group["pattern"], 0, 0
+    for name in group["params"]:
+        count = pattern.count(group["shapes"][name])
+        mask = before[name]
+        units += count
+        living += count if mask is None else int(pattern.alive(mask).count_nonzero())
+    start, end = living / max(units, 1), 1 - as_unit_fraction(pattern, final)
+    for step in range(1, steps + 1):
+        density = start * (end / start) ** (step / steps) if start > end else end
+        yield final if step == steps else (1 - density) * pattern.share
+
+
+def repaired(
+    model: nn.Module,
+    groups: Sequence[Group],
+    store: MaskStore,
+    before: Masks,
+    plan: Plan,
+    evidence: Evidence,
+    passes: Passes | None,
+) -> Plan:
+    """Return a plan with its repairs, of every layer first and of the model as a whole after them."""
+    patient = Patient(
+        model,
+        store.parameters,
+        before,
+        dict(plan.masks),
+        lambda need: evidence.found(need, before),
+        evidence.reasons,
+        passes,
+    )
+    todo = [(repair, _cuts(group, plan)) for group in groups for repair in group["repair"]]
+    done = set()
+    for repair, cuts in sorted(todo, key=lambda each: each[0].whole):  # stable: in the order given
+        if cuts and not (repair.whole and repair in done):
+            repair(patient, cuts)
+            done.add(repair)
+    for name, mask in patient.masks.items():
+        if name in patient.values:
+            patient.values[name] = patient.values[name] * mask
+    return replace(plan, masks=patient.masks, values=patient.values)
+
+
+def _cuts(group: Group, plan: Plan) -> list[Cut]:
+    return [Cut(name, group["saliency"], group["pattern"]) for name in group["params"] if name in plan.masks]

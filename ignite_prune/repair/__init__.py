@@ -1,0 +1,13 @@
+"""Making up for what was pruned: steps of their own, after the mask.
+
+``prune_model(..., repair=repair.OBS())``, ``PruneHandler(..., repair=[repair.Bias(), repair.BatchNorm()])``.
+"""
+
+from ignite_prune.repair.base import Repair
+from ignite_prune.repair.batch_norm import BatchNorm
+from ignite_prune.repair.bias import Bias
+from ignite_prune.repair.dsnot import DSnoT
+from ignite_prune.repair.obs import OBS
+from ignite_prune.repair.sparsegpt import SparseGPT
+
+__all__ = ["OBS", "BatchNorm", "Bias", "DSnoT", "Repair", "SparseGPT"]

@@ -1,0 +1,56 @@
+"""GraSP: keep what the gradient flows through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ignite_prune.saliency.base import Informed
+from ignite_prune.saliency.needs import HessianGradient, check_positive
+
+
+@dataclass(frozen=True)
+class GraSP(Informed):
+    r"""How much the norm of the gradient would fall without the weight, :math:`s = \theta \odot Hg`.
+
+    The paper scores :math:`-\theta \odot Hg` and removes the largest; here, as everywhere, the least go, so the sign is
+    turned. Scores are of either sign. Made for the network as it was initialised. It runs passes of its own: give
+    ``loss_fn`` (and ``data``, or a ``PruneHandler`` takes the trainer's batches). Memory: one number an entry and a
+    graph of second order; time: about three training steps a batch.
+
+    Args:
+        temperature: the logits are divided by it before the loss.
+        anytime: allow it on a network that is pruned already.
+
+    Raises:
+        ValueError: ``temperature`` is not a finite number above 0.
+
+    Example:
+        >>> import torch
+        >>> GraSP().formula(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.5]))
+        tensor([ 0.5000, -1.0000])
+
+    References:
+        Wang, Zhang, Grosse, "Picking winning tickets before training by preserving gradient flow", 2020,
+        arXiv 2002.07376.
+    """
+
+    temperature: float = 200.0
+    anytime: bool = False
+    at_init: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_positive("temperature", self.temperature)
+
+    @property
+    def once(self) -> bool:
+        return not self.anytime
+
+    @property
+    def need(self) -> HessianGradient:
+        return HessianGradient(self.temperature)
+
+    def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
+        return weight * evidence

@@ -1,0 +1,119 @@
+"""Optimal Brain Damage: the second-order cost of a weight, curvature taken on the diagonal alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ignite_prune.saliency.base import Informed
+from ignite_prune.saliency.gradient import add_square
+from ignite_prune.saliency.needs import Curvature, Gradients, Memory, Need, check_positive
+
+
+@dataclass(frozen=True)
+class EmpiricalFisher:
+    r"""Mean squared gradient, :math:`h = E[g^2]`: the cheapest curvature, and never negative.
+
+    Over ``data`` each sample's own gradient is squared, one backward pass a sample. In training it is the gradient of
+    each step's batch, which the optimizer has anyway: smaller by about the batch size, and by the mean gradient
+    different, but ranking alike near an optimum.
+
+    Args:
+        per_sample: False squares each batch's gradient over ``data`` too, one pass a batch.
+        memory: decay and type of the running sum.
+    """
+
+    per_sample: bool = True
+    memory: Memory = Memory()
+
+    @property
+    def need(self) -> Need:
+        return Gradients(add_square, self.memory, mean=True, per_sample=self.per_sample)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The exact diagonal of the Hessian: one backward pass for every weight. For small nets; may be negative.
+
+    Args:
+        limit: weights, above which it is refused.
+    """
+
+    limit: int = 100_000
+
+    def __post_init__(self) -> None:
+        check_positive("limit", self.limit, whole=True)
+
+    @property
+    def need(self) -> Need:
+        return Curvature(self)
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    r"""The exact diagonal of the Gauss-Newton matrix :math:`J^T H_L J`; for softmax cross-entropy, the true Fisher.
+
+    One backward pass for every output of every sample; never negative where the loss is convex in the outputs.
+    """
+
+    @property
+    def need(self) -> Need:
+        return Curvature(self)
+
+
+@dataclass(frozen=True)
+class Hutchinson:
+    r"""An unbiased estimate of the Hessian's diagonal, :math:`E[v \odot Hv]`, ``v`` random signs.
+
+    Args:
+        samples: vectors a batch; each costs about two training steps.
+        seed: of the signs.
+    """
+
+    samples: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive("samples", self.samples, whole=True)
+
+    @property
+    def need(self) -> Need:
+        return Curvature(self)
+
+
+@dataclass(frozen=True)
+class OBD(Informed):
+    r"""The loss's increase without the weight, to second order and on the diagonal: :math:`s = \tfrac12 h_{ii} w^2`.
+
+    Args:
+        curvature: where :math:`h` comes from: ``EmpiricalFisher()``, ``Exact()``, ``GaussNewton()`` or
+            ``Hutchinson(samples)``.
+
+    Raises:
+        TypeError: ``curvature`` is none of these.
+
+    Example:
+        >>> import torch
+        >>> OBD().formula(torch.tensor([2.0, 1.0]), torch.tensor([0.5, 4.0]))
+        tensor([1., 2.])
+
+    References:
+        LeCun, Denker, Solla, "Optimal brain damage", 1990.
+    """
+
+    curvature: EmpiricalFisher | Exact | GaussNewton | Hutchinson = EmpiricalFisher()
+    KINDS: ClassVar[tuple[type, ...]] = (EmpiricalFisher, Exact, GaussNewton, Hutchinson)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.curvature, self.KINDS):
+            named = ", ".join(f"saliency.{kind.__name__}()" for kind in self.KINDS)
+            raise TypeError(f"Argument curvature should be one of {named}, but given {self.curvature!r}")
+
+    @property
+    def need(self) -> Need:
+        return self.curvature.need
+
+    def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
+        return weight.square() * evidence / 2

@@ -1,0 +1,52 @@
+"""Shapley values: a fair share of the loss for each unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ignite_prune.saliency.base import Informed
+from ignite_prune.saliency.needs import UnitRemoval, check_positive
+
+
+@dataclass(frozen=True)
+class Shapley(Informed):
+    r"""A unit's Shapley value: the increase of the loss as it goes, averaged over the orders in which units go.
+
+    Orders are sampled, each followed by its reverse (which cancels much of the error), the same for all samples of the
+    data; layers of up to 8 units are enumerated exactly. One score a unit (dim 0), for ``Channel()``. It runs passes of
+    its own, from the layer onward where the model allows: ``samples × units`` of them a batch and layer.
+    ``evidence.shapley_values`` tells standard errors too.
+
+    Args:
+        samples: orders.
+        generator: to draw them with; None: seed 0. It is drawn from once, here.
+
+    Raises:
+        TypeError, ValueError: ``samples`` is not an int of at least 1, ``generator`` not a ``torch.Generator``.
+
+    References:
+        Ancona, Öztireli, Gross, "Shapley value as principled metric for structured network pruning", 2020,
+        arXiv 2006.01795.
+    """
+
+    samples: int = 5
+    generator: torch.Generator | None = field(default=None, repr=False, compare=False)
+    seed: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        check_positive("samples", self.samples, whole=True)
+        if self.generator is not None:
+            if not isinstance(self.generator, torch.Generator):
+                raise TypeError(f"Argument generator should be a torch.Generator, but given {self.generator!r}")
+            drawn = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
+            object.__setattr__(self, "seed", int(drawn))
+
+    @property
+    def need(self) -> UnitRemoval:
+        return UnitRemoval(self.samples, self.seed)
+
+    def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
+        return evidence

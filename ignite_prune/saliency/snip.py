@@ -1,0 +1,82 @@
+"""SNIP: connection sensitivity, before training or in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ignite_prune.saliency.base import Bound, Informed, Saliency
+from ignite_prune.saliency.gradient import add_product, add_product_size
+from ignite_prune.saliency.needs import Gradients, Memory
+
+
+@dataclass(frozen=True)
+class SNIP(Informed):
+    r"""Connection sensitivity, :math:`s = |g \odot w| / \sum |g \odot w|`, the sum over all of the group's parameters.
+
+    Made for the network as it was initialised: one update, before training, on one or a few batches, whose gradients
+    are added up. With ``data=`` the weights are those of now; in training each step's product is added. Memory: one
+    number an entry.
+
+    Args:
+        anytime: allow it on a network that is pruned already.
+
+    Raises:
+        ValueError: (from an update) the network is pruned already and ``anytime`` is not set.
+
+    References:
+        Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection sensitivity", 2018,
+        arXiv 1810.02340.
+    """
+
+    anytime: bool = False
+    at_init: ClassVar[bool] = True
+
+    @property
+    def once(self) -> bool:
+        return not self.anytime
+
+    @property
+    def need(self) -> Gradients:
+        return Gradients(add_product)
+
+    def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
+        return evidence.abs()
+
+    def bind(self, found: Mapping[str, Any], reasons: Mapping[str, str] = MappingProxyType({})) -> Saliency:
+        total = sum(float(evidence.abs().sum(dtype=torch.float64)) for evidence in found.values())
+        return Bound(self, found, reasons, scale=1 / total if total > 0 else 1.0)
+
+
+@dataclass(frozen=True)
+class SNIPMomentum(Informed):
+    r"""A running mean of connection sensitivity in training: :math:`s \leftarrow d s + |g \odot w|`.
+
+    Memory: one number an entry; time: two passes a step.
+
+    Args:
+        decay: :math:`d`, in (0, 1].
+
+    Raises:
+        ValueError: ``decay`` outside (0, 1].
+
+    References:
+        Intel Neural Compressor's ``snip_momentum`` criterion.
+    """
+
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        Memory(self.decay)
+
+    @property
+    def need(self) -> Gradients:
+        return Gradients(add_product_size, Memory(self.decay, lasting=True))
+
+    def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
+        return evidence

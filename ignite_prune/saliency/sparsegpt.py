@@ -1,0 +1,108 @@
+r"""SparseGPT's score: what a weight costs in its row's output when the columns to its right make up for it.
+
+For a layer :math:`y = W x` the Hessian of :math:`\|W x - \hat W x\|^2` is :math:`H = \frac2n \sum x x^T`, ``(n, n)``
+over the inputs and the same for every row.
+
+References:
+    Frantar, Alistarh, "SparseGPT: massive language models can be accurately pruned in one-shot", 2023,
+    arXiv 2301.00774.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_SMALL = 1024  # columns up to which float64 costs little
+_BASE = 256
+
+
+def dead_columns(hessian: Tensor) -> Tensor:
+    """Return which inputs were never anything but 0: bool ``(n,)``, True where :math:`H_{jj} = 0`."""
+    return hessian.diagonal() == 0
+
+
+def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+    r"""Return the upper Cholesky factor :math:`U` of :math:`\tilde H^{-1} = U^T U`.
+
+    :math:`\tilde H` is H with 1 on the diagonal of dead columns, plus ``damping`` times the mean of its diagonal.
+    It is had from one factorisation, :math:`\tilde H = R R^T` with R upper and :math:`U = R^{-1}`, without the inverse.
+
+    Args:
+        hessian: ``(n, n)``, symmetric; not changed.
+        damping: relative, at least 0; the paper's is 0.01.
+
+    Returns:
+        ``(n, n)``, in the type of ``hessian``, float32 at least. Up to 1024 columns it is computed in float64, above
+        that in float32, and in float64 where that fails.
+
+    Raises:
+        ValueError: ``hessian`` is not square, ``damping`` is negative or not finite, or there is no inverse.
+
+    Example:
+        >>> inverse_factor(torch.tensor([[4.0, 0.0], [0.0, 0.0]]), damping=0.0)
+        tensor([[0.5000, 0.0000],
+                [0.0000, 1.0000]])
+    """
+    if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1]:
+        raise ValueError(f"Argument hessian should have the shape (n, n), but given {tuple(hessian.shape)}")
+    if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 <= damping < math.inf:
+        raise ValueError(f"Argument damping should be a finite number of at least 0, but given {damping!r}")
+    single = torch.promote_types(hessian.dtype, torch.float32)
+    for dtype in [torch.float64] if len(hessian) <= _SMALL else [single, torch.float64]:
+        factor = _factor(hessian.to(dtype), damping)
+        if factor is not None:
+            return factor.to(single)
+    raise ValueError(
+        f"The Hessian has no finite inverse at damping={damping:g}; try a bigger damping, or more samples than the "
+        f"{len(hessian)} columns, and look for NaN or infinity among the inputs"
+    )
+
+
+def column_scores(weight2d: Tensor, factor: Tensor, dead: Tensor | None = None) -> Tensor:
+    r"""Return :math:`w_{ij}^2 / U_{jj}^2`.
+
+    Args:
+        weight2d: ``(rows, n)``.
+        factor: from :func:`inverse_factor`, ``(n, n)``; or its diagonal, ``(n,)``.
+        dead: bool ``(n,)``, from :func:`dead_columns`: these score 0. None where no column is dead.
+
+    Returns:
+        Scores in the weight's shape, float32 at least.
+
+    Example:
+        >>> column_scores(torch.tensor([[1.0, 2.0]]), torch.eye(2) / 2, torch.tensor([False, True]))
+        tensor([[4., 0.]])
+    """
+    diagonal = factor if factor.dim() == 1 else factor.diagonal()
+    scores = weight2d.detach().to(torch.promote_types(weight2d.dtype, torch.float32)).div(diagonal).square_()
+    return scores if dead is None else scores.masked_fill_(dead, 0)
+
+
+def _factor(hessian: Tensor, damping: float) -> Tensor | None:
+    """Return U in the type of ``hessian``, or None where it cannot be had."""
+    flipped = hessian.flip(0, 1)  # a copy, whose lower factor is R turned round
+    diagonal = flipped.diagonal()
+    diagonal.masked_fill_(diagonal == 0, 1)
+    diagonal.add_(diagonal.mean() * damping)
+    lower, failed = torch.linalg.cholesky_ex(flipped)
+    if bool(failed):
+        return None
+    factor = _inverse_of_lower(lower).flip(0, 1)
+    return factor if bool(torch.isfinite(factor).all()) else None
+
+
+def _inverse_of_lower(lower: Tensor) -> Tensor:
+    """Invert by halves: a third of the work of solving against the identity."""
+    n, half = len(lower), len(lower) // 2
+    if n <= _BASE:
+        eye = torch.eye(n, dtype=lower.dtype, device=lower.device)
+        base: Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
+        return base
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half] = _inverse_of_lower(lower[:half, :half])
+    inverse[half:, half:] = _inverse_of_lower(lower[half:, half:])
+    inverse[half:, :half] = (inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])).neg_()
+    return inverse

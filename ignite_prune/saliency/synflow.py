@@ -1,0 +1,57 @@
+"""SynFlow: no data, no loss, no collapsed layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ignite_prune.saliency.base import Informed
+from ignite_prune.saliency.needs import SynapticFlow, check_positive
+
+
+@dataclass(frozen=True)
+class SynFlow(Informed):
+    r"""Synaptic flow, :math:`s = \theta \odot \partial R / \partial \theta`, :math:`R = 1^T f_{|\theta|}(1)`.
+
+    Every parameter is replaced by its absolute value, the input by ones, and the flow through each weight is what it
+    scores (float64, eval mode). An update is done in ``rounds`` steps of equal ratio, the flow taken anew at each, so
+    that no layer is emptied before the others. It needs no data but the *shape* of an input: that of the first batch of
+    ``data``, or of the first training batch.
+
+    Args:
+        rounds: steps of an update.
+        bias: let (the absolute values of) biases take part, as the authors' code does; the paper's network has none.
+        anytime: allow it on a network that is pruned already.
+
+    Raises:
+        TypeError, ValueError: ``rounds`` is not an int of at least 1.
+
+    References:
+        Tanaka, Kunin, Yamins, Ganguli, "Pruning neural networks without any data by iteratively conserving synaptic
+        flow", 2020, arXiv 2006.05467.
+    """
+
+    rounds: int = 100
+    bias: bool = True
+    anytime: bool = False
+    at_init: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_positive("rounds", self.rounds, whole=True)
+
+    @property
+    def once(self) -> bool:
+        return not self.anytime
+
+    @property
+    def need(self) -> SynapticFlow:
+        return SynapticFlow(self.bias)
+
+    @property
+    def steps(self) -> int:
+        return self.rounds
+
+    def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
+        return weight.abs().to(evidence.dtype) * evidence
