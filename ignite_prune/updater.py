@@ -189,9 +189,17 @@ class Updater:
                 answer[name] = self._held[name] if name in self._held else scorer.scores()
         return answer
 
-    def forget_scores(self) -> None:
-        """Forget the last update's scores; a state has been loaded."""
-        self._drawn, self._held, self._settled = [None] * len(self._groups), {}, {}
+    def forget_scores(self, reached: Sequence[float | None]) -> None:
+        """Forget the last update's scores; a state has been loaded, with what :meth:`reached` told."""
+        self._drawn, self._held = [None] * len(self._groups), {}
+        self._settled = {
+            group["params"][0]: self._at(target) for group, target in zip(self._groups, reached) if target is not None
+        }
+
+    def reached(self) -> list[float | None]:
+        """Return the target of each group's last update, None where the masks have changed since."""
+        settled = [self._settled.get(group["params"][0]) for group in self._groups]
+        return [at[0] if at is not None and at[1] == self._masks.changes else None for at in settled]
 
     def generator_states(self) -> list[Tensor | None]:
         """Return each group's generator state."""

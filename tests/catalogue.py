@@ -13,7 +13,8 @@ import torch
 from ignite.engine import Events
 from torch import Tensor, nn
 
-from ignite_prune import allocation, pattern, saliency, schedule
+from ignite_prune import allocation, pattern, repair, saliency, schedule
+from tests.models import attention_net, batches, small_net
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,74 @@ SALIENCIES = [
     Row("given", lambda model: saliency.Given(AnyScores(model))),
     Row("callable", lambda model: gradient_times_weight),
     Row("constant_ties", lambda model: lambda name, p: torch.ones_like(p)),
+    Row("gradient", lambda model: saliency.Gradient(), {"informed": True}),
+    Row("taylor", lambda model: saliency.Taylor(), {"informed": True}),
+    Row("taylor_squared", lambda model: saliency.Taylor(squared=True, memory=saliency.Memory(0.9)), {"informed": True}),
+    Row("taylor_by_unit", lambda model: saliency.Taylor(by_unit=True), {"informed": True, "units": True}),
+    Row("snip", lambda model: saliency.SNIP(anytime=True), {"informed": True}),
+    Row("snip_momentum", lambda model: saliency.SNIPMomentum(), {"informed": True}),
+    Row("grasp", lambda model: saliency.GraSP(anytime=True), {"informed": True, "signed": True}),
+    Row("synflow", lambda model: saliency.SynFlow(rounds=4, anytime=True), {"informed": True}),
+    Row("movement", lambda model: saliency.Movement(), {"informed": True, "signed": True}),
+    Row("change", lambda model: saliency.Change(), {"informed": True}),
+    Row("obd_fisher", lambda model: saliency.OBD(), {"informed": True}),
+    Row("obd_gauss_newton", lambda model: saliency.OBD(saliency.GaussNewton()), {"informed": True}),
+    Row("obd_hutchinson", lambda model: saliency.OBD(saliency.Hutchinson(2)), {"informed": True, "signed": True}),
+    Row("obs", lambda model: saliency.OBS(block=16, damping=1e-3), {"informed": True}),
+    Row("wanda", lambda model: saliency.Wanda(), {"informed": True}),
+    Row("sparsegpt", lambda model: saliency.SparseGPT(block=16), {"informed": True}),
+    Row("fpgm", lambda model: saliency.FPGM(), {"units": True}),
+    Row("batch_norm_scale", lambda model: saliency.BatchNormScale(), {"informed": True, "units": True, "only": "0.*t"}),
+    Row("hrank", lambda model: saliency.HRank(), {"informed": True, "units": True, "only": "0.*t"}),
+    Row("apoz", lambda model: saliency.APoZ(), {"informed": True, "units": True}),
+    Row("sensitivity", lambda model: saliency.Sensitivity(), {"informed": True, "units": True}),
+    Row("activation_taylor", lambda model: saliency.ActivationTaylor(), {"informed": True, "units": True}),
+    Row("shapley", lambda model: saliency.Shapley(samples=2), {"informed": True, "units": True}),
+    Row("heads", lambda model: saliency.HeadImportance(), {"informed": True, "units": True, "attention": True}),
 ]
+
+# make() -> repair
+REPAIRS = [
+    Row("obs", lambda: repair.OBS(block=16, damping=1e-3)),
+    Row("sparsegpt", lambda: repair.SparseGPT(block=16)),
+    Row("bias", repair.Bias),
+    Row("dsnot", repair.DSnoT),
+    Row("batch_norm", repair.BatchNorm, {"data": True}),
+    Row("batch_norm_variance", lambda: repair.BatchNorm(variance_repair=True), {"data": True}),
+    Row("three", lambda: [repair.OBS(16, 1e-3), repair.Bias(), repair.BatchNorm()], {"data": True}),
+]
+
+
+def net_for(row: Row, seed: int = 0) -> nn.Module:
+    """The model that a saliency is tried on."""
+    return attention_net(seed) if row.notes.get("attention") else small_net(seed)
+
+
+def options_for(row: Row, model: nn.Module, calibrated: bool = True) -> dict[str, Any]:
+    """Keywords of a PruneHandler with a row's saliency; evidence from data, or from training if not calibrated."""
+    options: dict[str, Any] = {"saliency": row.make(model)}
+    if row.notes.get("informed"):
+        options["loss_fn"] = nn.functional.cross_entropy
+        if calibrated:
+            options["data"] = batches(2)
+    if row.notes.get("units"):
+        options["pattern"] = pattern.Head(size=8, parts=3) if row.notes.get("attention") else pattern.Channel()
+    if row.notes.get("attention"):
+        options["params"] = "attention.in_proj_weight"
+    elif row.notes.get("only"):
+        options["params"] = row.notes["only"]
+    return options
+
+
+def fits(row: Row, shape: Row) -> bool:
+    """Whether a saliency is tried with a pattern: units with units, norms with scores of one sign."""
+    if row.notes.get("units"):
+        return shape.name == "filter" and not row.notes.get("attention")
+    by_norm = isinstance(shape.make(), (pattern.Channel, pattern.Head))
+    if row.notes.get("informed"):  # one pattern of each kind does
+        known = shape.name in ("unstructured", "2_of_4", "block_2x2_sum", "filter")
+        return known and not (by_norm and row.notes.get("signed"))
+    return True
 
 # make() -> pattern; every one fits the models of tests/models.py
 PATTERNS = [

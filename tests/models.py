@@ -23,6 +23,24 @@ def small_net(seed: int = 0) -> nn.Sequential:
     )
 
 
+class Attention(nn.Module):
+    """Self-attention over the channels of :func:`batches`' images: heads 8, of 8 each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(64, 8, batch_first=True)
+        self.out = nn.Linear(64, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(2)
+        return self.out((x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+
+def attention_net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return Attention()
+
+
 WEIGHTS = ["0.weight", "5.weight", "7.weight"]
 
 

@@ -24,6 +24,7 @@ from ignite_prune.evidence.ops import (
     SHAPING,
     Call,
     tensors_in,
+    turns,
 )
 from ignite_prune.evidence.uses import Use
 
@@ -178,7 +179,7 @@ class Heads:
             return None
         flow = flows.pop()
         allowed = _KEEPING | {"mul"} if isinstance(flow, Context) else _COMPUTING
-        return flow if call.op in allowed else None
+        return flow if call.op in allowed or turns(call) else None
 
     def _send(self, context: Context, output: str | None) -> None:
         del self._waiting[id(context)]

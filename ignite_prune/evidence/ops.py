@@ -40,6 +40,7 @@ NORMS = frozenset(_NORMS.split())
 ACTIVATIONS = frozenset(_ACTIVATIONS.split())
 ARITHMETIC = frozenset(_ARITHMETIC.split())
 COMPARISONS = frozenset(_COMPARISONS.split())
+REGROUPING = frozenset(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"))
 PASSING = frozenset(_PASSING.split())
 DROPOUT = frozenset(_DROPOUT.split())
 READING = frozenset(_READING.split())
@@ -108,7 +109,7 @@ def op_name(func: Callable[..., Any]) -> str:
     """Return a function's name without the underscores of methods and in-place forms.
 
     Example:
-        >>> op_name(torch.relu_), op_name(torch.Tensor.__radd__), op_name(torch.nn.functional.relu)
+        >>> op_name(F.relu_), op_name(Tensor.__radd__), op_name(F.relu)
         ('relu', 'radd', 'relu')
     """
     return str(getattr(func, "__name__", "")).strip("_")
@@ -118,7 +119,7 @@ def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call is in place, by its name, ``inplace=`` or ``out=``.
 
     Example:
-        >>> writes(torch.relu_, {}), writes(torch.nn.functional.relu, {"inplace": True}), writes(torch.relu, {})
+        >>> writes(F.relu_, {}), writes(F.relu, {"inplace": True}), writes(F.relu, {})
         (True, True, False)
     """
     name = str(getattr(func, "__name__", ""))

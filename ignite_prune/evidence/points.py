@@ -22,6 +22,7 @@ from ignite_prune.evidence.ops import (
     NORMS,
     PASSING,
     POOLING,
+    REGROUPING,
     Call,
     pools_units,
     tensors_in,
@@ -53,11 +54,19 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a call does for a chain: whether its output counts, and whether an activation lies behind it."""
+    """What a call does for a chain.
+
+    Attributes:
+        chain: the chain.
+        active: whether an activation lies behind its output.
+        counts: whether its output counts.
+        regroups: whether it shapes anew, which a chain outlives if only the dims before the units' change.
+    """
 
     chain: Chain
     active: bool
     counts: bool
+    regroups: bool = False
 
 
 class Points:
@@ -67,6 +76,8 @@ class Points:
       the chain on, and its output counts. Behind an activation, a norm ends the chain.
     - Dropout and pooling over space carry it on, but their output does not count, so they matter if a norm or an
       activation follows; behind an activation they end it.
+    - So does a change of shape that regroups the dims before the units' alone; its output counts if it has more of them
+      (``addmm`` works on a matrix, and samples are told apart afterwards).
     - Casts and copies carry it on; comparisons do for arithmetic (``x * (x > 0)``).
     - Anything else ends it: another layer, another branch, a change of shape, a softmax, a loss.
 
@@ -100,14 +111,18 @@ class Points:
                 self._end(chain)
         return step
 
-    def after(self, step: Step, result: object) -> None:
+    def after(self, step: Step, result: Any) -> None:
         """Take the result of a call that carried a chain on."""
         chain = step.chain
+        if step.regroups and chain.best.shape[chain.dim :] != result.shape[chain.dim :]:
+            self._end(chain)
+            return
         for output in tensors_in(result):
             if output.dim() < -chain.dim or output.shape[chain.dim] != chain.units:
                 continue
             self._mark(output, chain, active=step.active)
-            if step.counts and output.is_floating_point() and (step.active or not chain.active):
+            counts = output.is_floating_point() and (step.active or not chain.active)
+            if counts and (step.counts or (step.regroups and output.dim() > chain.best.dim())):
                 chain.best, chain.active = output, step.active
 
     def finish(self) -> None:
@@ -144,6 +159,8 @@ class Points:
             spoils = call.in_place and bool(call.argument(2, "training", True))
             over_units = op in POOLING and pools_units(op, chain.dim)
             return None if active or spoils or over_units else Step(chain, active=False, counts=False)
+        if op in REGROUPING:
+            return Step(chain, active, counts=False, regroups=True)
         if op in PASSING:
             return Step(chain, active, counts=False)
         if not self._is_alone(chain, call):

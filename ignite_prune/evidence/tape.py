@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune.evidence.ops import tensors_in
+from ignite_prune.evidence.plan import Plan, is_given, plan
 from ignite_prune.evidence.recording import Recorder, Substitution, mapped, snapshot, storage_of, view_on
 
 
@@ -40,23 +41,6 @@ class Cut:
         return cls(tensor, tensor._version, tensor.detach().clone())
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What a cut entails.
-
-    Attributes:
-        start: the first step after the cut.
-        steps: those to run again.
-        reached: whether the result depends on the cut.
-        faithful: whether the tape has seen all that it needs to.
-    """
-
-    start: int
-    steps: tuple[int, ...]
-    reached: bool
-    faithful: bool
-
-
 class Tape:
     """One forward pass under ``no_grad``, call by call, with all results.
 
@@ -84,7 +68,7 @@ class Tape:
         for index, step in enumerate(self.steps):
             for storage in step.versions:
                 self._writers.setdefault(storage, []).append(index)
-        self._plans: dict[tuple[int, int], _Plan] = {}
+        self._plans: dict[tuple[int, int], Plan] = {}
 
     @classmethod
     def record(cls, model: nn.Module, call: Callable[[], Tensor]) -> Tape:
@@ -123,8 +107,10 @@ class Tape:
             ValueError: ``replacement`` is of another shape or type.
         """
         tensor, _ = _where(cut)
-        plan = self._plan(cut)
-        return _Player(self, plan.steps, tensor, _like(replacement, tensor)).play() if plan.reached else self.result
+        planned = self._plan(cut)
+        return (
+            _Player(self, planned.steps, tensor, _like(replacement, tensor)).play() if planned.reached else self.result
+        )
 
     @torch.no_grad()
     def rerun(self, cut: Tensor | Cut, replacement: Tensor) -> Tensor | None:
@@ -139,7 +125,7 @@ class Tape:
         tensor, _ = _where(cut)
         steps = self.steps[: self._plan(cut).start]
         names = [name for name, _ in (*steps[-1].makes, *steps[-1].takes)] if steps else []
-        if id(tensor) not in names or self._is_given(storage_of(tensor)):
+        if id(tensor) not in names or is_given(self.steps, storage_of(tensor)):
             return None
         mode = Substitution(steps, names.index(id(tensor)), _like(replacement, tensor))
         with mode:
@@ -153,9 +139,9 @@ class Tape:
         one, so it costs a forward pass; and no value that depends on the cut may have been handed to Python
         (``.item()``, ``if tensor:``), where the tape ends.
         """
-        plan = self._plan(cut)
+        planned = self._plan(cut)
         value = cut.value if isinstance(cut, Cut) else cut
-        if not (plan.reached and plan.faithful and _same_bits(self.replay(cut, value), self.result)):
+        if not (planned.reached and planned.faithful and _same_bits(self.replay(cut, value), self.result)):
             return False
         other = value.detach().clone()
         other.view(-1)[::2] = 0
@@ -168,64 +154,11 @@ class Tape:
         later = next((w for w in self._writers.get(storage, ()) if w >= step), None)
         return tensor if later is None else view_on(self.steps[later].before[storage], tensor)
 
-    def _plan(self, cut: Tensor | Cut) -> _Plan:
+    def _plan(self, cut: Tensor | Cut) -> Plan:
         tensor, version = _where(cut)
         if (id(tensor), version) not in self._plans:
-            start = self._start(tensor, version)
-            dependent, faithful = self._dependent(tensor, start)
-            steps = self._needed(dependent)
-            faithful &= all(storage not in self._unseen() for i in steps for _, storage in self.steps[i].takes)
-            reached = bool(steps) or self.result is tensor
-            self._plans[id(tensor), version] = _Plan(start, steps, reached, faithful)
+            self._plans[id(tensor), version] = plan(self.steps, self._readings, self.result, tensor, version)
         return self._plans[id(tensor), version]
-
-    def _start(self, cut: Tensor, version: int) -> int:
-        """The step before which the cut has come to this version."""
-        storage = storage_of(cut)
-        written = [w + 1 for w in self._writers.get(storage, ()) if self.steps[w].versions[storage] <= version]
-        made = (i + 1 for i, step in enumerate(self.steps) if any(name == id(cut) for name, _ in step.makes))
-        return max(0, *written, next(made, 0))
-
-    def _dependent(self, cut: Tensor, start: int) -> tuple[list[int], bool]:
-        """The steps that depend on the cut, and whether the tape can follow them all.
-
-        It cannot where a value goes to Python, or where the cut's memory is read through a view older than the cut.
-        """
-        names, storages, own = {id(cut)}, set[int](), storage_of(cut)
-        dependent, faithful = [], True
-        for index in range(start, len(self.steps)):
-            takes = self.steps[index].takes
-            if any(name in names or storage in storages for name, storage in takes):
-                dependent.append(index)
-                names.update(name for name, _ in self.steps[index].makes)
-                storages.update(self.steps[index].versions)
-            faithful &= all(storage != own or name in names for name, storage in takes)
-        for index, tensor in self._readings:
-            faithful &= index < start or not (id(tensor) in names or storage_of(tensor) in storages)
-        return dependent, faithful
-
-    def _needed(self, dependent: list[int]) -> tuple[int, ...]:
-        """Those of the steps that the result depends on."""
-        wanted, steps = {storage_of(self.result)}, []
-        for index in reversed(dependent):
-            step = self.steps[index]
-            if wanted & {*step.versions, *(storage for _, storage in step.makes)}:
-                wanted.update(storage for _, storage in step.takes)
-                steps.append(index)
-        return tuple(reversed(steps))
-
-    def _is_given(self, storage: int) -> bool:
-        """Whether a storage was there before the pass, and is not to be written to."""
-        for step in self.steps:
-            if any(taken == storage for _, taken in step.takes):
-                return True
-            if any(made == storage for _, made in step.makes):
-                return False
-        return True
-
-    def _unseen(self) -> set[int]:
-        """Storages that were written to by functions whose names do not say so."""
-        return {storage for step in self.steps for storage in step.versions if storage not in step.before}
 
 
 class _Player:

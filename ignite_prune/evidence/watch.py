@@ -6,26 +6,24 @@ modules and layers used twice are seen like modules, and the model is not touche
 
 from __future__ import annotations
 
-import sys
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from ignite_prune.evidence.attention import Attention, Heads
+from ignite_prune.evidence.hooks import Installed, install, watching
 from ignite_prune.evidence.notes import Notes
-from ignite_prune.evidence.ops import READING, Call, enter_attention, op_name, tensors_in, unit_dim
+from ignite_prune.evidence.ops import READING, Call, enter_attention, op_name, tensors_in, turns, unit_dim
 from ignite_prune.evidence.points import Points
 from ignite_prune.evidence.uses import Use, derive, read_use, used_weight
-from ignite_prune.select import unwrap
 
 _ATTENTION = frozenset(("softmax", "scaled_dot_product_attention"))
+
+__all__ = ["Attention", "Installed", "Use", "Watch", "install", "watching"]
 
 
 class Watch(TorchFunctionMode):
@@ -131,7 +129,7 @@ class Watch(TorchFunctionMode):
         if call.op in READING:
             result = call.func(*call.args, **call.kwargs)
             derive(call, result, self._notes)
-            return result
+            return self._heads.after(call, result) if self._heads is not None and turns(call) else result
         step = None if self._points is None else self._points.before(call)
         weight = used_weight(call, self._notes)
         result = call.func(*call.args, **call.kwargs)
@@ -174,74 +172,6 @@ class Watch(TorchFunctionMode):
         return id(base) in self._constants
 
 
-class Installed:
-    """A watch on a model's root: on from a forward's beginning to its end, whatever way it ends.
-
-    A copy or a pickle of the model takes hooks along that do nothing.
-    """
-
-    def __init__(self, model: nn.Module, watch: Watch) -> None:
-        root = unwrap(model)
-        self._watch = watch
-        self._frames: list[types.FrameType] = []
-        self._errors: list[BaseException | None] = []
-        enter, leave = Hook(self._enter), Hook(self._leave)
-        self._handles: list[RemovableHandle] = [
-            root.register_forward_pre_hook(enter, prepend=True),
-            root.register_forward_hook(leave, always_call=True),
-        ]
-
-    def remove(self) -> None:
-        """Take the hooks off, and the mode if an interrupt has left it on."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        if self._frames:
-            self._drop()
-
-    def _enter(self, model: nn.Module) -> None:
-        if self._frames and not _is_running(self._frames[0]):
-            self._drop()
-        self._frames.append(sys._getframe(2))
-        self._errors.append(sys.exc_info()[1])
-        if len(self._frames) == 1:
-            self._watch.begin(model)
-            self._watch.__enter__()  # type: ignore[no-untyped-call]
-
-    def _leave(self, model: nn.Module) -> None:
-        if not self._frames:
-            return
-        failed = sys.exc_info()[1] is not self._errors.pop()
-        self._frames.pop()
-        if not self._frames:
-            self._watch.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            if failed:
-                self._watch.clear()
-            else:
-                self._watch.finish()
-
-    def _drop(self) -> None:
-        """End a forward that never came to its end: a KeyboardInterrupt passes the hooks by."""
-        self._frames.clear()
-        self._errors.clear()
-        self._watch.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        self._watch.clear()
-
-
-class Hook:
-    """A module hook that copies and pickles as one that does nothing."""
-
-    def __init__(self, run: Callable[[nn.Module], None] | None = None) -> None:
-        self._run = run
-
-    def __call__(self, module: nn.Module, *_: Any) -> None:
-        if self._run is not None and not torch.compiler.is_compiling():
-            self._run(module)
-
-    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
-        return Hook, ()
-
-
 def _unseen(callback: Callable[..., object]) -> Callable[..., object]:
     """Keep what a callback computes from other modes, a tape's above all."""
 
@@ -250,33 +180,3 @@ def _unseen(callback: Callable[..., object]) -> Callable[..., object]:
             return callback(*args)
 
     return run
-
-
-def _is_running(frame: types.FrameType) -> bool:
-    running: types.FrameType | None = sys._getframe()
-    while running is not None and running is not frame:
-        running = running.f_back
-    return running is not None
-
-
-def install(model: nn.Module, watch: Watch) -> Installed:
-    """Put a watch on a model until the handle's ``remove()``.
-
-    Args:
-        model: bare, or wrapped in DDP or ``torch.compile``: the hooks go on the model inside.
-        watch: what sees its forwards.
-
-    Returns:
-        A handle; ``handle.remove()`` takes the hooks off.
-    """
-    return Installed(model, watch)
-
-
-@contextmanager
-def watching(model: nn.Module, watch: Watch) -> Iterator[Watch]:
-    """Put a watch on a model for the length of a ``with`` block; only the model's own forwards are seen in it."""
-    handle = install(model, watch)
-    try:
-        yield watch
-    finally:
-        handle.remove()

@@ -326,6 +326,7 @@ class PruneHandler:
             "generators": self._updater.generator_states(),
             "dense": self._dense.state_dict(self._masks),
             "evidence": self._source.state_dict(),
+            "reached": self._updater.reached(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -349,7 +350,7 @@ class PruneHandler:
         for group, sparsity in zip(self._groups, state.sparsities):
             group["sparsity"] = sparsity
         self._updater.set_generator_states(state.generators)
-        self._updater.forget_scores()
+        self._updater.forget_scores(state.reached)
         self._progress.__dict__.update(vars(state.progress))
         self._enforcer.install()
         self._enforcer.settle()

@@ -24,6 +24,7 @@ class PrunerState:
     generators: list[Any]
     dense: Any
     evidence: Any
+    reached: list[float | None]
 
     @classmethod
     def checked(cls, state: Any, groups: Sequence[Group]) -> PrunerState:
@@ -35,18 +36,19 @@ class PrunerState:
         """
         _check_version(state)
         if state["version"] == 1:
-            state = {**state, "evidence": []}
-        missing = {"masks", "sparsities", "progress", "generators", "dense", "evidence"} - set(state)
+            state = {**state, "evidence": [], "reached": [None] * len(groups)}
+        missing = {"masks", "sparsities", "progress", "generators", "dense", "evidence", "reached"} - set(state)
         if missing:
             raise ValueError(f"The checkpoint's pruner is damaged: it lacks {sorted(missing)}")
-        for key in ("sparsities", "generators"):
+        for key in ("sparsities", "generators", "reached"):
             if not isinstance(state[key], list) or len(state[key]) != len(groups):
                 raise ValueError(f"The checkpoint's pruner should have {len(groups)} groups, but its {key} are others")
         for generator, group in zip(state["generators"], groups):
             _check_generator(generator, group)
         sparsities = [as_sparsity(value) for value in state["sparsities"]]
+        reached = [None if value is None else as_sparsity(value) for value in state["reached"]]
         progress = Progress.from_state(state["progress"])
-        return cls(state["masks"], sparsities, progress, state["generators"], state["dense"], state["evidence"])
+        return cls(state["masks"], sparsities, progress, state["generators"], state["dense"], state["evidence"], reached)
 
 
 def _check_version(state: Any) -> None:

@@ -35,7 +35,7 @@ class DSnoT(Repair):
     """
 
     cycles: int = 50
-    threshold: float = 0.1
+    threshold: float = 1e-4
 
     def __post_init__(self) -> None:
         check_positive("cycles", self.cycles, whole=True)

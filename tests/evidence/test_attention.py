@@ -47,9 +47,7 @@ def test_multihead_attention(kind, batch_first, need_weights):
         query, memory = (
             (query.transpose(0, 1),) * 2 if memory is query else (query.transpose(0, 1), memory.transpose(0, 1))
         )
-    (attention,), inputs, (output, _), watch = heads(
-        model, query, memory, memory, need_weights=need_weights, exclude="bias"
-    )
+    (attention,), _, (output, _), watch = heads(model, query, memory, memory, need_weights=need_weights, exclude="bias")
     packed = (None, None, None, "in_proj_weight")
     apart = ("q_proj_weight", "k_proj_weight", "v_proj_weight", None)
     assert names(attention) == ("out_proj.weight", *(apart if width else packed))
@@ -225,7 +223,10 @@ def transformer(kind, implementation):
         config, inputs = transformers.BertConfig(vocab_size=50, **size), ids
         model = transformers.BertModel
     elif kind == "ViT":
-        config, inputs = transformers.ViTConfig(image_size=16, patch_size=8, **size), {"pixel_values": torch.randn(3, 3, 16, 16)}
+        config, inputs = (
+            transformers.ViTConfig(image_size=16, patch_size=8, **size),
+            {"pixel_values": torch.randn(3, 3, 16, 16)},
+        )
         model = transformers.ViTModel
     elif kind == "GPT-2":
         tokens = {"bos_token_id": 0, "eos_token_id": 0}

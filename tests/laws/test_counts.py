@@ -12,15 +12,15 @@ from torch import nn
 from ignite_prune import MaskStore, PruneHandler, functional, pattern, prune_model, saliency
 from ignite_prune.allocation import Global
 from ignite_prune.topk import keep_top
-from tests.catalogue import ALLOCATIONS, PATTERNS, SALIENCIES
-from tests.models import WEIGHTS, small_net
+from tests.catalogue import ALLOCATIONS, PATTERNS, REPAIRS, SALIENCIES, fits, net_for, options_for
+from tests.models import WEIGHTS, batches, small_net
 
 # Channels of a small net: a layer may well lose all of its four.
 pytestmark = pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
 
 
-def expected_units(model, shape, sparsity):
-    units = sum(shape.count(model.get_parameter(name).shape) for name in WEIGHTS)
+def expected_units(model, shape, sparsity, names=WEIGHTS):
+    units = sum(shape.count(model.get_parameter(name).shape) for name in names)
     return units, round(units * min(sparsity / shape.share, 1))
 
 
@@ -28,14 +28,18 @@ def pruned_units(masks, shape):
     return sum(shape.count(m.shape) - int(shape.alive(m).count_nonzero()) for m in masks.values())
 
 
-@pytest.mark.parametrize("pattern_row", PATTERNS, ids=str)
-@pytest.mark.parametrize("saliency_row", SALIENCIES, ids=str)
+FITTING = [
+    pytest.param(row, shape, id=f"{row}-{shape}") for row in SALIENCIES for shape in PATTERNS if fits(row, shape)
+]
+
+
+@pytest.mark.parametrize(("saliency_row", "pattern_row"), FITTING)
 def test_every_pattern_prunes_the_exact_number_of_units(saliency_row, pattern_row):
     model, shape = small_net(), pattern_row.make()
     for sparsity in (0.0, 0.1, 0.37, 0.5):
-        pruner = PruneHandler(model, saliency=saliency_row.make(model), pattern=shape)
+        pruner = PruneHandler(model, **{**options_for(saliency_row, model), "pattern": shape})
         pruner.step(sparsity)
-        _, pruned = expected_units(model, shape, sparsity)
+        _, pruned = expected_units(model, shape, sparsity, list(pruner.masks))
         assert pruned_units(pruner.masks, shape) == pruned
         for name, mask in pruner.masks.items():
             whole = round(mask.numel() / shape.count(mask.shape) * shape.share)
@@ -62,11 +66,28 @@ def test_every_allocation_answers_for_every_pattern(row, pattern_row):
 def test_the_same_input_gives_the_same_mask(row):
     found = []
     for _ in range(2):
-        model = small_net()
-        pruner = PruneHandler(model, saliency=row.make(model), generator=torch.Generator().manual_seed(5))
+        model = net_for(row)
+        pruner = PruneHandler(model, **options_for(row, model), generator=torch.Generator().manual_seed(5))
         pruner.step(0.63)
         found.append(dict(pruner.masks))
-    assert all(torch.equal(found[0][name], found[1][name]) for name in WEIGHTS)
+    assert found[0] and all(torch.equal(mask, found[1][name]) for name, mask in found[0].items())
+
+
+@pytest.mark.parametrize("row", REPAIRS, ids=str)
+@pytest.mark.parametrize("saliency_row", [row for row in SALIENCIES if row.name in ("magnitude", "sparsegpt")], ids=str)
+def test_a_repair_keeps_the_counts_and_revives_nothing(row, saliency_row):
+    model = small_net()
+    options = {"data": batches(2), "loss_fn": nn.functional.cross_entropy, "repair": row.make()}
+    pruner = PruneHandler(model, saliency=saliency_row.make(model), **options)
+    before = dict(pruner.masks)
+    for sparsity in (0.3, 0.3, 0.71):
+        pruner.step(sparsity)
+        total = sum(p.numel() for p in pruner.masks.parameters.values())
+        assert sum(map(pruner.masks.kept, WEIGHTS)) == total - round(sparsity * total)
+        for name, p in pruner.masks.parameters.items():
+            assert not (pruner.masks[name] & ~before[name]).any(), "an entry came back"
+            assert not p.detach()[~pruner.masks[name]].any(), "a pruned weight is not 0"
+        before = dict(pruner.masks)
 
 
 @pytest.mark.parametrize("allocation_row", ALLOCATIONS, ids=str)

@@ -11,7 +11,7 @@ from ignite.engine import Events, create_supervised_trainer
 from torch import nn
 
 from ignite_prune import PruneHandler, schedule
-from tests.catalogue import SALIENCIES
+from tests.catalogue import SALIENCIES, net_for, options_for
 from tests.models import batches, small_net
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -57,12 +57,15 @@ def scenario(rank, row_name):
         pruner = PruneHandler(model)
         pruner.step(0.5)
         return {n: m.tolist() for n, m in pruner.masks.items()}
+    row = next(row for row in SALIENCIES if row.name == row_name)
+    model = net_for(row)
     parallel = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(parallel.parameters(), lr=0.05, momentum=0.9)
     trainer = create_supervised_trainer(parallel, optimizer, nn.functional.cross_entropy)
-    row = next(row for row in SALIENCIES if row.name == row_name)
-    make = local_gradient if row_name == "callable" else row.make(model)
-    pruner = PruneHandler(parallel, optimizer, saliency=make, schedule=schedule.Linear(0.8, begin=0, end=8))
+    options = options_for(row, model, calibrated=False)
+    if row_name == "callable":
+        options["saliency"] = local_gradient
+    pruner = PruneHandler(parallel, optimizer, schedule=schedule.Linear(0.75, begin=0, end=8), **options)
     pruner.attach(trainer, Events.ITERATION_COMPLETED)
     if row_name == "given":
         pruner._groups[0]["saliency"].scores.update(
@@ -97,7 +100,8 @@ def on_two_ranks(row_name):
 @pytest.mark.parametrize("row", SALIENCIES, ids=str)
 def test_masks_are_equal_bit_for_bit(row):
     first, second = on_two_ranks(row.name)
-    assert first == second and first[1] == pytest.approx(0.8, abs=1e-3)
+    # Units are of different sizes: their sparsity is not that of the entries.
+    assert first == second and first[1] == pytest.approx(0.75, abs=0.3 if row.notes.get("units") else 1e-3)
 
 
 def test_weights_that_drifted_apart():

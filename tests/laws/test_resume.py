@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from tests.catalogue import EVENTS, OPTIMIZERS, PATTERNS, SALIENCIES, SCHEDULES
+from tests.catalogue import EVENTS, OPTIMIZERS, PATTERNS, REPAIRS, SALIENCIES, SCHEDULES
 from tests.laws import resume_run
 from tests.models import assert_same_bits
 
@@ -56,6 +56,20 @@ def test_saliencies(tmp_path, row):
     # A callable that reads gradients finds them only where the checkpoint did not come between: law 5's evidence is
     # what a saliency keeps, and a bare callable keeps none.
     assert_resumes(tmp_path, rng.randint(3, 19), saliency=row.name, keep_dense=True, checkpoint="iteration_completed")
+
+
+@pytest.mark.parametrize("row", [row for row in SALIENCIES if row.notes.get("informed")], ids=str)
+@pytest.mark.parametrize("first", [False, True])
+def test_evidence_half_gathered(tmp_path, row, first):
+    # Updates at 3 and 6: killed in between, with evidence of a step or two in the checkpoint.
+    options = {"saliency": row.name, "event": "every_3_iterations", "checkpoint": "iteration_completed"}
+    assert_resumes(tmp_path, rng.choice([4, 5, 6]), checkpoint_first=first, **options)
+
+
+@pytest.mark.parametrize("row", REPAIRS, ids=str)
+def test_repairs(tmp_path, row):
+    options = {"repair": row.name, "event": "every_3_iterations", "checkpoint": "iteration_completed"}
+    assert_resumes(tmp_path, rng.choice([4, 5, 6]), checkpoint_first=True, **options)
 
 
 @pytest.mark.parametrize("row", [row for row in PATTERNS if row.make().share >= 0.75], ids=str)

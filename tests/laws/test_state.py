@@ -8,8 +8,8 @@ import torch
 
 from ignite_prune import PruneHandler, pattern, saliency
 from ignite_prune.bits import pack, unpack
-from tests.catalogue import PATTERNS, SALIENCIES
-from tests.models import WEIGHTS, assert_same_bits, small_net
+from tests.catalogue import PATTERNS, SALIENCIES, fits, options_for
+from tests.models import assert_same_bits, small_net
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
 
@@ -20,18 +20,23 @@ def saved(state):
     return file
 
 
-@pytest.mark.parametrize("row", SALIENCIES, ids=str)
-@pytest.mark.parametrize("shape", PATTERNS, ids=str)
+FITTING = [
+    pytest.param(row, shape, id=f"{row}-{shape}") for row in SALIENCIES for shape in PATTERNS if fits(row, shape)
+]
+
+
+@pytest.mark.parametrize(("row", "shape"), FITTING)
 def test_round_trip_through_weights_only(row, shape):
     model = small_net()
-    pruner = PruneHandler(model, saliency=row.make(model), pattern=shape.make(), keep_dense=True)
+    options = {**options_for(row, model), "pattern": shape.make(), "keep_dense": True}
+    pruner = PruneHandler(model, **options)
     pruner.step(0.5 * shape.make().share)
     file = saved(pruner.state_dict())
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    other = PruneHandler(small_net(1), saliency=row.make(model), pattern=shape.make(), keep_dense=True)
+    other = PruneHandler(small_net(1), **options)
     other.load_state_dict(state)
-    assert all(torch.equal(pruner.masks[n], other.masks[n]) for n in WEIGHTS)
+    assert all(torch.equal(mask, other.masks[n]) for n, mask in pruner.masks.items())
     assert other.sparsity == pruner.sparsity and other.param_groups[0]["sparsity"] == pruner.param_groups[0]["sparsity"]
     assert_same_bits(pruner.state_dict(), other.state_dict())
     for handler in (pruner, other):
