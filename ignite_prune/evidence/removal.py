@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ignite_prune.evidence.base import Gatherer, wide
 from ignite_prune.evidence.batch import Batch
-from ignite_prune.evidence.tape import Tape
+from ignite_prune.evidence.tape import Cut, Tape
 from ignite_prune.evidence.watch import Watch, watching
 from ignite_prune.saliency.needs import UnitRemoval
 
@@ -45,35 +45,38 @@ class RemovalValues(Gatherer):
 
     @torch.no_grad()
     def probe(self, batch: Batch) -> None:
-        cuts: dict[str, tuple[Tensor, int]] = {}
+        cuts: dict[str, tuple[Cut, int]] = {}
 
         def cut(name: str, z: Tensor, dim: int) -> None:
             if name in cuts:
                 self._refused[name] = "its layer is used more than once in a forward pass"
-            cuts[name] = (z, dim)
+            cuts[name] = (Cut.of(z), dim)
 
-        watch = Watch(self.parameters, on_activation=cut)
-        with watching(batch.model, watch):
+        with watching(batch.model, Watch(self.parameters, on_activation=cut)):
             tape = Tape.record(batch.model, batch.loss)
         for name, (z, dim) in cuts.items():
-            if name in self._refused or z.shape[dim] != self.parameters[name].shape[0]:
-                self._refused.setdefault(name, "its dim 0 does not number its outputs")
+            if z.value.shape[dim] != self.parameters[name].shape[0]:
+                self._refused[name] = "its dim 0 does not number its outputs"
+            if name in self._refused:
                 continue
-            evaluate = _from_the_cut(tape, z, dim) if tape.is_exact(z) else self._whole(batch, name)
+            evaluate = self._evaluator(tape, z, dim, name)
             running, orders = self.running(name), self.orders(name)
-            values = exact_values(evaluate, z.shape[dim]) if orders is None else sampled_values(evaluate, orders)
+            values = exact_values(evaluate, z.value.shape[dim]) if orders is None else sampled_values(evaluate, orders)
             running += values * batch.size
             self.count(name, batch.size)
 
-    def _whole(self, batch: Batch, name: str) -> LossWith:
-        """Evaluate the whole network, where the part after the cut cannot be run by itself."""
+    def _evaluator(self, tape: Tape, z: Cut, dim: int, name: str) -> LossWith:
+        """Return what runs the network with some units kept, from the cut onward where that gives the same."""
+        run = tape.replay if tape.is_exact(z) else tape.rerun
 
         def loss(kept: Tensor) -> float:
-            def cover(found: str, z: Tensor, dim: int) -> None:
-                z.mul_(_along(kept, z, dim))
-
-            with watching(batch.model, Watch({name: self.parameters[name]}, on_activation=cover)):
-                return float(batch.loss())
+            found = run(z, z.value * _along(kept, z.value, dim))
+            if found is None:
+                raise ValueError(
+                    f"Shapley cannot remove units of {name!r}: the forward pass does not go the same way twice (it "
+                    "depends on the data, or on random numbers)"
+                )
+            return float(found)
 
         return loss
 
@@ -87,10 +90,6 @@ class RemovalValues(Gatherer):
 
 def _along(kept: Tensor, z: Tensor, dim: int) -> Tensor:
     return kept.to(z.device, z.dtype).view(-1, *(1,) * (-dim - 1))
-
-
-def _from_the_cut(tape: Tape, z: Tensor, dim: int) -> LossWith:
-    return lambda kept: float(tape.replay(z, z * _along(kept, z, dim)))
 
 
 def antithetic_orders(units: int, samples: int, generator: torch.Generator) -> Tensor:
