@@ -43,6 +43,8 @@ class Gatherer(ABC):
         self.model = model
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
+        self.unknown: dict[str, str] = {}
+        """Functions that use a parameter in a way that is not understood, by its name."""
         self.stale = False
         """Whether an update has used all this: the next thing that is gathered starts anew."""
 
@@ -120,8 +122,12 @@ class Gatherer(ABC):
 
     def reason(self, name: str) -> str:
         """Say why there is nothing for a parameter."""
+        if name in self.unknown:
+            return f"it is used by {self.unknown[name]}, not by a linear layer or a convolution"
         if self.counts:
             return "the data never reached it"
+        if self.hears:
+            return "nothing has been gathered yet (a compiled forward is not seen in training: give data=)"
         return "nothing has been gathered yet"
 
     def state_dict(self) -> dict[str, Any]:
