@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import evidence
 import memory
 import sizes
 import steps
@@ -33,6 +34,11 @@ MEASURES: dict[str, Measure] = {
     "checkpoint": sizes.checkpoint,
     "import": sizes.imports,
     "others": updates.others,
+    "gathering": evidence.gathering,
+    "wanda": evidence.wanda,
+    "sparsegpt": evidence.sparsegpt,
+    "obs": evidence.obs,
+    "shapley": evidence.shapley,
 }
 
 

@@ -112,6 +112,8 @@ class Scorer:
         by_unit = (self._pattern.count(self.shape),) if self._pattern.by_unit else None
         if shape not in (self.shape, by_unit):
             also = f", or {by_unit}, one a unit" if by_unit else ""
+            if by_unit is None and len(shape) == 1 and shape[0] == self.shape[0]:
+                also = " (it gives one score a unit: take pattern=Channel())"
             raise ValueError(
                 f"The saliency of parameter {self.name!r} should have its shape {self.shape}{also}, but given {shape}"
             )

@@ -121,6 +121,7 @@ def fits(row: Row, shape: Row) -> bool:
         return known and not (by_norm and row.notes.get("signed"))
     return True
 
+
 # make() -> pattern; every one fits the models of tests/models.py
 PATTERNS = [
     Row("unstructured", pattern.Unstructured),

@@ -148,13 +148,13 @@ def gauss_newton_diagonal(batch: Batch, parameters: Mapping[str, Tensor]) -> dic
     output = batch.output()
     if not isinstance(output, Tensor):
         raise TypeError(f"GaussNewton() needs a model whose output is one tensor, but it was {type(output)}")
-    logits = output.detach().requires_grad_()
+    logits = output.detach().to(wide(output)).requires_grad_()
     (slope,) = torch.autograd.grad(batch.loss(logits), logits, create_graph=True)
     n, k = output.shape[0], output[0].numel()
     root = _root(slope, logits, n, k)
     sums: dict[str, Tensor | None] = {}
     flat = output.reshape(n * k)
-    picks = torch.zeros(n, k, n, k, dtype=root.dtype, device=root.device)
+    picks = torch.zeros(n, k, n, k, dtype=output.dtype, device=root.device)
     for i in range(n):
         picks[i, :, i] = root[i].T
     for start in range(0, n * k, _CHUNK):

@@ -26,5 +26,8 @@ class InitialValues(Gatherer):
     def lasting(self) -> bool:
         return True
 
+    def reason(self, name: str) -> str:
+        return "in one shot nothing is known of the start; give it: Change(initial=state_dict)"
+
     def empty(self, name: str) -> Tensor:
         return torch.zeros_like(self.parameters[name], requires_grad=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -41,10 +42,10 @@ class InputGatherer(Gatherer):
             self._refused[name] = refused
             return
         self.forms[name] = (use.groups, use.transposed)
-        self.add(name, input_columns(use, tuple(self.parameters[name].shape[2:]), use.groups * self.inputs(name)))
+        self.add(name, use, tuple(self.parameters[name].shape[2:]), use.groups * self.inputs(name))
 
-    def add(self, name: str, columns: Tensor) -> None:
-        """Add inputs, ``(samples × positions, groups × inputs)``."""
+    def add(self, name: str, use: Use, kernel: tuple[int, ...], width: int) -> None:
+        """Add a use's inputs, of which its columns have ``width``."""
         raise NotImplementedError
 
     def reason(self, name: str) -> str:
@@ -89,12 +90,18 @@ class InputNormSums(InputGatherer):
         return torch.zeros(3, groups * self.inputs(name), dtype=wide(parameter), device=parameter.device)
 
     @torch.no_grad()
-    def add(self, name: str, columns: Tensor) -> None:
+    def add(self, name: str, use: Use, kernel: tuple[int, ...], width: int) -> None:
         running = self.running(name)
-        columns = columns.to(running.dtype) if columns.itemsize < 4 else columns
-        running[0] += columns.sum(0)
-        running[1] += torch.linalg.vector_norm(columns, dim=0).square_()
-        running[2] += columns.shape[0]
+        x = use.input.detach().to(running.dtype)
+        if kernel and x.ndim == len(kernel) + 1:
+            x = x.unsqueeze(0)
+        samples = x.shape[0] if kernel else 1
+        for row, power in enumerate((x, x.square())):
+            # Samples add up before a convolution's inputs are unfolded: what is unfolded is then small.
+            summed = replace(use, input=power.sum(0, keepdim=True)) if kernel else replace(use, input=power)
+            columns = input_columns(summed, kernel, width)
+            running[row] += columns.sum(0)
+        running[2] += columns.shape[0] * samples
         self.count(name)
 
     def answer(self, name: str, total: Tensor, count: float) -> Tensor:
@@ -126,9 +133,10 @@ class InputMomentSums(InputGatherer):
         return torch.zeros(groups, inputs, inputs, dtype=wide(parameter), device=parameter.device)
 
     @torch.no_grad()
-    def add(self, name: str, columns: Tensor) -> None:
+    def add(self, name: str, use: Use, kernel: tuple[int, ...], width: int) -> None:
         running = self.running(name)
         groups, inputs, _ = running.shape
+        columns = input_columns(use, kernel, width)
         parts = columns.to(running.dtype).reshape(-1, groups, inputs).transpose(0, 1)
         running.baddbmm_(parts.transpose(1, 2), parts)
         self.count(name, columns.shape[0])

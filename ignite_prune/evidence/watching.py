@@ -71,8 +71,8 @@ class Ears:
         """Pass on what is known at the end of a forward pass."""
         for gatherer in self._scales:
             gatherer.normed(watch.norms)
-        for gatherer in (*self._inputs, *self._activations):
-            gatherer.unknown.update(watch.unknown)
+        for hearing in (*self._inputs, *self._activations):
+            hearing.unknown.update(watch.unknown)
 
     def _input(self, name: str, use: Use) -> None:
         if not self._listening():

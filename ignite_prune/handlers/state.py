@@ -48,7 +48,9 @@ class PrunerState:
         sparsities = [as_sparsity(value) for value in state["sparsities"]]
         reached = [None if value is None else as_sparsity(value) for value in state["reached"]]
         progress = Progress.from_state(state["progress"])
-        return cls(state["masks"], sparsities, progress, state["generators"], state["dense"], state["evidence"], reached)
+        return cls(
+            state["masks"], sparsities, progress, state["generators"], state["dense"], state["evidence"], reached
+        )
 
 
 def _check_version(state: Any) -> None:

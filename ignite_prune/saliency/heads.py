@@ -18,8 +18,8 @@ class HeadImportance(Informed):
 
     That is the gradient of a gate on the head. One score a head, for every projection the head reads or writes
     (``Head(size=...)``; with grouped queries a key's or value's score is that of its whole group). Heads are seen in
-    the flow of a batch: ``nn.MultiheadAttention``, and any module that calls ``scaled_dot_product_attention`` or multiplies
-    a softmax with values, as transformers' BERT, ViT, GPT-2 and Llama do.
+    the flow of a batch: ``nn.MultiheadAttention``, and any module that calls ``scaled_dot_product_attention`` or
+    multiplies a softmax with values, as transformers' BERT, ViT, GPT-2 and Llama do.
 
     Args:
         normalize: divide by the layer's L2 norm, so that layers compare.

@@ -1,0 +1,158 @@
+"""What the comparison of saliencies compares: a row a method. A saliency of your own is one more row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from compare_nets import LOSS
+from torch import Tensor, nn
+
+from ignite_prune import allocation, repair, saliency
+
+GLOBAL, UNIFORM = allocation.Global(), allocation.Uniform()
+SMOOTHED = nn.CrossEntropyLoss(label_smoothing=0.1)
+
+
+def loss_in_double(output: Tensor, target: Tensor) -> Tensor:
+    """Return the loss in float64: where all is learnt, 1 - p cancels in float32."""
+    return LOSS(output.double(), target)
+
+
+# What a method looks at; the pictures' colours.
+CONTROL, WEIGHTS, GRADIENTS, CURVATURE, ACTIVATIONS, TRAINING = (
+    "control",
+    "weights alone",
+    "gradients",
+    "curvature",
+    "activations",
+    "evidence of the whole training",
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of pruning.
+
+    Args:
+        name: for tables and pictures.
+        looks_at: which kind it is.
+        saliency: what an entry or unit is worth.
+        allocation: how the sparsity is divided over the layers.
+        repair: what follows the mask.
+        batches: how many calibration batches it gets; None: all.
+        loss_fn: the loss whose gradients it takes.
+        inverted: keep what it would prune.
+        anew: judge anew at each sparsity, because scores alone do not make the mask (rounds, rows, repairs).
+        bold: drawn as a curve.
+    """
+
+    name: str
+    looks_at: str
+    saliency: saliency.Saliency | Callable[[str, Tensor], Tensor]
+    allocation: allocation.Allocation = GLOBAL
+    repair: Sequence[repair.Repair] = ()
+    batches: int | None = None
+    loss_fn: Callable[[Tensor, Tensor], Tensor] = field(default=LOSS, repr=False)
+    inverted: bool = False
+    anew: bool = False
+    bold: bool = False
+
+
+FISHER = saliency.OBD(saliency.EmpiricalFisher())
+
+ON_THE_TRAINED_NET = [
+    Method("Magnitude, global", WEIGHTS, saliency.Magnitude(), bold=True),
+    Method("Magnitude, uniform", WEIGHTS, saliency.Magnitude(), UNIFORM, bold=True),
+    Method("Magnitude, LAMP", WEIGHTS, saliency.Magnitude(), allocation.LAMP()),
+    Method("SynFlow", WEIGHTS, saliency.SynFlow(), anew=True),
+    Method("Gradient", GRADIENTS, saliency.Gradient()),
+    Method("Taylor", GRADIENTS, saliency.Taylor(), bold=True),
+    Method("SNIP", GRADIENTS, saliency.SNIP()),
+    Method("GraSP", GRADIENTS, saliency.GraSP()),
+    Method("OBD, Fisher", CURVATURE, FISHER, bold=True),
+    Method("OBD, Fisher, smoothed loss", CURVATURE, FISHER, loss_fn=SMOOTHED),
+    Method("OBD, Gauss-Newton", CURVATURE, saliency.OBD(saliency.GaussNewton()), batches=4, loss_fn=loss_in_double),
+    Method("OBD, Hutchinson", CURVATURE, saliency.OBD(saliency.Hutchinson(samples=4))),
+    Method("OBS", CURVATURE, saliency.OBS()),
+    Method("OBS + repair", CURVATURE, saliency.OBS(), repair=[repair.OBS()], anew=True),
+    Method("Wanda", ACTIVATIONS, saliency.Wanda(), UNIFORM, anew=True),
+    Method("SparseGPT", ACTIVATIONS, saliency.SparseGPT(), UNIFORM),
+    Method(
+        "SparseGPT + repair", ACTIVATIONS, saliency.SparseGPT(), UNIFORM, [repair.SparseGPT()], anew=True, bold=True
+    ),
+    Method("Random", CONTROL, saliency.Random(), UNIFORM, bold=True),
+    Method("Magnitude, inverted", CONTROL, saliency.Magnitude(), inverted=True, bold=True),
+]
+# Evidence that training itself leaves behind: a PruneHandler listens from the first step to the last.
+IN_TRAINING = [
+    Method("Gradient in training", TRAINING, saliency.Gradient()),
+    Method("Taylor in training", TRAINING, saliency.Taylor()),
+    Method("OBD, Fisher in training", TRAINING, FISHER, bold=True),
+    Method("Movement in training", TRAINING, saliency.Movement()),
+    Method("SNIPMomentum in training", TRAINING, saliency.SNIPMomentum()),
+    Method("Change in training", TRAINING, saliency.Change()),
+    Method("OBD in training, inverted", CONTROL, FISHER, inverted=True),
+]
+# Before training: pruned once as it was initialised, and trained under the masks.
+AT_INIT = [
+    Method("SNIP", GRADIENTS, saliency.SNIP(), batches=4),
+    Method("GraSP", GRADIENTS, saliency.GraSP(), batches=4),
+    Method("SynFlow", WEIGHTS, saliency.SynFlow(), batches=1, anew=True),
+    Method("Magnitude, global", WEIGHTS, saliency.Magnitude()),
+    Method("Random", CONTROL, saliency.Random(), UNIFORM),
+    Method("SNIP, inverted", CONTROL, saliency.SNIP(), batches=4, inverted=True),
+]
+
+
+def filter_norm(name: str, weight: Tensor) -> Tensor:
+    """Return what ``Channel()`` makes of magnitudes, a score a filter: a saliency can be a plain function."""
+    return weight.flatten(1).norm(dim=1)
+
+
+# Filters of the conv net; BatchNorm is re-estimated after each, as it should always be.
+OF_UNITS = [
+    Method("L2 norm", WEIGHTS, saliency.Magnitude(), UNIFORM, bold=True),
+    Method("FPGM", WEIGHTS, saliency.FPGM(), UNIFORM),
+    Method("BatchNormScale", WEIGHTS, saliency.BatchNormScale(), UNIFORM, batches=1),
+    Method("HRank", ACTIVATIONS, saliency.HRank(), UNIFORM, batches=4, bold=True),
+    Method("APoZ", ACTIVATIONS, saliency.APoZ(), UNIFORM),
+    Method("Sensitivity", GRADIENTS, saliency.Sensitivity(), UNIFORM),
+    Method("ActivationTaylor", GRADIENTS, saliency.ActivationTaylor(), UNIFORM, bold=True),
+    Method("Taylor, by unit", GRADIENTS, saliency.Taylor(by_unit=True), UNIFORM),
+    Method("Shapley", ACTIVATIONS, saliency.Shapley(), UNIFORM, batches=2, bold=True),
+    Method("Random", CONTROL, saliency.Random(), UNIFORM, bold=True),
+    Method("Shapley, inverted", CONTROL, saliency.Shapley(), UNIFORM, batches=2, inverted=True, bold=True),
+    Method("L2 norm, inverted", CONTROL, filter_norm, UNIFORM, inverted=True),
+]
+REPAIRS_OF_MLP = [
+    Method("magnitude", WEIGHTS, saliency.Magnitude(), UNIFORM, anew=True),
+    Method("magnitude + Bias", WEIGHTS, saliency.Magnitude(), UNIFORM, [repair.Bias()], anew=True),
+    Method("magnitude + DSnoT", WEIGHTS, saliency.Magnitude(), UNIFORM, [repair.DSnoT()], anew=True),
+    Method("magnitude + SparseGPT", WEIGHTS, saliency.Magnitude(), UNIFORM, [repair.SparseGPT()], anew=True),
+    Method("Wanda", ACTIVATIONS, saliency.Wanda(), UNIFORM, anew=True),
+    Method("Wanda + DSnoT", ACTIVATIONS, saliency.Wanda(), UNIFORM, [repair.DSnoT()], anew=True),
+    Method("Wanda, OWL", ACTIVATIONS, saliency.Wanda(), allocation.OWL(), anew=True),
+    Method("Wanda + SparseGPT", ACTIVATIONS, saliency.Wanda(), UNIFORM, [repair.SparseGPT()], anew=True),
+]
+BATCH_NORM = repair.BatchNorm()
+REPAIRS_OF_CONV = [
+    Method("magnitude, conv", WEIGHTS, saliency.Magnitude(), anew=True),
+    Method("magnitude, conv + Bias", WEIGHTS, saliency.Magnitude(), repair=[repair.Bias()], anew=True),
+    Method("magnitude, conv + DSnoT", WEIGHTS, saliency.Magnitude(), repair=[repair.DSnoT()], anew=True),
+    Method(
+        "magnitude, conv + DSnoT, BatchNorm",
+        WEIGHTS,
+        saliency.Magnitude(),
+        repair=[repair.DSnoT(), BATCH_NORM],
+        anew=True,
+    ),
+    Method("magnitude, conv + BatchNorm", WEIGHTS, saliency.Magnitude(), repair=[BATCH_NORM], anew=True),
+    Method(
+        "magnitude, conv + BatchNorm, variance",
+        WEIGHTS,
+        saliency.Magnitude(),
+        repair=[repair.BatchNorm(variance_repair=True)],
+        anew=True,
+    ),
+]

@@ -1,0 +1,369 @@
+"""What the comparison of saliencies shows at its end: tables, a picture, and all figures as CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")  # draws to files, with or without a screen
+
+import matplotlib.pyplot as plt
+import torch
+from compare_methods import (
+    ACTIVATIONS,
+    AT_INIT,
+    CONTROL,
+    CURVATURE,
+    GRADIENTS,
+    IN_TRAINING,
+    OF_UNITS,
+    ON_THE_TRAINED_NET,
+    REPAIRS_OF_CONV,
+    REPAIRS_OF_MLP,
+    TRAINING,
+    WEIGHTS,
+    Method,
+)
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from rich.console import Console
+from rich.table import Table
+
+# Told apart in every kind of colour vision (Okabe and Ito).
+COLOURS = {
+    WEIGHTS: "#0072B2",
+    GRADIENTS: "#E69F00",
+    CURVATURE: "#009E73",
+    ACTIVATIONS: "#CC79A7",
+    TRAINING: "#D55E00",
+    CONTROL: "#6E6E6E",
+}
+METHODS = {
+    "weights": ON_THE_TRAINED_NET + IN_TRAINING,
+    "units": OF_UNITS,
+    "at init": AT_INIT,
+    "repair": REPAIRS_OF_MLP + REPAIRS_OF_CONV,
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One model pruned once.
+
+    Args:
+        section: "weights", "units", "at init" or "repair".
+        method: its name; "dense" for the net itself.
+        sparsity: of the weights, or of the filters.
+        seed: of split, weights and order.
+        pruned: accuracy right after pruning.
+        tuned: accuracy after training on; None where there was none.
+        seconds: what judging and pruning took.
+    """
+
+    section: str
+    method: str
+    sparsity: float
+    seed: int
+    pruned: float
+    tuned: float | None
+    seconds: float
+
+
+@dataclass
+class Figures:
+    """All that was measured."""
+
+    records: list[Record]
+    settings: Any
+    seconds: float
+    held: dict[tuple[str, str, float], list[Record]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.held = {}
+        for each in self.records:
+            self.held.setdefault((each.section, each.method, each.sparsity), []).append(each)
+
+    def values(self, section: str, method: str, sparsity: float = 0.0, tuned: bool = False) -> list[float]:
+        """Return a method's accuracies in percent, one a seed."""
+        found = self.held[section, method, sparsity]
+        return [100 * each.tuned if tuned else 100 * each.pruned for each in found]
+
+    def mean(self, section: str, method: str, sparsity: float = 0.0, tuned: bool = False) -> float:
+        return statistics.mean(self.values(section, method, sparsity, tuned))
+
+    def deviation(self, section: str, method: str, sparsity: float = 0.0, tuned: bool = False) -> float:
+        """Return the standard deviation over the seeds."""
+        values = self.values(section, method, sparsity, tuned)
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def levels(self, section: str) -> list[float]:
+        return sorted({each.sparsity for each in self.records if each.section == section and each.sparsity})
+
+    def seconds_of(self, section: str, method: str) -> float:
+        return statistics.median(
+            each.seconds for each in self.records if each.section == section and each.method == method
+        )
+
+    def told(self, section: str, method: str, sparsity: float, tuned: bool = False) -> str:
+        spread = self.deviation(section, method, sparsity, tuned)
+        return f"{self.mean(section, method, sparsity, tuned):.1f} ± {spread:.1f}"
+
+
+def report(figures: Figures, folder: Path) -> None:
+    """Print the tables and the paths, draw the picture, and write all figures."""
+    draw(figures, folder / "saliencies.png")
+    write(figures, folder)
+    console = Console(highlight=False)
+    seeds = figures.settings.seeds
+    dense = {section: figures.told(section, "dense", 0.0) for section in ("weights", "units")}
+    tuning = f"{figures.settings.fine_tuning} epoch{'s' * (figures.settings.fine_tuning > 1)} of fine-tuning"
+    titles = {
+        "weights": f"Weights of the MLP (dense {dense['weights']} %)",
+        "units": f"Filters of the conv net, BatchNorm re-estimated (dense {dense['units']} %)",
+    }
+    for section, title in titles.items():
+        console.print(curve_table(figures, section, f"{title}: right after pruning → after {tuning}"))
+    console.print(repair_table(figures))
+    console.print(init_table(figures))
+    console.print(f"Accuracy in percent, mean ± standard deviation over {seeds} seeds, each from the same trained net.")
+    for name, what in (("saliencies.png", "picture"), ("figures.csv", "every run"), ("figures.json", "summary")):
+        console.print(f"{what:10} {folder / name}", soft_wrap=True)  # a wrapped path could not be copied
+    console.print(f"{'time':10} {figures.seconds:.0f} s")
+
+
+def curve_table(figures: Figures, section: str, title: str) -> Table:
+    levels = figures.levels(section)
+    table = Table("method", title=title, title_justify="left", title_style="bold", padding=(0, 1))
+    for level in levels:
+        table.add_column(f"{level:.0%}" if level < 0.995 else f"{level:.1%}", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right")
+    last = None
+    for method in METHODS[section]:
+        if last not in (None, method.looks_at) and CONTROL in (method.looks_at, last):
+            table.add_section()
+        last = method.looks_at
+        cells = [
+            f"{figures.mean(section, method.name, level):.0f} → {figures.mean(section, method.name, level, True):.0f}"
+            for level in levels
+        ]
+        took = (
+            ""
+            if method.looks_at == TRAINING or method in IN_TRAINING
+            else f"{figures.seconds_of(section, method.name):.2f}"
+        )
+        table.add_row(method.name, *cells, took, style="dim" if method.looks_at == CONTROL else "")
+    return table
+
+
+def repair_table(figures: Figures) -> Table:
+    levels = figures.levels("repair")
+    table = Table("repair", title="Repair, no training", title_justify="left", title_style="bold")
+    for level in levels:
+        table.add_column(f"{level:.0%}", justify="right")
+    for method in METHODS["repair"]:
+        if method.name == REPAIRS_OF_CONV[0].name:
+            table.add_section()
+        table.add_row(method.name, *(figures.told("repair", method.name, level) for level in levels))
+    return table
+
+
+def init_table(figures: Figures) -> Table:
+    levels = figures.levels("at init")
+    title = f"Pruned before training, then trained {figures.settings.epochs} epochs"
+    table = Table("method", title=title, title_justify="left", title_style="bold")
+    for level in levels:
+        table.add_column(f"{level:.0%}", justify="right")
+    for method in AT_INIT:
+        told = (figures.told("at init", method.name, level, tuned=True) for level in levels)
+        table.add_row(method.name, *told, style="dim" if method.looks_at == CONTROL else "")
+    return table
+
+
+# Files
+
+
+def write(figures: Figures, folder: Path) -> None:
+    """Write every run as CSV, and means and deviations with all settings as JSON."""
+    with (folder / "figures.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([each.name for each in fields(Record)])
+        writer.writerows(astuple(each) for each in figures.records)
+    summary = []
+    for section, method, sparsity in figures.held:
+        row: dict[str, Any] = {"section": section, "method": method, "sparsity": sparsity}
+        tuned = figures.held[section, method, sparsity][0].tuned is not None
+        for name, after in (("pruned", False), ("tuned", True))[: 1 + tuned]:
+            row[name] = round(figures.mean(section, method, sparsity, after), 2)
+            row[f"{name}_std"] = round(figures.deviation(section, method, sparsity, after), 2)
+        summary.append(row)
+    told = {
+        "settings": asdict(figures.settings),
+        "seconds": round(figures.seconds, 1),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "accuracy": summary,
+    }
+    (folder / "figures.json").write_text(json.dumps(told, indent=1))
+
+
+# Picture
+
+
+def nearest(levels: Sequence[float], wanted: float) -> float:
+    return min(levels, key=lambda level: abs(level - wanted))
+
+
+def draw(figures: Figures, path: Path) -> None:
+    """Draw curves on the left and every method at one sparsity on the right: weights, filters; below, the rest."""
+    figure = plt.figure(figsize=(14, 18.5), layout="constrained")
+    grid = figure.add_gridspec(3, 2, height_ratios=(1.5, 1, 0.95), width_ratios=(1, 1.05))
+    seeds = figures.settings.seeds
+    figure.suptitle(
+        f"What is worth keeping: handwritten digits, mean ± standard deviation of {seeds} seeds", fontsize=16
+    )
+    for row, (section, wanted, what) in enumerate(
+        (("weights", 0.9, "weights, MLP"), ("units", 0.5, "filters, conv net"))
+    ):
+        level = nearest(figures.levels(section), wanted)
+        curves, dots = figure.add_subplot(grid[row, 0]), figure.add_subplot(grid[row, 1])
+        draw_curves(curves, figures, section)
+        curves.set_title(f"Right after pruning: {what}", loc="left", fontsize=12)
+        draw_dots(dots, figures, section, level)
+        dots.set_title(f"All of them at {level:.0%}: {what}", loc="left", fontsize=12)
+    draw_repairs(figure.add_subplot(grid[2, 0]), figures)
+    draw_early(figure.add_subplot(grid[2, 1]), figures)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def tidy(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_curves(axes: Axes, figures: Figures, section: str) -> None:
+    levels = figures.levels(section)
+    dashes = ["-", (0, (4, 1.5)), (0, (1, 1))]
+    markers = iter("osD^vPX*<>")
+    used: dict[str, int] = {}
+    for method in METHODS[section]:
+        if not method.bold:
+            continue
+        dash = dashes[used.setdefault(method.looks_at, 0) % len(dashes)]
+        used[method.looks_at] += 1
+        means = [figures.mean(section, method.name, level) for level in levels]
+        spreads = [figures.deviation(section, method.name, level) for level in levels]
+        axes.errorbar(
+            [100 * level for level in levels],
+            means,
+            spreads,
+            color=COLOURS[method.looks_at],
+            ls=dash,
+            marker=next(markers),
+            ms=5.5,
+            lw=1.8,
+            elinewidth=1,
+            capsize=2.5,
+            label=method.name,
+        )
+    axes.axhline(figures.mean(section, "dense"), color="black", lw=1, ls=(0, (6, 4)), label="dense")
+    axes.set(xlabel="sparsity (%)", ylabel="accuracy on unseen digits (%)", ylim=(0, 103))
+    axes.set_xticks([100 * level for level in levels])
+    tidy(axes)
+    axes.legend(loc="lower left" if section == "weights" else "upper right", fontsize=9, framealpha=0.9)
+
+
+def draw_dots(axes: Axes, figures: Figures, section: str, level: float) -> None:
+    ordered = sorted(METHODS[section], key=lambda each: figures.mean(section, each.name, level))
+    for height, method in enumerate(ordered):
+        colour = COLOURS[method.looks_at]
+        for tuned in (True, False):
+            mean, spread = (
+                figures.mean(section, method.name, level, tuned),
+                figures.deviation(section, method.name, level, tuned),
+            )
+            face = "white" if tuned else colour
+            axes.errorbar(mean, height, xerr=spread, fmt="o", color=colour, mfc=face, ms=6, elinewidth=1.2, capsize=2)
+    axes.axvline(figures.mean(section, "dense"), color="black", lw=1, ls=(0, (6, 4)))
+    axes.set(xlabel="accuracy on unseen digits (%)", xlim=(0, 103), ylim=(-0.8, len(ordered) - 0.2))
+    name_rows(axes, ordered)
+    kinds = [kind for kind in COLOURS if any(method.looks_at == kind for method in ordered)]
+    handles = [Line2D([], [], color=COLOURS[kind], marker="o", ls="", label=kind) for kind in kinds]
+    epochs = figures.settings.fine_tuning
+    handles += [
+        Line2D([], [], color="black", marker="o", ls="", label="right after pruning"),
+        Line2D(
+            [],
+            [],
+            color="black",
+            marker="o",
+            mfc="white",
+            ls="",
+            label=f"after {epochs} more epoch{'s' * (epochs > 1)}",
+        ),
+        Line2D([], [], color="black", lw=1, ls=(0, (6, 4)), label="dense"),
+    ]
+    axes.legend(handles=handles, loc="lower right", fontsize=8.5, framealpha=0.95, bbox_to_anchor=(0.9, 0.0))
+
+
+def name_rows(axes: Axes, methods: Sequence[Method], names: Sequence[str] | None = None) -> None:
+    axes.set_yticks(range(len(methods)), names or [method.name for method in methods], fontsize=9)
+    for label, method in zip(axes.get_yticklabels(), methods):
+        label.set_color(COLOURS[method.looks_at])
+    tidy(axes)
+
+
+def draw_repairs(axes: Axes, figures: Figures) -> None:
+    levels = figures.levels("repair")
+    methods = list(reversed(METHODS["repair"]))
+    for height, method in enumerate(methods):
+        for level, marker in zip(levels, "so"):
+            mean, spread = figures.mean("repair", method.name, level), figures.deviation("repair", method.name, level)
+            axes.errorbar(
+                mean,
+                height,
+                xerr=spread,
+                fmt=marker,
+                color=COLOURS[method.looks_at],
+                ms=6,
+                elinewidth=1.2,
+                capsize=2,
+                mfc=COLOURS[method.looks_at] if marker == "o" else "white",
+            )
+    axes.axhline(len(REPAIRS_OF_CONV) - 0.5, color="black", lw=0.8)
+    axes.set(xlabel="accuracy on unseen digits (%)", xlim=(0, 103))
+    axes.set_title("Repairs, no training", loc="left", fontsize=12)
+    name_rows(axes, methods)
+    handles = [
+        Line2D(
+            [], [], color="black", marker=marker, mfc="black" if marker == "o" else "white", ls="", label=f"{level:.0%}"
+        )
+        for level, marker in zip(levels, "so")
+    ]
+    axes.legend(handles=handles, loc="upper right", fontsize=9, title="sparsity")
+
+
+def draw_early(axes: Axes, figures: Figures) -> None:
+    levels = figures.levels("at init")
+    ordered = sorted(AT_INIT, key=lambda each: figures.mean("at init", each.name, levels[-1], True))
+    markers = dict(zip(levels, "soDv^"))
+    for height, method in enumerate(ordered):
+        for level, marker in markers.items():
+            mean = figures.mean("at init", method.name, level, True)
+            spread = figures.deviation("at init", method.name, level, True)
+            colour = COLOURS[method.looks_at]
+            axes.errorbar(mean, height, xerr=spread, fmt=marker, color=colour, ms=6, elinewidth=1.2, capsize=2)
+    axes.axvline(figures.mean("weights", "dense"), color="black", lw=1, ls=(0, (6, 4)))
+    axes.set(xlabel="accuracy on unseen digits (%)", xlim=(0, 103))
+    axes.set_title("Pruned before training, then trained: weights, MLP", loc="left", fontsize=12)
+    name_rows(axes, ordered)
+    handles = [Line2D([], [], color="black", marker=m, ls="", label=f"{level:.0%}") for level, m in markers.items()]
+    axes.legend(handles=handles, loc="lower left", fontsize=9, title="sparsity")
