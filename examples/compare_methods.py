@@ -26,7 +26,7 @@ CONTROL, WEIGHTS, GRADIENTS, CURVATURE, ACTIVATIONS, TRAINING = (
     "gradients",
     "curvature",
     "activations",
-    "evidence of the whole training",
+    "gathered in training",
 )
 
 
@@ -44,6 +44,7 @@ class Method:
         loss_fn: the loss whose gradients it takes.
         inverted: keep what it would prune.
         anew: judge anew at each sparsity, because scores alone do not make the mask (rounds, rows, repairs).
+        by_layer: prune one layer after the other, each judged by inputs that come from pruned layers.
         bold: drawn as a curve.
     """
 
@@ -56,6 +57,7 @@ class Method:
     loss_fn: Callable[[Tensor, Tensor], Tensor] = field(default=LOSS, repr=False)
     inverted: bool = False
     anew: bool = False
+    by_layer: bool = False
     bold: bool = False
 
 
@@ -80,6 +82,15 @@ ON_THE_TRAINED_NET = [
     Method("SparseGPT", ACTIVATIONS, saliency.SparseGPT(), UNIFORM),
     Method(
         "SparseGPT + repair", ACTIVATIONS, saliency.SparseGPT(), UNIFORM, [repair.SparseGPT()], anew=True, bold=True
+    ),
+    Method(
+        "SparseGPT + repair, by layer",
+        ACTIVATIONS,
+        saliency.SparseGPT(),
+        UNIFORM,
+        [repair.SparseGPT()],
+        anew=True,
+        by_layer=True,
     ),
     Method("Random", CONTROL, saliency.Random(), UNIFORM, bold=True),
     Method("Magnitude, inverted", CONTROL, saliency.Magnitude(), inverted=True, bold=True),
@@ -126,30 +137,30 @@ OF_UNITS = [
     Method("L2 norm, inverted", CONTROL, filter_norm, UNIFORM, inverted=True),
 ]
 REPAIRS_OF_MLP = [
-    Method("magnitude", WEIGHTS, saliency.Magnitude(), UNIFORM, anew=True),
-    Method("magnitude + Bias", WEIGHTS, saliency.Magnitude(), UNIFORM, [repair.Bias()], anew=True),
-    Method("magnitude + DSnoT", WEIGHTS, saliency.Magnitude(), UNIFORM, [repair.DSnoT()], anew=True),
-    Method("magnitude + SparseGPT", WEIGHTS, saliency.Magnitude(), UNIFORM, [repair.SparseGPT()], anew=True),
-    Method("Wanda", ACTIVATIONS, saliency.Wanda(), UNIFORM, anew=True),
-    Method("Wanda + DSnoT", ACTIVATIONS, saliency.Wanda(), UNIFORM, [repair.DSnoT()], anew=True),
-    Method("Wanda, OWL", ACTIVATIONS, saliency.Wanda(), allocation.OWL(), anew=True),
-    Method("Wanda + SparseGPT", ACTIVATIONS, saliency.Wanda(), UNIFORM, [repair.SparseGPT()], anew=True),
+    Method("MLP: magnitude", WEIGHTS, saliency.Magnitude(), UNIFORM, anew=True),
+    Method("MLP: magnitude + Bias", WEIGHTS, saliency.Magnitude(), UNIFORM, [repair.Bias()], anew=True),
+    Method("MLP: magnitude + DSnoT", WEIGHTS, saliency.Magnitude(), UNIFORM, [repair.DSnoT()], anew=True),
+    Method("MLP: magnitude + SparseGPT", WEIGHTS, saliency.Magnitude(), UNIFORM, [repair.SparseGPT()], anew=True),
+    Method("MLP: Wanda", ACTIVATIONS, saliency.Wanda(), UNIFORM, anew=True),
+    Method("MLP: Wanda + DSnoT", ACTIVATIONS, saliency.Wanda(), UNIFORM, [repair.DSnoT()], anew=True),
+    Method("MLP: Wanda, OWL", ACTIVATIONS, saliency.Wanda(), allocation.OWL(), anew=True),
+    Method("MLP: Wanda + SparseGPT", ACTIVATIONS, saliency.Wanda(), UNIFORM, [repair.SparseGPT()], anew=True),
 ]
 BATCH_NORM = repair.BatchNorm()
 REPAIRS_OF_CONV = [
-    Method("magnitude, conv", WEIGHTS, saliency.Magnitude(), anew=True),
-    Method("magnitude, conv + Bias", WEIGHTS, saliency.Magnitude(), repair=[repair.Bias()], anew=True),
-    Method("magnitude, conv + DSnoT", WEIGHTS, saliency.Magnitude(), repair=[repair.DSnoT()], anew=True),
+    Method("conv: magnitude", WEIGHTS, saliency.Magnitude(), anew=True),
+    Method("conv: magnitude + Bias", WEIGHTS, saliency.Magnitude(), repair=[repair.Bias()], anew=True),
+    Method("conv: magnitude + DSnoT", WEIGHTS, saliency.Magnitude(), repair=[repair.DSnoT()], anew=True),
     Method(
-        "magnitude, conv + DSnoT, BatchNorm",
+        "conv: magnitude + DSnoT, BatchNorm",
         WEIGHTS,
         saliency.Magnitude(),
         repair=[repair.DSnoT(), BATCH_NORM],
         anew=True,
     ),
-    Method("magnitude, conv + BatchNorm", WEIGHTS, saliency.Magnitude(), repair=[BATCH_NORM], anew=True),
+    Method("conv: magnitude + BatchNorm", WEIGHTS, saliency.Magnitude(), repair=[BATCH_NORM], anew=True),
     Method(
-        "magnitude, conv + BatchNorm, variance",
+        "conv: magnitude + BatchNorm and variance",
         WEIGHTS,
         saliency.Magnitude(),
         repair=[repair.BatchNorm(variance_repair=True)],

@@ -58,12 +58,12 @@ def make_mlp() -> nn.Module:
 
 
 def make_conv() -> nn.Module:
-    """Return three convolutions of 32, 64 and 32 filters, BatchNorm after each, and a linear layer."""
+    """Return three convolutions of 32, 64 and 64 filters, BatchNorm after each, and a linear layer."""
     layers: list[nn.Module] = []
-    for inputs, outputs, halve in ((1, 32, False), (32, 64, True), (64, 32, True)):
+    for inputs, outputs, halve in ((1, 32, False), (32, 64, True), (64, 64, True)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if halve else []
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 10))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 10))
 
 
 def train(model: nn.Module, data: Data, epochs: int, seed: int, listen: Listen | None = None) -> None:

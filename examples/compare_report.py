@@ -34,6 +34,7 @@ from compare_methods import (
 )
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -46,6 +47,7 @@ COLOURS = {
     TRAINING: "#D55E00",
     CONTROL: "#6E6E6E",
 }
+DASHED = (0, (6, 4))
 METHODS = {
     "weights": ON_THE_TRAINED_NET + IN_TRAINING,
     "units": OF_UNITS,
@@ -123,35 +125,43 @@ def report(figures: Figures, folder: Path) -> None:
     write(figures, folder)
     console = Console(highlight=False)
     seeds = figures.settings.seeds
-    dense = {section: figures.told(section, "dense", 0.0) for section in ("weights", "units")}
-    tuning = f"{figures.settings.fine_tuning} epoch{'s' * (figures.settings.fine_tuning > 1)} of fine-tuning"
-    titles = {
-        "weights": f"Weights of the MLP (dense {dense['weights']} %)",
-        "units": f"Filters of the conv net, BatchNorm re-estimated (dense {dense['units']} %)",
-    }
-    for section, title in titles.items():
-        console.print(curve_table(figures, section, f"{title}: right after pruning → after {tuning}"))
+    tuning = f"{figures.settings.fine_tuning} more epoch{'s' * (figures.settings.fine_tuning > 1)}"
+    for section, what in (
+        ("weights", "Weights of the MLP"),
+        ("units", "Filters of the conv net, BatchNorm re-estimated"),
+    ):
+        console.print(curve_table(figures, section, f"{what}, dense {figures.told(section, 'dense', 0.0)} %"))
+    console.print(f"Right after pruning → after {tuning} of training; s: seconds to judge and prune, once.\n")
     console.print(repair_table(figures))
     console.print(init_table(figures))
-    console.print(f"Accuracy in percent, mean ± standard deviation over {seeds} seeds, each from the same trained net.")
+    console.print(
+        f"Accuracy in percent, mean ± standard deviation over {seeds} seeds; all methods prune the same nets.\n"
+    )
     for name, what in (("saliencies.png", "picture"), ("figures.csv", "every run"), ("figures.json", "summary")):
         console.print(f"{what:10} {folder / name}", soft_wrap=True)  # a wrapped path could not be copied
     console.print(f"{'time':10} {figures.seconds:.0f} s")
 
 
+def plain_table(heading: str, title: str) -> Table:
+    """Return a table that fits into 80 columns."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
+    table.add_column(heading, no_wrap=True)
+    return table
+
+
 def curve_table(figures: Figures, section: str, title: str) -> Table:
     levels = figures.levels(section)
-    table = Table("method", title=title, title_justify="left", title_style="bold", padding=(0, 1))
+    table = plain_table("method", title)
     for level in levels:
         table.add_column(f"{level:.0%}" if level < 0.995 else f"{level:.1%}", justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right")
+    table.add_column("s", justify="right")
     last = None
     for method in METHODS[section]:
         if last not in (None, method.looks_at) and CONTROL in (method.looks_at, last):
             table.add_section()
         last = method.looks_at
         cells = [
-            f"{figures.mean(section, method.name, level):.0f} → {figures.mean(section, method.name, level, True):.0f}"
+            f"{figures.mean(section, method.name, level):.0f}→{figures.mean(section, method.name, level, True):.0f}"
             for level in levels
         ]
         took = (
@@ -165,7 +175,7 @@ def curve_table(figures: Figures, section: str, title: str) -> Table:
 
 def repair_table(figures: Figures) -> Table:
     levels = figures.levels("repair")
-    table = Table("repair", title="Repair, no training", title_justify="left", title_style="bold")
+    table = plain_table("repair", "Repairs, no training")
     for level in levels:
         table.add_column(f"{level:.0%}", justify="right")
     for method in METHODS["repair"]:
@@ -178,7 +188,7 @@ def repair_table(figures: Figures) -> Table:
 def init_table(figures: Figures) -> Table:
     levels = figures.levels("at init")
     title = f"Pruned before training, then trained {figures.settings.epochs} epochs"
-    table = Table("method", title=title, title_justify="left", title_style="bold")
+    table = plain_table("method", title)
     for level in levels:
         table.add_column(f"{level:.0%}", justify="right")
     for method in AT_INIT:
@@ -223,25 +233,41 @@ def nearest(levels: Sequence[float], wanted: float) -> float:
 
 def draw(figures: Figures, path: Path) -> None:
     """Draw curves on the left and every method at one sparsity on the right: weights, filters; below, the rest."""
-    figure = plt.figure(figsize=(14, 18.5), layout="constrained")
-    grid = figure.add_gridspec(3, 2, height_ratios=(1.5, 1, 0.95), width_ratios=(1, 1.05))
-    seeds = figures.settings.seeds
-    figure.suptitle(
-        f"What is worth keeping: handwritten digits, mean ± standard deviation of {seeds} seeds", fontsize=16
-    )
-    for row, (section, wanted, what) in enumerate(
-        (("weights", 0.9, "weights, MLP"), ("units", 0.5, "filters, conv net"))
+    figure = plt.figure(figsize=(14, 19.5), layout="constrained")
+    seeds, epochs = figures.settings.seeds, figures.settings.fine_tuning
+    title = f"What is worth keeping? Handwritten digits, mean ± standard deviation of {seeds} seeds"
+    figure.suptitle(title, fontsize=17)
+    legend, *rows = figure.subfigures(4, 1, height_ratios=(0.12, 1.5, 0.95, 0.95))
+    explain(legend, f"after {epochs} more epoch{'s' * (epochs > 1)} of training")
+    for row, section, wanted, what in zip(
+        rows, ("weights", "units"), (0.9, 0.5), ("weights, MLP", "filters, conv net")
     ):
         level = nearest(figures.levels(section), wanted)
-        curves, dots = figure.add_subplot(grid[row, 0]), figure.add_subplot(grid[row, 1])
+        curves, dots = row.subplots(1, 2, width_ratios=(1, 1.05))
         draw_curves(curves, figures, section)
-        curves.set_title(f"Right after pruning: {what}", loc="left", fontsize=12)
+        curves.set_title(f"Right after pruning: {what}", loc="left", fontsize=13)
         draw_dots(dots, figures, section, level)
-        dots.set_title(f"All of them at {level:.0%}: {what}", loc="left", fontsize=12)
-    draw_repairs(figure.add_subplot(grid[2, 0]), figures)
-    draw_early(figure.add_subplot(grid[2, 1]), figures)
+        dots.set_title(f"All of them at {level:.0%}: {what}", loc="left", fontsize=13)
+    repairs, early = rows[2].subplots(1, 2, width_ratios=(1, 1.05))
+    draw_levels(repairs, figures, "repair", list(reversed(METHODS["repair"])), "Repairs, no training", tuned=False)
+    repairs.axhline(len(REPAIRS_OF_CONV) - 0.5, color="black", lw=0.8)
+    last = figures.levels("at init")[-1]
+    ordered = sorted(AT_INIT, key=lambda each: figures.mean("at init", each.name, last, True))
+    draw_levels(early, figures, "at init", ordered, "Pruned before training: weights, MLP", tuned=True)
+    early.axvline(figures.mean("weights", "dense"), color="black", lw=1, ls=DASHED)
     figure.savefig(path, dpi=80)
     plt.close(figure)
+
+
+def explain(figure: Any, tuned: str) -> None:
+    """Draw the legend of all the panels."""
+    handles = [Line2D([], [], color=colour, marker="o", lw=2, label=kind) for kind, colour in COLOURS.items()]
+    handles += [
+        Line2D([], [], color="black", marker="o", ls="", label="right after pruning"),
+        Line2D([], [], color="black", marker="o", mfc="white", ls="", label=tuned),
+        Line2D([], [], color="black", lw=1, ls=DASHED, label="dense"),
+    ]
+    figure.legend(handles=handles, loc="center", ncols=5, fontsize=11, frameon=False)
 
 
 def tidy(axes: Axes) -> None:
@@ -259,12 +285,10 @@ def draw_curves(axes: Axes, figures: Figures, section: str) -> None:
             continue
         dash = dashes[used.setdefault(method.looks_at, 0) % len(dashes)]
         used[method.looks_at] += 1
-        means = [figures.mean(section, method.name, level) for level in levels]
-        spreads = [figures.deviation(section, method.name, level) for level in levels]
         axes.errorbar(
             [100 * level for level in levels],
-            means,
-            spreads,
+            [figures.mean(section, method.name, level) for level in levels],
+            [figures.deviation(section, method.name, level) for level in levels],
             color=COLOURS[method.looks_at],
             ls=dash,
             marker=next(markers),
@@ -274,96 +298,62 @@ def draw_curves(axes: Axes, figures: Figures, section: str) -> None:
             capsize=2.5,
             label=method.name,
         )
-    axes.axhline(figures.mean(section, "dense"), color="black", lw=1, ls=(0, (6, 4)), label="dense")
+    axes.axhline(figures.mean(section, "dense"), color="black", lw=1, ls=DASHED)
     axes.set(xlabel="sparsity (%)", ylabel="accuracy on unseen digits (%)", ylim=(0, 103))
     axes.set_xticks([100 * level for level in levels])
     tidy(axes)
-    axes.legend(loc="lower left" if section == "weights" else "upper right", fontsize=9, framealpha=0.9)
+    axes.legend(loc="lower left", fontsize=10, framealpha=0.9)
 
 
 def draw_dots(axes: Axes, figures: Figures, section: str, level: float) -> None:
     ordered = sorted(METHODS[section], key=lambda each: figures.mean(section, each.name, level))
     for height, method in enumerate(ordered):
-        colour = COLOURS[method.looks_at]
         for tuned in (True, False):
-            mean, spread = (
-                figures.mean(section, method.name, level, tuned),
-                figures.deviation(section, method.name, level, tuned),
-            )
-            face = "white" if tuned else colour
-            axes.errorbar(mean, height, xerr=spread, fmt="o", color=colour, mfc=face, ms=6, elinewidth=1.2, capsize=2)
-    axes.axvline(figures.mean(section, "dense"), color="black", lw=1, ls=(0, (6, 4)))
-    axes.set(xlabel="accuracy on unseen digits (%)", xlim=(0, 103), ylim=(-0.8, len(ordered) - 0.2))
+            point(axes, figures, section, method, level, height, tuned, hollow=tuned)
+    axes.axvline(figures.mean(section, "dense"), color="black", lw=1, ls=DASHED)
     name_rows(axes, ordered)
-    kinds = [kind for kind in COLOURS if any(method.looks_at == kind for method in ordered)]
-    handles = [Line2D([], [], color=COLOURS[kind], marker="o", ls="", label=kind) for kind in kinds]
-    epochs = figures.settings.fine_tuning
-    handles += [
-        Line2D([], [], color="black", marker="o", ls="", label="right after pruning"),
-        Line2D(
-            [],
-            [],
-            color="black",
-            marker="o",
-            mfc="white",
-            ls="",
-            label=f"after {epochs} more epoch{'s' * (epochs > 1)}",
-        ),
-        Line2D([], [], color="black", lw=1, ls=(0, (6, 4)), label="dense"),
-    ]
-    axes.legend(handles=handles, loc="lower right", fontsize=8.5, framealpha=0.95, bbox_to_anchor=(0.9, 0.0))
 
 
-def name_rows(axes: Axes, methods: Sequence[Method], names: Sequence[str] | None = None) -> None:
-    axes.set_yticks(range(len(methods)), names or [method.name for method in methods], fontsize=9)
-    for label, method in zip(axes.get_yticklabels(), methods):
-        label.set_color(COLOURS[method.looks_at])
-    tidy(axes)
-
-
-def draw_repairs(axes: Axes, figures: Figures) -> None:
-    levels = figures.levels("repair")
-    methods = list(reversed(METHODS["repair"]))
-    for height, method in enumerate(methods):
-        for level, marker in zip(levels, "so"):
-            mean, spread = figures.mean("repair", method.name, level), figures.deviation("repair", method.name, level)
-            axes.errorbar(
-                mean,
-                height,
-                xerr=spread,
-                fmt=marker,
-                color=COLOURS[method.looks_at],
-                ms=6,
-                elinewidth=1.2,
-                capsize=2,
-                mfc=COLOURS[method.looks_at] if marker == "o" else "white",
-            )
-    axes.axhline(len(REPAIRS_OF_CONV) - 0.5, color="black", lw=0.8)
-    axes.set(xlabel="accuracy on unseen digits (%)", xlim=(0, 103))
-    axes.set_title("Repairs, no training", loc="left", fontsize=12)
-    name_rows(axes, methods)
-    handles = [
-        Line2D(
-            [], [], color="black", marker=marker, mfc="black" if marker == "o" else "white", ls="", label=f"{level:.0%}"
-        )
-        for level, marker in zip(levels, "so")
-    ]
-    axes.legend(handles=handles, loc="upper right", fontsize=9, title="sparsity")
-
-
-def draw_early(axes: Axes, figures: Figures) -> None:
-    levels = figures.levels("at init")
-    ordered = sorted(AT_INIT, key=lambda each: figures.mean("at init", each.name, levels[-1], True))
-    markers = dict(zip(levels, "soDv^"))
+def draw_levels(axes: Axes, figures: Figures, section: str, ordered: Sequence[Method], title: str, tuned: bool) -> None:
+    """Draw every method at several sparsities, the lower ones hollow."""
+    levels = figures.levels(section)
+    markers = dict(zip(reversed(levels), "osD^v"))
+    signs = {"o": "●", "s": "□", "D": "◇", "^": "△", "v": "▽"}
     for height, method in enumerate(ordered):
         for level, marker in markers.items():
-            mean = figures.mean("at init", method.name, level, True)
-            spread = figures.deviation("at init", method.name, level, True)
-            colour = COLOURS[method.looks_at]
-            axes.errorbar(mean, height, xerr=spread, fmt=marker, color=colour, ms=6, elinewidth=1.2, capsize=2)
-    axes.axvline(figures.mean("weights", "dense"), color="black", lw=1, ls=(0, (6, 4)))
-    axes.set(xlabel="accuracy on unseen digits (%)", xlim=(0, 103))
-    axes.set_title("Pruned before training, then trained: weights, MLP", loc="left", fontsize=12)
+            point(axes, figures, section, method, level, height, tuned, hollow=marker != "o", marker=marker)
+    told = ", ".join(f"{signs[markers[level]]} {level:.0%}" for level in levels)
+    axes.set_title(f"{title} ({told})", loc="left", fontsize=13)
     name_rows(axes, ordered)
-    handles = [Line2D([], [], color="black", marker=m, ls="", label=f"{level:.0%}") for level, m in markers.items()]
-    axes.legend(handles=handles, loc="lower left", fontsize=9, title="sparsity")
+
+
+def point(
+    axes: Axes,
+    figures: Figures,
+    section: str,
+    method: Method,
+    level: float,
+    height: float,
+    tuned: bool,
+    hollow: bool,
+    marker: str = "o",
+) -> None:
+    axes.errorbar(
+        figures.mean(section, method.name, level, tuned),
+        height,
+        xerr=figures.deviation(section, method.name, level, tuned),
+        fmt=marker,
+        color=COLOURS[method.looks_at],
+        mfc="white" if hollow else COLOURS[method.looks_at],
+        ms=6.5,
+        elinewidth=1.2,
+        capsize=2,
+    )
+
+
+def name_rows(axes: Axes, methods: Sequence[Method]) -> None:
+    axes.set_yticks(range(len(methods)), [method.name for method in methods], fontsize=10)
+    for label, method in zip(axes.get_yticklabels(), methods):
+        label.set_color(COLOURS[method.looks_at])
+    axes.set(xlabel="accuracy on unseen digits (%)", xlim=(0, 103), ylim=(-0.7, len(methods) - 0.3))
+    tidy(axes)

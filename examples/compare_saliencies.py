@@ -19,7 +19,7 @@ import copy
 import multiprocessing
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune import PruneHandler, pattern, prune_model, saliency, score
+from ignite_prune.select import select
 
 Scores = dict[str, Tensor]
 REPAIRED = (0.8, 0.9)
@@ -93,19 +94,23 @@ def given(method: Method, scores: Scores) -> Method:
     return replace(method, saliency=saliency.Given({name: sign * each for name, each in scores.items()}))
 
 
-def pruned(method: Method, model: nn.Module, data: Data, sparsity: float, **options: Any) -> tuple[nn.Module, Any]:
+def pruned(
+    method: Method, model: nn.Module, data: Data, sparsity: float, **options: Any
+) -> tuple[nn.Module, Mapping[str, Tensor]]:
     """Return a pruned copy and its masks."""
-    return prune_model(
-        model,
-        sparsity=sparsity,
-        saliency=method.saliency,
-        allocation=method.allocation,
-        repair=list(method.repair),
-        data=data.train if method.repair else data.train[: method.batches],
-        loss_fn=method.loss_fn,
-        inplace=False,
-        **options,
-    )
+    options |= {
+        "sparsity": sparsity,
+        "saliency": method.saliency,
+        "allocation": method.allocation,
+        "repair": list(method.repair),
+        "data": data.train if method.repair else data.train[: method.batches],
+        "loss_fn": method.loss_fn,
+    }
+    copied, masks = copy.deepcopy(model), dict[str, Tensor]()
+    params = options.pop("params", None)
+    for each in select(model) if method.by_layer else [params]:
+        masks |= prune_model(copied, each, **options)
+    return copied, masks
 
 
 def compare(
@@ -179,7 +184,7 @@ def run_conv(settings: Settings, seed: int) -> Iterator[Record]:
         (each, lambda each=each: replace(judged(each, model, data, nn.Conv2d, seed, known), repair=[BATCH_NORM]))
         for each in OF_UNITS
     ]
-    options = {"params_or_groups": nn.Conv2d, "pattern": pattern.Channel()}
+    options = {"params": nn.Conv2d, "pattern": pattern.Channel()}
     yield from compare("units", model, data, units, settings.unit_sparsities, seed, settings.fine_tuning, **options)
     repairs = [(each, lambda each=each: each) for each in REPAIRS_OF_CONV]
     yield from compare("repair", model, data, repairs, REPAIRED, seed, 0)

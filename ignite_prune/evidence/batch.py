@@ -37,8 +37,8 @@ class Batch:
         """Run the model."""
         return self.model(**self.x) if isinstance(self.x, Mapping) else self.model(self.x)
 
-    def loss(self, output: Any = None) -> Tensor:
-        """Return the loss, of an output or of a pass of its own.
+    def loss(self, output: Any = None, finite: bool = True) -> Tensor:
+        """Return the loss, of an output or of a pass of its own; ``finite`` checks that it is.
 
         Raises:
             TypeError: the loss is not a scalar tensor.
@@ -50,7 +50,7 @@ class Batch:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             form = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss)}"
             raise TypeError(f"Argument loss_fn should return a scalar tensor (reduction='mean'), but it gave {form}")
-        if not torch.isfinite(loss.detach()).all():
+        if finite and not torch.isfinite(loss.detach()).all():
             raise ValueError(f"The loss of a calibration batch is {loss.detach().item()}: nothing can be judged by it")
         return loss.reshape(())
 

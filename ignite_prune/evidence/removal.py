@@ -53,7 +53,10 @@ class RemovalValues(Gatherer):
             cuts[name] = (Cut.of(z), dim)
 
         with watching(batch.model, Watch(self.parameters, on_activation=cut)):
-            tape = Tape.record(batch.model, batch.loss)
+            # A check in Python would end the tape: the value is looked at here, afterwards.
+            tape = Tape.record(batch.model, lambda: batch.loss(finite=False))
+        if not torch.isfinite(tape.result).all():
+            raise ValueError(f"The loss of a calibration batch is {tape.result.item()}: nothing can be judged by it")
         for name, (z, dim) in cuts.items():
             if z.value.shape[dim] != self.parameters[name].shape[0]:
                 self._refused[name] = "its dim 0 does not number its outputs"
