@@ -70,9 +70,9 @@ def _step(model: nn.Module, inputs: Tensor, masks: object, formula: saliency.Sal
 def wanda(settings: Settings) -> Iterator[Row]:
     """Time Wanda's scores against the forward passes that they take."""
     linear = Stack(8, settings.device, relu=True).model.eval()
-    tokens = [torch.randn(1024, 1024, device=settings.device) for _ in range(2)]
+    tokens = [torch.randn(1024, 1024, device=settings.device) for _ in range(4)]
     yield _wanda_row("Wanda's scores, 8 Linear(1024), against plain forward passes", linear, tokens, settings)
-    images = [torch.randn(32, 3, 32, 32, device=settings.device) for _ in range(2)]
+    images = [torch.randn(32, 3, 32, 32, device=settings.device) for _ in range(4)]
     yield _wanda_row("  of ResNet-18", resnet18().to(settings.device).eval(), images, settings)
 
 

@@ -119,7 +119,7 @@ class Scorer:
             )
 
     def _check_finite(self, scores: Tensor) -> None:
-        if not scores.numel() or all(torch.isfinite(edge) for edge in scores.aminmax()):
+        if all_finite(scores):
             return
         bad = ~scores.isfinite()
         if self._mask is not None and not self._is_by_unit(scores):
@@ -129,3 +129,8 @@ class Scorer:
                 f"The saliency of parameter {self.name!r} has {int(bad.sum())} of {scores.numel()} values that are NaN "
                 "or infinite; nothing was pruned. Has training diverged?"
             )
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite, in one pass that writes nothing."""
+    return not values.numel() or all(bool(torch.isfinite(edge)) for edge in values.aminmax())

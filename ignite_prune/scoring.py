@@ -12,6 +12,7 @@ from ignite_prune.evidence import Evidence
 from ignite_prune.evidence.batch import LossFn, PrepareBatch
 from ignite_prune.plan import bind
 from ignite_prune.saliency import Informed, NonFiniteSaliency, Saliency, as_saliency
+from ignite_prune.scorer import all_finite
 from ignite_prune.select import select, unwrap
 
 
@@ -75,6 +76,6 @@ def score(
     scores = {}
     for name, parameter in parameters.items():
         scores[name] = formula(name, parameter).detach()
-        if not torch.isfinite(scores[name]).all():
+        if not all_finite(scores[name]):
             raise NonFiniteSaliency(f"The saliency of parameter {name!r} has values that are NaN or infinite")
     return scores

@@ -145,7 +145,7 @@ class FisherBlockSums(GradientGatherer):
     def _settle(self, name: str) -> None:
         waiting = self._waiting.pop(name, [])
         if waiting:
-            add_outer_(self.running(name), torch.stack(waiting))
+            add_outer_(self.running(name), waiting)
 
     def settled(self) -> None:
         """Add what waits; the next gradients begin a new round."""

@@ -15,6 +15,8 @@ from ignite_prune.evidence.gradients import check_memory
 from ignite_prune.evidence.uses import Use
 from ignite_prune.saliency.needs import Moments, Need
 
+_PIECE = 1 << 17  # entries that stay in a core's cache
+
 
 class InputGatherer(Gatherer):
     """What gatherers of inputs share.
@@ -42,10 +44,10 @@ class InputGatherer(Gatherer):
             self._refused[name] = refused
             return
         self.forms[name] = (use.groups, use.transposed)
-        self.add(name, use, tuple(self.parameters[name].shape[2:]), use.groups * self.inputs(name))
+        self.add(name, use, tuple(self.parameters[name].shape[2:]))
 
-    def add(self, name: str, use: Use, kernel: tuple[int, ...], width: int) -> None:
-        """Add a use's inputs, of which its columns have ``width``."""
+    def add(self, name: str, use: Use, kernel: tuple[int, ...]) -> None:
+        """Add a use's inputs."""
         raise NotImplementedError
 
     def reason(self, name: str) -> str:
@@ -90,18 +92,18 @@ class InputNormSums(InputGatherer):
         return torch.zeros(3, groups * self.inputs(name), dtype=wide(parameter), device=parameter.device)
 
     @torch.no_grad()
-    def add(self, name: str, use: Use, kernel: tuple[int, ...], width: int) -> None:
+    def add(self, name: str, use: Use, kernel: tuple[int, ...]) -> None:
         running = self.running(name)
         x = use.input.detach().to(running.dtype)
-        if kernel and x.ndim == len(kernel) + 1:
+        if not kernel:
+            x = x.reshape(-1, x.shape[-1])
+        elif x.ndim == len(kernel) + 1:
             x = x.unsqueeze(0)
-        samples = x.shape[0] if kernel else 1
-        for row, power in enumerate((x, x.square())):
-            # Samples add up before a convolution's inputs are unfolded: what is unfolded is then small.
-            summed = replace(use, input=power.sum(0, keepdim=True)) if kernel else replace(use, input=power)
-            columns = input_columns(summed, kernel, width)
-            running[row] += columns.sum(0)
-        running[2] += columns.shape[0] * samples
+        # Samples of a convolution add up before the kernel goes over them: there is less to go over.
+        seen = input_windows(replace(use, input=_powers(x)), kernel)
+        positions = range(1, seen.ndim - 1 - len(kernel))
+        running[:2] += seen.sum(tuple(positions)).flatten(1) if positions else seen
+        running[2] += math.prod(seen.shape[i] for i in positions) * len(x)
         self.count(name)
 
     def answer(self, name: str, total: Tensor, count: float) -> Tensor:
@@ -112,6 +114,16 @@ class InputNormSums(InputGatherer):
         if groups == 1:
             return total.view(3, 1, *shape[1:])
         return total.view(3, groups, *shape[1:]).repeat_interleave(shape[0] // groups, dim=1)
+
+
+def _powers(x: Tensor) -> Tensor:
+    """Return the sums of x and of its squares over dim 0, piece by piece, which stay in cache: no copy of x is made."""
+    at_once = max(1, _PIECE // max(1, x[:1].numel()))
+    sums = x.new_zeros(2, min(at_once, len(x)), *x.shape[1:])
+    for part in torch.split(x, at_once):
+        sums[0, : len(part)].add_(part)
+        sums[1, : len(part)].addcmul_(part, part)
+    return sums.sum(1)
 
 
 class InputMomentSums(InputGatherer):
@@ -133,10 +145,10 @@ class InputMomentSums(InputGatherer):
         return torch.zeros(groups, inputs, inputs, dtype=wide(parameter), device=parameter.device)
 
     @torch.no_grad()
-    def add(self, name: str, use: Use, kernel: tuple[int, ...], width: int) -> None:
+    def add(self, name: str, use: Use, kernel: tuple[int, ...]) -> None:
         running = self.running(name)
         groups, inputs, _ = running.shape
-        columns = input_columns(use, kernel, width)
+        columns = input_windows(use, kernel).reshape(-1, groups * inputs)
         parts = columns.to(running.dtype).reshape(-1, groups, inputs).transpose(0, 1)
         running.baddbmm_(parts.transpose(1, 2), parts)
         self.count(name, columns.shape[0])
@@ -145,14 +157,11 @@ class InputMomentSums(InputGatherer):
         return Moments(total, 2 / count, self.forms[name][1])
 
 
-def input_columns(use: Use, kernel: tuple[int, ...], width: int) -> Tensor:
-    """Return a layer's inputs as a matrix ``(samples × positions, width)``, one column for each input of the kernel.
-
-    Columns of a convolution lie as its flattened kernel does: channel first, then position.
-    """
+def input_windows(use: Use, kernel: tuple[int, ...]) -> Tensor:
+    """Return what a layer's outputs see, ``(samples, *positions, channels, *kernel)``: a view, nothing is copied."""
     x = use.input.detach()
     if not use.kind.startswith("conv"):
-        return x.reshape(-1, x.shape[-1])
+        return x
     spatial = len(kernel)
     if x.ndim == spatial + 1:  # a single sample
         x = x.unsqueeze(0)
@@ -161,7 +170,7 @@ def input_columns(use: Use, kernel: tuple[int, ...], width: int) -> Tensor:
         x = x.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
     # (n, channels, *positions, *kernel) -> (n, *positions, channels, *kernel)
     order = [0, *range(2, 2 + spatial), 1, *range(2 + spatial, 2 + 2 * spatial)]
-    return x.permute(order).reshape(-1, width)
+    return x.permute(order)
 
 
 def _padding(use: Use, kernel: tuple[int, ...]) -> list[int]:

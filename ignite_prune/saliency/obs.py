@@ -12,19 +12,20 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-_CHUNK = 8 << 20  # bytes of blocks worked on at a time; the work needs about four times that
+_CHUNK = 2 << 20  # bytes of float64 blocks worked on at a time; the work needs about four times that
 
 
-def add_outer_(blocks: Tensor, grads: Tensor) -> Tensor:
+def add_outer_(blocks: Tensor, grads: Sequence[Tensor]) -> Tensor:
     r"""Add :math:`\sum_k g_k g_k^T` to the blocks in place; divide by the number of gradients when all are in.
 
     Args:
         blocks: ``(ceil(d/B), B, B)``.
-        grads: ``(k, d)``, one flat gradient a row.
+        grads: k flat gradients, each ``(d,)``.
 
     Returns:
         ``blocks``.
@@ -33,24 +34,27 @@ def add_outer_(blocks: Tensor, grads: Tensor) -> Tensor:
         ValueError: shapes that do not fit.
 
     Example:
-        >>> add_outer_(torch.zeros(2, 2, 2), torch.tensor([[1.0, 2.0, 3.0]]))
+        >>> add_outer_(torch.zeros(2, 2, 2), [torch.tensor([1.0, 2.0, 3.0])])
         tensor([[[1., 2.],
                  [2., 4.]],
         <BLANKLINE>
                 [[9., 0.],
                  [0., 0.]]])
     """
-    if grads.dim() != 2:
-        raise ValueError(f"Argument grads should have the shape (k, d), but given {tuple(grads.shape)}")
-    size = _check(blocks, grads.shape[1])
-    cut = _cut(grads.to(blocks.dtype), size)  # (k, blocks, B)
-    return blocks.baddbmm_(cut.permute(1, 2, 0), cut.transpose(0, 1))
+    if len({grad.shape for grad in grads}) != 1 or grads[0].dim() != 1:
+        raise ValueError(f"Argument grads should have the shapes (d,), but given {[tuple(g.shape) for g in grads]}")
+    size = _check(blocks, len(grads[0]))
+    for first, last in _chunks(blocks):
+        rows = torch.stack([grad[first * size : last * size] for grad in grads])
+        cut = _cut(rows.to(blocks.dtype), size)  # (k, blocks, B)
+        blocks[first:last].baddbmm_(cut.permute(1, 2, 0), cut.transpose(0, 1))
+    return blocks
 
 
 def inverse_diagonal(blocks: Tensor, d: int, damping: float) -> Tensor:
     r"""Return the diagonal of :math:`(F + \lambda I)^{-1}`, ``(d,)``, in the type of ``blocks``, float32 at least.
 
-    By Cholesky in float64, a few blocks at a time: beside ``blocks`` it needs 32 MB, or four blocks where those are
+    By Cholesky in float64, a few blocks at a time: beside ``blocks`` it needs 8 MB, or four blocks where those are
     larger.
 
     Args:
