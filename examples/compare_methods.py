@@ -160,7 +160,7 @@ REPAIRS_OF_CONV = [
     ),
     Method("conv: magnitude + BatchNorm", WEIGHTS, saliency.Magnitude(), repair=[BATCH_NORM], anew=True),
     Method(
-        "conv: magnitude + BatchNorm and variance",
+        "conv: magnitude + BatchNorm, variance",
         WEIGHTS,
         saliency.Magnitude(),
         repair=[repair.BatchNorm(variance_repair=True)],

@@ -177,7 +177,7 @@ def repair_table(figures: Figures) -> Table:
     levels = figures.levels("repair")
     table = plain_table("repair", "Repairs, no training")
     for level in levels:
-        table.add_column(f"{level:.0%}", justify="right")
+        table.add_column(f"{level:.0%}", justify="right", no_wrap=True)
     for method in METHODS["repair"]:
         if method.name == REPAIRS_OF_CONV[0].name:
             table.add_section()

@@ -75,7 +75,20 @@ def score(
         formula = bound
     scores = {}
     for name, parameter in parameters.items():
-        scores[name] = formula(name, parameter).detach()
-        if not all_finite(scores[name]):
-            raise NonFiniteSaliency(f"The saliency of parameter {name!r} has values that are NaN or infinite")
+        scores[name] = _checked(name, parameter, formula(name, parameter))
     return scores
+
+
+def _checked(name: str, parameter: Tensor, scores: Tensor) -> Tensor:
+    if not isinstance(scores, Tensor) or scores.is_complex() or scores.layout != torch.strided:
+        raise TypeError(f"The saliency of parameter {name!r} should be a real dense Tensor, but given {scores!r:.80}")
+    units = parameter.shape[0] if parameter.ndim else 0
+    by_unit = scores.ndim == 1 and len(scores) and units % len(scores) == 0
+    if scores.shape != parameter.shape and not by_unit:
+        raise ValueError(
+            f"The saliency of parameter {name!r} should have its shape {tuple(parameter.shape)}, or be 1-D with one a "
+            f"unit of dim 0, but given {tuple(scores.shape)}"
+        )
+    if not all_finite(scores):
+        raise NonFiniteSaliency(f"The saliency of parameter {name!r} has values that are NaN or infinite")
+    return scores.detach()

@@ -176,7 +176,7 @@ class HeadGateMeans(Gatherer):
     def reason(self, name: str) -> str:
         if not self._seen:
             return "no attention has been seen yet"
-        return "no attention head reads or writes it, or no gradient reaches it; name the projections with params="
+        return "no attention head reads or writes it, or no gradient reaches it; are the projections selected?"
 
     def checked(self, state: Any) -> dict[str, Any]:
         if not isinstance(state, Mapping) or not isinstance(state.get("sums"), Mapping):

@@ -132,7 +132,12 @@ class Gatherer(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is gathered as plain data."""
-        return {"sums": dict(self.sums), "counts": dict(self.counts), "stale": self.stale}
+        return {
+            "need": self.need.told,
+            "sums": dict(self.sums),
+            "counts": dict(self.counts),
+            "stale": self.stale,
+        }
 
     def checked(self, state: Any) -> dict[str, Any]:
         """Return a state that fits, or raise.
@@ -142,6 +147,8 @@ class Gatherer(ABC):
         """
         if not isinstance(state, Mapping) or not all(isinstance(state.get(k), Mapping) for k in ("sums", "counts")):
             raise TypeError("The evidence of a pruner's state_dict should be mappings 'sums' and 'counts'")
+        if state.get("need", self.need.told) != self.need.told:
+            raise ValueError(f"The checkpoint's evidence is {state['need']}, but this pruner gathers {self.need.told}")
         for name, held in state["sums"].items():
             if name not in self.parameters or not isinstance(held, Tensor):
                 raise ValueError(f"The checkpoint's evidence is of another parameter: {name!r}")

@@ -70,6 +70,8 @@ def batches(
         TypeError: ``data`` cannot be iterated over, or a batch has a form that needs ``prepare_batch``.
         ValueError: ``data`` is empty.
     """
+    if isinstance(data, Tensor) or (type(data) is tuple and any(isinstance(each, Tensor) for each in data)):
+        raise TypeError("Argument data should be an iterable of batches, but given what looks like one batch: [batch]?")
     try:
         iterator = iter(data)
     except TypeError:

@@ -49,6 +49,9 @@ class Evidence:
 
     def __init__(self, model: nn.Module, wanted: Mapping[Need, Mapping[str, nn.Parameter]]) -> None:
         self.model = model
+        unknown = [need for need in wanted if type(need) not in GATHERERS]
+        if unknown:
+            raise TypeError(f"A saliency's need should be a record of saliency.needs, but given {unknown[0]!r}")
         self.gatherers = {need: GATHERERS[type(need)](need, over, model) for need, over in wanted.items()}
         self._summed: dict[Need, tuple[Mapping[str, Tensor], Mapping[str, float]]] = {}
 

@@ -30,7 +30,7 @@ class GradientGatherer(Gatherer):
 
     def reason(self, name: str) -> str:
         if not self.parameters[name].requires_grad:
-            return "it is frozen (requires_grad=False) and has no gradient"
+            return "it is frozen (requires_grad=False) and has no gradient: leave it out with exclude="
         if self.counts:
             return "it got no gradient: the loss does not depend on it"
         return "no gradient has been seen yet"
@@ -74,7 +74,14 @@ class GradientSums(GradientGatherer):
             gradient, weight = gradients[name], parameter.detach()
             if self._need.by_unit:
                 gradient, weight = self._by_unit(name, gradient, weight, gradients)
-            self._need.term(running, gradient.to(running.dtype), weight.to(running.dtype))
+            after = self._need.term(running, gradient.to(running.dtype), weight.to(running.dtype))
+            if not isinstance(after, Tensor) or after.shape != running.shape:
+                told = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
+                raise TypeError(
+                    f"The term of {self.need.told} should return the new sum, a Tensor of {tuple(running.shape)}, but "
+                    f"gave {told}"
+                )
+            self.sums[name] = after
             self.count(name, decay=decay)
 
     def _by_unit(self, name: str, gradient: Tensor, weight: Tensor, gradients: Mapping[str, Tensor]) -> Any:

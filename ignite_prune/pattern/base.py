@@ -58,7 +58,7 @@ def norms(slices: Tensor, order: float) -> Tensor:
     """
     if slices.numel() and slices.min() < 0:
         raise ValueError(
-            "a norm needs scores of at least 0, but some are negative; take their abs(), or give one score a unit"
+            "a norm needs scores of at least 0, but some are negative; take one without signs, or one score a unit"
         )
     norm: Tensor = torch.linalg.vector_norm(slices, ord=order, dim=1, dtype=torch.float64)
     return norm

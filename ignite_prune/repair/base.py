@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ignite_prune.evidence.batch import Batch
 from ignite_prune.pattern import Pattern
-from ignite_prune.saliency import Saliency
+from ignite_prune.saliency import MissingEvidence, Saliency
+from ignite_prune.saliency.base import SOURCES
 from ignite_prune.saliency.needs import Need
 
 Passes = Callable[[], Iterator[Batch]]
@@ -92,13 +93,13 @@ def evidence_for(patient: Patient, repair: Repair, name: str) -> Any:
     Raises:
         MissingEvidence: there is none.
     """
-    from ignite_prune.saliency import MissingEvidence
-
     (need,) = repair.needs
     found = patient.found(need)
     if name not in found:
         reason = patient.reasons(need).get(name, "nothing has been gathered yet")
-        raise MissingEvidence(f"repair.{type(repair).__name__} has no evidence for parameter {name!r}: {reason}")
+        raise MissingEvidence(
+            f"repair.{type(repair).__name__} has no evidence for parameter {name!r}: {reason}. {SOURCES}"
+        )
     return found[name]
 
 

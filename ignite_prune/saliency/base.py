@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ignite_prune.saliency.needs import Need
 
+_NOTHING = "nothing has been gathered yet"
+SOURCES = "In training a PruneHandler gathers it from update to update; in one shot it comes from data= and loss_fn="
+
 
 class NonFiniteSaliency(ValueError):
     """A saliency held NaN or infinity: nothing was pruned by it."""
@@ -88,7 +91,7 @@ class Informed(Saliency):
         return (self.need,)
 
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
-        raise MissingEvidence(_missing(self, name, "nothing has been gathered yet"))
+        raise MissingEvidence(_missing(self, name, _NOTHING))
 
     def row_dim(self, evidence: Any) -> int | None:
         """Return the dimension of the rows, see :meth:`rows`, of a parameter with this evidence."""
@@ -105,10 +108,7 @@ class Informed(Saliency):
 
 
 def _missing(saliency: Saliency, name: str, reason: str) -> str:
-    return (
-        f"{type(saliency).__name__} has no evidence for parameter {name!r}: {reason}. In training a PruneHandler "
-        "gathers it between updates; in one shot it comes from data= and loss_fn="
-    )
+    return f"{type(saliency).__name__} has no evidence for parameter {name!r}: {reason}. {SOURCES}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ class Bound(Saliency):
 
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
         if name not in self.found:
-            raise MissingEvidence(_missing(self.source, name, self.reasons.get(name, "nothing has been gathered yet")))
+            raise MissingEvidence(_missing(self.source, name, self.reasons.get(name, _NOTHING)))
         weight = parameter.detach()
         # Half precision has no room for products.
         scores = self.source.formula(weight.float() if weight.itemsize < 4 else weight, self.found[name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -11,27 +10,27 @@ from ignite_prune.saliency.base import Informed
 from ignite_prune.saliency.needs import Gradients, Memory, check_positive
 
 
-def add_size(running: Tensor, gradient: Tensor, weight: Tensor) -> Any:
+def add_size(running: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     """Add ``|g|``."""
     return running.add_(gradient.abs())
 
 
-def add_square(running: Tensor, gradient: Tensor, weight: Tensor) -> Any:
+def add_square(running: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     """Add ``g²``."""
     return running.addcmul_(gradient, gradient)
 
 
-def add_product(running: Tensor, gradient: Tensor, weight: Tensor) -> Any:
+def add_product(running: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     """Add ``g·w``."""
     return running.addcmul_(gradient, weight)
 
 
-def add_product_size(running: Tensor, gradient: Tensor, weight: Tensor) -> Any:
+def add_product_size(running: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     """Add ``|g·w|``."""
     return running.add_((gradient * weight).abs_())
 
 
-def add_product_square(running: Tensor, gradient: Tensor, weight: Tensor) -> Any:
+def add_product_square(running: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     """Add ``(g·w)²``."""
     product = gradient * weight
     return running.addcmul_(product, product)

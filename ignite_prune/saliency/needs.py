@@ -5,16 +5,17 @@ A record is a value: two groups that ask for equal ones share what is gathered.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Term = Callable[[Tensor, Tensor, Tensor], Any]
-"""Adds a step to a running sum in place: ``(running, gradient, weight)``, all of one shape."""
+Term = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(sum so far, gradient, weight) -> sum with this step in it``, all of one shape; it may work in place."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Memory:
 class Need:
     """A kind of evidence; the subclasses are all there are."""
 
+    @property
+    def told(self) -> str:
+        """What it is, the same in every process: checkpoints hold it."""
+        return f"{type(self).__name__}({', '.join(_told(getattr(self, each.name)) for each in fields(self))})"
+
 
 @dataclass(frozen=True)
 class Gradients(Need):
@@ -55,7 +61,8 @@ class Gradients(Need):
     Memory: one number an entry (``by_unit``: one a unit). Time: one pass over the parameters a step.
 
     Args:
-        term: what a step adds.
+        term: ``(sum so far, gradient, weight) -> sum with this step in it``, see :data:`Term`; ``add_size`` and others
+            of ``saliency.gradient`` are there.
         memory: how the sum is kept.
         mean: divide by the number of steps.
         per_sample: in a calibration pass take every sample's own gradient (one backward pass a sample).
@@ -211,6 +218,10 @@ class Moments(NamedTuple):
     sums: Tensor
     scale: float
     transposed: bool = False
+
+
+def _told(value: Any) -> str:
+    return str(value.__qualname__) if inspect.isfunction(value) else repr(value)
 
 
 def check_positive(argument: str, value: Any, whole: bool = False) -> None:

@@ -18,7 +18,7 @@ class Shapley(Informed):
     Orders are sampled, each followed by its reverse (which cancels much of the error), the same for all samples of the
     data; layers of up to 8 units are enumerated exactly. One score a unit (dim 0), for ``Channel()``. It runs passes of
     its own, from the layer onward where the model allows: ``samples × units`` of them a batch and layer.
-    ``evidence.shapley_values`` tells standard errors too.
+    ``ignite_prune.evidence.shapley_values`` tells standard errors too.
 
     Args:
         samples: orders.

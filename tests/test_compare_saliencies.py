@@ -1,0 +1,82 @@
+"""The comparison of saliencies comes out in kind as published: what is informed beats what is not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_saliencies.py"
+
+
+def compare(*arguments):
+    command = [sys.executable, str(EXAMPLE), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}, check=False)
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saliencies")
+    done = compare("--quick", "--workers", 1, "--output", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in folder.iterdir()} == {"saliencies.png", "figures.csv", "figures.json"}
+    rows = json.loads((folder / "figures.json").read_text())["accuracy"]
+    return {
+        (row["section"], row["method"], row["sparsity"]): row["tuned" if row["section"] == "at init" else "pruned"]
+        for row in rows
+    }
+
+
+INFORMED = [
+    "Magnitude, global",
+    "Magnitude, LAMP",
+    "SynFlow",
+    "OBS + repair",
+    "Wanda",
+    "SparseGPT + repair",
+    "Taylor in training",
+    "OBD, Fisher in training",
+    "Movement in training",
+]
+
+
+@pytest.mark.parametrize("method", INFORMED)
+def test_informed_beats_random(figures, method):
+    assert figures["weights", method, 0.9] > figures["weights", "Random", 0.9] + 10
+
+
+def test_inverted_is_worst(figures):
+    for sparsity in (0.5, 0.9):
+        found = {method: v for (section, method, s), v in figures.items() if section == "weights" and s == sparsity}
+        worst = min(found.values())
+        assert min(found["Magnitude, inverted"], found["OBD in training, inverted"]) == worst
+        assert max(found["Magnitude, inverted"], found["OBD in training, inverted"]) < 15
+
+
+def test_curvature_and_reconstruction_beat_magnitude(figures):
+    at_90 = {method: v for (section, method, s), v in figures.items() if section == "weights" and s == 0.9}
+    assert at_90["OBD, Fisher in training"] > at_90["Magnitude, global"] + 10
+    assert at_90["SparseGPT + repair, by layer"] > at_90["Magnitude, uniform"] + 5
+
+
+def test_taylor_is_poor_where_training_has_converged(figures):
+    assert figures["weights", "Taylor", 0.9] < figures["weights", "Magnitude, global", 0.9]
+    assert figures["weights", "Taylor", 0.9] < figures["weights", "Taylor in training", 0.9] - 10
+
+
+def test_batch_norm_recovers_most(figures):
+    for sparsity, gain in ((0.8, 10), (0.9, 40)):
+        plain = figures["repair", "conv: magnitude", sparsity]
+        assert figures["repair", "conv: magnitude + BatchNorm", sparsity] > plain + gain
+
+
+def test_synaptic_flow_survives_what_magnitude_does_not(figures):
+    assert figures["at init", "SynFlow", 0.98] > figures["at init", "Magnitude, global", 0.98] + 30
+
+
+def test_refusals(tmp_path):
+    for wrong in (["--seeds", 0], ["--sparsities", 1.5], ["--workers", 0], ["--nonsense"]):
+        done = compare(*wrong, "--output", tmp_path)
+        assert done.returncode == 2 and "Traceback" not in done.stderr and "--help" in done.stderr
