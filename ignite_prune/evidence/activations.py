@@ -22,6 +22,11 @@ def _when_differentiated(tensor: Tensor, tell: Callable[[Tensor], None]) -> None
     tensor.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
+def overflowed(gradient: Tensor, scale: float) -> bool:
+    """Whether a scaled loss was scaled too far: a GradScaler skips the step, and this is not to be counted."""
+    return scale != 1.0 and not bool(torch.isfinite(gradient).all())
+
+
 class ActivationMeans(Gatherer):
     """Gathers :class:`~ignite_prune.saliency.needs.Activations`: a sum over samples, one number a unit."""
 
@@ -40,34 +45,36 @@ class ActivationMeans(Gatherer):
         parameter = self.parameters[name]
         return torch.zeros(parameter.shape[0], dtype=wide(parameter), device=parameter.device)
 
-    def activation(self, name: str, z: Tensor, dim: int, scale: float) -> None:
+    def activation(self, name: str, z: Tensor, dims: tuple[int, int], scale: float) -> None:
+        dim = dims[1]
         if z.shape[dim] != self.parameters[name].shape[0]:
             self._refused[name] = "its dim 0 does not number its outputs"
         elif self._need.maps and dim != -3:
             self._refused[name] = "its outputs have no maps of two dimensions"
         elif not self._need.gradient:
-            self._add(name, z.detach(), None, dim, 1.0)
+            self._add(name, z.detach(), None, dims, 1.0)
         elif z.requires_grad:
-            held = z.detach()
-            _when_differentiated(z, lambda gradient: self._add(name, held, gradient, dim, scale))
+            held = z.detach().clone()  # what comes next may write to it
+            _when_differentiated(z, lambda gradient: self._add(name, held, gradient, dims, scale))
         else:
             self._refused[name] = "no gradient reaches its activation (is everything before it frozen?)"
 
     @torch.no_grad()
-    def _add(self, name: str, z: Tensor, gradient: Tensor | None, dim: int, scale: float) -> None:
-        running = self.running(name)
-        samples = z.shape[0] if z.ndim > -dim else 1
-        arranged = self._arranged(z, dim)
+    def _add(self, name: str, z: Tensor, gradient: Tensor | None, dims: tuple[int, int], scale: float) -> None:
+        if gradient is not None and overflowed(gradient, scale):
+            return
+        running, arranged = self.running(name), self._arranged(z, *dims)
+        samples = len(arranged)
         if gradient is not None:  # of the sample's own loss, where the batch's is a mean
-            gradient = self._arranged(gradient, dim).to(running.dtype) * (samples / scale)
+            gradient = self._arranged(gradient, *dims).to(running.dtype) * (samples / scale)
         running += self._need.measure(arranged.to(running.dtype), gradient).to(running.dtype).sum(0)
         self.count(name, samples)
 
-    def _arranged(self, z: Tensor, dim: int) -> Tensor:
+    def _arranged(self, z: Tensor, samples: int, dim: int) -> Tensor:
         """Return ``(samples, units, positions)``, or with maps ``(samples, units, height, width)``."""
         if z.ndim == -dim:
             z = z.unsqueeze(0)
-        z = z.movedim(dim, 1)
+        z = z.movedim((samples, dim), (0, 1))
         return z if self._need.maps else z.reshape(*z.shape[:2], -1)
 
     def answer(self, name: str, total: Tensor, count: float) -> Tensor:
@@ -96,7 +103,7 @@ class FollowingScales(Gatherer):
         parameter = self.parameters[name]
         return torch.zeros(parameter.shape[0], dtype=wide(parameter), device=parameter.device)
 
-    def activation(self, name: str, z: Tensor, dim: int, scale: float) -> None:
+    def activation(self, name: str, z: Tensor, dims: tuple[int, int], scale: float) -> None:
         self._seen.add(name)
 
     def normed(self, norms: Mapping[str, Tensor]) -> None:
@@ -144,14 +151,16 @@ class HeadGateMeans(Gatherer):
         context = attention.context
         if not context.requires_grad:
             return
-        held = context.detach()
-        _when_differentiated(context, lambda gradient: self._add(attention, held, gradient / scale))
+        held = context.detach().clone()  # what comes next may write to it
+        _when_differentiated(context, lambda gradient: self._add(attention, held, gradient, scale))
 
     @torch.no_grad()
-    def _add(self, attention: Attention, context: Tensor, gradient: Tensor) -> None:
+    def _add(self, attention: Attention, context: Tensor, gradient: Tensor, scale: float) -> None:
+        if overflowed(gradient, scale):
+            return
         samples = context.shape[0]
         wanted = wide(context)
-        gates = (context.to(wanted) * gradient.to(wanted)).sum((-2, -1))  # (samples, heads)
+        gates = (context.to(wanted) * gradient.to(wanted) / scale).sum((-2, -1))  # (samples, heads)
         if not self._per_sample:
             gates = gates.sum(0, keepdim=True)
         else:

@@ -75,8 +75,8 @@ class Gatherer(ABC):
     def used(self, name: str, use: Use) -> None:
         """Take a layer's input and output."""
 
-    def activation(self, name: str, z: Tensor, dim: int, scale: float) -> None:
-        """Take an activation with its units along ``dim``; gradients to come are ``scale`` times too large."""
+    def activation(self, name: str, z: Tensor, dims: tuple[int, int], scale: float) -> None:
+        """Take an activation and the dims of its samples and units; gradients to come are ``scale`` times too large."""
 
     def heads(self, attention: Attention, scale: float) -> None:
         """Take an attention's context."""
@@ -127,7 +127,7 @@ class Gatherer(ABC):
         if self.counts:
             return "the data never reached it"
         if self.hears:
-            return "nothing has been gathered yet (a compiled forward is not seen in training: give data=)"
+            return "no forward has been seen: in training the model's own is, in train mode and not compiled"
         return "nothing has been gathered yet"
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -131,6 +132,13 @@ def _sliced(value: Any, i: int, n: int) -> Any:
     return mapped(value, lambda tensor: tensor[i : i + 1] if tensor.ndim and tensor.shape[0] == n else tensor)
 
 
+def _eager() -> AbstractContextManager[Any]:
+    """Let compiled models and parts run eagerly, where they can be watched; torch before 2.6 cannot be told to."""
+    stance = vars(torch.compiler).get("set_stance")
+    compiled = "torch._dynamo" in sys.modules  # slow to import, and where nobody has, nothing is compiled
+    return stance("force_eager") if stance is not None and compiled else nullcontext()
+
+
 @contextmanager
 def undisturbed(model: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
     """Run passes in eval mode with gradients on, and leave no trace: modes, buffers and random state are put back.
@@ -148,7 +156,11 @@ def undisturbed(model: nn.Module, batch_statistics: bool = False) -> Iterator[No
     ]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=[d.index or 0 for d in devices]), torch.enable_grad():
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[d.index or 0 for d in devices]))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(_eager())
             model.eval()
             for module in modes:
                 if batch_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -28,7 +28,7 @@ from ignite_prune.evidence.ops import (
     tensors_in,
 )
 
-Deliver = Callable[[str, Tensor, int], object]
+Deliver = Callable[[str, Tensor, int, int], object]
 
 
 class Chain:
@@ -40,16 +40,23 @@ class Chain:
         units: how many there are.
         best: the newest tensor that counts; None once the chain has ended.
         active: whether an activation lies behind ``best``.
+        batch: how many samples there are, where they lie along dim 1, behind the sequence; None: along dim 0.
     """
 
-    __slots__ = ("active", "best", "dim", "name", "units")
+    __slots__ = ("active", "batch", "best", "dim", "name", "units")
 
-    def __init__(self, name: str, output: Tensor, dim: int) -> None:
+    def __init__(self, name: str, output: Tensor, dim: int, batch: int | None) -> None:
         self.name = name
         self.dim = dim
         self.units = output.shape[dim]
         self.best: Any = output
         self.active = False
+        self.batch = batch
+
+    @property
+    def samples(self) -> int:
+        """The dim of the samples in ``best``."""
+        return int(self.batch is not None and self.best.dim() == 3 and self.best.shape[1] == self.batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,8 @@ class Points:
 
     Args:
         notes: where tensors are noted.
-        deliver: called as ``deliver(name, tensor, dim)`` once for each use.
+        deliver: called as ``deliver(name, tensor, dim, samples)`` once for each use, with the dims of the units,
+            counted from the end, and of the samples.
         is_constant: whether a tensor is a parameter or a buffer, or a view of one.
     """
 
@@ -94,9 +102,9 @@ class Points:
         self._is_constant = is_constant
         self._open: dict[int, Chain] = {}
 
-    def start(self, name: str, output: Tensor, dim: int) -> None:
+    def start(self, name: str, output: Tensor, dim: int, batch: int | None = None) -> None:
         """Begin a chain at a layer's output."""
-        chain = Chain(name, output, dim)
+        chain = Chain(name, output, dim, batch)
         self._open[id(chain)] = chain
         self._mark(output, chain, active=False)
 
@@ -136,8 +144,9 @@ class Points:
 
     def _end(self, chain: Chain) -> None:
         del self._open[id(chain)]
-        best, chain.best = chain.best, None  # notes go on knowing the chain: it must not keep the tensor
-        self._deliver(chain.name, best, chain.dim)
+        best, samples = chain.best, chain.samples
+        chain.best = None  # notes go on knowing the chain: it must not keep the tensor
+        self._deliver(chain.name, best, chain.dim, samples)
 
     def _mark(self, tensor: Tensor, chain: Chain, active: bool) -> None:
         note = self._notes.at(tensor)

@@ -47,7 +47,7 @@ class RemovalValues(Gatherer):
     def probe(self, batch: Batch) -> None:
         cuts: dict[str, tuple[Cut, int]] = {}
 
-        def cut(name: str, z: Tensor, dim: int) -> None:
+        def cut(name: str, z: Tensor, dim: int, samples: int) -> None:
             if name in cuts:
                 self._refused[name] = "its layer is used more than once in a forward pass"
             cuts[name] = (Cut.of(z), dim)

@@ -55,7 +55,16 @@ class TrainingFeed:
     def _listening(self) -> bool:
         return self._model.training and torch.is_grad_enabled()
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Take the gradients; of a step with a closure, which makes them itself, those of its first evaluation."""
+        closures = [each for each in (*args[1:], kwargs.get("closure")) if callable(each)]
+        if not closures:
+            self._take(optimizer)
+            return None
+        heard = _Heard(closures[0], lambda: self._take(optimizer))
+        return (args[0], heard), {name: each for name, each in kwargs.items() if name != "closure"}
+
+    def _take(self, optimizer: Optimizer) -> None:
         scale = _fused_scale(optimizer)
         if scale is None:  # the step will be skipped: its gradients overflowed
             return
@@ -68,6 +77,20 @@ class TrainingFeed:
             }
             if found:
                 gatherer.gradients(found)
+
+
+class _Heard:
+    """A closure that tells when it was first evaluated."""
+
+    def __init__(self, closure: Callable[[], Any], tell: Callable[[], None]) -> None:
+        self._closure, self._tell, self._told = closure, tell, False
+
+    def __call__(self) -> Any:
+        loss = self._closure()
+        if not self._told:
+            self._told = True
+            self._tell()
+        return loss
 
 
 def _fused_scale(optimizer: Optimizer) -> Tensor | float | None:

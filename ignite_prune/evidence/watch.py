@@ -7,6 +7,7 @@ modules and layers used twice are seen like modules, and the model is not touche
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -35,9 +36,10 @@ class Watch(TorchFunctionMode):
     Args:
         parameters: the selected weights by name.
         on_input: called as ``on_input(name, use)`` after each use by a linear or convolutional layer.
-        on_activation: called as ``on_activation(name, activation, dim)`` once for each use, with the tensor at the
-            layer's best evaluation point (see :class:`~ignite_prune.evidence.points.Points`), in the autograd graph,
-            and the dim of the units, counted from the end. Not called for uses of some rows of a weight.
+        on_activation: called as ``on_activation(name, activation, dim, samples)`` once for each use, with the tensor at
+            the layer's best evaluation point (see :class:`~ignite_prune.evidence.points.Points`), in the autograd
+            graph, the dim of the units, counted from the end, and the dim of the samples: 0, but 1 inside
+            ``F.multi_head_attention_forward``. Not called for uses of some rows of a weight.
         on_heads: called as ``on_heads(attention)`` once for each attention, when its output projection runs.
 
     Attributes:
@@ -48,7 +50,7 @@ class Watch(TorchFunctionMode):
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> seen, weights = [], {"0.weight": model[0].weight, "2.weight": model[2].weight}
-        >>> watch = Watch(weights, on_activation=lambda name, z, dim: seen.append((name, z.shape)))
+        >>> watch = Watch(weights, on_activation=lambda name, z, *dims: seen.append((name, z.shape)))
         >>> with watching(model, watch):
         ...     output = model(torch.ones(5, 2))
         >>> seen
@@ -60,7 +62,7 @@ class Watch(TorchFunctionMode):
         parameters: Mapping[str, nn.Parameter],
         *,
         on_input: Callable[[str, Use], object] | None = None,
-        on_activation: Callable[[str, Tensor, int], object] | None = None,
+        on_activation: Callable[[str, Tensor, int, int], object] | None = None,
         on_heads: Callable[[Attention], object] | None = None,
     ) -> None:
         super().__init__()
@@ -75,6 +77,7 @@ class Watch(TorchFunctionMode):
         self._always = _ATTENTION if self._heads is not None else frozenset()
         self._buffers: Callable[[], Sequence[Tensor]] = tuple
         self._constants: set[int] | None = None
+        self._batches: list[int | None] = []  # samples of each F.multi_head_attention_forward that runs
 
     @property
     def norms(self) -> dict[str, nn.Parameter]:
@@ -103,6 +106,7 @@ class Watch(TorchFunctionMode):
         if self._heads is not None:
             self._heads.clear()
         self._notes.clear()
+        self._batches.clear()
         self._constants = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -146,7 +150,7 @@ class Watch(TorchFunctionMode):
         if self._on_input is not None:
             self._on_input(name, use)
         if self._points is not None and use.rows is None:
-            self._points.start(name, use.output, unit_dim(use.kind))
+            self._points.start(name, use.output, unit_dim(use.kind), self._batches[-1] if self._batches else None)
         if self._heads is not None:
             self._heads.used(name, use, self.parameters[name])
 
@@ -158,10 +162,14 @@ class Watch(TorchFunctionMode):
                     self.unknown[note.weight.name] = call.op
 
     def _enter_attention(self, args: Any, kwargs: Any) -> Any:
-        if self._heads is None:
-            return enter_attention(self, args, kwargs)
-        with self._heads.inside(Call.of(F.multi_head_attention_forward, args, kwargs)):
-            return enter_attention(self, args, kwargs)
+        call = Call.of(F.multi_head_attention_forward, args, kwargs)
+        query: Tensor = call.argument(0, "query")
+        self._batches.append(query.shape[1] if query.dim() == 3 else None)
+        try:
+            with nullcontext() if self._heads is None else self._heads.inside(call):
+                return enter_attention(self, args, kwargs)
+        finally:
+            self._batches.pop()
 
     def _is_constant(self, tensor: Tensor) -> bool:
         base = tensor if tensor._base is None else tensor._base

@@ -81,13 +81,13 @@ class Ears:
             if name in gatherer.parameters:
                 gatherer.used(name, use)
 
-    def _activation(self, name: str, z: Tensor, dim: int) -> None:
+    def _activation(self, name: str, z: Tensor, dim: int, samples: int) -> None:
         if not self._listening():
             return
         scale = self._scale()
         for gatherer in self._activations:
             if name in gatherer.parameters:
-                gatherer.activation(name, z, dim, scale)
+                gatherer.activation(name, z, (samples, dim), scale)
 
     def _head(self, attention: Attention) -> None:
         if not self._listening():

@@ -302,7 +302,7 @@ def test_transformers_activation_behind_the_feed_forward_layer(kind):
     watch = Watch(
         {name: parameters[name], **({last: parameters[last]} if last else {})},
         on_input=lambda n, use: into.setdefault(n, use),
-        on_activation=lambda n, z, dim: points.setdefault(n, z.clone()),
+        on_activation=lambda n, z, *_: points.setdefault(n, z.clone()),
     )
     with watching(model, watch):
         model(**inputs)

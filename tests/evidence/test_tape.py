@@ -62,12 +62,12 @@ class Swap:
 
     def cuts(self):
         cuts = {}
-        with watching(self.model, Watch(self.parameters, on_activation=lambda n, z, d: cuts.setdefault(n, Cut.of(z)))):
+        with watching(self.model, Watch(self.parameters, on_activation=lambda n, z, *_: cuts.setdefault(n, Cut.of(z)))):
             tape = Tape.record(self.model, self.call)
         return tape, cuts
 
     def evaluate(self, name, value):
-        watch = Watch({name: self.parameters[name]}, on_activation=lambda n, z, d: z.copy_(value))
+        watch = Watch({name: self.parameters[name]}, on_activation=lambda n, z, *_: z.copy_(value))
         with torch.no_grad(), watching(self.model, watch):
             return self.call()
 

@@ -38,7 +38,7 @@ class Seen:
         self.inputs.setdefault(name, []).append(use)
         self.order.append(("input", name))
 
-    def on_activation(self, name, z, dim):
+    def on_activation(self, name, z, dim, samples):
         self.points.setdefault(name, []).append((z, dim))
         self.values.setdefault(name, []).append(z.detach().clone())
         self.order.append(("point", name))
@@ -428,7 +428,7 @@ def test_addmm_on_a_matrix_of_all_tokens():
 def test_gradient_reaches_the_point():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 2))
     gradients = {}
-    on_activation = lambda name, z, dim: z.register_hook(lambda g: gradients.setdefault(name, g))  # noqa: E731
+    on_activation = lambda name, z, *_: z.register_hook(lambda g: gradients.setdefault(name, g))  # noqa: E731
     with watching(model, Watch({"0.weight": model[0].weight}, on_activation=on_activation)):
         output = model(torch.randn(2, 3, 6, 6))
     output.sum().backward()
@@ -438,7 +438,7 @@ def test_gradient_reaches_the_point():
 def test_gradient_at_a_point_that_is_then_added_to_in_place():
     model = Net(_add_in_place, **conv_bn())
     gradients = []
-    on_activation = lambda name, z, dim: z.register_hook(gradients.append)  # noqa: E731
+    on_activation = lambda name, z, *_: z.register_hook(gradients.append)  # noqa: E731
     with watching(model, Watch({"conv.weight": model.conv.weight}, on_activation=on_activation)):
         output = model(torch.randn(2, 3, 6, 6))
     output.sum().backward()
@@ -488,7 +488,7 @@ def test_forward_inside_an_except_block_is_no_failure():
 def test_callback_that_raises_leaves_nothing_behind():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 
-    def refuse(name, z, dim):
+    def refuse(name, z, dim, samples):
         raise ValueError(name)
 
     watch = Watch(dict(model.named_parameters()), on_activation=refuse)
@@ -595,7 +595,7 @@ def test_watch_keeps_no_tensor():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     alive, tensors = [], []
 
-    def on_activation(name, z, dim):
+    def on_activation(name, z, dim, samples):
         alive.append([ref() is not None for ref in tensors])
         tensors.append(weakref.ref(z))
 
@@ -618,10 +618,10 @@ def test_activation_checkpointing(reentrant):
     gradients = {}
     seen = Seen(model)
 
-    def on_activation(name, z, dim):
+    def on_activation(name, z, dim, samples):
         if z.requires_grad:
             z.register_hook(lambda g: gradients.setdefault(name, g))
-        seen.on_activation(name, z, dim)
+        seen.on_activation(name, z, dim, samples)
 
     watch = Watch(seen.watch.parameters, on_input=seen.on_input, on_activation=on_activation)
     with watching(model, watch):
