@@ -1,4 +1,4 @@
-"""What a new user runs first: the example, its resume, its help, and the notebook."""
+"""What a new user runs first: the example, its resume, its help, and the notebooks."""
 
 import os
 import re
@@ -34,9 +34,10 @@ def test_help_and_refusals(tmp_path):
     assert "Traceback" not in told and "1.5" in told
 
 
-def test_notebook(tmp_path):
+@pytest.mark.parametrize("name", ["01_gradual_pruning", "02_saliency"])
+def test_notebook(name):
     nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    path = ROOT / "notebooks" / "01_gradual_pruning.ipynb"
+    path = ROOT / "notebooks" / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     client.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
     assert not [cell for cell in notebook.cells if any(o.output_type == "error" for o in cell.get("outputs", []))]
