@@ -18,6 +18,7 @@ from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.plan import Plan, evidence_of, plan_masks, repaired
 from ignite_prune.repair.base import Passes, Repair
 from ignite_prune.saliency import Magnitude, Saliency
+from ignite_prune.saliency.needs import check_callable
 from ignite_prune.select import named_parameters, unwrap
 
 
@@ -120,6 +121,8 @@ def prune_model(
     """
     if not isinstance(inplace, bool):
         raise TypeError(f"Argument inplace should be a bool, but given {inplace!r}")
+    check_callable("loss_fn", loss_fn)
+    check_callable("prepare_batch", prepare_batch)
     target = unwrap(model) if inplace else copy.deepcopy(unwrap(model))
     groups = build(
         target,

@@ -12,6 +12,7 @@ from ignite_prune.evidence import Evidence
 from ignite_prune.evidence.batch import LossFn, PrepareBatch
 from ignite_prune.plan import bind
 from ignite_prune.saliency import Informed, NonFiniteSaliency, Saliency, as_saliency
+from ignite_prune.saliency.needs import check_callable, check_generator
 from ignite_prune.scorer import all_finite
 from ignite_prune.select import select, unwrap
 
@@ -58,6 +59,9 @@ def score(
         >>> scores["weight"].shape
         torch.Size([2, 3])
     """
+    check_generator(generator)
+    check_callable("loss_fn", loss_fn)
+    check_callable("prepare_batch", prepare_batch)
     model, formula = unwrap(model), as_saliency(saliency)
     parameters = select(model, params, exclude)
     if formula.randomised:
@@ -83,7 +87,7 @@ def _checked(name: str, parameter: Tensor, scores: Tensor) -> Tensor:
     if not isinstance(scores, Tensor) or scores.is_complex() or scores.layout != torch.strided:
         raise TypeError(f"The saliency of parameter {name!r} should be a real dense Tensor, but given {scores!r:.80}")
     units = parameter.shape[0] if parameter.ndim else 0
-    by_unit = scores.ndim == 1 and len(scores) and units % len(scores) == 0
+    by_unit = scores.ndim == 1 and (len(scores) == units or (len(scores) and units % len(scores) == 0))
     if scores.shape != parameter.shape and not by_unit:
         raise ValueError(
             f"The saliency of parameter {name!r} should have its shape {tuple(parameter.shape)}, or be 1-D with one a "

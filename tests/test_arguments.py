@@ -9,7 +9,18 @@ import torch.nn.utils.prune
 from ignite.engine import Engine, EventEnum, Events
 from torch import nn
 
-from ignite_prune import MaskStore, PruneHandler, allocation, functional, pattern, prune_model, saliency, schedule
+from ignite_prune import (
+    MaskStore,
+    PruneHandler,
+    allocation,
+    functional,
+    pattern,
+    prune_model,
+    repair,
+    saliency,
+    schedule,
+    score,
+)
 from tests.models import small_net
 
 NAN = math.nan
@@ -170,10 +181,44 @@ def test_schedules(make, error, text):
         make()
 
 
+FLAGS = [
+    (saliency.SNIP, "anytime"),
+    (saliency.GraSP, "anytime"),
+    (saliency.SynFlow, "anytime"),
+    (saliency.SynFlow, "bias"),
+    (saliency.EmpiricalFisher, "per_sample"),
+    (saliency.Memory, "lasting"),
+    (saliency.Taylor, "squared"),
+    (saliency.Taylor, "by_unit"),
+    (saliency.HeadImportance, "normalize"),
+    (saliency.HeadImportance, "per_sample"),
+    (saliency.ActivationTaylor, "signed"),
+    (repair.BatchNorm, "variance_repair"),
+]
 PIECES = [
     (lambda: saliency.Magnitude(p=0), ValueError, r"p should be a finite number above 0, but given 0"),
     (lambda: saliency.Magnitude(p=math.inf), ValueError, r"but given inf"),
     (lambda: saliency.Given([1]), TypeError, r"mapping \{name: Tensor\}"),
+    (lambda: saliency.FromCallable(3), TypeError, r"function should be callable, but given 3"),
+    *(
+        (lambda kind=kind, given=given: kind(memory=given), TypeError, rf"memory should be a Memory, but given {told}")
+        for kind in (saliency.Gradient, saliency.Taylor, saliency.Movement, saliency.EmpiricalFisher)
+        for given, told in ((0.9, "0.9"), ("x", "'x'"), (None, "None"), (saliency.Memory, "<class .*Memory'>"))
+    ),
+    *(
+        (lambda kind=kind, name=name, given=given: kind(**{name: given}), TypeError, f"{name} should be a bool, but gi")
+        for kind, name in FLAGS
+        for given in ("no", 1, None)
+    ),
+    *(
+        (lambda kind=kind, seed=seed: kind(seed=seed), TypeError, rf"seed should be an int, but given {seed!r}")
+        for kind in (saliency.Hutchinson, saliency.Random)
+        for seed in ("x", 1.5, True)
+    ),
+    (lambda: saliency.Hutchinson(seed=None), TypeError, r"seed should be an int, but given None"),
+    (lambda: saliency.Hutchinson(seed=2**63), ValueError, r"seed should be in \[-2\*\*63, 2\*\*63\), but given 9223"),
+    (lambda: saliency.Random(seed=-(2**63) - 1), ValueError, r"seed should be in "),
+    (lambda: saliency.Shapley(generator=3), TypeError, r"generator should be a torch.Generator, but given 3"),
     (lambda: pattern.NofM(keep=4, of=4), ValueError, r"1 <= keep < of, but given keep=4, of=4"),
     (lambda: pattern.NofM(keep=2.0, of=4), TypeError, r"keep should be an int, but given 2.0"),
     (lambda: pattern.Block((4, 0)), ValueError, r"block sizes of at least 1, but given \(4, 0\)"),
@@ -253,6 +298,24 @@ def test_prune_model():
         with pytest.raises(error, match=text):
             prune_model(model, **arguments)
         assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("formula", [saliency.Magnitude(), saliency.Taylor(), saliency.Random()], ids=repr)
+@pytest.mark.parametrize(
+    ("keywords", "text"),
+    [
+        ({"generator": 5}, r"generator should be a torch.Generator, but given 5"),
+        ({"loss_fn": "ce"}, r"loss_fn should be callable, but given 'ce'"),
+        ({"prepare_batch": "x"}, r"prepare_batch should be callable, but given 'x'"),
+    ],
+)
+def test_one_shot_functions(formula, keywords, text):
+    model = small_net()
+    before = copy.deepcopy(model.state_dict())
+    for function, sparsity in ((score, {}), (prune_model, {"sparsity": 0.5})):
+        with pytest.raises(TypeError, match=f"Argument {text}"):
+            function(model, saliency=formula, **sparsity, **keywords)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 class OwnEvents(EventEnum):

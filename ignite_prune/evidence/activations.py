@@ -75,7 +75,9 @@ class ActivationMeans(Gatherer):
         if z.ndim == -dim:
             z = z.unsqueeze(0)
         z = z.movedim((samples, dim), (0, 1))
-        return z if self._need.maps else z.reshape(*z.shape[:2], -1)
+        if self._need.maps:
+            return z
+        return z.flatten(2) if z.ndim > 2 else z.unsqueeze(2)
 
     def answer(self, name: str, total: Tensor, count: float) -> Tensor:
         return total / count
@@ -88,7 +90,7 @@ class FollowingScales(Gatherer):
     """Gathers :class:`~ignite_prune.saliency.needs.FollowingScale`: which BatchNorm follows; the scale when asked."""
 
     hears: ClassVar[frozenset[str]] = frozenset({"activations"})
-    replicated = True
+    shared = True
 
     def __init__(self, need: FollowingScale, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         super().__init__(need, parameters, model)
@@ -141,10 +143,8 @@ class HeadGateMeans(Gatherer):
         return True
 
     def empty(self, name: str) -> Tensor:
-        held = self.sums.get(name)
         parameter = self.parameters[name]
-        heads = 0 if held is None else held.numel()
-        return torch.zeros(heads, dtype=wide(parameter), device=parameter.device)
+        return torch.zeros(self.forms.get(name, (0,)), dtype=wide(parameter), device=parameter.device)
 
     def heads(self, attention: Attention, scale: float) -> None:
         self._seen = True
@@ -177,6 +177,7 @@ class HeadGateMeans(Gatherer):
         total = values.abs().sum(0).to(wide(self.parameters[name]))
         held = self.sums.get(name)
         self.sums[name] = total if held is None else held.to(total.device) + total
+        self.forms[name] = tuple(total.shape)
         self.count(name, values.shape[0])
 
     def answer(self, name: str, total: Tensor, count: float) -> Tensor:

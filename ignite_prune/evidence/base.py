@@ -31,11 +31,13 @@ class Gatherer(ABC):
         backward: whether it listens to a backward pass, so that a calibration pass has to run one.
         probes: whether it runs passes of its own, :meth:`probe`.
         replicated: whether every rank gathers the same in training, as gradients are averaged there.
+        shared: whether what it gathers is the model's own, the same on every rank wherever it comes from.
     """
 
     hears: ClassVar[frozenset[str]] = frozenset()
     probes: ClassVar[bool] = False
     replicated: ClassVar[bool] = False
+    shared: ClassVar[bool] = False
 
     def __init__(self, need: Need, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         self.need = need
@@ -43,6 +45,8 @@ class Gatherer(ABC):
         self.model = model
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
+        self.forms: dict[str, tuple[int, ...]] = {}
+        """What the form of a parameter's sums depends on, where its first use tells; a rank without one is told it."""
         self.unknown: dict[str, str] = {}
         """Functions that use a parameter in a way that is not understood, by its name."""
         self.stale = False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -108,12 +109,22 @@ def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: mapped(each, function) for key, each in value.items()}
+        return _filled(value, {key: mapped(each, function) for key, each in value.items()})
     if isinstance(value, tuple) and type(value) is not tuple:  # a named one
         return type(value)(*(mapped(each, function) for each in value))
     if isinstance(value, (tuple, list)):
         return type(value)(mapped(each, function) for each in value)
     return value
+
+
+def _filled(like: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
+    """Return items in a mapping of the same kind, which may have attributes too: transformers' outputs do."""
+    if type(like) is dict or not isinstance(like, MutableMapping):
+        return items
+    made = copy.copy(like)
+    for key, value in items.items():
+        made[key] = value
+    return made
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

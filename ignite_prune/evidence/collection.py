@@ -132,8 +132,13 @@ class Evidence:
         gatherer = self.gatherers[need]
         if isinstance(gatherer, InputShapes):
             return dict(gatherer.flows(masks))
-        sums, counts = self._summed.get(need, (gatherer.sums, gatherer.counts))
+        sums, counts = self.totals(need)
         return {name: gatherer.answer(name, sums[name], counts[name]) for name in sums if counts.get(name)}
+
+    def totals(self, need: Need) -> tuple[Mapping[str, Tensor], Mapping[str, float]]:
+        """Return a need's sums and counts, of all ranks where these were added up."""
+        gatherer = self.gatherers[need]
+        return self._summed.get(need, (gatherer.sums, gatherer.counts))
 
     def reasons(self, need: Need) -> dict[str, str]:
         """Return why parameters have none."""

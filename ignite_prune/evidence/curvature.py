@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ignite_prune.evidence.base import Gatherer, wide
-from ignite_prune.evidence.batch import Batch, mapped
+from ignite_prune.evidence.batch import Batch, mapped, tensors_in
 from ignite_prune.saliency.needs import Curvature, HessianGradient
 from ignite_prune.saliency.obd import Exact, GaussNewton, Hutchinson
 
@@ -34,7 +35,7 @@ class SecondOrder(Gatherer):
 
     def reason(self, name: str) -> str:
         if not self.parameters[name].requires_grad:
-            return "it is frozen (requires_grad=False) and has no gradient"
+            return "it is frozen (requires_grad=False) and has no gradient: leave it out with exclude="
         return super().reason(name)
 
     def _trained(self) -> dict[str, nn.Parameter]:
@@ -57,8 +58,15 @@ class HessianGradients(SecondOrder):
 
     def probe(self, batch: Batch) -> None:
         trained = self._trained()
-        output = mapped(batch.output(), lambda o: o / self._temperature if o.is_floating_point() else o)
-        first = gradients_of(batch.loss(output), trained, create_graph=True)
+        with twice_differentiable():
+            output = batch.output()
+        if not any(tensor.is_floating_point() for tensor in tensors_in(output)):
+            raise TypeError(
+                "GraSP() divides the model's outputs by its temperature, so they should be a tensor, or tensors in "
+                f"mappings, lists and tuples, but were {type(output)}"
+            )
+        cooled = mapped(output, lambda o: o / self._temperature if o.is_floating_point() else o)
+        first = gradients_of(batch.loss(cooled), trained, create_graph=True)
         flow = sum((g * g.detach()).sum() for g in first.values())
         self._add(gradients_of(flow, {name: trained[name] for name in first}), batch.size)
 
@@ -84,7 +92,9 @@ class CurvatureSums(SecondOrder):
         if isinstance(method, GaussNewton):
             self._add(gauss_newton_diagonal(batch, trained), batch.size)
             return
-        first = gradients_of(batch.loss(), trained, create_graph=True)
+        with twice_differentiable():
+            loss = batch.loss()
+        first = gradients_of(loss, trained, create_graph=True)
         reached = {name: trained[name] for name in first}
         if isinstance(method, Exact):
             self._add(hessian_diagonal(first, reached), batch.size)
@@ -105,6 +115,15 @@ class CurvatureSums(SecondOrder):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._signs.set_state(state["signs"].cpu())
+
+
+def twice_differentiable() -> AbstractContextManager[Any]:
+    """Let attention be computed in a way that has a second derivative; torch before 2.3 cannot be told to."""
+    try:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+    except ImportError:
+        return nullcontext()
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def gradients_of(value: Any, parameters: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
@@ -143,24 +162,28 @@ def gauss_newton_diagonal(batch: Batch, parameters: Mapping[str, Tensor]) -> dic
 
     Raises:
         TypeError: the model's output is not one tensor.
-        ValueError: the loss is not convex in the outputs.
+        ValueError: the loss is not convex in the outputs, or has no gradient in them.
     """
     output = batch.output()
     if not isinstance(output, Tensor):
         raise TypeError(f"GaussNewton() needs a model whose output is one tensor, but it was {type(output)}")
+    if not output.requires_grad:
+        return {}
     logits = output.detach().to(wide(output)).requires_grad_()
-    (slope,) = torch.autograd.grad(batch.loss(logits), logits, create_graph=True)
+    slope = gradients_of(batch.loss(logits), {"logits": logits}, create_graph=True).get("logits")
+    if slope is None:
+        raise ValueError(
+            "GaussNewton() needs a loss that depends on the model's output, but loss_fn gave one without a gradient in "
+            "it (detached, or computed under no_grad)"
+        )
     n, k = output.shape[0], output[0].numel()
-    root = _root(slope, logits, n, k)
+    root = _root(slope, logits, n, k).to(output.dtype)
     sums: dict[str, Tensor | None] = {}
     flat = output.reshape(n * k)
-    picks = torch.zeros(n, k, n, k, dtype=output.dtype, device=root.device)
-    for i in range(n):
-        picks[i, :, i] = root[i].T
     for start in range(0, n * k, _CHUNK):
-        chosen = picks.view(n * k, n * k)[start : start + _CHUNK]
+        picks = _picks(root, start, min(start + _CHUNK, n * k))
         for name, p in parameters.items():
-            rows = _many_backwards(flat, p, chosen)
+            rows = _many_backwards(flat, p, picks)
             if rows is not None:
                 earlier = sums.get(name)
                 squares = rows.square().sum(0)
@@ -181,6 +204,16 @@ def _root(slope: Tensor, logits: Tensor, n: int, k: int) -> Tensor:
         raise ValueError("GaussNewton() needs a loss that is convex in the model's outputs, and this one is not")
     root: Tensor = vectors * values.clamp(min=0).sqrt().unsqueeze(1)
     return root.to(logits.dtype)
+
+
+def _picks(root: Tensor, start: int, stop: int) -> Tensor:
+    """Return some rows of the block-diagonal matrix of every sample's ``Lᵀ``: all at once they would be its square."""
+    n, k, _ = root.shape
+    rows = torch.arange(start, stop, device=root.device)
+    sample = rows // k
+    picks = root.new_zeros(len(rows), n, k)
+    picks[rows - start, sample] = root[sample, :, rows % k]
+    return picks.view(len(rows), n * k)
 
 
 def _many_backwards(values: Tensor, parameter: Tensor, picks: Tensor) -> Tensor | None:

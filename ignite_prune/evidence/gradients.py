@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -59,7 +60,7 @@ class GradientSums(GradientGatherer):
     def empty(self, name: str) -> Tensor:
         parameter, dtype = self.parameters[name], wide(self.parameters[name], self._need.memory.dtype)
         if self._need.by_unit:
-            return torch.zeros(parameter.shape[0], dtype=dtype, device=parameter.device)
+            return torch.zeros(parameter.shape[:1], dtype=dtype, device=parameter.device)
         return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
 
     @torch.no_grad()
@@ -86,7 +87,8 @@ class GradientSums(GradientGatherer):
 
     def _by_unit(self, name: str, gradient: Tensor, weight: Tensor, gradients: Mapping[str, Tensor]) -> Any:
         dtype = wide(weight)
-        product = (gradient.to(dtype) * weight.to(dtype)).flatten(1).sum(1)
+        product = gradient.to(dtype) * weight.to(dtype)
+        product = product.flatten(1).sum(1) if product.ndim > 1 else product  # a vector's units are its entries
         if name in self._biases and self._biases[name][0] in gradients:
             bias_name, bias = self._biases[name]
             product += gradients[bias_name].to(dtype) * bias.detach().to(dtype)
@@ -125,18 +127,24 @@ class FisherBlockSums(GradientGatherer):
         super().__init__(need, parameters, model)
         self._need = need
         self._waiting: dict[str, list[Tensor]] = {}
-        size = sum(p.numel() * need.block * wide(p).itemsize for p in self.parameters.values())
+        size = sum(math.prod(self._shape(name)) * wide(p).itemsize for name, p in self.parameters.items())
         device = next(iter(self.parameters.values())).device
-        check_memory(size, device, f"Fisher blocks of {need.block} over {_entries(parameters):,} weights")
+        what = f"Fisher blocks of {need.block} over {_entries(parameters):,} weights"
+        check_memory(size, device, what, "take fewer parameters, or smaller blocks")
+
+    def _shape(self, name: str) -> tuple[int, int, int]:
+        """Return the form of a parameter's blocks: the last is padded, so none is larger than the parameter."""
+        entries = self.parameters[name].numel()
+        block = max(1, min(self._need.block, entries))
+        return -(-entries // block), block, block
 
     @property
     def per_sample(self) -> bool:
         return self._need.per_sample
 
     def empty(self, name: str) -> Tensor:
-        parameter, block = self.parameters[name], self._need.block
-        blocks = -(-parameter.numel() // block)
-        return torch.zeros(blocks, block, block, dtype=wide(parameter), device=parameter.device)
+        parameter = self.parameters[name]
+        return torch.zeros(self._shape(name), dtype=wide(parameter), device=parameter.device)
 
     @torch.no_grad()
     def gradients(self, gradients: Mapping[str, Tensor]) -> None:
@@ -191,23 +199,34 @@ def _entries(parameters: Mapping[str, nn.Parameter]) -> int:
     return sum(p.numel() for p in parameters.values())
 
 
-def check_memory(size: int, device: torch.device, what: str) -> None:
+def check_memory(size: int, device: torch.device, what: str, advice: str) -> None:
     """Refuse what would not fit, before anything is allocated.
+
+    Args:
+        size: bytes.
+        device: where they would lie.
+        what: would take them.
+        advice: what to do instead.
 
     Raises:
         ValueError: with both figures.
     """
     free = _free_memory(device)
     if free is not None and size > free:
-        raise ValueError(
-            f"{what} would take {size / 2**30:.2f} GiB, but {device} has {free / 2**30:.2f} GiB free; take fewer "
-            "parameters, or smaller blocks"
-        )
+        raise ValueError(f"{what} would take {_told(size)}, but {device} has {_told(free)} free; {advice}")
+
+
+def _told(size: int) -> str:
+    """Return bytes in the unit that fits them."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(max(size.bit_length() - 1, 0) // 10, len(units) - 1)
+    return f"{size / 1024**power:.4g} {units[power]}"
 
 
 def _free_memory(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # what torch has put by and does not use is free too
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
     try:
         with open("/proc/meminfo") as lines:
             for line in lines:

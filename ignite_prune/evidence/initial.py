@@ -14,7 +14,7 @@ from ignite_prune.saliency.needs import Initial
 class InitialValues(Gatherer):
     """Gathers :class:`~ignite_prune.saliency.needs.Initial`: a copy, once, when it is made."""
 
-    replicated = True
+    shared = True
 
     def __init__(self, need: Initial, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         super().__init__(need, parameters, model)

@@ -23,14 +23,15 @@ class InputGatherer(Gatherer):
 
     A sum is flat in the layer's inputs: ``groups × inputs of an output``. How a layer uses its weight, and so where the
     inputs lie in it, is known from its first use.
+
+    Attributes:
+        forms: groups of each layer, and whether its outputs lie along dim 1.
     """
 
     hears: ClassVar[frozenset[str]] = frozenset({"inputs"})
 
     def __init__(self, need: Need, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         super().__init__(need, parameters, model)
-        self.forms: dict[str, tuple[int, bool]] = {}
-        """Groups of each layer, and whether its outputs lie along dim 1."""
         self._refused: dict[str, str] = {}
 
     def inputs(self, name: str) -> int:
@@ -44,6 +45,10 @@ class InputGatherer(Gatherer):
             self._refused[name] = refused
             return
         self.forms[name] = (use.groups, use.transposed)
+        if not self.parameters[name].numel():  # nothing to score
+            self.running(name)
+            self.count(name)
+            return
         self.add(name, use, tuple(self.parameters[name].shape[2:]))
 
     def add(self, name: str, use: Use, kernel: tuple[int, ...]) -> None:
@@ -110,7 +115,7 @@ class InputNormSums(InputGatherer):
         groups, transposed = self.forms[name]
         shape = self.parameters[name].shape
         if transposed:
-            return total.view(3, -1, 1)
+            return total.view(3, shape[0], 1)
         if groups == 1:
             return total.view(3, 1, *shape[1:])
         return total.view(3, groups, *shape[1:]).repeat_interleave(shape[0] // groups, dim=1)
@@ -129,20 +134,38 @@ def _powers(x: Tensor) -> Tensor:
 class InputMomentSums(InputGatherer):
     r"""Gathers :class:`~ignite_prune.saliency.needs.InputMoments`: :math:`\sum x x^T`, ``(groups, inputs, inputs)``.
 
+    How a layer's weight lies is known from its first use: until then the least that its moments may take is counted.
+
     Raises:
         ValueError: they would not fit in memory.
     """
 
     def __init__(self, need: Need, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         super().__init__(need, parameters, model)
-        entries = sum(self.inputs(name) ** 2 for name in self.parameters)
-        device = next(iter(self.parameters.values())).device
-        check_memory(entries * 4, device, f"Second moments of the inputs of {len(self.parameters)} layers")
+        self._groups = _groups_of_modules(model, self.parameters)
+        self._check(list(self.parameters))
 
     def empty(self, name: str) -> Tensor:
-        (groups, _), inputs = self.forms.get(name, (1, False)), self.inputs(name)
+        self._check([name, *(other for other in self.parameters if other != name and other not in self.sums)])
         parameter = self.parameters[name]
-        return torch.zeros(groups, inputs, inputs, dtype=wide(parameter), device=parameter.device)
+        return torch.zeros(self._shape(name), dtype=wide(parameter), device=parameter.device)
+
+    def _shape(self, name: str) -> tuple[int, int, int]:
+        """Return the form of a layer's moments, the smallest there may be where it is not known."""
+        shape, inputs = self.parameters[name].shape, self.inputs(name)
+        if name in self.forms:
+            return self.forms[name][0], inputs, inputs
+        if name not in self._groups and len(shape) == 2:  # it may lie either way
+            inputs = min(shape)
+        return self._groups.get(name, 1), inputs, inputs
+
+    def _check(self, names: list[str]) -> None:
+        """Raise where the moments of these layers would not fit beside what there is."""
+        sizes = {name: math.prod(self._shape(name)) * wide(self.parameters[name]).itemsize for name in names}
+        largest = max(sizes, key=sizes.__getitem__)
+        what = f"Second moments of the inputs of {len(names)} layer{'s' if len(names) > 1 else ''}"
+        advice = f"leave out layers with many inputs by exclude= ({largest!r} has {self._shape(largest)[1]:,})"
+        check_memory(sum(sizes.values()), self.parameters[largest].device, what, advice)
 
     @torch.no_grad()
     def add(self, name: str, use: Use, kernel: tuple[int, ...]) -> None:
@@ -154,7 +177,18 @@ class InputMomentSums(InputGatherer):
         self.count(name, columns.shape[0])
 
     def answer(self, name: str, total: Tensor, count: float) -> Moments:
-        return Moments(total, 2 / count, self.forms[name][1])
+        return Moments(total, 2 / count, bool(self.forms[name][1]))
+
+
+def _groups_of_modules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:
+    """Return the groups of each weight whose module tells how it lies: outputs along dim 0."""
+    names, found = {parameter: name for name, parameter in parameters.items()}, {}
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            weight = module._parameters.get("weight")  # a parametrised one would be computed
+            if weight is not None and weight in names:
+                found[names[weight]] = 1 if isinstance(module, nn.Linear) else module.groups
+    return found
 
 
 def input_windows(use: Use, kernel: tuple[int, ...]) -> Tensor:

@@ -192,11 +192,10 @@ def shapley_values(
     evidence = Evidence(model, {need: select(model, params)})
     evidence.calibrate(data, loss_fn, prepare_batch)
     evidence.sum_over_ranks()
-    gatherer = evidence.gatherers[need]
+    sums, counts = evidence.totals(need)
     found = {}
     for name, values in evidence.found(need, {}).items():
-        rows = gatherer.sums[name] / gatherer.counts[name]
-        exact = gatherer.parameters[name].shape[0] <= need.exact
+        rows, exact = sums[name] / counts[name], len(values) <= need.exact
         found[name] = ShapleyValues(values, torch.zeros_like(values) if exact else _standard_error(rows).to(values))
     return found
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ignite_prune.evidence.batch import Batch, undisturbed
-from ignite_prune.evidence.ranks import mean_over_ranks
+from ignite_prune.evidence.ranks import agree_on, summed
 from ignite_prune.repair.base import Cut, Patient, Repair
 from ignite_prune.select import named_parameters
 
 Norm = nn.modules.batchnorm._BatchNorm
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class BatchNorm(Repair):
     r"""Estimate the running mean and variance of every BatchNorm anew, as averages over the calibration data.
 
     Pruning shifts what enters a BatchNorm; its old statistics are then simply wrong. Needs ``data=``; costs a forward
-    pass over it, in training mode for BatchNorm and eval mode for the rest.
+    pass over it, in training mode for BatchNorm and eval mode for the rest. A BatchNorm that no batch reaches keeps its
+    statistics. Under ``torch.distributed`` every batch of every rank counts the same.
 
     Args:
         variance_repair: also undo what ``eps`` does to channels whose variance has all but vanished: with
@@ -55,21 +57,39 @@ class BatchNorm(Repair):
             for name, module in patient.model.named_modules()
             if isinstance(module, Norm) and module.track_running_stats
         }
-        if not norms:
-            raise ValueError("repair.BatchNorm() found no BatchNorm with running statistics in the model")
-        if patient.passes is None:
-            raise ValueError("repair.BatchNorm() needs batches to estimate the statistics from: give data=")
-        found = _estimated(patient, norms)
+        found = _over_ranks(patient, norms)
         if self.variance_repair:
             patient.values |= _scales(patient, norms, found)
-            found = _estimated(patient, norms)
+            found = _over_ranks(patient, norms)
         patient.values |= found
+
+
+def _over_ranks(patient: Patient, norms: Mapping[str, Norm]) -> dict[str, Tensor]:
+    """Return the running statistics over every rank's batches, of those BatchNorms that one has reached."""
+    own: dict[str, Tensor] = {}
+    error: Exception | None = None
+    try:
+        own = _estimated(patient, norms)
+    except Exception as raised:  # told to the others first: none must wait for this rank
+        error = raised
+    agree_on(error, "repair.BatchNorm()")
+    found: dict[str, Tensor] = {}
+    for norm in norms:
+        mean, variance, passes = (f"{norm}.{leaf}".lstrip(".") for leaf in _STATISTICS)
+        everywhere = summed(own[passes])
+        if everywhere > 0:
+            share = int(own[passes]) / int(everywhere)
+            found |= {mean: summed(own[mean] * share), variance: summed(own[variance] * share), passes: everywhere}
+    return found
 
 
 @torch.no_grad()
 def _estimated(patient: Patient, norms: Mapping[str, Norm]) -> dict[str, Tensor]:
-    """Return the running statistics of the model as planned."""
-    assert patient.passes is not None
+    """Return the running statistics of the model as planned, over this rank's batches."""
+    if not norms:
+        raise ValueError("repair.BatchNorm() found no BatchNorm with running statistics in the model")
+    if patient.passes is None:
+        raise ValueError("repair.BatchNorm() needs batches to estimate the statistics from: give data=")
     names = {parameter: name for name, parameter in patient.model.named_parameters()}
     planned = {names[p]: patient.values[name] for name, p in _everything(patient).items() if name in patient.values}
     for name, mask in patient.masks.items():
@@ -86,7 +106,7 @@ def _estimated(patient: Patient, norms: Mapping[str, Norm]) -> dict[str, Tensor]
         for batch in patient.passes():
             args, kwargs = ((), dict(batch.x)) if isinstance(batch.x, Mapping) else ((batch.x,), {})
             _run(patient.model, {**planned, **statistics}, args, kwargs, batch)
-    return {name: mean_over_ranks(value) if value.is_floating_point() else value for name, value in statistics.items()}
+    return statistics
 
 
 def _run(model: nn.Module, state: dict[str, Tensor], args: tuple, kwargs: dict, batch: Batch) -> None:
@@ -115,9 +135,10 @@ def _averaging(norms: Mapping[str, Norm]) -> Iterator[None]:
 def _scales(patient: Patient, norms: Mapping[str, Norm], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     scales = {}
     for name, module in norms.items():
-        if module.weight is None or module.running_var is None:
+        after = found.get(f"{name}.running_var".lstrip("."))
+        if module.weight is None or module.running_var is None or after is None:
             continue
-        before, after = module.running_var.detach().double(), found[f"{name}.running_var".lstrip(".")].double()
+        before, after = module.running_var.detach().double(), after.double()
         ratio = (after / before.clamp(min=1e-30)).sqrt()
         restored = 1 + ratio.clamp(max=1) * (1 / ratio.clamp(min=1e-15) - 1)
         factor = restored * ((after + module.eps) / (restored.square() * after + module.eps)).sqrt()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune.saliency.base import Informed
-from ignite_prune.saliency.needs import Activations, FollowingScale
+from ignite_prune.saliency.needs import Activations, FollowingScale, check_is
 
 
 def active_share(z: Tensor, gradient: Tensor | None) -> Tensor:
@@ -119,8 +119,7 @@ class ActivationTaylor(Informed):
     signed: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.signed, bool):
-            raise TypeError(f"Argument signed should be a bool, but given {self.signed!r}")
+        check_is("signed", self.signed, bool)
 
     @property
     def need(self) -> Activations:

@@ -23,6 +23,7 @@ class Change(Informed):
 
     Raises:
         TypeError: ``initial`` is not a mapping of tensors.
+        ValueError: (from an update) a tensor of ``initial`` has another shape than its parameter.
 
     Example:
         >>> import torch
@@ -52,7 +53,13 @@ class Change(Informed):
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
         if self.initial is None or name not in self.initial:
             return super().__call__(name, parameter)
-        return self.formula(parameter.detach(), self.initial[name])
+        start = self.initial[name]
+        if start.shape != parameter.shape:
+            raise ValueError(
+                f"Argument initial should have {name!r} in the parameter's shape {tuple(parameter.shape)}, but given "
+                f"{tuple(start.shape)}"
+            )
+        return self.formula(parameter.detach(), start)
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return (weight - evidence.to(weight.device, weight.dtype)).abs()

@@ -16,7 +16,8 @@ from ignite_prune.saliency.needs import check_positive
 class FPGM(Saliency):
     r"""A filter's distance to all others, :math:`s_i = \sum_j \|F_i - F_j\|_p`: the most replaceable go first.
 
-    One score for each slice of dim 0, for ``Channel()``. Memory: the square of the number of filters.
+    One score for each slice of dim 0 (of a vector: each entry), for ``Channel()``. Memory: the square of the number of
+    filters.
 
     Args:
         p: the order of the norm, at least 1 (``math.inf`` too).
@@ -43,7 +44,9 @@ class FPGM(Saliency):
             raise ValueError(f"Argument p should be at least 1, but given {self.p!r}")
 
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
-        filters = parameter.detach().flatten(1)
+        filters = parameter.detach()
+        filters = filters.flatten(1) if filters.ndim > 1 else filters.reshape(-1, 1)
         filters = filters.float() if filters.itemsize < 4 else filters
         # Differences, not products: those lose the small distances, and the small ones are what counts.
-        return torch.cdist(filters, filters, p=self.p, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+        distances = torch.cdist(filters, filters, p=self.p, compute_mode="donot_use_mm_for_euclid_dist")
+        return distances.sum(1).view(parameter.shape[:1])

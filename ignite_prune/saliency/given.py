@@ -49,6 +49,9 @@ class Given(Saliency):
 class FromCallable(Saliency):
     """A plain function ``(name, parameter) -> scores`` as a saliency; asked once a parameter and update.
 
+    Raises:
+        TypeError: ``function`` is not callable, or gives something other than a tensor.
+
     Example:
         >>> import torch
         >>> FromCallable(lambda name, p: -p)("fc.weight", torch.ones(2))
@@ -57,6 +60,10 @@ class FromCallable(Saliency):
 
     function: Callable[[str, Tensor], Tensor]
     data_dependent: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"Argument function should be callable, but given {self.function!r}")
 
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
         scores = self.function(name, parameter)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ignite_prune.saliency.base import Informed
-from ignite_prune.saliency.needs import Gradients, Memory, check_positive
+from ignite_prune.saliency.needs import Gradients, Memory, check_is, check_positive
 
 
 def add_size(running: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
@@ -46,6 +46,9 @@ class Gradient(Informed):
     Args:
         memory: decay and type of the running sum.
 
+    Raises:
+        TypeError: ``memory`` is not a ``Memory``.
+
     Example:
         >>> import torch
         >>> Gradient().formula(torch.tensor([5.0, 1.0]), torch.tensor([0.1, 0.3]))
@@ -56,6 +59,9 @@ class Gradient(Informed):
     """
 
     memory: Memory = Memory()
+
+    def __post_init__(self) -> None:
+        check_is("memory", self.memory, Memory)
 
     @property
     def need(self) -> Gradients:
@@ -75,11 +81,12 @@ class Taylor(Informed):
     Args:
         squared: :math:`(g w)^2` instead of :math:`|g w|`.
         by_unit: one score for each slice of dim 0, of the *sum* :math:`\sum g w` over the slice and its bias: the
-            filter importance of the paper, and Neural Compressor's ``weighted_gradient``. For ``Channel()``.
+            filter importance of the paper, and Neural Compressor's ``weighted_gradient``. For ``Channel()``. A
+            vector's slices are its entries.
         memory: decay and type of the running sum.
 
     Raises:
-        TypeError: ``squared`` or ``by_unit`` is not a bool.
+        TypeError: ``squared`` or ``by_unit`` is not a bool, or ``memory`` not a ``Memory``.
 
     Example:
         >>> import torch
@@ -97,9 +104,9 @@ class Taylor(Informed):
     memory: Memory = Memory()
 
     def __post_init__(self) -> None:
-        for name in ("squared", "by_unit"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"Argument {name} should be a bool, but given {getattr(self, name)!r}")
+        check_is("squared", self.squared, bool)
+        check_is("by_unit", self.by_unit, bool)
+        check_is("memory", self.memory, Memory)
 
     @property
     def need(self) -> Gradients:
@@ -122,6 +129,7 @@ class Movement(Informed):
         memory: decay and type of the running sum.
 
     Raises:
+        TypeError: ``memory`` is not a ``Memory``.
         ValueError: ``scale`` is not a finite number above 0.
 
     Example:
@@ -138,6 +146,7 @@ class Movement(Informed):
 
     def __post_init__(self) -> None:
         check_positive("scale", self.scale)
+        check_is("memory", self.memory, Memory)
 
     @property
     def need(self) -> Gradients:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ignite_prune.saliency.base import Informed
-from ignite_prune.saliency.needs import HessianGradient, check_positive
+from ignite_prune.saliency.needs import HessianGradient, check_is, check_positive
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class GraSP(Informed):
         anytime: allow it on a network that is pruned already.
 
     Raises:
+        TypeError: ``anytime`` is not a bool.
         ValueError: ``temperature`` is not a finite number above 0.
 
     Example:
@@ -43,6 +44,7 @@ class GraSP(Informed):
 
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
+        check_is("anytime", self.anytime, bool)
 
     @property
     def once(self) -> bool:

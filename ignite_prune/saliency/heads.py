@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune.saliency.base import Informed
-from ignite_prune.saliency.needs import HeadGates
+from ignite_prune.saliency.needs import HeadGates, check_is
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ class HeadImportance(Informed):
     some_layers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("normalize", "per_sample"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"Argument {name} should be a bool, but given {getattr(self, name)!r}")
+        check_is("normalize", self.normalize, bool)
+        check_is("per_sample", self.per_sample, bool)
 
     @property
     def need(self) -> HeadGates:

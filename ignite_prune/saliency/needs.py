@@ -29,7 +29,7 @@ class Memory:
         lasting: go on over mask updates; otherwise what is gathered after an update replaces what was before.
 
     Raises:
-        TypeError: ``dtype`` is not a floating-point ``torch.dtype``.
+        TypeError: ``dtype`` is not a floating-point ``torch.dtype``, or ``lasting`` not a bool.
         ValueError: ``decay`` outside (0, 1].
     """
 
@@ -42,6 +42,8 @@ class Memory:
             raise ValueError(f"Argument decay should be a number in (0, 1], but given {self.decay!r}")
         if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise TypeError(f"Argument dtype should be a floating-point torch.dtype, but given {self.dtype!r}")
+        if not isinstance(self.lasting, bool):
+            raise TypeError(f"Argument lasting should be a bool, but given {self.lasting!r}")
 
 
 @dataclass(frozen=True)
@@ -233,3 +235,29 @@ def check_positive(argument: str, value: Any, whole: bool = False) -> None:
             raise ValueError(f"Argument {argument} should be at least 1, but given {value}")
     elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"Argument {argument} should be a finite number above 0, but given {value!r}")
+
+
+def check_is(argument: str, value: Any, kind: type) -> None:
+    """Raise where an argument is not of its type."""
+    if not isinstance(value, kind):
+        raise TypeError(f"Argument {argument} should be a {kind.__name__}, but given {value!r}")
+
+
+def check_seed(value: Any) -> None:
+    """Raise where an argument ``seed`` is not an int that a ``torch.Generator`` takes."""
+    if type(value) is not int:
+        raise TypeError(f"Argument seed should be an int, but given {value!r}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"Argument seed should be in [-2**63, 2**63), but given {value}")
+
+
+def check_generator(value: Any) -> None:
+    """Raise where an argument ``generator`` is neither None nor a ``torch.Generator``."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"Argument generator should be a torch.Generator, but given {value!r}")
+
+
+def check_callable(argument: str, value: Any) -> None:
+    """Raise where an argument is neither None nor a function."""
+    if value is not None and not callable(value):
+        raise TypeError(f"Argument {argument} should be callable, but given {value!r}")

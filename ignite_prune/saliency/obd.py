@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ignite_prune.saliency.base import Informed
 from ignite_prune.saliency.gradient import add_square
-from ignite_prune.saliency.needs import Curvature, Gradients, Memory, Need, check_positive
+from ignite_prune.saliency.needs import Curvature, Gradients, Memory, Need, check_is, check_positive, check_seed
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,17 @@ class EmpiricalFisher:
     Args:
         per_sample: False squares each batch's gradient over ``data`` too, one pass a batch.
         memory: decay and type of the running sum.
+
+    Raises:
+        TypeError: ``per_sample`` is not a bool, or ``memory`` not a ``Memory``.
     """
 
     per_sample: bool = True
     memory: Memory = Memory()
+
+    def __post_init__(self) -> None:
+        check_is("per_sample", self.per_sample, bool)
+        check_is("memory", self.memory, Memory)
 
     @property
     def need(self) -> Need:
@@ -55,7 +62,12 @@ class Exact:
 class GaussNewton:
     r"""The exact diagonal of the Gauss-Newton matrix :math:`J^T H_L J`; for softmax cross-entropy, the true Fisher.
 
-    One backward pass for every output of every sample; never negative where the loss is convex in the outputs.
+    One backward pass for every output of every sample, 64 at a time; never negative where the loss is convex in the
+    outputs.
+
+    Raises:
+        TypeError: (from an update) the model's output is not one tensor.
+        ValueError: (from an update) the loss is not convex in the outputs, or has no gradient in them.
     """
 
     @property
@@ -70,6 +82,9 @@ class Hutchinson:
     Args:
         samples: vectors a batch; each costs about two training steps.
         seed: of the signs.
+
+    Raises:
+        TypeError, ValueError: ``samples`` is not an int of at least 1, or ``seed`` not an int of 64 bits.
     """
 
     samples: int = 1
@@ -77,6 +92,7 @@ class Hutchinson:
 
     def __post_init__(self) -> None:
         check_positive("samples", self.samples, whole=True)
+        check_seed(self.seed)
 
     @property
     def need(self) -> Need:

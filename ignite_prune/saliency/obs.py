@@ -160,8 +160,8 @@ def _cholesky(damped: Tensor, damping: float) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(damped)
     if bool(failed.any()):
         raise ValueError(
-            f"{int(failed.count_nonzero())} of {len(damped)} blocks are not positive definite at damping={damping:g}; "
-            "try a bigger damping, or gather more gradients"
+            f"{int(failed.count_nonzero())} of {len(damped)} blocks are not positive definite with a damping of "
+            f"{damping:g} on their diagonals; try a bigger one, or gather more gradients"
         )
     return factor
 
@@ -169,8 +169,8 @@ def _cholesky(damped: Tensor, damping: float) -> Tensor:
 def _check_finite(values: Tensor, damping: float) -> None:
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
-            f"The blocks' inverse at damping={damping:g} is not finite; try a bigger damping, and look for NaN or "
-            "infinity among the gradients"
+            f"The blocks' inverse with a damping of {damping:g} on the diagonals is not finite; try a bigger one, and "
+            "look for NaN or infinity among the gradients"
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune.saliency.base import Saliency
+from ignite_prune.saliency.needs import check_seed
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,11 @@ class Random(Saliency):
     The scores of a parameter depend on the generator and the parameter's name alone, not on what else is pruned.
     They are drawn on the CPU, so that a GPU gives the same mask.
 
+    Args:
+        seed: of the scores; None: :meth:`draw` throws it.
+
     Raises:
+        TypeError, ValueError: ``seed`` is neither None nor an int of 64 bits.
         RuntimeError: called before :meth:`draw`; ``PruneHandler`` and ``prune_model`` draw by themselves.
 
     Example:
@@ -32,6 +37,10 @@ class Random(Saliency):
 
     seed: int | None = None
     randomised: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.seed is not None:
+            check_seed(self.seed)
 
     def draw(self, generator: torch.Generator) -> Random:
         high = 2**62

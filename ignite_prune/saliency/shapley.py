@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune.saliency.base import Informed
-from ignite_prune.saliency.needs import UnitRemoval, check_positive
+from ignite_prune.saliency.needs import UnitRemoval, check_generator, check_positive
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ class Shapley(Informed):
 
     def __post_init__(self) -> None:
         check_positive("samples", self.samples, whole=True)
+        check_generator(self.generator)
         if self.generator is not None:
-            if not isinstance(self.generator, torch.Generator):
-                raise TypeError(f"Argument generator should be a torch.Generator, but given {self.generator!r}")
             drawn = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
             object.__setattr__(self, "seed", int(drawn))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ignite_prune.saliency.base import Bound, Informed, Saliency
 from ignite_prune.saliency.gradient import add_product, add_product_size
-from ignite_prune.saliency.needs import Gradients, Memory
+from ignite_prune.saliency.needs import Gradients, Memory, check_is
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class SNIP(Informed):
         anytime: allow it on a network that is pruned already.
 
     Raises:
+        TypeError: ``anytime`` is not a bool.
         ValueError: (from an update) the network is pruned already and ``anytime`` is not set.
 
     References:
@@ -36,6 +37,9 @@ class SNIP(Informed):
 
     anytime: bool = False
     at_init: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_is("anytime", self.anytime, bool)
 
     @property
     def once(self) -> bool:

@@ -82,6 +82,8 @@ class SparseGPT(Informed):
         return InputMoments()
 
     def formula(self, weight: Tensor, evidence: Moments) -> Tensor:
+        if not weight.numel():
+            return torch.zeros_like(weight)
         matrix = weight.t() if evidence.transposed else weight
         rows = matrix.flatten(1).chunk(len(evidence.sums))  # a group of a convolution has inputs of its own
         scores = []

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ignite_prune.saliency.base import Informed
-from ignite_prune.saliency.needs import SynapticFlow, check_positive
+from ignite_prune.saliency.needs import SynapticFlow, check_is, check_positive
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SynFlow(Informed):
         anytime: allow it on a network that is pruned already.
 
     Raises:
-        TypeError, ValueError: ``rounds`` is not an int of at least 1.
+        TypeError, ValueError: ``rounds`` is not an int of at least 1, or ``bias`` or ``anytime`` not a bool.
 
     References:
         Tanaka, Kunin, Yamins, Ganguli, "Pruning neural networks without any data by iteratively conserving synaptic
@@ -40,6 +40,8 @@ class SynFlow(Informed):
 
     def __post_init__(self) -> None:
         check_positive("rounds", self.rounds, whole=True)
+        check_is("bias", self.bias, bool)
+        check_is("anytime", self.anytime, bool)
 
     @property
     def once(self) -> bool:

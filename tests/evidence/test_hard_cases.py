@@ -1,5 +1,8 @@
 """Evidence where models and loops are not plain: in-place calls, sequences, closures, overflow, compiled modules."""
 
+from collections import OrderedDict
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -135,4 +138,48 @@ def test_inference_mode_does_not_matter():
     expected = score(model, saliency=saliency.Taylor(), data=data, loss_fn=cross_entropy)
     with torch.inference_mode():
         found = score(model, saliency=saliency.Taylor(), data=data, loss_fn=cross_entropy)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "formula", [saliency.GraSP(), saliency.OBD(saliency.Exact()), saliency.OBD(saliency.Hutchinson(2))]
+)
+def test_second_derivatives_of_attention(formula):
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(4, 2, 4, batch_first=True)
+    data = [(torch.randn(3, 2, 4), torch.zeros(3))]
+    scores = score(model, saliency=formula, data=data, loss_fn=lambda output, y: output.square().mean((1, 2)).mean())
+    assert scores["self_attn.in_proj_weight"].ne(0).any()
+
+
+class Output(OrderedDict):
+    """What transformers' models give: a mapping with attributes."""
+
+    __getattr__ = OrderedDict.__getitem__
+
+
+@dataclass
+class Record:
+    logits: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [Output, Record])
+def test_outputs_that_are_records(kind):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return kind(logits=self.linear(x))
+
+    torch.manual_seed(0)
+    model, data = Model(), [(torch.randn(5, 4), torch.randint(3, (5,)))]
+    loss_fn = lambda output, y: cross_entropy(output.logits, y)  # noqa: E731
+    if kind is Record:
+        with pytest.raises(TypeError, match="temperature"):
+            score(model, saliency=saliency.GraSP(), data=data, loss_fn=loss_fn)
+        return
+    found = score(model, saliency=saliency.GraSP(), data=data, loss_fn=loss_fn)["linear.weight"]
+    expected = score(model.linear, saliency=saliency.GraSP(), data=data, loss_fn=cross_entropy)["weight"]
     torch.testing.assert_close(found, expected)

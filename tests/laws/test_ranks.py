@@ -1,10 +1,5 @@
 """Law 8: every rank agrees, whatever data each saw."""
 
-import multiprocessing
-import os
-import socket
-
-import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Events, create_supervised_trainer
@@ -13,23 +8,7 @@ from torch import nn
 from ignite_prune import PruneHandler, schedule
 from tests.catalogue import SALIENCIES, net_for, options_for
 from tests.models import batches, small_net
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch._dynamo", "torch.distributed", "tests.laws.test_ranks"])
-
-
-def rank_main(rank, port, row_name, answers):
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
-    )
-    torch.set_num_threads(1)
-    torch.manual_seed(100 + rank)  # each rank with a seed of its own, as data loading wants it
-    idist.initialize("gloo")
-    try:
-        answers.put((rank, scenario(rank, row_name)))
-        idist.barrier()
-    finally:
-        idist.finalize()
+from tests.ranks import on_two_ranks
 
 
 def scenario(rank, row_name):
@@ -82,36 +61,21 @@ def local_gradient(name, parameter):
     return torch.rand_like(parameter) * parameter.abs()
 
 
-def on_two_ranks(row_name):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    answers = SERVER.Queue()
-    ranks = [SERVER.Process(target=rank_main, args=(rank, port, row_name, answers)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    found = dict(answers.get(timeout=90) for _ in ranks)
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
-    return found[0], found[1]
-
-
 @pytest.mark.parametrize("row", SALIENCIES, ids=str)
 def test_masks_are_equal_bit_for_bit(row):
-    first, second = on_two_ranks(row.name)
+    first, second = on_two_ranks(scenario, row.name)
     # Units are of different sizes: their sparsity is not that of the entries.
     assert first == second and first[1] == pytest.approx(0.75, abs=0.3 if row.notes.get("units") else 1e-3)
 
 
 def test_weights_that_drifted_apart():
-    first, second = on_two_ranks("drifted")
+    first, second = on_two_ranks(scenario, "drifted")
     assert first == second
 
 
 def test_a_failure_on_one_rank_is_raised_on_all():
-    first, second = on_two_ranks("nan_on_one_rank")
+    first, second = on_two_ranks(scenario, "nan_on_one_rank")
     assert first == second and "saliency of parameter '5.weight'" in first[0] and first[1] == 0
-    (first, text, sparsity), second = on_two_ranks("type_error_on_one_rank")
+    (first, text, sparsity), second = on_two_ranks(scenario, "type_error_on_one_rank")
     assert first == "ValueError" and "refused on another rank" in text and sparsity == 0
     assert second[0] == "AttributeError" and second[-1] == 0
