@@ -106,7 +106,8 @@ def _summary(settings: Settings, missed: list[str], load: float, seconds: float)
         if load > 0.7
         else ""
     )
-    return f"{verdict}\n{where}, Python {platform.python_version()}; {settings.rounds} rounds, {seconds:.0f} s.{busy}"
+    rounds = f"at most {settings.rounds} rounds, {seconds:.0f} s"
+    return f"{verdict}\n{where}, Python {platform.python_version()}; {rounds}.{busy}"
 
 
 if __name__ == "__main__":

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ignite_prune.divide import divide
-from ignite_prune.evidence import Evidence
 from ignite_prune.groups import Group, as_unit_fraction
 from ignite_prune.masks import MaskStore
 from ignite_prune.repair.base import Cut, Passes, Patient
 from ignite_prune.saliency import Informed, Saliency
-from ignite_prune.saliency.needs import Need
 from ignite_prune.scorer import Scorer, scorers
+
+if TYPE_CHECKING:
+    from ignite_prune.evidence import Evidence
+    from ignite_prune.saliency.needs import Need
 
 Masks = Mapping[str, Tensor | None]
 
@@ -34,6 +37,8 @@ class Plan:
 
 def evidence_of(model: nn.Module, groups: Sequence[Group], parameters: Mapping[str, nn.Parameter]) -> Evidence:
     """Return gatherers for all that the groups' saliencies and repairs need."""
+    from ignite_prune.evidence import Evidence  # slow to import
+
     wanted: dict[Need, dict[str, nn.Parameter]] = {}
     for group in groups:
         needs = [*group["saliency"].needs, *(need for repair in group["repair"] for need in repair.needs)]

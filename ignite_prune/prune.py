@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune.allocation import Allocation, Global
+from ignite_prune.arguments import check_callable
 from ignite_prune.evidence.batch import LossFn, PrepareBatch, batches
 from ignite_prune.groups import Group, build
 from ignite_prune.masks import MaskStore
@@ -18,7 +19,6 @@ from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.plan import Plan, evidence_of, plan_masks, repaired
 from ignite_prune.repair.base import Passes, Repair
 from ignite_prune.saliency import Magnitude, Saliency
-from ignite_prune.saliency.needs import check_callable
 from ignite_prune.select import named_parameters, unwrap
 
 

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ignite_prune.evidence import Evidence
+from ignite_prune.arguments import check_callable, check_generator
 from ignite_prune.evidence.batch import LossFn, PrepareBatch
 from ignite_prune.plan import bind
 from ignite_prune.saliency import Informed, NonFiniteSaliency, Saliency, as_saliency
-from ignite_prune.saliency.needs import check_callable, check_generator
 from ignite_prune.scorer import all_finite
 from ignite_prune.select import select, unwrap
 
@@ -67,6 +66,8 @@ def score(
     if formula.randomised:
         formula = formula.draw(torch.default_generator if generator is None else generator)
     if formula.needs and isinstance(formula, Informed):
+        from ignite_prune.evidence import Evidence  # slow to import
+
         evidence = Evidence(model, {formula.need: parameters})
         evidence.reset(start=True)
         if data is not None:

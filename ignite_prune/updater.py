@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ignite_prune.dense import DenseValues
 from ignite_prune.enforce import Enforcer
-from ignite_prune.evidence import Evidence
 from ignite_prune.groups import Group, as_unit_fraction
 from ignite_prune.masks import MaskStore
 from ignite_prune.plan import Plan, bind, plan_masks, repaired
@@ -18,6 +17,9 @@ from ignite_prune.prune import take_values
 from ignite_prune.repair.base import Passes
 from ignite_prune.saliency import Saliency
 from ignite_prune.scorer import Scorer, scorers
+
+if TYPE_CHECKING:
+    from ignite_prune.evidence import Evidence
 
 
 class Ranks(Protocol):

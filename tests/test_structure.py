@@ -10,6 +10,7 @@ import ignite_prune
 ROOT = Path(ignite_prune.__file__).parent
 # From the ground up; a module imports only from floors below, or from its own room.
 FLOORS = [
+    ["lazy", "arguments"],
     ["saliency", "pattern", "allocation", "schedule", "bits"],  # rooms of the ground never import each other
     ["select", "topk"],
     ["masks", "optimizer_state", "evidence"],

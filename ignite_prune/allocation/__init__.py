@@ -6,13 +6,32 @@ Example:
     [0.07957, 0.23019, 1.0]
 """
 
-from ignite_prune.allocation.base import Allocation, Layer, Pool
-from ignite_prune.allocation.bucket import Bucket
-from ignite_prune.allocation.erk import ERK
-from ignite_prune.allocation.global_ import Global
-from ignite_prune.allocation.lamp import LAMP
-from ignite_prune.allocation.owl import OWL
-from ignite_prune.allocation.std_threshold import StdThreshold
-from ignite_prune.allocation.uniform import Uniform
+from typing import TYPE_CHECKING
+
+from ignite_prune.lazy import importer
+
+if TYPE_CHECKING:
+    from ignite_prune.allocation.base import Allocation, Layer, Pool
+    from ignite_prune.allocation.bucket import Bucket
+    from ignite_prune.allocation.erk import ERK
+    from ignite_prune.allocation.global_ import Global
+    from ignite_prune.allocation.lamp import LAMP
+    from ignite_prune.allocation.owl import OWL
+    from ignite_prune.allocation.std_threshold import StdThreshold
+    from ignite_prune.allocation.uniform import Uniform
 
 __all__ = ["ERK", "LAMP", "OWL", "Allocation", "Bucket", "Global", "Layer", "Pool", "StdThreshold", "Uniform"]
+
+_FILES = {
+    "Allocation": "base",
+    "Layer": "base",
+    "Pool": "base",
+    "Bucket": "bucket",
+    "ERK": "erk",
+    "Global": "global_",
+    "LAMP": "lamp",
+    "OWL": "owl",
+    "StdThreshold": "std_threshold",
+    "Uniform": "uniform",
+}
+__getattr__ = importer(__name__, _FILES)

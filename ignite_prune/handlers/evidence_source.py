@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 
-from ignite_prune.evidence import Evidence
+from ignite_prune.arguments import check_callable
 from ignite_prune.evidence.batch import LossFn, PrepareBatch, batches
-from ignite_prune.evidence.training import TrainingFeed
 from ignite_prune.groups import Group
 from ignite_prune.handlers.attachment import Attachment
 from ignite_prune.prune import as_passes, at_init
 from ignite_prune.updater import Calibration
+
+if TYPE_CHECKING:
+    from ignite_prune.evidence import Evidence
 
 
 class EvidenceSource:
@@ -45,6 +47,8 @@ class EvidenceSource:
         prepare_batch: PrepareBatch | None,
         scaler: torch.amp.GradScaler | None,
     ) -> None:
+        from ignite_prune.evidence.training import TrainingFeed  # slow to import
+
         self.evidence = evidence
         self._loss_fn, self._prepare, self._scaler, self._at_init = loss_fn, prepare_batch, scaler, at_init(groups)
         self._engine: Engine | None = None
@@ -114,9 +118,8 @@ def _check(
     prepare_batch: Any,
     scaler: Any,
 ) -> None:
-    for name, function in (("loss_fn", loss_fn), ("prepare_batch", prepare_batch)):
-        if function is not None and not callable(function):
-            raise TypeError(f"Argument {name} should be callable, but given {function!r}")
+    check_callable("loss_fn", loss_fn)
+    check_callable("prepare_batch", prepare_batch)
     if data is not None and (isinstance(data, Iterator) or not isinstance(data, Iterable)):
         raise TypeError(
             "Argument data should be an iterable that can be gone over at each update (a DataLoader, a list), but "

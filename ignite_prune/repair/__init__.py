@@ -3,11 +3,26 @@
 ``prune_model(..., repair=repair.OBS())``, ``PruneHandler(..., repair=[repair.Bias(), repair.BatchNorm()])``.
 """
 
-from ignite_prune.repair.base import Repair
-from ignite_prune.repair.batch_norm import BatchNorm
-from ignite_prune.repair.bias import Bias
-from ignite_prune.repair.dsnot import DSnoT
-from ignite_prune.repair.obs import OBS
-from ignite_prune.repair.sparsegpt import SparseGPT
+from typing import TYPE_CHECKING
+
+from ignite_prune.lazy import importer
+
+if TYPE_CHECKING:
+    from ignite_prune.repair.base import Repair
+    from ignite_prune.repair.batch_norm import BatchNorm
+    from ignite_prune.repair.bias import Bias
+    from ignite_prune.repair.dsnot import DSnoT
+    from ignite_prune.repair.obs import OBS
+    from ignite_prune.repair.sparsegpt import SparseGPT
 
 __all__ = ["OBS", "BatchNorm", "Bias", "DSnoT", "Repair", "SparseGPT"]
+
+_FILES = {
+    "OBS": "obs",
+    "BatchNorm": "batch_norm",
+    "Bias": "bias",
+    "DSnoT": "dsnot",
+    "Repair": "base",
+    "SparseGPT": "sparsegpt",
+}
+__getattr__ = importer(__name__, _FILES)

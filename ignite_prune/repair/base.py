@@ -5,17 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from ignite_prune.evidence.batch import Batch
 from ignite_prune.pattern import Pattern
 from ignite_prune.saliency import MissingEvidence, Saliency
 from ignite_prune.saliency.base import SOURCES
-from ignite_prune.saliency.needs import Need
 
-Passes = Callable[[], Iterator[Batch]]
+if TYPE_CHECKING:
+    from ignite_prune.evidence.batch import Batch
+    from ignite_prune.saliency.needs import Need
+
+Passes = Callable[[], "Iterator[Batch]"]
 """Gives the batches of the calibration data anew at each call."""
 
 

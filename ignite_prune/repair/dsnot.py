@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ignite_prune.arguments import check_positive
 from ignite_prune.pattern import Unstructured
 from ignite_prune.repair.base import Cut, Patient, Repair, evidence_for
 from ignite_prune.repair.swap import swap
-from ignite_prune.saliency.needs import InputNorms, check_positive
+from ignite_prune.saliency.needs import InputNorms
 
 
 @dataclass(frozen=True)

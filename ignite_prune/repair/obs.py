@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ignite_prune.arguments import check_positive
 from ignite_prune.repair.base import Cut, Patient, Repair, evidence_for
-from ignite_prune.saliency.needs import Fisher, FisherBlocks, check_positive
+from ignite_prune.saliency.needs import Fisher, FisherBlocks
 from ignite_prune.saliency.obs import joint_update
 
 

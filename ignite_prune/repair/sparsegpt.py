@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ignite_prune import saliency
+from ignite_prune.arguments import check_positive
 from ignite_prune.pattern import NofM, Unstructured
 from ignite_prune.repair.base import Cut, Patient, Repair, evidence_for
 from ignite_prune.repair.sparsegpt_sweep import block_counts, by_count, by_group, sweep
-from ignite_prune.saliency.needs import InputMoments, Moments, check_positive
+from ignite_prune.saliency.needs import InputMoments, Moments
 
 
 @dataclass(frozen=True)

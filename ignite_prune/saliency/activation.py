@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ignite_prune.arguments import check_is
 from ignite_prune.saliency.base import Informed
-from ignite_prune.saliency.needs import Activations, FollowingScale, check_is
+from ignite_prune.saliency.needs import Activations, FollowingScale
 
 
 def active_share(z: Tensor, gradient: Tensor | None) -> Tensor:

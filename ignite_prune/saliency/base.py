@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ignite_prune.saliency.needs import Need
+if TYPE_CHECKING:
+    from ignite_prune.saliency.needs import Need
 
 _NOTHING = "nothing has been gathered yet"
 SOURCES = "In training a PruneHandler gathers it from update to update; in one shot it comes from data= and loss_fn="

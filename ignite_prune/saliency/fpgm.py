@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ignite_prune.arguments import check_positive
 from ignite_prune.saliency.base import Saliency
-from ignite_prune.saliency.needs import check_positive
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ignite_prune.arguments import check_is, check_positive
 from ignite_prune.saliency.base import Informed
-from ignite_prune.saliency.needs import Gradients, Memory, check_is, check_positive
+from ignite_prune.saliency.needs import Gradients, Memory
 
 
 def add_size(running: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ A record is a value: two groups that ask for equal ones share what is gathered.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -224,40 +223,3 @@ class Moments(NamedTuple):
 
 def _told(value: Any) -> str:
     return str(value.__qualname__) if inspect.isfunction(value) else repr(value)
-
-
-def check_positive(argument: str, value: Any, whole: bool = False) -> None:
-    """Raise where an argument is not a finite number above 0 (a whole one of at least 1)."""
-    if whole:
-        if type(value) is not int:
-            raise TypeError(f"Argument {argument} should be an int, but given {value!r}")
-        if value < 1:
-            raise ValueError(f"Argument {argument} should be at least 1, but given {value}")
-    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(f"Argument {argument} should be a finite number above 0, but given {value!r}")
-
-
-def check_is(argument: str, value: Any, kind: type) -> None:
-    """Raise where an argument is not of its type."""
-    if not isinstance(value, kind):
-        raise TypeError(f"Argument {argument} should be a {kind.__name__}, but given {value!r}")
-
-
-def check_seed(value: Any) -> None:
-    """Raise where an argument ``seed`` is not an int that a ``torch.Generator`` takes."""
-    if type(value) is not int:
-        raise TypeError(f"Argument seed should be an int, but given {value!r}")
-    if not -(2**63) <= value < 2**63:
-        raise ValueError(f"Argument seed should be in [-2**63, 2**63), but given {value}")
-
-
-def check_generator(value: Any) -> None:
-    """Raise where an argument ``generator`` is neither None nor a ``torch.Generator``."""
-    if value is not None and not isinstance(value, torch.Generator):
-        raise TypeError(f"Argument generator should be a torch.Generator, but given {value!r}")
-
-
-def check_callable(argument: str, value: Any) -> None:
-    """Raise where an argument is neither None nor a function."""
-    if value is not None and not callable(value):
-        raise TypeError(f"Argument {argument} should be callable, but given {value!r}")

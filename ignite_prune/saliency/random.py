@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ignite_prune.arguments import check_seed
 from ignite_prune.saliency.base import Saliency
-from ignite_prune.saliency.needs import check_seed
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ignite_prune.arguments import check_positive
 from ignite_prune.saliency.base import Informed
-from ignite_prune.saliency.needs import Fisher, FisherBlocks, InputMoments, Moments, check_positive
+from ignite_prune.saliency.needs import Fisher, FisherBlocks, InputMoments, Moments
 from ignite_prune.saliency.obs import saliencies
 from ignite_prune.saliency.sparsegpt import column_scores, dead_columns, inverse_factor
 

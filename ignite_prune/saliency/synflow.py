@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ignite_prune.arguments import check_is, check_positive
 from ignite_prune.saliency.base import Informed
-from ignite_prune.saliency.needs import SynapticFlow, check_is, check_positive
+from ignite_prune.saliency.needs import SynapticFlow
 
 
 @dataclass(frozen=True)

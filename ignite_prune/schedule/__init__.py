@@ -6,12 +6,17 @@ Example:
     [0.0, 0.5203, 0.7875, 0.8859, 0.9]
 """
 
-from ignite_prune.schedule.base import Ramp, Schedule
-from ignite_prune.schedule.constant import Constant, OneShot, Steps
-from ignite_prune.schedule.dense_sparse import DenseSparse
-from ignite_prune.schedule.exponential import Exponential, Geometric
-from ignite_prune.schedule.polynomial import Linear, Polynomial
-from ignite_prune.schedule.sigmoid import Cosine, OneCycle
+from typing import TYPE_CHECKING
+
+from ignite_prune.lazy import importer
+
+if TYPE_CHECKING:
+    from ignite_prune.schedule.base import Ramp, Schedule
+    from ignite_prune.schedule.constant import Constant, OneShot, Steps
+    from ignite_prune.schedule.dense_sparse import DenseSparse
+    from ignite_prune.schedule.exponential import Exponential, Geometric
+    from ignite_prune.schedule.polynomial import Linear, Polynomial
+    from ignite_prune.schedule.sigmoid import Cosine, OneCycle
 
 __all__ = [
     "Constant",
@@ -27,3 +32,19 @@ __all__ = [
     "Schedule",
     "Steps",
 ]
+
+_FILES = {
+    "Ramp": "base",
+    "Schedule": "base",
+    "Constant": "constant",
+    "OneShot": "constant",
+    "Steps": "constant",
+    "DenseSparse": "dense_sparse",
+    "Exponential": "exponential",
+    "Geometric": "exponential",
+    "Linear": "polynomial",
+    "Polynomial": "polynomial",
+    "Cosine": "sigmoid",
+    "OneCycle": "sigmoid",
+}
+__getattr__ = importer(__name__, _FILES)

@@ -1,0 +1,45 @@
+"""Arguments checked at the door."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+
+def check_positive(argument: str, value: Any, whole: bool = False) -> None:
+    """Raise where an argument is not a finite number above 0 (a whole one of at least 1)."""
+    if whole:
+        if type(value) is not int:
+            raise TypeError(f"Argument {argument} should be an int, but given {value!r}")
+        if value < 1:
+            raise ValueError(f"Argument {argument} should be at least 1, but given {value}")
+    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"Argument {argument} should be a finite number above 0, but given {value!r}")
+
+
+def check_is(argument: str, value: Any, kind: type) -> None:
+    """Raise where an argument is not of its type."""
+    if not isinstance(value, kind):
+        raise TypeError(f"Argument {argument} should be a {kind.__name__}, but given {value!r}")
+
+
+def check_seed(value: Any) -> None:
+    """Raise where an argument ``seed`` is not an int that a ``torch.Generator`` takes."""
+    if type(value) is not int:
+        raise TypeError(f"Argument seed should be an int, but given {value!r}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"Argument seed should be in [-2**63, 2**63), but given {value}")
+
+
+def check_generator(value: Any) -> None:
+    """Raise where an argument ``generator`` is neither None nor a ``torch.Generator``."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"Argument generator should be a torch.Generator, but given {value!r}")
+
+
+def check_callable(argument: str, value: Any) -> None:
+    """Raise where an argument is neither None nor a function."""
+    if value is not None and not callable(value):
+        raise TypeError(f"Argument {argument} should be callable, but given {value!r}")
