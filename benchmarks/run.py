@@ -19,6 +19,7 @@ import evidence
 import memory
 import sizes
 import steps
+import structured
 import updates
 from rows import Missing, Row, Settings, number
 
@@ -39,6 +40,8 @@ MEASURES: dict[str, Measure] = {
     "sparsegpt": evidence.sparsegpt,
     "obs": evidence.obs,
     "shapley": evidence.shapley,
+    "slicing": structured.slicing,
+    "smaller": structured.smaller,
 }
 
 

@@ -6,11 +6,11 @@ only result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from ignite_prune.allocation import Layer
+from ignite_prune.allocation import Allocation, Layer
 from ignite_prune.allocation.base import once
 from ignite_prune.groups import Group, as_unit_fraction
 from ignite_prune.pattern import Pattern
@@ -37,7 +37,18 @@ def divide(scorers: Mapping[str, Scorer], masks: Mapping[str, Tensor | None], gr
     layers = [_layer(scorer, pattern, masks[name]) for name, scorer in scorers.items()]
     ceiling = pattern.share if group["sparsity"] is None else group["sparsity"]
     planned: dict[str, Tensor] = {}
-    for pool in allocation.divide(layers, as_unit_fraction(pattern, ceiling)):
+    for layer, chosen in choose(layers, allocation, as_unit_fraction(pattern, ceiling)):
+        rows = group["saliency"].rows(layer.name) if pattern.streams else None
+        units = chosen
+        if rows is not None:
+            units = keep_top_by_row(layer.scores(), layer.alive, int(chosen.count_nonzero()), rows)
+        planned[layer.name] = pattern.spread(units, scorers[layer.name].spreading(), masks[layer.name])
+    return planned
+
+
+def choose(layers: Sequence[Layer], allocation: Allocation, fraction: float) -> Iterator[tuple[Layer, Tensor]]:
+    """Yield the units that stay, bool, of each layer that gets sparser."""
+    for pool in allocation.divide(layers, fraction):
         if pool.keep >= sum(layer.living for layer in pool.layers):
             continue
         kept = keep_top(
@@ -47,13 +58,7 @@ def divide(scorers: Mapping[str, Scorer], masks: Mapping[str, Tensor | None], gr
             pool.keep,
             pool.floors,
         )
-        for layer, chosen in zip(pool.layers, kept):
-            rows = group["saliency"].rows(layer.name) if pattern.streams else None
-            units = chosen
-            if rows is not None:
-                units = keep_top_by_row(layer.scores(), layer.alive, int(chosen.count_nonzero()), rows)
-            planned[layer.name] = pattern.spread(units, scorers[layer.name].spreading(), masks[layer.name])
-    return planned
+        yield from zip(pool.layers, kept)
 
 
 def _layer(scorer: Scorer, pattern: Pattern, mask: Tensor | None) -> Layer:

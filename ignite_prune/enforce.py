@@ -9,7 +9,7 @@ optimizer or anybody did to them. Where gradient and slots are 0, most optimizer
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,11 @@ class Enforcer:
                 ]
         for name, parameter in self._masks.parameters.items():
             self._hook_gradient(name, parameter)
+
+    @property
+    def hooked(self) -> Collection[str]:
+        """The parameters whose gradients have a hook of this enforcer."""
+        return self._hooked.keys()
 
     def remove(self) -> None:
         """Take every hook off."""

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ignite_prune.allocation import Allocation, Layer
-from ignite_prune.pattern import Pattern
+from ignite_prune.pattern import Coupled, Pattern, Unstructured
 from ignite_prune.repair.base import as_repairs
 from ignite_prune.saliency import as_saliency
 from ignite_prune.schedule import Schedule
-from ignite_prune.select import near, select
+from ignite_prune.select import named_parameters, near, select
+
+if TYPE_CHECKING:
+    from ignite_prune.structure import Structure
 
 Group = dict[str, Any]
-"""``params`` (names), ``sparsity`` (what an update aims for), and each keyword of :func:`build` but ``exclude``."""
+"""``params`` (names of what is masked), ``scored`` (of what is judged: the same, but where a structure's units reach
+further), ``sparsity`` (what an update aims for), and each keyword of :func:`build` but ``exclude``; with a structure
+``units``, the names of its groups that may shrink."""
 
 
 def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
@@ -62,15 +67,42 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
             raise ValueError(f"Unknown setting {key!r} in a parameter group; {near(str(key), [*defaults, 'params'])}")
     group = {**defaults, **given}
     parameters = select(model, group["params"], group.pop("exclude"))
-    group["params"] = list(parameters)
-    group["shapes"] = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     _check_settings(group)
+    group["params"] = group["scored"] = list(parameters)
+    if group["structure"] is not None:
+        _take_structure(model, group)
+    everything = named_parameters(model)
+    group["shapes"] = {name: tuple(everything[name].shape) for name in group["params"]}
     _check_fit(group, parameters)
     return group
 
 
+def _take_structure(model: nn.Module, group: Group) -> None:
+    """Let a group be of whole units: those that a selected weight makes, with all that they touch."""
+    structure: Structure = group["structure"]
+    everything, selected = named_parameters(model), set(group["params"])
+    other = [name for name, shape in structure.shapes.items() if name in everything and everything[name].shape != shape]
+    if other or not set(everything) <= set(structure.shapes):
+        raise ValueError("Argument structure is of another model; trace(model, example_inputs) this one")
+    units = [each for each in structure if each.slots[each.maker].name in selected]
+    if not units:
+        raise ValueError(
+            "Argument structure: no group of units is made by a selected parameter; print(structure) tells why"
+        )
+    touched = {slot.name for each in units for slot in each.slots}
+    group["units"] = [each.name for each in units]
+    group["params"] = [name for name in everything if name in touched]
+    group["scored"] = [name for name in group["params"] if name in selected]
+    if isinstance(group["pattern"], Unstructured):
+        group["pattern"] = Coupled()
+
+
 def _check_fit(group: Group, parameters: Mapping[str, nn.Parameter]) -> None:
     """Raise where the pattern does not fit, or the schedule's end is out of reach: now, not epochs later."""
+    if (group["structure"] is None) is isinstance(group["pattern"], Coupled):
+        raise ValueError(
+            "pattern.Coupled() and structure= go together: PruneHandler(..., structure=trace(model, example_inputs))"
+        )
     layers = []
     for name, parameter in parameters.items():
         shape = tuple(parameter.shape)
@@ -104,12 +136,23 @@ def _check_settings(group: Group) -> None:
             f"{name} judges a network at its initialisation, but {group['schedule']} prunes step by step; take "
             f"schedule.OneShot, or ask for it: saliency.{name}(anytime=True)"
         )
+    if group["structure"] is not None and not _is_structure(group["structure"]):
+        raise TypeError(
+            "Argument structure should be what trace(model, example_inputs) gives, but given "
+            f"{group['structure']!r:.60}"
+        )
     if group["generator"] is not None and not isinstance(group["generator"], torch.Generator):
         raise TypeError(f"Argument generator should be a torch.Generator, but given {group['generator']!r}")
     if not isinstance(group["keep_dense"], bool):
         raise TypeError(f"Argument keep_dense should be a bool, but given {group['keep_dense']!r}")
     if group["sparsity"] is not None:
         group["sparsity"] = as_sparsity(group["sparsity"])
+
+
+def _is_structure(value: Any) -> bool:
+    from ignite_prune.structure import Structure  # slow to import
+
+    return isinstance(value, Structure)
 
 
 def _is_gradual(schedule: Schedule) -> bool:

@@ -6,7 +6,7 @@ of those that do not. Established by running each, see ``tests/laws/test_zero.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -114,3 +114,47 @@ def masks_changed(optimizer: Optimizer) -> None:
     """Forget what only held for the old masks: LBFGS's history lies over all weights at once, so it starts anew."""
     if isinstance(optimizer, LBFGS):
         optimizer.state.clear()
+
+
+def exchange(
+    optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, cut: Callable[[Tensor], Tensor]
+) -> Callable[[], None]:
+    """Let an optimizer train another parameter in an old one's place, its slots cut.
+
+    Args:
+        optimizer: one that may hold ``old``.
+        old: the parameter it holds.
+        new: what takes its place.
+        cut: makes a slot of the new parameter of one of the old.
+
+    Returns:
+        A function that undoes it.
+    """
+    places = [
+        (group["params"], index)
+        for group in optimizer.param_groups
+        for index, each in enumerate(group["params"])
+        if each is old
+    ]
+    for params, index in places:
+        params[index] = new
+    state = optimizer.state.pop(old, None) if old in optimizer.state else None
+    history = optimizer.state
+    if isinstance(optimizer, LBFGS):  # its history lies over all weights at once
+        optimizer.state = type(history)(dict)
+        optimizer._params = optimizer.param_groups[0]["params"]
+    elif state is not None:
+        optimizer.state[new] = {
+            name: cut(slot) if isinstance(slot, Tensor) and name not in _COUNTERS else slot
+            for name, slot in state.items()
+        }
+
+    def undo() -> None:
+        for params, index in places:
+            params[index] = old
+        optimizer.state = history
+        if state is not None:
+            optimizer.state.pop(new, None)
+            optimizer.state[old] = state
+
+    return undo

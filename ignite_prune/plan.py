@@ -43,7 +43,7 @@ def evidence_of(model: nn.Module, groups: Sequence[Group], parameters: Mapping[s
     for group in groups:
         needs = [*group["saliency"].needs, *(need for repair in group["repair"] for need in repair.needs)]
         for need in needs:
-            wanted.setdefault(need, {}).update((name, parameters[name]) for name in group["params"])
+            wanted.setdefault(need, {}).update((name, parameters[name]) for name in group["scored"])
     return Evidence(model, wanted)
 
 
@@ -77,15 +77,23 @@ def plan_masks(
     saliency, planned = group["saliency"], dict[str, Tensor]()
     for target in _targets(group, before):
         now: dict[str, Tensor | None] = {**before, **planned}
-        bound = {**group, "saliency": bind(saliency, group["params"], evidence, now), "sparsity": target}
+        bound = {**group, "saliency": bind(saliency, group["scored"], evidence, now), "sparsity": target}
         judges = asked if asked is not None and saliency.steps == 1 else scorers(bound, store.parameters, now)
-        planned |= divide(judges, now, bound)
+        planned |= _divided(judges, now, bound)
     if planned and saliency.once and any(mask is not None for mask in before.values()):
         raise ValueError(
             f"{type(saliency).__name__} judges a network at its initialisation, but this one is pruned already; prune "
             f"in one update (schedule.OneShot), or ask for it: saliency.{type(saliency).__name__}(anytime=True)"
         )
     return planned
+
+
+def _divided(judges: Mapping[str, Scorer], masks: Masks, group: Group) -> dict[str, Tensor]:
+    if group["structure"] is None:
+        return divide(judges, masks, group)
+    from ignite_prune.coupled import divide_units  # slow to import
+
+    return divide_units(judges, masks, group)
 
 
 def _targets(group: Group, before: Masks) -> Iterator[float | None]:
@@ -138,4 +146,4 @@ def repaired(
 
 
 def _cuts(group: Group, plan: Plan) -> list[Cut]:
-    return [Cut(name, group["saliency"], group["pattern"]) for name in group["params"] if name in plan.masks]
+    return [Cut(name, group["saliency"], group["pattern"]) for name in group["scored"] if name in plan.masks]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,10 @@ def warn_of_thin(masks: MaskStore, told: set[str]) -> None:
         )
 
 
+if TYPE_CHECKING:
+    from ignite_prune.structure import Structure
+
+
 @overload
 def prune_model(
     model: nn.Module,
@@ -50,6 +54,7 @@ def prune_model(
     loss_fn: LossFn | None = ...,
     prepare_batch: PrepareBatch | None = ...,
     repair: Repair | Sequence[Repair] | None = ...,
+    structure: Structure | None = ...,
     inplace: Literal[True] = ...,
 ) -> MaskStore: ...
 @overload
@@ -67,6 +72,7 @@ def prune_model(
     loss_fn: LossFn | None = ...,
     prepare_batch: PrepareBatch | None = ...,
     repair: Repair | Sequence[Repair] | None = ...,
+    structure: Structure | None = ...,
     inplace: Literal[False],
 ) -> tuple[nn.Module, MaskStore]: ...
 def prune_model(
@@ -83,6 +89,7 @@ def prune_model(
     loss_fn: LossFn | None = None,
     prepare_batch: PrepareBatch | None = None,
     repair: Repair | Sequence[Repair] | None = None,
+    structure: Structure | None = None,
     inplace: bool = True,
 ) -> MaskStore | tuple[nn.Module, MaskStore]:
     """Prune a model in one shot, without an engine: its weights are zeroed, and the masks returned.
@@ -105,6 +112,7 @@ def prune_model(
         loss_fn: ``(output, target) -> scalar``, a mean over the batch; for evidence that is made of gradients.
         prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``.
         repair: one of ``ignite_prune.repair``, or several in order: what makes up for what was pruned.
+        structure: from :func:`ignite_prune.structure.trace`: whole units go, with all that hangs on them.
         inplace: prune ``model`` itself; otherwise a deep copy.
 
     Returns:
@@ -134,6 +142,7 @@ def prune_model(
         exclude=exclude,
         generator=generator,
         repair=repair,
+        structure=structure,
         schedule=None,
         keep_dense=False,
     )

@@ -20,7 +20,7 @@ def scorers(group: Group, parameters: Mapping[str, Tensor], masks: Mapping[str, 
     """Return a scorer for each parameter of a group, whose randomness has been drawn and evidence bound."""
     return {
         name: Scorer(name, parameters[name], group["saliency"], group["pattern"], masks[name])
-        for name in group["params"]
+        for name in group["scored"]
     }
 
 
@@ -110,7 +110,7 @@ class Scorer:
             )
         shape = tuple(scores.shape)
         by_unit = (self._pattern.count(self.shape),) if self._pattern.by_unit else None
-        if shape not in (self.shape, by_unit):
+        if shape != self.shape and not self._pattern.takes(shape, self.shape):
             also = f", or {by_unit}, one a unit" if by_unit else ""
             if by_unit is None and len(shape) == 1 and shape[0] == self.shape[0]:
                 also = " (it gives one score a unit: take pattern=Channel())"

@@ -137,7 +137,7 @@ class Updater:
         return target, self._masks.changes
 
     def _bound(self, group: Group, masks: Mapping[str, Tensor | None]) -> Group:
-        return {**group, "saliency": bind(group["saliency"], group["params"], self._evidence, masks)}
+        return {**group, "saliency": bind(group["saliency"], group["scored"], self._evidence, masks)}
 
     def _divide(self, group: Group, last: float, asked: Mapping[str, Scorer]) -> dict[str, Tensor]:
         lifted = self._lifted({**group, "sparsity": last}, group["sparsity"])

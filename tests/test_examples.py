@@ -1,4 +1,4 @@
-"""What a new user runs first: the example, its resume, its help, and the notebooks."""
+"""What a new user runs first: the examples, their help and refusals, and the notebooks."""
 
 import os
 import re
@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def digits(*arguments, ok=True):
-    command = [sys.executable, str(ROOT / "examples" / "digits.py"), *map(str, arguments)]
+def digits(*arguments, ok=True, example="digits"):
+    command = [sys.executable, str(ROOT / "examples" / f"{example}.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "110"}, check=False)
     assert (done.returncode == 0) is ok, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -34,7 +34,28 @@ def test_help_and_refusals(tmp_path):
     assert "Traceback" not in told and "1.5" in told
 
 
-@pytest.mark.parametrize("name", ["01_gradual_pruning", "02_saliency"])
+def shrink_digits(*arguments, ok=True):
+    return digits(*arguments, ok=ok, example="shrink_digits")
+
+
+def test_shrink_digits_end_to_end(tmp_path):
+    told = shrink_digits("--quick", "--epochs", 3, "--output", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "picture.png"}
+    assert "445,386" in told and "112,106" in told and "equal to the bit" in told
+
+
+def test_shrink_digits_help_and_refusals(tmp_path):
+    told = shrink_digits("--help")
+    for option in ("--sparsity", "--epochs", "--seed", "--output", "--quick"):
+        assert option in told
+    file = tmp_path / "file"
+    file.touch()
+    for option, value in (("--sparsity", "1.5"), ("--epochs", "2"), ("--seed", "-1"), ("--output", file)):
+        told = shrink_digits(option, value, ok=False)
+        assert "Traceback" not in told and option in told and str(value) in told
+
+
+@pytest.mark.parametrize("name", ["01_gradual_pruning", "02_saliency", "03_structured"])
 def test_notebook(name):
     nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     path = ROOT / "notebooks" / f"{name}.ipynb"

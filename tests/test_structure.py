@@ -14,10 +14,11 @@ FLOORS = [
     ["saliency", "pattern", "allocation", "schedule", "bits"],  # rooms of the ground never import each other
     ["select", "topk"],
     ["masks", "optimizer_state", "evidence"],
-    ["dense", "enforce", "repair"],
+    ["dense", "enforce", "repair", "structure"],
     ["groups"],
     ["scorer"],
     ["divide"],
+    ["coupled"],
     ["plan"],
     ["prune", "scoring", "functional"],
     ["updater"],
@@ -82,8 +83,8 @@ assert new <= {"ignite_prune"} | sys.stdlib_module_names, new
 
 def test_public_names_are_documented_and_exported():
     assert set(ignite_prune.__all__) == {
-        "MaskStore", "PruneEvents", "PruneHandler", "allocation", "functional", "pattern", "prune_model", "repair",
-        "saliency", "schedule", "score",
+        "MaskStore", "PruneEvents", "PruneHandler", "ShrinkHandler", "allocation", "functional", "load_shrunk",
+        "pattern", "prune_model", "repair", "saliency", "schedule", "score", "shrink", "structure", "trace",
     }  # fmt: skip
     for module in (
         ignite_prune,
@@ -92,6 +93,7 @@ def test_public_names_are_documented_and_exported():
         ignite_prune.repair,
         ignite_prune.saliency,
         ignite_prune.schedule,
+        ignite_prune.structure,
     ):
         for name in module.__all__:
             assert (getattr(module, name).__doc__ or "").strip(), name

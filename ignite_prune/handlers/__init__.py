@@ -1,6 +1,14 @@
 """What attaches to an Ignite engine."""
 
+from typing import TYPE_CHECKING
+
 from ignite_prune.handlers.events import PruneEvents
 from ignite_prune.handlers.prune_handler import PruneHandler
+from ignite_prune.lazy import importer
 
-__all__ = ["PruneEvents", "PruneHandler"]
+if TYPE_CHECKING:
+    from ignite_prune.handlers.shrink_handler import ShrinkHandler
+
+__all__ = ["PruneEvents", "PruneHandler", "ShrinkHandler"]
+
+__getattr__ = importer(__name__, {"ShrinkHandler": "shrink_handler"})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from ignite_prune import allocation as allocations
@@ -22,7 +23,7 @@ from ignite_prune.groups import Group, as_sparsity, build
 from ignite_prune.handlers import ranks
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.events import PruneEvents, fire, register
-from ignite_prune.handlers.evidence_source import EvidenceSource
+from ignite_prune.handlers.evidence_source import EvidenceSource, cut_evidence
 from ignite_prune.handlers.state import VERSION, PrunerState
 from ignite_prune.masks import MaskStore
 from ignite_prune.optimizer_state import as_optimizers, check_held
@@ -33,6 +34,9 @@ from ignite_prune.saliency import NonFiniteSaliency, Saliency
 from ignite_prune.schedule.base import check_steps
 from ignite_prune.select import named_parameters, unwrap
 from ignite_prune.updater import Updater
+
+if TYPE_CHECKING:
+    from ignite_prune.structure import Indices, Structure
 
 
 class PruneHandler:
@@ -57,6 +61,8 @@ class PruneHandler:
         generator: for random saliencies; None makes one from ``torch.initial_seed()``.
         masks: bool masks to start from, by name: custom ones, or ``MaskStore.from_nonzero(model)`` for a pattern lock.
         repair: one of ``ignite_prune.repair``, or several in order: what makes up for what an update prunes.
+        structure: from :func:`ignite_prune.trace`: whole units go, with all that hangs on them, and sparsity is the
+            fraction of units; see ``pattern.Coupled``.
         data: calibration batches, run over before each update that prunes, for saliencies and repairs that need
             evidence; with None it is gathered from training.
         loss_fn: ``(output, target) -> scalar``, for evidence that takes passes of its own (``data``, ``GraSP``, ...).
@@ -95,26 +101,41 @@ class PruneHandler:
         generator: torch.Generator | None = None,
         masks: Mapping[str, Tensor] | None = None,
         repair: Repair | Sequence[Repair] | None = None,
+        structure: Structure | None = None,
         data: Iterable[Any] | None = None,
         loss_fn: LossFn | None = None,
         prepare_batch: PrepareBatch | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        model = self._model = unwrap(model)
-        optimizers = as_optimizers(optimizer)
-        self._groups = build(
-            model,
-            params,
-            sparsity=0.0,
-            saliency=saliency,
-            schedule=schedule,
-            pattern=pattern,
-            allocation=allocation,
-            exclude=exclude,
-            keep_dense=keep_dense,
-            generator=generator,
-            repair=repair,
-        )
+        self._model, self._optimizers, self._params = unwrap(model), as_optimizers(optimizer), params
+        self._settings = {
+            "sparsity": 0.0,
+            "saliency": saliency,
+            "schedule": schedule,
+            "pattern": pattern,
+            "allocation": allocation,
+            "exclude": exclude,
+            "keep_dense": keep_dense,
+            "generator": generator,
+            "repair": repair,
+            "structure": structure,
+        }
+        self._is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
+        self._sources = data, loss_fn, prepare_batch, scaler
+        self._progress = Progress()
+        self._attachment: Attachment | None = None
+        self._finished = False
+        self._told: set[str] = set()  # parameters that a warning has named
+        self._assemble(masks)
+        self._source.install()
+        if masks is not None:
+            self._dense.remember({}, self._masks)
+            self._updater.enforce()
+
+    def _assemble(self, masks: Mapping[str, Tensor] | None) -> None:
+        """Make the parts that lie over the model's parameters as they are now."""
+        model, optimizers = self._model, self._optimizers
+        self._groups = build(model, self._params, **self._settings)
         everything = named_parameters(model)
         chosen = {name: everything[name] for group in self._groups for name in group["params"]}
         check_held(chosen, optimizers)
@@ -123,20 +144,34 @@ class PruneHandler:
         self._dense = DenseValues({name: chosen[name] for name in remembered})
         self._enforcer = Enforcer(self._masks, optimizers)
         self._source = EvidenceSource(
-            evidence_of(model, self._groups, chosen), self._groups, optimizers, data, loss_fn, prepare_batch, scaler
+            evidence_of(model, self._groups, chosen), self._groups, optimizers, *self._sources
         )
         self._updater = Updater(
             self._groups, self._masks, self._dense, self._enforcer, self._source.evidence, self._source.calibration
         )
-        self._has_optimizer = bool(optimizers)
-        self._progress = Progress()
-        self._attachment: Attachment | None = None
-        self._source.install()
-        self._finished = False
-        self._told: set[str] = set()  # parameters that a warning has named
-        if masks is not None:
-            self._dense.remember({}, self._masks)
-            self._updater.enforce()
+
+    def _follow(self, structure: Structure, indices: Indices) -> None:
+        """Lie over the parameters of a model that has been sliced, and go on."""
+        from ignite_prune.structure.slicing import cut  # slow to import
+
+        masks = {name: cut(mask, indices.get(name, {})) for name, mask in self._masks.items()}
+        sparsities, states = [group["sparsity"] for group in self._groups], self._updater.generator_states()
+        evidence = cut_evidence(self._source.state_dict(), self._masks.parameters, indices)
+        self._enforcer.remove()
+        self._source.remove()
+        self._settings["structure"] = structure
+        self._assemble(masks)
+        for group, sparsity in zip(self._groups, sparsities):
+            group["sparsity"] = sparsity
+        self._updater.set_generator_states(states)
+        self._source.load_state_dict(self._source.checked(evidence))
+        self._enforcer.install()
+        self._enforcer.settle()
+        if self._attachment is None:
+            self._source.install()
+        else:
+            self._source.attach(self._attachment)
+        self._publish()
 
     # What it knows
 
@@ -144,6 +179,12 @@ class PruneHandler:
     def masks(self) -> MaskStore:
         """The masks, a mapping ``{name: bool tensor}``, True = kept."""
         return self._masks
+
+    @property
+    def structure(self) -> Structure | None:
+        """The structure whose units are pruned, as it is now; None where single entries or patterns are."""
+        structure: Structure | None = self._groups[0]["structure"]
+        return structure
 
     @property
     def sparsity(self) -> float:
@@ -193,7 +234,7 @@ class PruneHandler:
         self._check_parameters()
         register(engine)
         self._attachment = Attachment(engine, event, self._progress, self._update_at, name)
-        if not self._has_optimizer:
+        if not self._optimizers:
             self._attachment.add(Events.ITERATION_COMPLETED, self._apply_masks)
         self._source.attach(self._attachment)
         self._enforcer.install()

@@ -9,8 +9,9 @@ Example:
 from ignite_prune.pattern.base import Pattern
 from ignite_prune.pattern.block import Block
 from ignite_prune.pattern.channel import Channel
+from ignite_prune.pattern.coupled import Coupled
 from ignite_prune.pattern.head import Head
 from ignite_prune.pattern.n_of_m import NofM
 from ignite_prune.pattern.unstructured import Unstructured
 
-__all__ = ["Block", "Channel", "Head", "NofM", "Pattern", "Unstructured"]
+__all__ = ["Block", "Channel", "Coupled", "Head", "NofM", "Pattern", "Unstructured"]

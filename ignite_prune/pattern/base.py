@@ -37,6 +37,10 @@ class Pattern(ABC):
             ValueError: the pattern does not fit the shape.
         """
 
+    def takes(self, scores: Sequence[int], shape: Sequence[int]) -> bool:
+        """Whether scores of this shape, for a tensor of ``shape``, are one a unit."""
+        return self.by_unit and tuple(scores) == (self.count(shape),)
+
     @abstractmethod
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         """Return the units' scores from the entries' (a tensor with ``count`` elements)."""

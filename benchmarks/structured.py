@@ -1,0 +1,121 @@
+"""What tracing and slicing cost, and what a smaller model gains."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import io
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clock import Contestant, race
+from ignite_prune import PruneHandler, ShrinkHandler, shrink, trace
+from ignite_prune.allocation import Uniform
+from ignite_prune.structure import Structure
+from nets import resnet18
+from rows import Missing, Row, Settings, ratio_row
+
+
+def slicing(settings: Settings) -> Iterator[Row | Missing]:
+    """Time tracing and slicing half the units of big models, against torch-pruning where it is there and ends."""
+    transformers = _module("transformers")
+    if transformers is None:
+        yield Missing("tracing and slicing", "needs transformers")
+        return
+    transformers.logging.set_verbosity_error()
+    trace(nn.Linear(2, 2), torch.zeros(1, 2))  # imports
+    image, tokens = torch.randn(1, 3, 224, 224), torch.randint(0, 100, (1, 16))
+    llama = transformers.LlamaConfig(
+        hidden_size=2048, num_hidden_layers=2, num_attention_heads=32, num_key_value_heads=8, intermediate_size=5504
+    )
+    models: list[tuple[str, float, Callable[[], nn.Module], Any]] = [
+        ("ViT-B", 3.0, lambda: transformers.ViTModel(transformers.ViTConfig()), image),
+        ("ResNet-50", 2.0, lambda: transformers.ResNetModel(transformers.ResNetConfig()), image),
+        ("Llama, 2 layers", 2.0, lambda: transformers.LlamaModel(llama), {"input_ids": tokens, "use_cache": False}),
+    ]
+    for name, most, build, inputs in models:
+        model = build().eval()
+        start = time.perf_counter()
+        report = shrink(model, _half(model, structure := trace(model, inputs)), inputs, structure=structure)
+        seconds = time.perf_counter() - start
+        note = f"{report.parameters[0] / 1e6:.1f} → {report.parameters[1] / 1e6:.1f} M parameters"
+        yield Row(f"tracing and slicing {name}", seconds, "s", at_most=most, note=note)
+        if isinstance(inputs, Tensor):
+            theirs = _theirs(build().eval(), inputs)
+            what = "  against torch-pruning"
+            yield Missing(what, "not installed") if theirs is None else Row(what, seconds / theirs, "×", at_most=4.0)
+
+
+def _half(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
+    kept = {group.name: torch.arange(group.size) >= group.size // 2 for group in structure}
+    masks = structure.masks(kept)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in masks:
+                parameter.mul_(masks[name])
+    return masks
+
+
+def _theirs(model: nn.Module, inputs: Tensor) -> float | None:
+    peer = _module("torch_pruning")
+    if peer is None:
+        return None
+    importance = peer.importance.MagnitudeImportance(p=2)
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peer.pruner.MagnitudePruner(model, inputs, importance=importance, pruning_ratio=0.5).step()
+    return time.perf_counter() - start
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def smaller(settings: Settings) -> Iterator[Row]:
+    """Time a convolutional net against itself with half its channels, and what the slicing costs in training."""
+    images = torch.randn(32, 3, 32, 32)
+    whole = resnet18()
+    structure = trace(whole, images)
+    optimizer = torch.optim.SGD(whole.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        whole(images).square().mean().backward()
+        optimizer.step()
+
+    step()
+    start = time.perf_counter()
+    for _ in range(5):
+        step()
+    seconds = (time.perf_counter() - start) / 5
+    before = copy.deepcopy(whole).eval()
+    pruner = PruneHandler(whole, optimizer, structure=structure, allocation=Uniform())
+    pruner.step(0.5)
+    shrinker = ShrinkHandler(pruner, images[:1])
+    start = time.perf_counter()
+    report = shrinker.shrink()
+    cost = (time.perf_counter() - start) / seconds
+    whole.eval()
+    with torch.no_grad():
+        times = race(
+            {"whole": Contestant(lambda: before(images)), "half": Contestant(lambda: whole(images))},
+            settings.rounds,
+            settings.device,
+        )
+    what = "ResNet-18, batch of 32, half the channels: throughput"
+    yield ratio_row(what, times.ratios("whole", "half"), "×", note=_fewer(report.flops), at_least=2.0)
+    yield Row("  slicing it in training, in training steps", cost, "steps", at_most=20)
+
+
+def _fewer(flops: tuple[int, int]) -> str:
+    return f"{flops[1] / flops[0]:.2f} of the FLOPs"

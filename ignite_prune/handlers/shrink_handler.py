@@ -1,0 +1,155 @@
+"""ShrinkHandler: pruned units are sliced off while an Ignite engine goes on training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+from ignite_prune.handlers.attachment import AnyEvent
+from ignite_prune.handlers.prune_handler import PruneHandler
+from ignite_prune.select import unwrap
+from ignite_prune.structure import Indices, Report, shrink
+from ignite_prune.structure.kept import from_plain, then, to_plain
+from ignite_prune.structure.slicing import Surgery
+
+
+class ShrinkHandler:
+    """Slices off what a pruner with a structure has pruned, mid-training: the rest of the run trains a smaller model.
+
+    Model, gradients, optimizer slots, buffers, the pruner's masks and evidence are cut alike; the sliced model is
+    compared with the masked one, and put back where they differ. In a checkpoint stand it *before* model and optimizer,
+    see :meth:`to_save`: loaded into a freshly built full-size model it slices that first.
+
+    Args:
+        pruner: made with ``structure=``.
+        example_inputs: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        ema: copies of the model, cut alike.
+
+    Attributes:
+        reports: what each slicing did, in this process.
+        left: which indices are left of the full-size model's tensors, by name and dimension.
+
+    Raises:
+        TypeError, ValueError: a pruner without a structure, or with ``keep_dense=True``.
+
+    Example:
+        >>> import torch
+        >>> from ignite.engine import create_supervised_trainer
+        >>> from ignite_prune import schedule
+        >>> from ignite_prune.structure import trace
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> trainer = create_supervised_trainer(model, optimizer, nn.functional.mse_loss)
+        >>> x = torch.randn(1, 4)
+        >>> pruner = PruneHandler(model, optimizer, structure=trace(model, x), schedule=schedule.OneShot(0.5, at=1))
+        >>> pruner.attach(trainer)
+        >>> ShrinkHandler(pruner, x).attach(trainer, Events.EPOCH_COMPLETED(once=2))
+        >>> _ = trainer.run([(torch.randn(3, 4), torch.randn(3, 2))], max_epochs=3)
+        >>> model[0]
+        Linear(in_features=4, out_features=4, bias=True)
+    """
+
+    def __init__(
+        self, pruner: PruneHandler, example_inputs: Any, *, ema: nn.Module | Sequence[nn.Module] | None = None
+    ) -> None:
+        if not isinstance(pruner, PruneHandler):
+            raise TypeError(f"Argument pruner should be a PruneHandler, but given {type(pruner)}")
+        if pruner.structure is None:
+            raise ValueError("Argument pruner should be made with structure=trace(model, example_inputs)")
+        if any(group["keep_dense"] for group in pruner.param_groups):
+            raise ValueError("Argument pruner: with keep_dense=True values come back, but what is sliced off cannot")
+        self.reports: list[Report] = []
+        self._pruner, self._inputs = pruner, example_inputs
+        self._ema = [ema] if isinstance(ema, nn.Module) else list(ema or ())
+        self.left: dict[str, dict[int, Tensor]] = {}
+        self._handles: list[Any] = []
+
+    def attach(self, engine: Engine, event: AnyEvent = Events.COMPLETED) -> None:
+        """Slice on ``event`` of ``engine``; attach it after the pruner, so that masks are updated before."""
+        if not isinstance(engine, Engine):
+            raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
+        if self._handles:
+            raise ValueError("This ShrinkHandler is attached already; detach() it first")
+        if self._pruner._is_wrapped:
+            raise ValueError(
+                "The pruner's model is wrapped in DDP, which would hold on to the old parameters; call shrink() "
+                "between two runs, and wrap the model again"
+            )
+        self._handles.append(engine.add_event_handler(event, self._shrink))
+
+    def detach(self) -> None:
+        """Take the handler off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _shrink(self, engine: Engine) -> None:
+        self.shrink()
+
+    def shrink(self) -> Report:
+        """Slice off what is pruned, now.
+
+        Raises:
+            ValueError: as :func:`ignite_prune.shrink`; nothing has changed then.
+        """
+        pruner, structure = self._pruner, self._pruner.structure
+        assert structure is not None
+        kept = structure.kept(pruner.masks)
+        self._check_hooks(structure.indices(kept))
+        report = shrink(
+            pruner._model, pruner.masks, self._inputs, optimizer=pruner._optimizers, ema=self._ema, structure=structure
+        )
+        if report.indices:
+            pruner._follow(structure.sliced(kept), report.indices)
+            self.left = then(self.left, report.indices)
+        self.reports.append(report)
+        return report
+
+    def _check_hooks(self, indices: Indices) -> None:
+        """Refuse to drop what others have hung on a parameter, another pruner's mask above all."""
+        mine = self._pruner._enforcer.hooked
+        for name, parameter in self._pruner._model.named_parameters():
+            hooks = len(parameter._post_accumulate_grad_hooks or ()) + len(parameter._backward_hooks or ())
+            if name in indices and hooks > (name in mine):
+                raise ValueError(
+                    f"Parameter {name!r} has hooks of others (another PruneHandler?), which would be lost by slicing; "
+                    "take them off first"
+                )
+
+    # Checkpoints
+
+    def to_save(self, **objects: Any) -> dict[str, Any]:
+        """Return what a ``Checkpoint`` should save and load, in the right order: this handler first, then the others.
+
+        Args:
+            objects: model, optimizer, pruner, trainer, ... by name.
+        """
+        return {"shrinker": self, **objects}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the indices that are left of the full-size model's tensors, as plain data."""
+        return {"version": 1, "left": to_plain(self.left)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Slice a freshly built, full-size model to a checkpoint's shapes; load model and optimizer afterwards.
+
+        Raises:
+            TypeError: not a state of a ShrinkHandler.
+            ValueError: of another model, or this one has been sliced already.
+        """
+        if not isinstance(state, Mapping) or "left" not in state:
+            raise TypeError("A ShrinkHandler's state_dict should be a mapping with 'version' and 'left'")
+        if self.left:
+            raise ValueError("The model has been sliced already; load a checkpoint into one that is freshly built")
+        pruner, structure = self._pruner, self._pruner.structure
+        assert structure is not None
+        indices = from_plain(state["left"], pruner._model)
+        kept = structure.kept_by(indices)
+        surgeries = [Surgery(pruner._model, pruner._optimizers), *(Surgery(unwrap(each)) for each in self._ema)]
+        for surgery in surgeries:
+            surgery.slice(indices)
+        pruner._follow(structure.sliced(kept), indices)
+        self.left = indices

@@ -1,0 +1,100 @@
+"""Coupled units: what a model's structure has found to go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ignite_prune.pattern.base import Pattern, norms
+
+
+@dataclass(frozen=True)
+class Coupled(Pattern):
+    r"""Whole units of a :class:`~ignite_prune.structure.Structure`: channels, neurons, heads, wherever they lie.
+
+    A unit's score is made of the slices that go with it: of each slice the norm of its entries' scores, of all slices
+    of scored weights together what ``combine`` says.
+
+    Args:
+        norm: the order of the norm of a slice: a number above 0 or ``math.inf``; None adds scores up, of any sign.
+        combine: ``"mean"``, ``"sum"`` or ``"max"`` of the slices, or ``"first"``: of the weight that makes it alone.
+        round_to: the number of units left is a multiple of it, rounded up, in a group that has as many.
+        at_least: how many units a group keeps.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> Coupled(combine="sum", round_to=8)
+        Coupled(norm=2, combine='sum', round_to=8, at_least=1)
+    """
+
+    norm: float | None = 2
+    combine: Literal["mean", "sum", "max", "first"] = "mean"
+    round_to: int = 1
+    at_least: int = 1
+    by_unit: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.norm is not None and (
+            isinstance(self.norm, bool) or not isinstance(self.norm, (int, float)) or not self.norm > 0
+        ):
+            raise ValueError(
+                f"Argument norm should be a number above 0 (math.inf too) or None, but given {self.norm!r}"
+            )
+        if self.combine not in ("mean", "sum", "max", "first"):
+            raise ValueError(f"Argument combine should be 'mean', 'sum', 'max' or 'first', but given {self.combine!r}")
+        for name in ("round_to", "at_least"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"Argument {name} should be an int of at least 1, but given {value!r}")
+
+    def left(self, kept: int, size: int) -> int:
+        """Return how many of ``size`` units a group keeps where ``kept`` are asked for.
+
+        Example:
+            >>> Coupled(round_to=4).left(5, 16), Coupled(round_to=4).left(0, 3)
+            (8, 1)
+        """
+        rounded = -(-kept // self.round_to) * self.round_to if size >= self.round_to else kept
+        return min(size, max(rounded, self.at_least, self.round_to if size >= self.round_to else 1))
+
+    def slices(self, scores: Tensor, dim: int) -> Tensor:
+        """Return the score of each index along a dimension, ``(size,)``, float64."""
+        along = scores.movedim(dim, 0).reshape(scores.shape[dim], -1)
+        return along.sum(1, dtype=torch.float64) if self.norm is None else norms(along, self.norm)
+
+    def joined(self, slices: Tensor, units: Tensor, size: int) -> Tensor:
+        """Return the score of each unit, ``(size,)``, from those of its indices; -1 in ``units`` belongs to none."""
+        mine = units >= 0
+        units, slices = units[mine].to(slices.device), slices[mine]
+        found = slices.new_zeros(size)
+        if self.norm is None:
+            return found.index_add_(0, units, slices)
+        if self.norm == torch.inf:
+            return found.scatter_reduce_(0, units, slices, "amax")
+        return found.index_add_(0, units, slices**self.norm) ** (1 / self.norm)
+
+    def together(self, several: Sequence[Tensor]) -> Tensor:
+        """Return a unit's score from those of its slices in several weights."""
+        stacked = torch.stack(list(several[:1] if self.combine == "first" else several))
+        return {"mean": stacked.mean(0), "sum": stacked.sum(0), "max": stacked.amax(0), "first": stacked[0]}[
+            self.combine
+        ]
+
+    def count(self, shape: Sequence[int]) -> int:
+        """Return how many scores a weight may have that are one a unit: one a slice of dim 0."""
+        return shape[0] if shape else 0
+
+    def takes(self, scores: Sequence[int], shape: Sequence[int]) -> bool:
+        """Whether scores are one a slice of dim 0, or one a run of them: a head."""
+        return len(scores) == 1 and bool(shape) and scores[0] > 0 and shape[0] % scores[0] == 0
+
+    def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        raise TypeError("Coupled() needs a structure: PruneHandler(..., structure=trace(model, example_inputs))")
+
+    alive = spread = group  # type: ignore[assignment]

@@ -1,0 +1,189 @@
+"""From a model to the units of its parameters' dimensions: it is exported, and every operation is followed."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ignite_prune.structure.rules import RULES, Op
+from ignite_prune.structure.units import Units
+from ignite_prune.structure.value import Dim, Value
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What following a model gives.
+
+    Args:
+        units: the ids.
+        held: the ids of every parameter's and buffer's dimensions, by name; of tied ones under every name.
+        unknown: operations without a rule, and where they stand.
+    """
+
+    units: Units
+    held: Mapping[str, tuple[Dim, ...]]
+    unknown: Sequence[str]
+
+
+def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
+    """Export a copy of a model in eval mode and follow the units through it.
+
+    Raises:
+        ValueError: it cannot be exported; the reason is told.
+    """
+    from torch.export.graph_signature import InputKind  # slow to import
+
+    exported = _exported(_twin(model).eval(), args, kwargs)
+    units, unknown = Units(), list[str]()
+    held, modules = _fresh(model, units), dict(model.named_modules())
+    _freeze_attention(modules, held, units)
+    values: dict[fx.Node, Any] = {}
+    given = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            spec = given[node.name]
+            known = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
+            values[node] = Value(held[spec.target]) if known else _fixed(node)
+        elif node.op == "call_function":
+            values[node] = _called(node, values, units, unknown, modules)
+        elif node.op == "output":
+            fx.map_arg(node.args, lambda each: _stay(values[each], units))
+        else:
+            values[node] = _fixed(node)
+    _freeze_unused(model, held, exported, units)
+    return Traced(units, held, unknown)
+
+
+def _freeze_attention(modules: Mapping[str, nn.Module], held: Mapping[str, tuple[Dim, ...]], units: Units) -> None:
+    """Freeze torch's own attention: its function wants three projections, each as wide as the embedding."""
+    for path, module in modules.items():
+        if isinstance(module, nn.MultiheadAttention):
+            why = f"nn.MultiheadAttention in {path} computes its heads from the width of its embedding"
+            for name, _ in module.named_parameters():
+                for dim in held[f"{path}.{name}" if path else name]:
+                    units.freeze(dim, why)
+
+
+def _freeze_unused(model: nn.Module, held: Mapping[str, tuple[Dim, ...]], exported: Any, units: Units) -> None:
+    """Freeze what the forward pass never reads: nothing is known of it."""
+    specs = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
+    used = [
+        held[specs[n.name]] for n in exported.graph.nodes if n.op == "placeholder" and n.users and specs[n.name] in held
+    ]
+    known = {id(dims) for dims in used}
+    for dims in held.values():
+        for dim in dims if id(dims) not in known else ():
+            units.freeze(dim, "the forward pass does not use it")
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """Return a copy whose tensors are others over the same memory: exporting computes with none, but refers to them."""
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if type(tensor) is nn.Parameter:
+            memo[id(tensor)] = nn.Parameter(tensor.detach(), tensor.requires_grad)
+        elif type(tensor) is Tensor:
+            memo[id(tensor)] = tensor.detach()
+    return copy.deepcopy(model, memo)
+
+
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, dict(kwargs), strict=False)
+    except Exception as error:
+        raise ValueError(
+            "The model cannot be exported by torch.export, so its structure is not known; structure.declare(model, "
+            f"groups) takes it by hand. {error}"
+        ) from error
+
+
+def _fresh(model: nn.Module, units: Units) -> dict[str, tuple[Dim, ...]]:
+    """Return new ids for every parameter's and buffer's dimensions; tied ones share them."""
+    ids: dict[int, tuple[Dim, ...]] = {}
+    held = {}
+    everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in everything:
+        if id(tensor) not in ids:
+            ids[id(tensor)] = tuple(units.new(size) for size in tensor.shape)
+        held[name] = ids[id(tensor)]
+    return held
+
+
+def _fixed(node: fx.Node) -> Any:
+    value = node.meta.get("val")
+    return Value.fixed(value.shape) if isinstance(value, Tensor) else value
+
+
+def _called(
+    node: fx.Node,
+    values: Mapping[fx.Node, Any],
+    units: Units,
+    unknown: list[str],
+    modules: Mapping[str, nn.Module],
+) -> Any:
+    args: Any
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    made = node.meta.get("val")
+    shapes = [
+        tuple(each.shape) for each in (made if isinstance(made, (list, tuple)) else [made]) if isinstance(each, Tensor)
+    ]
+    if not shapes:
+        return made
+    name = _name(node.target)
+    where = _where(node)
+    op = Op(units, name, where, shapes, modules.get(where.partition("@")[0]))  # "@1": the module's second call
+    taken = [each for each in _leaves((args, kwargs)) if isinstance(each, Value)]
+    if name in RULES:
+        found = RULES[name](op, *args, **kwargs)
+    else:
+        unknown.append(op.told)
+        found = op.freeze_all(taken, "is not known")
+        found = found if isinstance(made, (list, tuple)) else found[0]
+    _check(op, found)
+    return found
+
+
+def _name(target: Any) -> str:
+    """The operation's name without its overload; of another library's with that library's."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return str(target)
+    library, _, name = schema.name.partition("::")
+    return str(name if library == "aten" else schema.name)
+
+
+def _where(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [leaf for each in value.values() for leaf in _leaves(each)]
+    if isinstance(value, (list, tuple)):
+        return [leaf for each in value for leaf in _leaves(each)]
+    return [value]
+
+
+def _check(op: Op, found: Any) -> None:
+    """Make sure that a rule gave the shapes that the operation has."""
+    shapes = [each.shape for each in (found if isinstance(found, list) else [found])]
+    if shapes != list(op.shapes):
+        raise RuntimeError(f"The rule of {op.told} gives the shapes {shapes}, but they are {list(op.shapes)}")
+
+
+def _stay(value: Any, units: Units) -> None:
+    if isinstance(value, Value):
+        for dim in value.dims:
+            units.freeze(dim, "it is the model's output")

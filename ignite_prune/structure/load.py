@@ -1,0 +1,67 @@
+"""A shrunk model saved, and loaded into a freshly built full-size one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from ignite_prune.select import unwrap
+from ignite_prune.structure.kept import from_plain, to_plain
+from ignite_prune.structure.slicing import Indices, Surgery
+
+
+def shrunk_state(model: nn.Module, indices: Indices) -> dict[str, Any]:
+    """Return what :func:`load_shrunk` takes: a shrunk model's state_dict and which indices were kept, as plain data.
+
+    Args:
+        model: the shrunk model.
+        indices: ``report.indices`` of one :func:`~ignite_prune.shrink`; of several, ``ShrinkHandler.left``.
+    """
+    return {"left": to_plain(indices), "model": unwrap(model).state_dict()}
+
+
+def load_shrunk(
+    fresh_model: nn.Module, source: str | PathLike[str] | Mapping[str, Any], strict: bool = True
+) -> nn.Module:
+    """Slice a freshly built full-size model to a shrunk one's shapes, in place, and load its weights.
+
+    Args:
+        fresh_model: of the class and arguments that the shrunk model was built with.
+        source: what :func:`shrunk_state` gave, or a file of it; or a ``Checkpoint`` that holds a ``ShrinkHandler`` as
+            ``"shrinker"`` and the model as ``"model"``. Files are read with ``weights_only=True``.
+        strict: as ``load_state_dict``'s.
+
+    Returns:
+        ``fresh_model``.
+
+    Raises:
+        TypeError: not of that form.
+        ValueError: of another model; it is left whole then.
+
+    Example:
+        >>> from ignite_prune.structure import shrink, trace
+        >>> def build():
+        ...     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> net, x = build(), torch.randn(1, 4)
+        >>> report = shrink(net, trace(net, x).masks({"0.weight": torch.arange(8) < 3}), x)
+        >>> loaded = load_shrunk(build(), shrunk_state(net, report.indices))
+        >>> bool(torch.equal(loaded(x), net(x))), loaded[0].out_features
+        (True, 3)
+    """
+    state = source if isinstance(source, Mapping) else torch.load(source, map_location="cpu", weights_only=True)
+    if not isinstance(state, Mapping) or "model" not in state or not ("left" in state or "shrinker" in state):
+        raise TypeError("Argument source should hold 'model' and 'left' (see shrunk_state), or 'model' and 'shrinker'")
+    model = unwrap(fresh_model)
+    left = state["left"] if "left" in state else state["shrinker"]["left"]
+    surgery = Surgery(model)
+    surgery.slice(from_plain(left, model))
+    try:
+        model.load_state_dict(state["model"], strict=strict)
+    except RuntimeError as error:
+        surgery.undo()
+        raise ValueError(f"The weights do not fit the model: {error}") from error
+    return fresh_model

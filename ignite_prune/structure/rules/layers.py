@@ -1,0 +1,181 @@
+"""Layers: where units are made and used up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ignite_prune.structure.rules.op import Op, Rule
+from ignite_prune.structure.value import Dim, Value, fixed
+
+
+def linear(op: Op, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    outputs, inputs = weight.dims
+    op.tie(x.dims[-1], inputs)
+    if bias is not None:
+        op.tie(outputs, bias.dims[0])
+    return Value((*x.dims[:-1], outputs), zero=True)
+
+
+def addmm(op: Op, bias: Value, x: Value, weight: Value, **kwargs: Any) -> Value:
+    op.tie(x.dims[1], weight.dims[0])
+    op.tie(weight.dims[1], bias.dims[-1])
+    return Value((x.dims[0], weight.dims[1]), zero=True)
+
+
+def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *args: Any, **kwargs: Any) -> Value:
+    """Convolve; in groups as many units go from each, in a depthwise layer each with its input."""
+    groups = kwargs.get("groups", args[3] if len(args) > 3 else 1)
+    outputs = weight.dims[0]
+    batch = len(x.dims) - len(weight.dims) + 1
+    _grouped(op, x.dims[batch], weight.dims[1], outputs, groups)
+    return _convolved(op, x, weight, batch, outputs, bias)
+
+
+def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *args: Any, **kwargs: Any) -> Value:
+    groups = kwargs.get("groups", args[3] if len(args) > 3 else 1)
+    batch = len(x.dims) - len(weight.dims) + 1
+    op.tie(x.dims[batch], weight.dims[0])
+    outputs = weight.dims[1]
+    if groups > 1:
+        op.freeze(weight.dims[0], "is in groups")
+        op.freeze(outputs, "is in groups")
+        outputs = fixed(len(outputs) * groups)
+    return _convolved(op, x, weight, batch, outputs, bias)
+
+
+def _convolved(op: Op, x: Value, weight: Value, batch: int, outputs: Dim, bias: Value | None) -> Value:
+    for kernel in weight.dims[2:]:
+        op.freeze(kernel, "has it as its kernel")
+    if bias is not None:
+        op.tie(outputs, bias.dims[0])
+    space = op.shapes[0][batch + 1 :]
+    return Value((*x.dims[:batch], outputs, *(fixed(size) for size in space)), zero=True)
+
+
+def _grouped(op: Op, inputs: Dim, within: Dim, outputs: Dim, groups: int) -> None:
+    if groups == 1:
+        op.tie(inputs, within)
+        return
+    if len(within) == 1:  # depthwise, each input making some outputs
+        op.tie(inputs.repeat_interleave(len(outputs) // groups), outputs)
+        op.units.freeze(within, f"{op.told} is depthwise")
+        return
+    for each in (inputs, outputs):
+        parts = each.view(groups, -1)
+        op.units.tie(parts, parts[:1], op.told)
+    op.tie(inputs.view(groups, -1)[0], within)
+
+
+def batch_norm(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
+    for each in args[:4]:
+        if isinstance(each, Value):
+            op.tie(x.dims[1], each.dims[0])
+    return Value(x.dims, zero=True)
+
+
+def layer_norm(op: Op, x: Value, shape: Sequence[int], weight: Value | None = None, *args: Any, **kwargs: Any) -> Value:
+    """Normalise over whole dimensions: their statistics change with what goes, so that nothing may."""
+    bias = args[0] if args and isinstance(args[0], Value) else None
+    for each in (weight, bias):
+        for mine, its in zip(x.dims[-len(shape) :], each.dims if each is not None else ()):
+            op.tie(mine, its)
+    for dim in x.dims[-len(shape) :]:
+        op.freeze(dim, "normalises over it")
+    return Value(x.dims)
+
+
+def group_norm(
+    op: Op, x: Value, groups: int, weight: Value | None = None, bias: Value | None = None, *args: Any
+) -> Value:
+    for each in (weight, bias):
+        if each is not None:
+            op.tie(x.dims[1], each.dims[0])
+    if groups == len(x.dims[1]):  # every channel by itself: its own statistics; the groups go with it
+        op.freeze(x.dims[1], "counts its groups")
+    else:
+        op.freeze(x.dims[1], "normalises over it")
+    return Value(x.dims)
+
+
+def instance_norm(op: Op, x: Value, *args: Any) -> Value:
+    return batch_norm(op, x, *args)
+
+
+def embedding(op: Op, weight: Value, indices: Value, *args: Any) -> Value:
+    op.freeze(weight.dims[0], "looks its rows up")
+    return Value((*indices.dims, weight.dims[1]), zero=True)
+
+
+def prelu(op: Op, x: Value, weight: Value) -> Value:
+    if weight.shape[0] > 1:
+        op.tie(x.dims[1], weight.dims[0])
+    return Value(x.dims, x.zero)
+
+
+def attention(
+    op: Op, query: Value, key: Value, value: Value, mask: Value | None = None, *args: Any, **kwargs: Any
+) -> Value:
+    """Attend: heads go together, of grouped queries with their keys and values; the size of a head must stay."""
+    for one, other in ((key, value), (query, key)):
+        for a, b in zip(one.dims[:-3], other.dims[:-3]):
+            op.tie(a, b)
+    if len(query.dims) > 2:
+        queries, keys, values = query.dims[-3], key.dims[-3], value.dims[-3]
+        op.tie(keys, values)
+        op.tie(queries, keys.repeat_interleave(len(queries) // max(1, len(keys))))
+    op.freeze(query.dims[-1], "scales by its size")
+    op.freeze(key.dims[-1], "scales by its size")
+    if mask is not None:
+        for a, b in zip(reversed(mask.dims[:-2]), reversed(query.dims[:-2])):
+            if len(a) > 1:
+                op.tie(a, b)
+        for dim in mask.dims[-2:]:
+            op.freeze(dim, "masks positions")
+    return Value((*query.dims[:-1], value.dims[-1]), value.zero)
+
+
+def lstm(op: Op, x: Value, hidden: Sequence[Value], weights: Sequence[Value], *args: Any) -> list[Value]:
+    return _recurrent(op, x, weights, args, gates=4, states=2)
+
+
+def gru(op: Op, x: Value, hidden: Value, weights: Sequence[Value], *args: Any) -> list[Value]:
+    return _recurrent(op, x, weights, args, gates=3, states=1)
+
+
+def _recurrent(op: Op, x: Value, weights: Sequence[Value], args: Sequence[Any], gates: int, states: int) -> list[Value]:
+    """Tie a hidden unit's gates; the layers' widths must be alike, as they are one attribute."""
+    biased, layers, _, _, bidirectional = args[0], args[1], *args[2:5]
+    directions = 2 if bidirectional else 1
+    per = 4 if biased else 2
+    if len(weights) != per * layers * directions:
+        return op.freeze_all([x, *weights], "has projections")
+    below, unit = x.dims[-1], weights[1].dims[1]
+    for layer in range(layers):
+        for direction in range(directions):
+            first = per * (layer * directions + direction)
+            into, within, *biases = weights[first : first + per]
+            op.tie(below, into.dims[1])
+            op.tie(unit, within.dims[1])
+            for each in (into, within, *biases):
+                op.tie(each.dims[0], unit.repeat(gates))
+        below = unit.repeat(directions)
+    out = Value((*x.dims[:-1], below))
+    return [out, *(Value((*(fixed(n) for n in op.shapes[1][:-1]), unit)) for _ in range(states))]
+
+
+RULES: dict[str, Rule] = {
+    "linear": linear,
+    "addmm": addmm,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),
+    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), batch_norm),
+    **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
+    "group_norm": group_norm,
+    "instance_norm": instance_norm,
+    "embedding": embedding,
+    "prelu": prelu,
+    "scaled_dot_product_attention": attention,
+    "lstm": lstm,
+    "gru": gru,
+}

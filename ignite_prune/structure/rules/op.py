@@ -1,0 +1,61 @@
+"""The operation that a rule looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from ignite_prune.structure.attributes import written
+from ignite_prune.structure.units import Units
+from ignite_prune.structure.value import Dim, Value
+
+Rule = Callable[..., Any]
+"""``rule(op, *args, **kwargs)``, the operation's own arguments with a :class:`Value` for each tensor, gives its output
+as a Value, or a list of them."""
+
+
+class Op:
+    """The operation that runs: what a rule ties and freezes by it.
+
+    Args:
+        units: the ids.
+        name: of the operation.
+        where: path of the module that calls it.
+        shapes: of its outputs.
+        module: the one that calls it.
+    """
+
+    def __init__(
+        self, units: Units, name: str, where: str, shapes: Sequence[tuple[int, ...]], module: nn.Module | None = None
+    ) -> None:
+        self.units, self.name, self.where, self.shapes, self.module = units, name, where, shapes, module
+
+    @property
+    def told(self) -> str:
+        """The operation and where it stands, for people."""
+        return f"{self.name} in {self.where}" if self.where else self.name
+
+    def written(self, sizes: Sequence[int]) -> int | None:
+        """Return which of some sizes stands in an attribute that slicing writes anew, if one does."""
+        return None if self.module is None else written(self.module, self.name, sizes)
+
+    def tie(self, first: Dim, second: Dim) -> None:
+        """Let indices of two dimensions go together."""
+        self.units.tie(first, second, f"{self.told} ties it to a size that is given")
+
+    def freeze(self, dim: Dim, why: str) -> None:
+        """Let the indices of a dimension stay."""
+        self.units.freeze(dim, f"{self.told} {why}")
+
+    def freeze_all(self, values: Iterable[Value], why: str) -> list[Value]:
+        """Freeze tensors whole; return outputs of which nothing can go."""
+        for value in values:
+            for dim in value.dims:
+                self.freeze(dim, why)
+        return [Value.fixed(shape) for shape in self.shapes]
+
+    def is_frozen(self, dim: Dim) -> bool:
+        """Whether nothing can go from a dimension."""
+        return bool(self.units.is_frozen(dim).all())

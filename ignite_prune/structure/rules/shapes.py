@@ -1,0 +1,228 @@
+"""Operations that move, cut and join dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ignite_prune.structure.regroup import regroup
+from ignite_prune.structure.rules.op import Op, Rule
+from ignite_prune.structure.value import Dim, Value, fixed
+
+
+def reshape(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """Reshape: the size that may shrink is the one that the program leaves open (-1), or reads from an attribute."""
+    asked = next((each for each in args if isinstance(each, (list, tuple))), ())
+    sizes, free = op.shapes[0], None
+    if op.name == "unflatten":
+        start = args[0] % len(x.dims)
+        asked = [*x.shape[:start], *args[1], *x.shape[start + 1 :]]
+    if len(asked) == len(sizes) and -1 in asked:
+        free = list(asked).index(-1)
+    known = op.written(list(asked))
+    free = free if known is None else known
+    return Value(regroup(op.units, x.dims, sizes, free, op.told), x.zero)
+
+
+def permute(op: Op, x: Value, order: Sequence[int]) -> Value:
+    return Value(tuple(x.dims[i] for i in order), x.zero)
+
+
+def transpose(op: Op, x: Value, first: int, second: int) -> Value:
+    dims = list(x.dims)
+    dims[first], dims[second] = dims[second], dims[first]
+    return Value(tuple(dims), x.zero)
+
+
+def turn(op: Op, x: Value) -> Value:
+    return Value(x.dims[::-1], x.zero)
+
+
+def unsqueeze(op: Op, x: Value, dim: int) -> Value:
+    at = dim % (len(x.dims) + 1)
+    return Value((*x.dims[:at], fixed(1), *x.dims[at:]), x.zero)
+
+
+def squeeze(op: Op, x: Value, dim: int | Sequence[int] | None = None) -> Value:
+    asked = range(len(x.dims)) if dim is None else [dim] if isinstance(dim, int) else dim
+    gone = {d % len(x.dims) for d in asked if x.shape[d] == 1} if x.dims else set()
+    for d in gone:
+        op.freeze(x.dims[d], "takes the dimension away")
+    return Value(tuple(ids for d, ids in enumerate(x.dims) if d not in gone), x.zero)
+
+
+def expand(op: Op, x: Value, sizes: Sequence[int], **kwargs: Any) -> Value:
+    """Repeat along new dimensions and those of size 1; a size that is written out, not -1, must stay."""
+    out, new = op.shapes[0], len(op.shapes[0]) - len(x.dims)
+    dims = [fixed(size) for size in out[:new]]
+    for ids, size in zip(x.dims, out[new:]):
+        if len(ids) != size:
+            op.freeze(ids, "expands it")
+        dims.append(ids if len(ids) == size else fixed(size))
+    return Value(tuple(dims), x.zero)
+
+
+def repeat(op: Op, x: Value, times: Sequence[int]) -> Value:
+    new = len(times) - len(x.dims)
+    dims = [fixed(n) for n in times[:new]]
+    dims += [ids.repeat(n) for ids, n in zip(x.dims, times[new:])]
+    return Value(tuple(dims), x.zero)
+
+
+def cat(op: Op, tensors: Sequence[Value], dim: int = 0) -> Value:
+    tensors = [each for each in tensors if each.shape != (0,)]  # as torch does
+    first, at = tensors[0], dim % len(tensors[0].dims)
+    for other in tensors[1:]:
+        for d, (a, b) in enumerate(zip(first.dims, other.dims)):
+            if d != at:
+                op.tie(a, b)
+    joined = torch.cat([each.dims[at] for each in tensors])
+    return Value((*first.dims[:at], joined, *first.dims[at + 1 :]), all(each.zero for each in tensors))
+
+
+def stack(op: Op, tensors: Sequence[Value], dim: int = 0) -> Value:
+    at = dim % (len(tensors[0].dims) + 1)
+    for other in tensors[1:]:
+        for a, b in zip(tensors[0].dims, other.dims):
+            op.tie(a, b)
+    dims = tensors[0].dims
+    return Value((*dims[:at], fixed(len(tensors)), *dims[at:]), all(each.zero for each in tensors))
+
+
+def chunk(op: Op, x: Value, chunks: int, dim: int = 0) -> list[Value]:
+    """Cut into equal parts: as many units go from each."""
+    at = dim % len(x.dims)
+    return _equal_parts(op, x, at, x.dims[at].chunk(chunks))
+
+
+def _equal_parts(op: Op, x: Value, at: int, parts: Sequence[Dim]) -> list[Value]:
+    if len({len(part) for part in parts}) == 1:
+        for part in parts[1:]:
+            op.tie(parts[0], part)
+    else:
+        op.freeze(x.dims[at], "cuts it into unequal parts")
+    return [Value((*x.dims[:at], part, *x.dims[at + 1 :]), x.zero) for part in parts]
+
+
+def split(op: Op, x: Value, sizes: int | Sequence[int], dim: int = 0) -> list[Value]:
+    """Cut at places that are written in the program; equal parts are free where their size is an attribute."""
+    at = dim % len(x.dims)
+    if isinstance(sizes, int) and op.written([sizes]) is not None:
+        return _equal_parts(op, x, at, x.dims[at].split(sizes))  # type: ignore[no-untyped-call]
+    op.freeze(x.dims[at], "cuts it into parts of sizes that are written in the program")
+    parts = x.dims[at].split(sizes if isinstance(sizes, int) else list(sizes))  # type: ignore[no-untyped-call]
+    return [Value((*x.dims[:at], part, *x.dims[at + 1 :]), x.zero) for part in parts]
+
+
+def cut(op: Op, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Value:
+    """Slice: of a part, the places are written in the program."""
+    at = dim % len(x.dims)
+    taken = x.dims[at][slice(start, end, step)]
+    if len(taken) != len(x.dims[at]):
+        op.freeze(x.dims[at], "slices it")
+    return Value((*x.dims[:at], taken, *x.dims[at + 1 :]), x.zero)
+
+
+def select(op: Op, x: Value, dim: int, index: int) -> Value:
+    at = dim % len(x.dims)
+    op.freeze(x.dims[at], "takes one index of it")
+    return Value((*x.dims[:at], *x.dims[at + 1 :]), x.zero)
+
+
+def index(op: Op, x: Value, indices: Sequence[Value | None]) -> Value:
+    """Look rows up in some dimensions side by side; the others are carried on."""
+    taken = [d for d, each in enumerate(indices) if each is not None]
+    by = [each for each in indices if each is not None]
+    if taken != list(range(taken[0], taken[-1] + 1)):
+        return op.freeze_all([x, *by], "looks it up")[0]
+    for dim in (dim for each in by for dim in each.dims):
+        op.freeze(dim, "looks rows up by it")
+    for d in taken:
+        op.freeze(x.dims[d], "looks it up")
+    rank = len(op.shapes[0]) - (len(x.dims) - len(taken))
+    shape = op.shapes[0][taken[0] : taken[0] + rank]
+    return Value((*x.dims[: taken[0]], *(fixed(n) for n in shape), *x.dims[taken[-1] + 1 :]), x.zero)
+
+
+def index_select(op: Op, x: Value, dim: int, index: Value) -> Value:
+    at = dim % len(x.dims)
+    op.freeze(x.dims[at], "looks it up")
+    for its in index.dims:
+        op.freeze(its, "looks rows up by it")
+    return Value((*x.dims[:at], fixed(op.shapes[0][at]), *x.dims[at + 1 :]), x.zero)
+
+
+def gather(op: Op, x: Value, dim: int, index: Value, **kwargs: Any) -> Value:
+    """Look entries up one by one: nothing may go from either."""
+    return op.freeze_all([x, index], "looks entries up")[0]
+
+
+def unbind(op: Op, x: Value, dim: int = 0) -> list[Value]:
+    return [select(op, x, dim, i) for i in range(x.shape[dim])]
+
+
+def pad(op: Op, x: Value, padding: Sequence[int], *args: Any, **kwargs: Any) -> Value:
+    """Pad: dimensions that grow must stay, whatever they are padded with."""
+    dims = list(x.dims)
+    for k in range(len(padding) // 2):
+        before, after, at = padding[2 * k], padding[2 * k + 1], len(dims) - 1 - k
+        if before or after:
+            op.freeze(dims[at], "pads it")
+            dims[at] = fixed(op.shapes[0][at])
+    return Value(tuple(dims), x.zero)
+
+
+def roll(op: Op, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Value:
+    for dim in dims or range(len(x.dims)):
+        op.freeze(x.dims[dim], "rolls it")
+    return Value(x.dims, x.zero)
+
+
+def pixel_shuffle(op: Op, x: Value, factor: int) -> Value:
+    """Move ``factor²`` channels each into space: they go together."""
+    *rest, channels, height, width = x.dims
+    groups = channels.view(-1, factor * factor)
+    op.units.tie(groups, groups[:, :1], op.told)
+    return Value((*rest, groups[:, 0], fixed(len(height) * factor), fixed(len(width) * factor)), x.zero)
+
+
+def pixel_unshuffle(op: Op, x: Value, factor: int) -> Value:
+    *rest, channels, height, width = x.dims
+    spread = channels.repeat_interleave(factor * factor)
+    return Value((*rest, spread, fixed(len(height) // factor), fixed(len(width) // factor)), x.zero)
+
+
+def channel_shuffle(op: Op, x: Value, groups: int) -> Value:
+    """Shuffle channels of several groups: as many go from each."""
+    parts = x.dims[1].view(groups, -1)
+    op.units.tie(parts, parts[:1], op.told)
+    return Value((x.dims[0], parts.t().reshape(-1), *x.dims[2:]), x.zero)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "_unsafe_view"), reshape),
+    "permute": permute,
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
+    **dict.fromkeys(("t", "numpy_T", "mT"), turn),
+    "unsqueeze": unsqueeze,
+    "squeeze": squeeze,
+    **dict.fromkeys(("expand", "broadcast_to"), expand),
+    "repeat": repeat,
+    **dict.fromkeys(("cat", "concat", "concatenate"), cat),
+    "stack": stack,
+    "chunk": chunk,
+    **dict.fromkeys(("split", "split_with_sizes"), split),
+    **dict.fromkeys(("slice",), cut),
+    "select": select,
+    "unbind": unbind,
+    "index": index,
+    "index_select": index_select,
+    "gather": gather,
+    **dict.fromkeys(("pad", "constant_pad_nd"), pad),
+    "roll": roll,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    "channel_shuffle": channel_shuffle,
+}

@@ -1,0 +1,198 @@
+"""A pruned model made smaller: sliced, compared with its masked self, and put back where they differ."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
+
+from ignite_prune.optimizer_state import as_optimizers
+from ignite_prune.select import named_parameters, unwrap
+from ignite_prune.structure.groups import Kept, Structure, as_arguments, trace
+from ignite_prune.structure.slicing import Indices, Surgery
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a model was and is.
+
+    Args:
+        units: of each group that lost some: how many there were and are.
+        parameters: how many numbers before and after.
+        flops: of a forward pass over the example inputs before and after, by ``torch.utils.flop_counter``.
+        error: the greatest difference from the masked model's output, relative to its greatest number.
+        indices: which indices of which dimensions were kept, by parameter and buffer.
+    """
+
+    units: Mapping[str, tuple[int, int]]
+    parameters: tuple[int, int]
+    flops: tuple[int, int]
+    error: float
+    indices: Indices
+
+    def __str__(self) -> str:
+        lines = [
+            f"{before:,} → {after:,} {what} ({after / max(before, 1):.1%})"
+            for what, (before, after) in (("parameters", self.parameters), ("FLOPs", self.flops))
+        ]
+        lines += [f"  {name}: {old} → {new} units" for name, (old, new) in self.units.items()]
+        return "\n".join(lines)
+
+
+def shrink(
+    model: nn.Module,
+    masks: Any,
+    example_inputs: Any,
+    *,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    ema: nn.Module | Sequence[nn.Module] | None = None,
+    structure: Structure | None = None,
+) -> Report:
+    """Take pruned units out of a model, in place: its weights get smaller, its outputs stay as the masked model's.
+
+    Parameters, their gradients, buffers, the optimizers' slots and the attributes that tell widths are cut; tied
+    weights stay tied, frozen ones frozen, and the modes as they are. The sliced model is run and compared with the
+    masked one; where they differ, everything is put back.
+
+    Args:
+        model: bare, or wrapped in ``torch.compile``; of a DDP model give the module inside, and wrap it anew.
+        masks: a ``PruneHandler``, a ``MaskStore`` or a mapping, made of whole units.
+        example_inputs: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        optimizer: those that train the model; they go on with the new parameters.
+        ema: copies of the model to be cut alike.
+        structure: from :func:`trace`; None: traced here.
+
+    Returns:
+        What the model was and is.
+
+    Raises:
+        ValueError: masks that are not made of whole units, a layer that would be emptied, an optimizer of another
+            model, a model that cannot be exported, or whose sliced outputs differ. The model is left whole.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> structure = trace(net, torch.zeros(1, 4))
+        >>> kept = {"0.weight": torch.arange(8) < 3}
+        >>> report = shrink(net, structure.masks(kept), torch.randn(1, 4), structure=structure)
+        >>> net
+        Sequential(
+          (0): Linear(in_features=4, out_features=3, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=3, out_features=2, bias=True)
+        )
+    """
+    if isinstance(model, (DistributedDataParallel, DataParallel)):
+        raise ValueError(
+            f"Argument model is wrapped in {type(model).__name__}, which holds on to the old parameters; give "
+            "model.module, and wrap it again afterwards"
+        )
+    model = unwrap(model)
+    structure = trace(model, example_inputs) if structure is None else structure
+    kept = structure.kept(_masks(masks))
+    _check_not_empty(structure, kept)
+    optimizers = as_optimizers(optimizer)
+    _check_optimizers(model, optimizers)
+    copies = [ema] if isinstance(ema, nn.Module) else list(ema or ())
+    indices = structure.indices(kept)
+    before = _count(model)
+    expected, flops = _masked_outputs(model, structure.masks(kept), example_inputs)
+    surgeries = [Surgery(model, optimizers), *(Surgery(unwrap(each)) for each in copies)]
+    try:
+        for surgery in surgeries:
+            surgery.slice(indices)
+        found, fewer = _outputs(model, example_inputs)
+        error = _difference(found, expected)
+    except Exception as problem:
+        for surgery in reversed(surgeries):
+            surgery.undo()
+        raise ValueError(f"The sliced model does not run, so it was put back: {problem}") from problem
+    if not error <= _tolerance(model):
+        for surgery in reversed(surgeries):
+            surgery.undo()
+        raise ValueError(f"The sliced model's outputs differ from the masked model's by {error:.1e}; it was put back")
+    units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
+    return Report(units, (before, _count(model)), (flops, fewer), error, indices)
+
+
+def _masks(masks: Any) -> Mapping[str, Tensor]:
+    held = getattr(masks, "masks", masks)
+    if not isinstance(held, Mapping):
+        raise TypeError(f"Argument masks should be a PruneHandler, a MaskStore or a mapping, but given {type(masks)}")
+    return held
+
+
+def _check_not_empty(structure: Structure, kept: Kept) -> None:
+    for group in structure:
+        if not kept[group.name].any():
+            raise ValueError(f"All {group.size} units of {group.name!r} are pruned: the layer would be empty")
+
+
+def _check_optimizers(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    mine = set(model.parameters())
+    for optimizer in optimizers:
+        held = {each for group in optimizer.param_groups for each in group["params"]}
+        if not held & mine:
+            raise ValueError("Argument optimizer holds none of the model's parameters")
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _masked_outputs(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Any) -> tuple[list[Tensor], int]:
+    """Run a copy in which only what is masked is copied."""
+    memo: dict[int, Any] = {}
+    with torch.no_grad():
+        for name, parameter in named_parameters(model).items():
+            values = parameter * masks[name].to(parameter.device) if name in masks else parameter.detach()
+            memo[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
+    return _outputs(copy.deepcopy(model, memo), example_inputs)
+
+
+def _outputs(model: nn.Module, example_inputs: Any) -> tuple[list[Tensor], int]:
+    """Run a model in eval mode, with its FLOPs counted, and leave the modes and random state as they were."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
+    args, kwargs = as_arguments(example_inputs)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), FlopCounterMode(display=False) as counter:
+            torch.manual_seed(0)
+            return _tensors(model.eval()(*args, **kwargs)), counter.get_total_flops()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [each for held in value.values() for each in _tensors(held)]
+    if isinstance(value, (tuple, list)):
+        return [each for held in value for each in _tensors(held)]
+    return []
+
+
+def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    worst = 0.0
+    if len(found) != len(expected):
+        raise ValueError(f"it gives {len(found)} outputs instead of {len(expected)}")
+    for mine, its in zip(found, expected):
+        if mine.shape != its.shape:
+            raise ValueError(f"an output has the shape {tuple(mine.shape)} instead of {tuple(its.shape)}")
+        if mine.is_floating_point() and mine.numel():
+            scale = max(float(its.abs().max()), 1e-12)
+            worst = max(worst, float((mine.double() - its.double()).abs().max()) / scale)
+    return worst
+
+
+def _tolerance(model: nn.Module) -> float:
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return max((torch.finfo(kind).eps for kind in kinds), default=1e-6) * 1e4

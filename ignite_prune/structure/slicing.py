@@ -1,0 +1,104 @@
+"""Cutting slices out of a model and of what hangs on it, in place, in a way that can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ignite_prune.optimizer_state import exchange
+from ignite_prune.structure.attributes import counts, widths
+
+Indices = Mapping[str, Mapping[int, Tensor]]
+"""Which indices of which dimensions stay, by the name of a parameter or buffer."""
+
+
+def cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """Return a copy of what stays of a tensor, ``(dims: which indices stay)``.
+
+    Example:
+        >>> cut(torch.arange(6).view(2, 3), {1: torch.tensor([0, 2])})
+        tensor([[0, 2],
+                [3, 5]])
+    """
+    for dim, stay in dims.items():
+        tensor = tensor.index_select(dim, stay.to(tensor.device))
+    return tensor
+
+
+class Surgery:
+    """Changes to a model that can be undone, all together.
+
+    Args:
+        model: the unwrapped model.
+        optimizers: those that train it.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer] = ()) -> None:
+        self._model, self._optimizers = model, optimizers
+        self._undo: list[Callable[[], object]] = []
+        self.exchanged: dict[nn.Parameter, nn.Parameter] = {}
+        """The new parameter of each old one."""
+
+    @torch.no_grad()
+    def slice(self, indices: Indices) -> None:
+        """Cut parameters, their gradients and optimizer slots, buffers, and the attributes that tell widths."""
+        named = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        new = {id(named[name]): self._cut(named[name], dims) for name, dims in indices.items()}
+        changed = [module for module in self._model.modules() if self._exchange(module, new)]
+        for module in changed:
+            for name, value in widths(module).items():
+                self._set(module, name, value)
+            if isinstance(module, nn.RNNBase):
+                self._refresh(module)
+        for owner, name, value in counts(self._model):
+            self._set(owner, name, value)
+
+    def undo(self) -> None:
+        """Put everything back."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _cut(self, tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+        made = cut(tensor.detach(), dims)
+        if not isinstance(tensor, nn.Parameter):
+            return made
+        parameter = nn.Parameter(made, requires_grad=tensor.requires_grad)
+        if tensor.grad is not None:
+            parameter.grad = cut(tensor.grad, dims)
+        for optimizer in self._optimizers:
+            self._undo.append(exchange(optimizer, tensor, parameter, lambda slot: _cut_slot(slot, tensor, dims)))
+        self.exchanged[tensor] = parameter
+        return parameter
+
+    def _exchange(self, module: nn.Module, new: Mapping[int, Tensor]) -> bool:
+        """Put new tensors where old ones were; tied ones stay tied."""
+        found = False
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if id(tensor) in new:
+                    held[name] = new[id(tensor)]  # type: ignore[assignment]
+                    self._undo.append(lambda held=held, name=name, tensor=tensor: held.update({name: tensor}))  # type: ignore[misc]
+                    found = True
+        return found
+
+    def _set(self, owner: Any, name: str, value: Any) -> None:
+        before = getattr(owner, name)
+        if before != value:
+            setattr(owner, name, value)
+            self._undo.append(lambda: setattr(owner, name, before))
+
+    def _refresh(self, module: nn.RNNBase) -> None:
+        """Let a recurrent layer's flat list hold the new weights."""
+        self._undo.insert(0, module._init_flat_weights)  # undone last, when the old weights are back
+        module._init_flat_weights()
+
+
+def _cut_slot(slot: Tensor, parameter: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """Cut a slot as its parameter where it is as wide; a factor of it is of size 1 elsewhere."""
+    if slot.dim() != parameter.dim():
+        return slot
+    return cut(slot, {dim: stay for dim, stay in dims.items() if slot.shape[dim] == parameter.shape[dim]})

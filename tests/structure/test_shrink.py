@@ -1,0 +1,290 @@
+"""Law 11: a shrunk model equals its masked model; what hangs on it is cut alike, or everything is put back."""
+
+import copy
+import io
+
+import pytest
+import torch
+from ignite.engine import Events, create_supervised_trainer
+from ignite.handlers import Checkpoint
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from ignite_prune import PruneHandler, allocation, pattern, saliency, schedule
+from ignite_prune.handlers import ShrinkHandler
+from ignite_prune.structure import declare, load_shrunk, shrink, shrunk_state, trace
+from tests.structure.zoo import MODELS, Residual, image
+
+
+def halved(structure, seed=0):
+    """Return half the units of every group, at random."""
+    dice, kept = torch.Generator().manual_seed(seed), {}
+    for group in structure:
+        kept[group.name] = torch.ones(group.size, dtype=torch.bool)
+        kept[group.name][torch.randperm(group.size, generator=dice)[: group.size // 2]] = False
+    return kept
+
+
+def step(model, optimizer, x):
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+def masked(model, masks):
+    for name, parameter in model.named_parameters():
+        if name in masks:
+            parameter.mul_(masks[name])
+    return model
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3, amsgrad=True),
+    "Adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shrunk_equals_masked(name):
+    torch.manual_seed(0)
+    model, x = MODELS[name]()
+    model.double().train()
+    keys, kind = list(model.state_dict()), type(model)
+    structure = trace(model, x)
+    assert model.training and len(structure), structure
+    optimizer = OPTIMIZERS["AdamW"](model.parameters())
+    for _ in range(2):
+        step(model, optimizer, x)
+    masks = structure.masks(halved(structure))
+    twin = masked(copy.deepcopy(model), masks).eval()
+    masked(model, masks)
+    report = shrink(model, masks, x, optimizer=optimizer)
+    assert report.parameters[1] < report.parameters[0]
+    torch.testing.assert_close(model.eval()(x), twin(x), rtol=1e-10, atol=1e-10)
+    assert list(model.state_dict()) == keys and type(model) is kind
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+    assert all(optimizer.state[p]["exp_avg"].shape == p.shape for p in model.parameters())
+    model.train()
+    before = [p.detach().clone() for p in model.parameters()]
+    step(model, optimizer, x)
+    assert sum(not torch.equal(p, q) for p, q in zip(model.parameters(), before)) > len(before) // 2
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_sliced_training_is_masked_training(name):
+    """A model without norms over units goes on as its masked self does."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    structure = trace(model, x)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    for _ in range(3):
+        step(model, optimizer, x)
+    kept = halved(structure)
+    masks = structure.masks(kept)
+    if name == "Adafactor":  # its factors are means over rows and columns, zeros included
+        masked(model, masks)
+        shrink(model, masks, x, optimizer=optimizer)
+        step(model, optimizer, x)
+        return
+    twin = copy.deepcopy(model)
+    twin_optimizer = OPTIMIZERS[name](twin.parameters())
+    twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    PruneHandler(twin, twin_optimizer, "*", masks=masks)
+    shrink(masked(model, masks), masks, x, optimizer=optimizer)
+    for _ in range(3):
+        step(model, optimizer, x)
+        step(twin, twin_optimizer, x)
+    torch.testing.assert_close(model(x), twin(x), rtol=1e-10, atol=1e-12)
+
+
+def test_what_hangs_on_the_model():
+    torch.manual_seed(0)
+    model, x, calls = Residual().double(), image(), []
+    model.head.weight.requires_grad_(False)
+    model.first.register_forward_hook(lambda *_: calls.append(1))
+    average = torch.optim.swa_utils.AveragedModel(model)
+    optimizer = OPTIMIZERS["SGD"]([p for p in model.parameters() if p.requires_grad])
+    model(x).sum().backward()
+    structure = trace(model, x)
+    masks = structure.masks(halved(structure))
+    shrink(masked(model, masks), masks, x, optimizer=optimizer, ema=average.module)
+    assert not model.head.weight.requires_grad and model.first.weight.requires_grad
+    assert model.first.weight.grad.shape == model.first.weight.shape == average.module.first.weight.shape
+    assert (model.first.in_channels, model.first.out_channels, model.norm1.num_features) == (4, 8, 8)
+    assert calls and average(x).shape == (2, 5)
+    average.update_parameters(model)
+
+
+def test_everything_is_put_back_where_it_cannot_be():
+    class Stubborn(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.size = nn.Linear(4, 8), nn.Linear(8, 2), 8
+
+        def forward(self, x):
+            y = self.first(x)
+            if y.shape[-1] != self.size:
+                raise RuntimeError("the width is 8")
+            return self.second(y)
+
+    model, x = Stubborn(), torch.randn(3, 4)
+    optimizer = OPTIMIZERS["AdamW"](model.parameters())
+    step(model, optimizer, x)
+    before, parameters = copy.deepcopy(model.state_dict()), list(model.parameters())
+    state = {p: optimizer.state[p]["exp_avg"] for p in parameters}
+    structure = trace(model, x)
+    masks = structure.masks(halved(structure))
+    with pytest.raises(ValueError, match="put back: the width is 8"):
+        shrink(model, masks, x, optimizer=optimizer)
+    assert all(p is q for p, q in zip(model.parameters(), parameters)) and model.first.out_features == 8
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+    assert all(optimizer.state[p]["exp_avg"] is state[p] for p in parameters)
+    step(model, optimizer, x)
+
+
+def test_refusals():
+    model, x = Residual(), torch.randn(2, 3, 8, 8)
+    structure = trace(model, x)
+    with pytest.raises(ValueError, match="whole units"):
+        mask = torch.ones_like(model.first.weight, dtype=torch.bool)
+        mask[0, 0, 0, 0] = False
+        shrink(model, {"first.weight": mask}, x)
+    with pytest.raises(ValueError, match="would be empty"):
+        shrink(model, structure.masks({"first.weight": torch.zeros(16, dtype=torch.bool)}), x)
+    with pytest.raises(ValueError, match="none of the model's parameters"):
+        masks = structure.masks(halved(structure))
+        shrink(model, masks, x, optimizer=torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1))
+    with pytest.raises(TypeError, match="example_inputs"):
+        trace(model, 3)
+    with pytest.raises(ValueError, match="cannot be exported"):
+        trace(model, torch.randn(2, 4, 8, 8))
+    with pytest.raises(ValueError, match="another model"):
+        PruneHandler(nn.Linear(2, 2), structure=structure)
+    with pytest.raises(ValueError, match="go together"):
+        PruneHandler(model, pattern=pattern.Coupled())
+    with pytest.raises(TypeError, match="structure should be what trace"):
+        PruneHandler(model, structure=x)
+
+
+# With an engine
+
+
+def batches(n=4):
+    dice = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(4, 3, 8, 8, generator=dice, dtype=torch.float64), torch.randint(5, (4,), generator=dice))
+        for _ in range(n)
+    ]
+
+
+def build(formula):
+    torch.manual_seed(0)
+    model = Residual().double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    trainer = create_supervised_trainer(model, optimizer, cross_entropy)
+    structure = trace(model, image())
+    plan = schedule.Linear(0.75, begin=0, end=6)
+    pruner = PruneHandler(
+        model, optimizer, structure=structure, saliency=formula, schedule=plan, allocation=allocation.Uniform()
+    )
+    pruner.attach(trainer, Events.EPOCH_COMPLETED)
+    shrinker = ShrinkHandler(pruner, image())
+    shrinker.attach(trainer, Events.EPOCH_COMPLETED(every=2))
+    return trainer, shrinker.to_save(model=model, optimizer=optimizer, pruner=pruner, trainer=trainer)
+
+
+FORMULAS = [saliency.Magnitude(), saliency.Taylor(), saliency.Movement(), saliency.Random()]
+
+
+@pytest.mark.parametrize("formula", FORMULAS, ids=lambda f: type(f).__name__)
+def test_schedule_counts_the_units_there_were(formula):
+    if isinstance(formula, saliency.Movement):
+        pytest.skip("its scores have both signs, and a norm is taken of them")
+    trainer, objects = build(formula)
+    trainer.run(batches(), max_epochs=8)
+    model = objects["model"]
+    assert (model.stem.out_channels, model.first.out_channels) == (2, 4)
+    assert len(objects["shrinker"].reports) == 4 and objects["pruner"].sparsity == 0
+
+
+@pytest.mark.parametrize("formula", FORMULAS[:2], ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_resume_after_a_shrink_is_exact(formula, stop):
+    trainer, whole = build(formula)
+    trainer.run(batches(), max_epochs=7)
+    trainer, first = build(formula)
+    trainer.run(batches(), max_epochs=stop)
+    file = io.BytesIO()
+    torch.save({name: each.state_dict() for name, each in first.items()}, file)
+    file.seek(0)
+    trainer, second = build(formula)
+    Checkpoint.load_objects(second, torch.load(file, weights_only=True))
+    trainer.run(batches(), max_epochs=7)
+    expected, found = whole["model"].state_dict(), second["model"].state_dict()
+    assert all(torch.equal(found[name], each) for name, each in expected.items())
+    mine, its = (each["optimizer"].state_dict()["state"] for each in (second, whole))
+    assert all(torch.equal(mine[i]["exp_avg"], its[i]["exp_avg"]) for i in its)
+    assert all(torch.equal(second["pruner"].masks[name], mask) for name, mask in whole["pruner"].masks.items())
+
+
+def test_keep_and_tie():
+    model, x = Residual(), torch.randn(2, 3, 8, 8)
+    assert list(trace(model, x, keep=["first"]).groups) == ["stem.weight"]
+    assert list(trace(model, x, keep="second").groups) == ["first.weight"]
+    pair = nn.ModuleList([nn.Linear(4, 6), nn.Linear(4, 6)])
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    structure = trace(model, torch.randn(2, 3), tie=[("0.weight", "1.weight")])
+    assert [group.size for group in structure] == [4] and len(pair) == 2
+    kept = {"0.weight": torch.tensor([True, False, True, False])}
+    shrink(masked(model, structure.masks(kept)), structure.masks(kept), torch.randn(2, 3))
+    assert model[1].weight.shape == (2, 2)
+    for wrong, error in (
+        ({"keep": ["nothing"]}, "matches no parameter"),
+        ({"tie": [("0.weight", "0.weight[1]")]}, "one size"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            trace(model, torch.randn(2, 3), **wrong)
+
+
+def test_declared_by_hand():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            y = self.first(x)
+            return self.second(y if y.sum() > 0 else -y)
+
+    model, x = Branching().double(), torch.randn(3, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match="cannot be exported"):
+        trace(model, x)
+    structure = declare(model, [{"first.weight": 0, "first.bias": 0, "second.weight": 1}])
+    masks = structure.masks(halved(structure))
+    report = shrink(masked(model, masks), masks, x, structure=structure)
+    assert report.error < 1e-12 and model.first.out_features == 4
+    forgotten = declare(model, [{"first.weight": 0, "second.weight": 1}])
+    with pytest.raises(ValueError, match="put back"):
+        shrink(model, forgotten.masks(halved(forgotten)), x, structure=forgotten)
+    for wrong, error in (([{"first.weight": 0, "second.weight": 0}], "one size"), ([{"third": 0}], "no parameter")):
+        with pytest.raises(ValueError, match=error):
+            declare(model, wrong)
+
+
+def test_saved_and_loaded(tmp_path):
+    model, x = Residual().double(), image()
+    masks = (structure := trace(model, x)).masks(halved(structure))
+    report = shrink(masked(model, masks), masks, x)
+    torch.save(shrunk_state(model, report.indices), tmp_path / "small.pt")
+    fresh = load_shrunk(Residual().double(), tmp_path / "small.pt")
+    assert torch.equal(fresh.eval()(x), model.eval()(x)) and fresh.first.out_channels == 8
+    with pytest.raises(ValueError, match="another model"):
+        load_shrunk(nn.Linear(2, 2), tmp_path / "small.pt")
+    with pytest.raises(ValueError, match="full size"):
+        load_shrunk(fresh, tmp_path / "small.pt")
+    with pytest.raises(TypeError, match="should hold"):
+        load_shrunk(fresh, {})

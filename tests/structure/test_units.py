@@ -1,0 +1,225 @@
+"""Units: the union-find and the reshapes against plain sets, counts that are exact, ranks that agree."""
+
+import copy
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ignite.engine import Engine
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ignite_prune import PruneHandler, ShrinkHandler, allocation, pattern, prune_model, saliency, score, shrink, trace
+from ignite_prune.structure.regroup import regroup
+from ignite_prune.structure.units import Units
+from ignite_prune.structure.value import fixed
+from tests.ranks import on_two_ranks
+from tests.structure.zoo import MODELS, Residual, image
+
+
+@given(st.integers(0, 10**6))
+def test_ties_are_those_of_plain_sets(seed):
+    dice = random.Random(seed)
+    units, n = Units(), dice.randint(1, 20)
+    ids = units.new(n)
+    sets = {i: {i} for i in ids.tolist()}
+    frozen = set()
+    for _ in range(dice.randint(1, 8)):
+        some = [dice.randint(1, n) for _ in range(dice.randint(1, n))]
+        others = [dice.choice([0, dice.randint(1, n), dice.randint(1, n)]) for _ in some]
+        units.tie(torch.tensor(some), torch.tensor(others))
+        for i, j in zip(some, others):
+            if j == 0:
+                frozen |= sets[i]
+            else:
+                both = sets[i] | sets[j]
+                sets.update(dict.fromkeys(both, both))
+        if dice.random() < 0.2:
+            units.freeze(torch.tensor(some), "by chance")
+            frozen.update(*(sets[i] for i in some))
+    found = units.find(ids).tolist()
+    for i in ids.tolist():
+        assert {j for j in ids.tolist() if found[j - 1] == found[i - 1]} == sets[i]
+        assert bool(units.is_frozen(torch.tensor([i]))) == bool(sets[i] & frozen)
+
+
+@given(st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=5), st.integers(0, 10**6))
+def test_a_reshape_moves_units_as_it_moves_entries(atoms, seed):
+    """A tensor whose entries are their unit's id, reshaped, holds the ids that the new dimensions have."""
+    dice = random.Random(seed)
+
+    def grouped():
+        sizes, rest = [], list(atoms)
+        while rest:
+            taken = dice.randint(1, len(rest))
+            sizes.append(math.prod(rest[:taken]))
+            rest = rest[taken:]
+        return sizes
+
+    old, new = grouped(), grouped()
+    units, moving = Units(), dice.randrange(len(old))
+    dims = tuple(units.new(size) if d == moving else fixed(size) for d, size in enumerate(old))
+    free = dice.choice([None, *range(len(new))])
+    made = regroup(units, dims, new, free, "view")
+    assert [len(dim) for dim in made] == new
+    entries = dims[moving].view([-1 if d == moving else 1 for d in range(len(old))]).expand(old).reshape(new)
+    entries = torch.where(units.is_frozen(entries), 0, units.find(entries))
+    for dim, ids in enumerate(made):
+        if not units.is_frozen(ids).all():
+            here = units.find(ids).view([-1 if d == dim else 1 for d in range(len(new))]).expand(new)
+            assert torch.equal(here, entries)
+            break
+    else:
+        assert not entries.any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("divided", [allocation.Uniform(), allocation.Global()], ids=["uniform", "global"])
+def test_counts_are_exact_and_no_group_is_emptied(name, divided):
+    torch.manual_seed(0)
+    model, x = MODELS[name]()
+    structure = trace(model.double(), x)
+    masks = prune_model(model, sparsity=0.5, structure=structure, allocation=divided)
+    kept = structure.kept(masks)  # made of whole units
+    sizes = {group.name: group.size for group in structure if group.name in kept}
+    left = {name: int(each.sum()) for name, each in kept.items()}
+    assert min(left.values()) >= 1
+    chosen = [each for each in structure if not kept[each.name].all()]
+    assert chosen
+    if isinstance(divided, allocation.Uniform):
+        assert all(left[each.name] == sizes[each.name] - round(sizes[each.name] * 0.5) for each in chosen)
+    for name, parameter in model.named_parameters():
+        if name in masks:
+            assert not parameter.detach()[~masks[name]].any()
+
+
+@pytest.mark.parametrize("combine", ["mean", "sum", "max", "first"])
+def test_scores_of_slices_come_together(combine):
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 6.0]]))
+        model[2].weight.copy_(torch.tensor([[1.0, 9.0, 2.0]]))
+    worth = {"mean": [3, 5, 4], "sum": [6, 10, 8], "max": [5, 9, 6], "first": [5, 1, 6]}[combine]
+    structure = trace(model, torch.randn(1, 2))
+    rule = pattern.Coupled(combine=combine)
+    masks = prune_model(model, sparsity=1 / 3, structure=structure, pattern=rule)
+    assert masks["0.weight"][:, 0].logical_not().nonzero().item() == worth.index(min(worth))
+
+
+def test_round_to_and_at_least():
+    model = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 2))
+    structure = trace(model, torch.randn(1, 4))
+    rule = pattern.Coupled(round_to=8, at_least=3)
+    masks = prune_model(model, sparsity=0.9, structure=structure, pattern=rule, allocation=allocation.Uniform())
+    assert {name: int(each.sum()) for name, each in structure.kept(masks).items()} == {"0.weight": 8, "2.weight": 3}
+
+
+def test_unit_saliencies_and_evidence():
+    torch.manual_seed(0)
+    data = [(torch.randn(4, 3, 8, 8), torch.randint(5, (4,)))]
+    for formula in (saliency.APoZ(), saliency.ActivationTaylor(), saliency.FPGM(), saliency.Taylor(), saliency.OBD()):
+        model = Residual()
+        structure = trace(model, torch.randn(1, 3, 8, 8))
+        options = {"data": data, "loss_fn": nn.functional.cross_entropy, "allocation": allocation.Uniform()}
+        masks = prune_model(model, sparsity=0.5, structure=structure, saliency=formula, **options)
+        shrink(model, masks, torch.randn(1, 3, 8, 8))
+        assert (model.stem.out_channels, model.first.out_channels) == (4, 8)
+
+
+def on_a_rank(rank):
+    torch.manual_seed(0)
+    model = Residual().double()
+    structure = trace(model, image())
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2)
+    pruner = PruneHandler(
+        wrapped, optimizer, structure=structure, saliency=saliency.Taylor(), allocation=allocation.Uniform()
+    )
+    torch.manual_seed(rank)
+
+    def step(net):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(image()), torch.randint(5, (2,))).backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step(wrapped)
+    pruner.step(0.5)
+    shrinker = ShrinkHandler(pruner, image())
+    with pytest.raises(ValueError, match="wrapped in DDP"):
+        shrinker.attach(Engine(lambda engine, batch: None))
+    with pytest.raises(ValueError, match="DistributedDataParallel"):
+        shrink(wrapped, pruner, image())
+    shrinker.shrink()
+    wrapped = DistributedDataParallel(model)
+    for _ in range(2):
+        step(wrapped)
+    return {name: each.tolist() for name, each in model.named_parameters()}
+
+
+def test_ranks_shrink_alike():
+    first, second = on_two_ranks(on_a_rank)
+    assert first == second and len(first["first.weight"]) == 8
+
+
+def test_compiled():
+    model, x = Residual(), torch.randn(2, 3, 8, 8)
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    structure = trace(compiled, x)
+    masks = prune_model(compiled, sparsity=0.5, structure=structure, allocation=allocation.Uniform())
+    twin = copy.deepcopy(model).eval()
+    shrink(compiled, masks, x)
+    compiled.eval()
+    torch.testing.assert_close(compiled(x), twin(x))
+    assert model.first.out_channels == 8
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (each(x).view(*x.shape[:2], -1, 4).transpose(1, 2) for each in (self.query, self.key, self.value))
+        found = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(found.transpose(1, 2).flatten(2)).mean(1)
+
+
+def test_heads_go_by_their_importance():
+    torch.manual_seed(0)
+    model, x = Attending(), torch.randn(3, 5, 16)
+    structure = trace(model, x)
+    assert [group.size for group in structure] == [4]
+    data, loss_fn = [(x, torch.randint(16, (3,)))], nn.functional.cross_entropy
+    scores = score(model, "*.weight", saliency=saliency.HeadImportance(), data=data, loss_fn=loss_fn)
+    masks = prune_model(
+        model,
+        "*.weight",
+        sparsity=0.5,
+        structure=structure,
+        saliency=saliency.HeadImportance(),
+        data=data,
+        loss_fn=loss_fn,
+    )
+    worst = set(scores["query.weight"].argsort()[:2].tolist())
+    assert set((~masks["query.weight"]).view(4, 4, 16).all(2).all(1).nonzero().flatten().tolist()) == worst
+    shrink(model, masks, x)
+    assert model.query.out_features == 8 and model.out.in_features == 8
+
+
+def test_another_pruners_masks_are_not_lost():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(3, 4)
+    pruner = PruneHandler(model, optimizer, structure=trace(model, x))
+    pruner.step(0.5)
+    other = PruneHandler(model, optimizer, "0.weight", masks={"0.weight": torch.rand(8, 4) > 0.5})
+    with pytest.raises(ValueError, match=r"'0.weight' has hooks of others"):
+        ShrinkHandler(pruner, x).shrink()
+    assert model[0].out_features == 8
+    other.detach()
+    ShrinkHandler(pruner, x).shrink()
+    assert model[0].out_features == 4
