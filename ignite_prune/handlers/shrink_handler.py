@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from ignite_prune.handlers.attachment import AnyEvent
+from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.select import unwrap
 from ignite_prune.structure import Indices, Report, shrink
@@ -65,29 +65,49 @@ class ShrinkHandler:
         self._pruner, self._inputs = pruner, example_inputs
         self._ema = [ema] if isinstance(ema, nn.Module) else list(ema or ())
         self.left: dict[str, dict[int, Tensor]] = {}
-        self._handles: list[Any] = []
+        self._progress = Progress()
+        self._attachment: Attachment | None = None
 
-    def attach(self, engine: Engine, event: AnyEvent = Events.COMPLETED) -> None:
-        """Slice on ``event`` of ``engine``; attach it after the pruner, so that masks are updated before."""
+    def attach(self, engine: Engine, event: AnyEvent = Events.COMPLETED, name: str = "shrunk") -> None:
+        """Slice on ``event`` of ``engine``; attach it after the pruner, so that masks are updated before.
+
+        A slicing that a checkpoint was written just before is made up for when the resumed run starts.
+
+        Args:
+            engine: the trainer.
+            event: any event, filtered too.
+            name: ``engine.state.<name>`` is ``{"parameters": how many numbers the model has}``.
+
+        Raises:
+            TypeError: not an engine, an event, a name.
+            ValueError: attached already, or the pruner's model is wrapped in DDP.
+        """
         if not isinstance(engine, Engine):
             raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
-        if self._handles:
+        if self._attachment is not None:
             raise ValueError("This ShrinkHandler is attached already; detach() it first")
         if self._pruner._is_wrapped:
             raise ValueError(
                 "The pruner's model is wrapped in DDP, which would hold on to the old parameters; call shrink() "
                 "between two runs, and wrap the model again"
             )
-        self._handles.append(engine.add_event_handler(event, self._shrink))
+        self._attachment = Attachment(engine, event, self._progress, self._shrink, name)
+        self._publish()
 
     def detach(self) -> None:
         """Take the handler off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
 
-    def _shrink(self, engine: Engine) -> None:
+    def _shrink(self, step: int, done: Callable[[], None]) -> None:
         self.shrink()
+        done()
+
+    def _publish(self) -> None:
+        if self._attachment is not None:
+            count = sum(parameter.numel() for parameter in self._pruner._model.parameters())
+            setattr(self._attachment.engine.state, self._attachment.name, {"parameters": float(count)})
 
     def shrink(self) -> Report:
         """Slice off what is pruned, now.
@@ -106,6 +126,7 @@ class ShrinkHandler:
             pruner._follow(structure.sliced(kept), report.indices)
             self.left = then(self.left, report.indices)
         self.reports.append(report)
+        self._publish()
         return report
 
     def _check_hooks(self, indices: Indices) -> None:
@@ -131,7 +152,7 @@ class ShrinkHandler:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the indices that are left of the full-size model's tensors, as plain data."""
-        return {"version": 1, "left": to_plain(self.left)}
+        return {"version": 1, "left": to_plain(self.left), "progress": self._progress.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Slice a freshly built, full-size model to a checkpoint's shapes; load model and optimizer afterwards.
@@ -140,8 +161,11 @@ class ShrinkHandler:
             TypeError: not a state of a ShrinkHandler.
             ValueError: of another model, or this one has been sliced already.
         """
-        if not isinstance(state, Mapping) or "left" not in state:
-            raise TypeError("A ShrinkHandler's state_dict should be a mapping with 'version' and 'left'")
+        if not isinstance(state, Mapping) or not {"version", "left", "progress"} <= set(state):
+            raise TypeError("A ShrinkHandler's state_dict should be a mapping with 'version', 'left' and 'progress'")
+        if state["version"] != 1:
+            raise ValueError(f"The checkpoint's ShrinkHandler is of version {state['version']!r}; this one reads 1")
+        progress = Progress.from_state(state["progress"])
         if self.left:
             raise ValueError("The model has been sliced already; load a checkpoint into one that is freshly built")
         pruner, structure = self._pruner, self._pruner.structure
@@ -153,3 +177,5 @@ class ShrinkHandler:
             surgery.slice(indices)
         pruner._follow(structure.sliced(kept), indices)
         self.left = indices
+        self._progress.__dict__.update(vars(progress))
+        self._publish()

@@ -16,8 +16,8 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch._dynamo", "tests.laws.resume_run"])  # what every child would import
 
 
-def in_a_process(options):
-    process = SERVER.Process(target=resume_run.run, args=(options,))
+def in_a_process(options, run=resume_run.run):
+    process = SERVER.Process(target=run, args=(options,))
     process.start()
     process.join(120)
     return process.exitcode
@@ -26,9 +26,9 @@ def in_a_process(options):
 def assert_resumes(tmp_path, die_at, run=resume_run.run, **options):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run({**options, "folder": str(whole), "result": "end.result"})
-    killed = in_a_process({**options, "folder": str(broken), "result": "never.result", "die_at": die_at})
+    killed = in_a_process({**options, "folder": str(broken), "result": "never.result", "die_at": die_at}, run)
     assert killed == -9 and not (broken / "never.result").exists()
-    assert in_a_process({**options, "folder": str(broken), "result": "end.result", "resume": True}) == 0
+    assert in_a_process({**options, "folder": str(broken), "result": "end.result", "resume": True}, run) == 0
     load = {"weights_only": True}
     assert_same_bits(torch.load(whole / "end.result", **load), torch.load(broken / "end.result", **load))
 

@@ -1,18 +1,18 @@
 """Law 11: a shrunk model equals its masked model; what hangs on it is cut alike, or everything is put back."""
 
 import copy
-import io
 
 import pytest
 import torch
 from ignite.engine import Events, create_supervised_trainer
-from ignite.handlers import Checkpoint
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ignite_prune import PruneHandler, allocation, pattern, saliency, schedule
 from ignite_prune.handlers import ShrinkHandler
 from ignite_prune.structure import declare, load_shrunk, shrink, shrunk_state, trace
+from tests.laws.test_resume import assert_resumes
+from tests.structure import shrink_run
 from tests.structure.zoo import MODELS, Residual, image
 
 
@@ -211,24 +211,20 @@ def test_schedule_counts_the_units_there_were(formula):
     assert len(objects["shrinker"].reports) == 4 and objects["pruner"].sparsity == 0
 
 
-@pytest.mark.parametrize("formula", FORMULAS[:2], ids=lambda f: type(f).__name__)
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
-def test_resume_after_a_shrink_is_exact(formula, stop):
-    trainer, whole = build(formula)
-    trainer.run(batches(), max_epochs=7)
-    trainer, first = build(formula)
-    trainer.run(batches(), max_epochs=stop)
-    file = io.BytesIO()
-    torch.save({name: each.state_dict() for name, each in first.items()}, file)
-    file.seek(0)
-    trainer, second = build(formula)
-    Checkpoint.load_objects(second, torch.load(file, weights_only=True))
-    trainer.run(batches(), max_epochs=7)
-    expected, found = whole["model"].state_dict(), second["model"].state_dict()
-    assert all(torch.equal(found[name], each) for name, each in expected.items())
-    mine, its = (each["optimizer"].state_dict()["state"] for each in (second, whole))
-    assert all(torch.equal(mine[i]["exp_avg"], its[i]["exp_avg"]) for i in its)
-    assert all(torch.equal(second["pruner"].masks[name], mask) for name, mask in whole["pruner"].masks.items())
+@pytest.mark.parametrize("formula", ["Magnitude", "Taylor"])
+@pytest.mark.parametrize(
+    ("checkpoint", "first", "die_at"),
+    [
+        ("epoch_completed", True, 8),  # written before the pruner's update and the slicing of its epoch
+        ("epoch_completed", False, 8),
+        ("epoch_completed", True, 17),
+        ("every_2", False, 11),  # with evidence half gathered
+        ("iteration_completed", True, 20),
+    ],
+)
+def test_resume_of_a_killed_run(tmp_path, formula, checkpoint, first, die_at):
+    options = {"saliency": formula, "checkpoint": checkpoint, "checkpoint_first": first}
+    assert_resumes(tmp_path, die_at, run=shrink_run.run, **options)
 
 
 def test_keep_and_tie():
