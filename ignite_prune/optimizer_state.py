@@ -142,7 +142,7 @@ def exchange(
     history = optimizer.state
     if isinstance(optimizer, LBFGS):  # its history lies over all weights at once
         optimizer.state = type(history)(dict)
-        optimizer._params = optimizer.param_groups[0]["params"]
+        optimizer._params, optimizer._numel_cache = optimizer.param_groups[0]["params"], None
     elif state is not None:
         optimizer.state[new] = {
             name: cut(slot) if isinstance(slot, Tensor) and name not in _COUNTERS else slot

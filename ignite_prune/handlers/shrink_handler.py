@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.select import unwrap
 from ignite_prune.structure import Indices, Report, shrink
 from ignite_prune.structure.kept import from_plain, then, to_plain
+from ignite_prune.structure.shrinking import as_copies
 from ignite_prune.structure.slicing import Surgery
 
 
@@ -63,7 +63,7 @@ class ShrinkHandler:
             raise ValueError("Argument pruner: with keep_dense=True values come back, but what is sliced off cannot")
         self.reports: list[Report] = []
         self._pruner, self._inputs = pruner, example_inputs
-        self._ema = [ema] if isinstance(ema, nn.Module) else list(ema or ())
+        self._ema = as_copies(ema)
         self.left: dict[str, dict[int, Tensor]] = {}
         self._progress = Progress()
         self._attachment: Attachment | None = None
@@ -172,9 +172,14 @@ class ShrinkHandler:
         assert structure is not None
         indices = from_plain(state["left"], pruner._model)
         kept = structure.kept_by(indices)
-        surgeries = [Surgery(pruner._model, pruner._optimizers), *(Surgery(unwrap(each)) for each in self._ema)]
-        for surgery in surgeries:
-            surgery.slice(indices)
+        surgeries = [Surgery(pruner._model, pruner._optimizers), *(Surgery(each) for each in self._ema)]
+        try:
+            for surgery in surgeries:
+                surgery.slice(indices)
+        except Exception:
+            for surgery in reversed(surgeries):
+                surgery.undo()
+            raise
         pruner._follow(structure.sliced(kept), indices)
         self.left = indices
         self._progress.__dict__.update(vars(progress))

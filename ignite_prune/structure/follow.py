@@ -40,7 +40,7 @@ def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     """
     from torch.export.graph_signature import InputKind  # slow to import
 
-    exported = _exported(_twin(model).eval(), args, kwargs)
+    exported = _exported(model, args, kwargs)
     units, unknown = Units(), list[str]()
     held, modules = _fresh(model, units), dict(model.named_modules())
     _freeze_attention(modules, held, units)
@@ -50,7 +50,8 @@ def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         if node.op == "placeholder":
             spec = given[node.name]
             known = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
-            values[node] = Value(held[spec.target]) if known else _fixed(node)
+            masked = spec.kind == InputKind.PARAMETER
+            values[node] = Value(held[spec.target], zero=masked) if known else _fixed(node)
         elif node.op == "call_function":
             values[node] = _called(node, values, units, unknown, modules)
         elif node.op == "output":
@@ -98,7 +99,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            return torch.export.export(model, args, dict(kwargs), strict=False)
+            return torch.export.export(_twin(model).eval(), args, dict(kwargs), strict=False)
     except Exception as error:
         raise ValueError(
             "The model cannot be exported by torch.export, so its structure is not known; structure.declare(model, "

@@ -129,6 +129,9 @@ class Structure:
         Raises:
             ValueError: masks that are not made of whole units.
         """
+        unknown = set(masks) - set(self.shapes)
+        if unknown:
+            raise ValueError(f"The model has no parameter {min(unknown)!r}; {near(min(unknown), list(self.shapes))}")
         kept = {group.name: self._alive(group, masks) for group in self}
         for name, mask in self.masks(kept).items():
             if name in masks and not torch.equal(mask, masks[name].cpu()):

@@ -59,9 +59,11 @@ def load_shrunk(
     left = state["left"] if "left" in state else state["shrinker"]["left"]
     surgery = Surgery(model)
     surgery.slice(from_plain(left, model))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
         model.load_state_dict(state["model"], strict=strict)
     except RuntimeError as error:
+        model.load_state_dict(before)  # torch copies what fits before it raises
         surgery.undo()
         raise ValueError(f"The weights do not fit the model: {error}") from error
     return fresh_model

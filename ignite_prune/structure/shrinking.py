@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from ignite_prune.optimizer_state import as_optimizers
 from ignite_prune.select import named_parameters, unwrap
@@ -98,16 +100,20 @@ def shrink(
     _check_not_empty(structure, kept)
     optimizers = as_optimizers(optimizer)
     _check_optimizers(model, optimizers)
-    copies = [ema] if isinstance(ema, nn.Module) else list(ema or ())
+    copies = as_copies(ema)
     indices = structure.indices(kept)
     before = _count(model)
-    expected, flops = _masked_outputs(model, structure.masks(kept), example_inputs)
-    surgeries = [Surgery(model, optimizers), *(Surgery(unwrap(each)) for each in copies)]
+    twin = _masked(model, {**_masks(masks), **structure.masks(kept)})
+    expected, flops = _outputs(twin, example_inputs)
+    trains = model.training and _trains(twin, example_inputs)
+    surgeries = [Surgery(model, optimizers), *(Surgery(each) for each in copies)]
     try:
         for surgery in surgeries:
             surgery.slice(indices)
         found, fewer = _outputs(model, example_inputs)
         error = _difference(found, expected)
+        if trains and not _trains(model, example_inputs):
+            raise ValueError("in training mode it fails, where the masked model does not")
     except Exception as problem:
         for surgery in reversed(surgeries):
             surgery.undo()
@@ -118,6 +124,12 @@ def shrink(
         raise ValueError(f"The sliced model's outputs differ from the masked model's by {error:.1e}; it was put back")
     units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
     return Report(units, (before, _count(model)), (flops, fewer), error, indices)
+
+
+def as_copies(ema: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
+    """Return averaged copies as a list of models, out of torch's own wrapper."""
+    listed = [ema] if isinstance(ema, nn.Module) else list(ema or ())
+    return [unwrap(each.module if isinstance(each, AveragedModel) else each) for each in listed]
 
 
 def _masks(masks: Any) -> Mapping[str, Tensor]:
@@ -145,14 +157,25 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _masked_outputs(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Any) -> tuple[list[Tensor], int]:
-    """Run a copy in which only what is masked is copied."""
+def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy with masked weights; the others are over the same memory."""
     memo: dict[int, Any] = {}
     with torch.no_grad():
         for name, parameter in named_parameters(model).items():
             values = parameter * masks[name].to(parameter.device) if name in masks else parameter.detach()
             memo[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
-    return _outputs(copy.deepcopy(model, memo), example_inputs)
+    return copy.deepcopy(model, memo)
+
+
+def _trains(model: nn.Module, example_inputs: Any) -> bool:
+    """Whether a copy of a model runs in training mode, where its program may be another."""
+    args, kwargs = as_arguments(example_inputs)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            copy.deepcopy(model).train()(*args, **kwargs)
+    except Exception:  # BatchNorm, of a batch of one, say
+        return False
+    return True
 
 
 def _outputs(model: nn.Module, example_inputs: Any) -> tuple[list[Tensor], int]:
@@ -161,6 +184,7 @@ def _outputs(model: nn.Module, example_inputs: Any) -> tuple[list[Tensor], int]:
 
     args, kwargs = as_arguments(example_inputs)
     modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with torch.no_grad(), torch.random.fork_rng(), FlopCounterMode(display=False) as counter:
             torch.manual_seed(0)
@@ -168,6 +192,9 @@ def _outputs(model: nn.Module, example_inputs: Any) -> tuple[list[Tensor], int]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for buffer, before in buffers:  # a forward may count its calls
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -177,22 +204,33 @@ def _tensors(value: Any) -> list[Tensor]:
         return [each for held in value.values() for each in _tensors(held)]
     if isinstance(value, (tuple, list)):
         return [each for held in value for each in _tensors(held)]
-    return []
+    return [each for held in getattr(value, "__dict__", {}).values() for each in _tensors(held)]
 
 
 def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     worst = 0.0
+    if not expected:
+        raise ValueError("its outputs hold no tensor to compare")
     if len(found) != len(expected):
         raise ValueError(f"it gives {len(found)} outputs instead of {len(expected)}")
     for mine, its in zip(found, expected):
         if mine.shape != its.shape:
             raise ValueError(f"an output has the shape {tuple(mine.shape)} instead of {tuple(its.shape)}")
-        if mine.is_floating_point() and mine.numel():
-            scale = max(float(its.abs().max()), 1e-12)
-            worst = max(worst, float((mine.double() - its.double()).abs().max()) / scale)
+        worst = max(worst, _relative(mine, its))
     return worst
+
+
+def _relative(mine: Tensor, its: Tensor) -> float:
+    """Return the greatest difference over the greatest number; infinite where NaN and infinity are not alike."""
+    if mine.is_complex():
+        mine, its = torch.view_as_real(mine), torch.view_as_real(its)
+    finite = its.isfinite()
+    if not torch.equal(mine.isfinite(), finite) or not torch.allclose(mine[~finite], its[~finite], equal_nan=True):
+        return math.inf
+    mine, its = mine[finite].double(), its[finite].double()
+    return float((mine - its).abs().max()) / max(float(its.abs().max()), 1e-12) if its.numel() else 0.0
 
 
 def _tolerance(model: nn.Module) -> float:
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    return max((torch.finfo(kind).eps for kind in kinds), default=1e-6) * 1e4
+    return min(max((torch.finfo(kind).eps for kind in kinds), default=1e-7) * 1e4, 0.05)

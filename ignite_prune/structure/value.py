@@ -23,7 +23,8 @@ class Value:
 
     Args:
         dims: ids of each dimension's indices.
-        zero: whether a masked unit's entries are 0 here, as a sum over units then may run over what is left alone.
+        zero: whether a masked unit's entries are 0 here whichever dimension it lies along, as in a parameter and what
+            is made of it by moving its entries: a sum over units then may run over what is left alone.
     """
 
     dims: tuple[Dim, ...]

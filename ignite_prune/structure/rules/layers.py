@@ -14,13 +14,13 @@ def linear(op: Op, x: Value, weight: Value, bias: Value | None = None) -> Value:
     op.tie(x.dims[-1], inputs)
     if bias is not None:
         op.tie(outputs, bias.dims[0])
-    return Value((*x.dims[:-1], outputs), zero=True)
+    return Value((*x.dims[:-1], outputs))
 
 
 def addmm(op: Op, bias: Value, x: Value, weight: Value, **kwargs: Any) -> Value:
     op.tie(x.dims[1], weight.dims[0])
     op.tie(weight.dims[1], bias.dims[-1])
-    return Value((x.dims[0], weight.dims[1]), zero=True)
+    return Value((x.dims[0], weight.dims[1]))
 
 
 def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *args: Any, **kwargs: Any) -> Value:
@@ -47,10 +47,12 @@ def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *
 def _convolved(op: Op, x: Value, weight: Value, batch: int, outputs: Dim, bias: Value | None) -> Value:
     for kernel in weight.dims[2:]:
         op.freeze(kernel, "has it as its kernel")
+    for each in (*x.dims[:batch], *x.dims[batch + 1 :]):
+        op.freeze(each, "goes over it")
     if bias is not None:
         op.tie(outputs, bias.dims[0])
     space = op.shapes[0][batch + 1 :]
-    return Value((*x.dims[:batch], outputs, *(fixed(size) for size in space)), zero=True)
+    return Value((*x.dims[:batch], outputs, *(fixed(size) for size in space)))
 
 
 def _grouped(op: Op, inputs: Dim, within: Dim, outputs: Dim, groups: int) -> None:
@@ -71,7 +73,9 @@ def batch_norm(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
     for each in args[:4]:
         if isinstance(each, Value):
             op.tie(x.dims[1], each.dims[0])
-    return Value(x.dims, zero=True)
+    for dim in (x.dims[0], *x.dims[2:]):
+        op.freeze(dim, "takes statistics over it")
+    return Value(x.dims)
 
 
 def layer_norm(op: Op, x: Value, shape: Sequence[int], weight: Value | None = None, *args: Any, **kwargs: Any) -> Value:
@@ -104,7 +108,7 @@ def instance_norm(op: Op, x: Value, *args: Any) -> Value:
 
 def embedding(op: Op, weight: Value, indices: Value, *args: Any) -> Value:
     op.freeze(weight.dims[0], "looks its rows up")
-    return Value((*indices.dims, weight.dims[1]), zero=True)
+    return Value((*indices.dims, weight.dims[1]))
 
 
 def prelu(op: Op, x: Value, weight: Value) -> Value:
@@ -124,32 +128,38 @@ def attention(
         queries, keys, values = query.dims[-3], key.dims[-3], value.dims[-3]
         op.tie(keys, values)
         op.tie(queries, keys.repeat_interleave(len(queries) // max(1, len(keys))))
-    op.freeze(query.dims[-1], "scales by its size")
-    op.freeze(key.dims[-1], "scales by its size")
+    for each in (query, key):
+        op.freeze(each.dims[-1], "scales by its size")
+    for each in (query, key, value):
+        op.freeze(each.dims[-2], "attends over it")
     if mask is not None:
         for a, b in zip(reversed(mask.dims[:-2]), reversed(query.dims[:-2])):
             if len(a) > 1:
                 op.tie(a, b)
         for dim in mask.dims[-2:]:
             op.freeze(dim, "masks positions")
-    return Value((*query.dims[:-1], value.dims[-1]), value.zero)
+    return Value((*query.dims[:-1], value.dims[-1]))
 
 
 def lstm(op: Op, x: Value, hidden: Sequence[Value], weights: Sequence[Value], *args: Any) -> list[Value]:
-    return _recurrent(op, x, weights, args, gates=4, states=2)
+    return _recurrent(op, x, hidden, weights, args, gates=4)
 
 
 def gru(op: Op, x: Value, hidden: Value, weights: Sequence[Value], *args: Any) -> list[Value]:
-    return _recurrent(op, x, weights, args, gates=3, states=1)
+    return _recurrent(op, x, [hidden], weights, args, gates=3)
 
 
-def _recurrent(op: Op, x: Value, weights: Sequence[Value], args: Sequence[Any], gates: int, states: int) -> list[Value]:
+def _recurrent(
+    op: Op, x: Value, hidden: Sequence[Value], weights: Sequence[Value], args: Sequence[Any], gates: int
+) -> list[Value]:
     """Tie a hidden unit's gates; the layers' widths must be alike, as they are one attribute."""
     biased, layers, _, _, bidirectional = args[0], args[1], *args[2:5]
     directions = 2 if bidirectional else 1
     per = 4 if biased else 2
     if len(weights) != per * layers * directions:
-        return op.freeze_all([x, *weights], "has projections")
+        return op.freeze_all([x, *hidden, *weights], "has projections")
+    for dim in (*x.dims[:-1], *(dim for state in hidden for dim in state.dims[:-1])):
+        op.freeze(dim, "goes over it")
     below, unit = x.dims[-1], weights[1].dims[1]
     for layer in range(layers):
         for direction in range(directions):
@@ -160,8 +170,11 @@ def _recurrent(op: Op, x: Value, weights: Sequence[Value], args: Sequence[Any], 
             for each in (into, within, *biases):
                 op.tie(each.dims[0], unit.repeat(gates))
         below = unit.repeat(directions)
+    for state in hidden:
+        if not op.is_frozen(state.dims[-1]):  # learnt, not zeros as wide as an attribute says
+            op.tie(state.dims[-1], unit)
     out = Value((*x.dims[:-1], below))
-    return [out, *(Value((*(fixed(n) for n in op.shapes[1][:-1]), unit)) for _ in range(states))]
+    return [out, *(Value((*(fixed(n) for n in op.shapes[1][:-1]), unit)) for _ in hidden)]
 
 
 RULES: dict[str, Rule] = {

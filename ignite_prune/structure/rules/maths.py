@@ -24,7 +24,7 @@ def elementwise(op: Op, *args: Any, **kwargs: Any) -> Value:
     values = [each for each in args if isinstance(each, Value)]
     rank = max(len(each.dims) for each in values)
     dims = [_together(op, [each.dims[d] for each in values if len(each.dims) >= -d]) for d in range(-rank, 0)]
-    return Value(tuple(dims), _stays_zero(op.name, args, rank))
+    return Value(tuple(dims))
 
 
 def _together(op: Op, dims: Sequence[Dim]) -> Dim:
@@ -36,18 +36,6 @@ def _together(op: Op, dims: Sequence[Dim]) -> Dim:
         if len(dim) < size:
             op.freeze(dim, "broadcasts it")
     return wide[0]
-
-
-def _stays_zero(name: str, args: Sequence[Any], rank: int) -> bool:
-    def is_zero(each: Any) -> bool:
-        return each == 0 if not isinstance(each, Value) else each.zero
-
-    first, second = is_zero(args[0]), is_zero(args[1]) if len(args) > 1 else True
-    if name in ("mul", "mul_"):
-        return first or second
-    if name in ("div", "div_"):
-        return first
-    return name in ("add", "add_", "sub", "sub_", "maximum", "minimum", "max", "min") and first and second
 
 
 def where(op: Op, condition: Value, first: Any, second: Any) -> Value:
@@ -95,7 +83,7 @@ def pool(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value | list[Value]:
 
 
 def matmul(op: Op, first: Value, second: Value) -> Value:
-    """Multiply: what is summed over may go where either factor is 0 then."""
+    """Multiply: what is summed over may go where a factor is a parameter, as its mask makes it 0 there."""
     if len(first.dims) == 1 or len(second.dims) == 1:
         return op.freeze_all([first, second], "multiplies vectors")[0]
     op.tie(first.dims[-1], second.dims[-2])
@@ -150,16 +138,16 @@ def like(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
 
 _KEEP_ZERO = (
     "relu", "relu_", "relu6", "relu6_", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "gelu", "silu",
-    "silu_", "mish", "mish_", "hardswish", "hardswish_", "tanh", "tanh_", "hardtanh", "hardtanh_", "dropout",
+    "silu_", "mish", "mish_", "hardswish", "hardswish_", "tanh", "tanh_", "dropout",
     "dropout_", "neg", "abs", "square", "sqrt", "sin", "erf", "clone", "contiguous", "detach", "detach_", "alias",
-    "to", "_to_copy", "type_as", "float", "sign", "lift_fresh_copy", "lift_fresh", "feature_dropout", "alpha_dropout",
+    "to", "_to_copy", "type_as", "float", "sign", "lift_fresh_copy", "lift_fresh", "feature_dropout",
     "floor", "round", "nan_to_num", "softsign", "hardshrink", "softshrink", "tanhshrink", "tril", "triu",
     "zeros_like",
 )  # fmt: skip
 _MOVE_ZERO = (
-    "sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "exp", "log", "log1p", "rsqrt", "reciprocal", "cos",
-    "softplus", "clamp", "clamp_", "clamp_min", "clamp_max", "logical_not", "bitwise_not", "isnan", "isinf",
-    "log_sigmoid", "threshold",
+    "sigmoid", "sigmoid_", "hardtanh", "hardtanh_", "alpha_dropout", "hardsigmoid", "hardsigmoid_", "exp", "log",
+    "log1p", "rsqrt", "reciprocal", "cos", "softplus", "clamp", "clamp_", "clamp_min", "clamp_max", "logical_not",
+    "bitwise_not", "isnan", "isinf", "log_sigmoid", "threshold",
 )  # fmt: skip
 _ELEMENTWISE = (
     "add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "pow", "maximum", "minimum", "eq", "ne", "lt",
