@@ -15,7 +15,7 @@ from ignite_prune.evidence.gradients import check_memory
 from ignite_prune.evidence.uses import Use
 from ignite_prune.saliency.needs import Moments, Need
 
-_PIECE = 1 << 17  # entries that stay in a core's cache
+_PIECE = 1 << 18  # entries that stay in a core's cache
 
 
 class InputGatherer(Gatherer):

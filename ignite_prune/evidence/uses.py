@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ class Use:
     Attributes:
         kind: ``"linear"``, ``"matmul"`` (also mm, addmm and ``@``), ``"conv1d"`` ... ``"conv_transpose3d"``.
         input: what went in; for a linear use (..., in), for a convolution (batch, in, *space) or without a batch.
-        output: what came out, the call's own result; an in-place operation may overwrite it later.
+        output: what came out, the call's own result; an in-place operation may overwrite it; None before.
         stride: of a convolution, one a dim; () for a linear use.
         padding: of a convolution, one a dim, or ``"same"`` or ``"valid"``.
         dilation: of a convolution, one a dim.
@@ -29,7 +30,7 @@ class Use:
 
     kind: str
     input: Tensor
-    output: Tensor
+    output: Any = None
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] | str = ()
     dilation: tuple[int, ...] = ()
@@ -53,14 +54,14 @@ def used_weight(call: Call, notes: Notes) -> Weight | None:
     return None if note is None else note.weight
 
 
-def read_use(call: Call, weight: Weight, output: Tensor) -> Use:
-    """Return the record of a call that :func:`used_weight` has found to be a layer."""
+def read_use(call: Call, weight: Weight) -> Use:
+    """Return the record of a call that :func:`used_weight` has found to be a layer, before it runs."""
     if call.op == "linear":
-        return Use("linear", call.input, output, transposed=weight.turned, rows=weight.rows)
+        return Use("linear", call.input, transposed=weight.turned, rows=weight.rows)
     if call.op in _PRODUCTS:
         position, name, _, _ = _PRODUCTS[call.op]
         taken = call.argument(position, name)
-        return Use("matmul", taken, output, transposed=not weight.turned, rows=weight.rows)
+        return Use("matmul", taken, transposed=not weight.turned, rows=weight.rows)
     dims = int(call.op[-2])
     transposed = "transpose" in call.op
     dilation, groups = (7, 6) if transposed else (5, 6)
@@ -68,7 +69,6 @@ def read_use(call: Call, weight: Weight, output: Tensor) -> Use:
     return Use(
         call.op,
         call.input,
-        output,
         stride=_tuple(call.argument(3, "stride", 1), dims),
         padding=padding if isinstance(padding, str) else _tuple(padding, dims),
         dilation=_tuple(call.argument(dilation, "dilation", 1), dims),

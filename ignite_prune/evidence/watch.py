@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Watch(TorchFunctionMode):
 
     Args:
         parameters: the selected weights by name.
-        on_input: called as ``on_input(name, use)`` after each use by a linear or convolutional layer.
+        on_input: called as ``on_input(name, use)`` before each use by a linear or convolutional layer.
         on_activation: called as ``on_activation(name, activation, dim, samples)`` once for each use, with the tensor at
             the layer's best evaluation point (see :class:`~ignite_prune.evidence.points.Points`), in the autograd
             graph, the dim of the units, counted from the end, and the dim of the samples: 0, but 1 inside
@@ -136,19 +137,20 @@ class Watch(TorchFunctionMode):
             return self._heads.after(call, result) if self._heads is not None and turns(call) else result
         step = None if self._points is None else self._points.before(call)
         weight = used_weight(call, self._notes)
+        use = None if weight is None else read_use(call, weight)
+        if weight is not None and use is not None and self._on_input is not None:
+            self._on_input(weight.name, use)  # before the layer runs: its input is in the cache still
         result = call.func(*call.args, **call.kwargs)
         if step is not None and self._points is not None:
             self._points.after(step, result)
-        if weight is not None:
-            self._used(weight.name, read_use(call, weight, result))
+        if weight is not None and use is not None:
+            self._used(weight.name, replace(use, output=result))
             return result
         self._derived_or_unknown(call, result)
         return result if self._heads is None else self._heads.after(call, result)
 
     def _used(self, name: str, use: Use) -> None:
         self.uses[name] = self.uses.get(name, 0) + 1
-        if self._on_input is not None:
-            self._on_input(name, use)
         if self._points is not None and use.rows is None:
             self._points.start(name, use.output, unit_dim(use.kind), self._batches[-1] if self._batches else None)
         if self._heads is not None:
