@@ -23,9 +23,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
+from command_line import Parser
 from compare_methods import (
     AT_INIT,
     BATCH_NORM,
@@ -225,11 +226,6 @@ def _results(jobs: Sequence[tuple[str, Settings, int]], workers: int) -> Iterato
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help explains every option)\n")
 
 
 def make_parser() -> Parser:

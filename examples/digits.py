@@ -15,9 +15,10 @@ import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
+from command_line import Parser
 from digits_report import History, report
 from ignite.engine import Engine, Events, create_supervised_evaluator, create_supervised_trainer
 from ignite.handlers import Checkpoint, DiskSaver, PiecewiseLinear, ProgressBar, global_step_from_engine
@@ -202,11 +203,6 @@ def train_sparse(
         trainer.run(data.train, max_epochs=settings.epochs)
     pruner.finalize()
     return model, pruner, trainer.state.history
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help explains every option)\n")
 
 
 def make_parser() -> Parser:

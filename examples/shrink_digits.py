@@ -17,9 +17,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
+from command_line import Parser
 from compare_nets import Data, accuracy, load_data
 from ignite.engine import Engine, Events, create_supervised_trainer
 from ignite.handlers import PiecewiseLinear, ProgressBar
@@ -180,11 +181,6 @@ def export(model: Net, shrinker: ShrinkHandler, data: Data, path: Path) -> Expor
     images = data.test[0][0]
     with torch.no_grad():
         return Export(path, torch.equal(loaded(images), model.eval()(images)))
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help explains every option)\n")
 
 
 def make_parser() -> Parser:

@@ -23,6 +23,19 @@ def small_net(seed: int = 0) -> nn.Sequential:
     )
 
 
+class Net(nn.Module):
+    """Layers by keyword, and a forward function of ``(net, *inputs)``."""
+
+    def __init__(self, forward: Any, **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(self, *inputs)
+
+
 class Attention(nn.Module):
     """Self-attention over the channels of :func:`batches`' images: heads 8, of 8 each."""
 

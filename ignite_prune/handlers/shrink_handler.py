@@ -13,7 +13,7 @@ from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.structure import Indices, Report, shrink
 from ignite_prune.structure.kept import from_plain, then, to_plain
 from ignite_prune.structure.shrinking import as_copies
-from ignite_prune.structure.slicing import Surgery
+from ignite_prune.structure.slicing import Surgery, undone_on_error
 
 
 class ShrinkHandler:
@@ -173,13 +173,9 @@ class ShrinkHandler:
         indices = from_plain(state["left"], pruner._model)
         kept = structure.kept_by(indices)
         surgeries = [Surgery(pruner._model, pruner._optimizers), *(Surgery(each) for each in self._ema)]
-        try:
+        with undone_on_error(surgeries):
             for surgery in surgeries:
                 surgery.slice(indices)
-        except Exception:
-            for surgery in reversed(surgeries):
-                surgery.undo()
-            raise
         pruner._follow(structure.sliced(kept), indices)
         self.left = indices
         self._progress.__dict__.update(vars(progress))

@@ -11,7 +11,7 @@ from torch import nn
 
 from ignite_prune.select import unwrap
 from ignite_prune.structure.kept import from_plain, to_plain
-from ignite_prune.structure.slicing import Indices, Surgery
+from ignite_prune.structure.slicing import Indices, Surgery, undone_on_error
 
 
 def shrunk_state(model: nn.Module, indices: Indices) -> dict[str, Any]:
@@ -58,12 +58,12 @@ def load_shrunk(
     model = unwrap(fresh_model)
     left = state["left"] if "left" in state else state["shrinker"]["left"]
     surgery = Surgery(model)
-    surgery.slice(from_plain(left, model))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    try:
-        model.load_state_dict(state["model"], strict=strict)
-    except RuntimeError as error:
-        model.load_state_dict(before)  # torch copies what fits before it raises
-        surgery.undo()
-        raise ValueError(f"The weights do not fit the model: {error}") from error
+    with undone_on_error([surgery]):
+        surgery.slice(from_plain(left, model))
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        try:
+            model.load_state_dict(state["model"], strict=strict)
+        except RuntimeError as error:
+            model.load_state_dict(before)  # torch copies what fits before it raises
+            raise ValueError(f"The weights do not fit the model: {error}") from error
     return fresh_model

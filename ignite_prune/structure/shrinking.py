@@ -14,10 +14,11 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from ignite_prune.evidence.batch import undisturbed
 from ignite_prune.optimizer_state import as_optimizers
 from ignite_prune.select import named_parameters, unwrap
 from ignite_prune.structure.groups import Kept, Structure, as_arguments, trace
-from ignite_prune.structure.slicing import Indices, Surgery
+from ignite_prune.structure.slicing import Indices, Surgery, undone_on_error
 
 
 @dataclass(frozen=True)
@@ -107,21 +108,20 @@ def shrink(
     expected, flops = _outputs(twin, example_inputs)
     trains = model.training and _trains(twin, example_inputs)
     surgeries = [Surgery(model, optimizers), *(Surgery(each) for each in copies)]
-    try:
-        for surgery in surgeries:
-            surgery.slice(indices)
-        found, fewer = _outputs(model, example_inputs)
-        error = _difference(found, expected)
-        if trains and not _trains(model, example_inputs):
-            raise ValueError("in training mode it fails, where the masked model does not")
-    except Exception as problem:
-        for surgery in reversed(surgeries):
-            surgery.undo()
-        raise ValueError(f"The sliced model does not run, so it was put back: {problem}") from problem
-    if not error <= _tolerance(model):
-        for surgery in reversed(surgeries):
-            surgery.undo()
-        raise ValueError(f"The sliced model's outputs differ from the masked model's by {error:.1e}; it was put back")
+    with undone_on_error(surgeries):
+        try:
+            for surgery in surgeries:
+                surgery.slice(indices)
+            found, fewer = _outputs(model, example_inputs)
+            error = _difference(found, expected)
+            if trains and not _trains(model, example_inputs):
+                raise ValueError("in training mode it fails, where the masked model does not")
+        except Exception as problem:
+            raise ValueError(f"The sliced model does not run, so it was put back: {problem}") from problem
+        if not error <= _tolerance(model):
+            raise ValueError(
+                f"The sliced model's outputs differ from the masked model's by {error:.1e}; it was put back"
+            )
     units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
     return Report(units, (before, _count(model)), (flops, fewer), error, indices)
 
@@ -179,22 +179,13 @@ def _trains(model: nn.Module, example_inputs: Any) -> bool:
 
 
 def _outputs(model: nn.Module, example_inputs: Any) -> tuple[list[Tensor], int]:
-    """Run a model in eval mode, with its FLOPs counted, and leave the modes and random state as they were."""
+    """Run a model in eval mode, with its FLOPs counted; it is left as it was."""
     from torch.utils.flop_counter import FlopCounterMode  # slow to import
 
     args, kwargs = as_arguments(example_inputs)
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(), FlopCounterMode(display=False) as counter:
-            torch.manual_seed(0)
-            return _tensors(model.eval()(*args, **kwargs)), counter.get_total_flops()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for buffer, before in buffers:  # a forward may count its calls
-            if not torch.equal(buffer, before):
-                buffer.copy_(before)
+    with undisturbed(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        torch.manual_seed(0)
+        return _tensors(model(*args, **kwargs)), counter.get_total_flops()
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,8 +41,6 @@ class Surgery:
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer] = ()) -> None:
         self._model, self._optimizers = model, optimizers
         self._undo: list[Callable[[], object]] = []
-        self.exchanged: dict[nn.Parameter, nn.Parameter] = {}
-        """The new parameter of each old one."""
 
     @torch.no_grad()
     def slice(self, indices: Indices) -> None:
@@ -71,7 +70,6 @@ class Surgery:
             parameter.grad = cut(tensor.grad, dims)
         for optimizer in self._optimizers:
             self._undo.append(exchange(optimizer, tensor, parameter, lambda slot: _cut_slot(slot, tensor, dims)))
-        self.exchanged[tensor] = parameter
         return parameter
 
     def _exchange(self, module: nn.Module, new: Mapping[int, Tensor]) -> bool:
@@ -95,6 +93,17 @@ class Surgery:
         """Let a recurrent layer's flat list hold the new weights."""
         self._undo.insert(0, module._init_flat_weights)  # undone last, when the old weights are back
         module._init_flat_weights()
+
+
+@contextmanager
+def undone_on_error(surgeries: Sequence[Surgery]) -> Iterator[None]:
+    """Put everything back where what is inside raises."""
+    try:
+        yield
+    except Exception:
+        for surgery in reversed(surgeries):
+            surgery.undo()
+        raise
 
 
 def _cut_slot(slot: Tensor, parameter: Tensor, dims: Mapping[int, Tensor]) -> Tensor:

@@ -34,6 +34,10 @@ class Value:
     def shape(self) -> tuple[int, ...]:
         return tuple(len(dim) for dim in self.dims)
 
+    def put(self, at: int, *dims: Dim) -> Value:
+        """Return it with other dimensions, or none, in a dimension's place."""
+        return Value((*self.dims[:at], *dims, *self.dims[at + 1 :]), self.zero)
+
     @classmethod
     def fixed(cls, shape: Sequence[int]) -> Value:
         """Return a tensor that no weight decides the shape of."""

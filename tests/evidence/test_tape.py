@@ -10,17 +10,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from ignite_prune.evidence.tape import Cut, Tape
 from ignite_prune.evidence.watch import Watch, watching
-
-
-class Net(nn.Module):
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, *args):
-        return self.function(self, *args)
+from tests.models import Net
 
 
 class Block(nn.Module):

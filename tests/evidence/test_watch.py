@@ -12,19 +12,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from ignite_prune.evidence.watch import Watch, install, watching
-
-
-class Net(nn.Module):
-    """Layers by keyword, and a forward function of ``(net, x)``."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.function(self, x)
+from tests.models import Net
 
 
 class Seen:

@@ -13,6 +13,7 @@ from ignite_prune import PruneHandler, allocation, pattern, saliency, schedule
 from ignite_prune.handlers import ShrinkHandler
 from ignite_prune.structure import declare, load_shrunk, shrink, shrunk_state, trace
 from tests.laws.test_resume import assert_resumes
+from tests.models import Net
 from tests.structure import shrink_run
 from tests.structure.zoo import MODELS, Residual, image
 
@@ -287,19 +288,6 @@ def test_saved_and_loaded(tmp_path):
         load_shrunk(fresh, {})
 
 
-class Program(nn.Module):
-    """Modules, and a function that runs them."""
-
-    def __init__(self, function, **modules):
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x):
-        return self.function(self, x)
-
-
 @dataclass
 class Record:
     logits: torch.Tensor
@@ -324,7 +312,7 @@ def test_what_differs_is_put_back(kind, dtype):
     if dtype == torch.bfloat16 and kind in ("complex", "in training alone"):
         pytest.skip("not in bfloat16")
     torch.manual_seed(0)
-    model = Program(NOT_SEEN_BY_A_NAIVE_CHECK[kind], a=nn.Linear(6, 8), b=nn.Linear(8, 3)).to(dtype).train()
+    model = Net(NOT_SEEN_BY_A_NAIVE_CHECK[kind], a=nn.Linear(6, 8), b=nn.Linear(8, 3)).to(dtype).train()
     x = torch.rand(4, 6).to(dtype)
     structure = declare(model, [{"a.weight": 0, "a.bias": 0, "b.weight": 1}])
     masks = structure.masks({"a.weight": torch.arange(8) % 2 == 0})
@@ -359,14 +347,14 @@ FROZEN = {
 @pytest.mark.parametrize("kind", FROZEN)
 def test_what_cannot_be_exact_is_frozen(kind):
     a, n, x, function = FROZEN[kind]()
-    assert "a.weight" not in trace(Program(function, a=a, n=n, b=nn.Linear(8, 3)), x).groups
+    assert "a.weight" not in trace(Net(function, a=a, n=n, b=nn.Linear(8, 3)), x).groups
 
 
 def test_a_learnt_initial_state_goes_with_its_units():
     def function(s, x):
         return s.out(s.rnn(x, s.start.expand(-1, len(x), -1).contiguous())[0])
 
-    model = Program(function, rnn=nn.GRU(6, 8, batch_first=True), out=nn.Linear(8, 3)).double()
+    model = Net(function, rnn=nn.GRU(6, 8, batch_first=True), out=nn.Linear(8, 3)).double()
     model.start = nn.Parameter(torch.randn(1, 1, 8, dtype=torch.float64))
     x = torch.randn(4, 5, 6, dtype=torch.float64)
     structure = trace(model, x)

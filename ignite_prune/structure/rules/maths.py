@@ -105,7 +105,7 @@ def glu(op: Op, x: Value, dim: int = -1) -> Value:
     at = dim % len(x.dims)
     half, gate = x.dims[at].chunk(2)
     op.tie(half, gate)
-    return Value((*x.dims[:at], half, *x.dims[at + 1 :]), x.zero)
+    return x.put(at, half)
 
 
 def cumulative(op: Op, x: Value, dim: int, *args: Any, **kwargs: Any) -> Value:

@@ -103,7 +103,7 @@ def _equal_parts(op: Op, x: Value, at: int, parts: Sequence[Dim]) -> list[Value]
             op.tie(parts[0], part)
     else:
         op.freeze(x.dims[at], "cuts it into unequal parts")
-    return [Value((*x.dims[:at], part, *x.dims[at + 1 :]), x.zero) for part in parts]
+    return [x.put(at, part) for part in parts]
 
 
 def split(op: Op, x: Value, sizes: int | Sequence[int], dim: int = 0) -> list[Value]:
@@ -113,7 +113,7 @@ def split(op: Op, x: Value, sizes: int | Sequence[int], dim: int = 0) -> list[Va
         return _equal_parts(op, x, at, x.dims[at].split(sizes))  # type: ignore[no-untyped-call]
     op.freeze(x.dims[at], "cuts it into parts of sizes that are written in the program")
     parts = x.dims[at].split(sizes if isinstance(sizes, int) else list(sizes))  # type: ignore[no-untyped-call]
-    return [Value((*x.dims[:at], part, *x.dims[at + 1 :]), x.zero) for part in parts]
+    return [x.put(at, part) for part in parts]
 
 
 def cut(op: Op, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Value:
@@ -122,13 +122,13 @@ def cut(op: Op, x: Value, dim: int = 0, start: int | None = None, end: int | Non
     taken = x.dims[at][slice(start, end, step)]
     if len(taken) != len(x.dims[at]):
         op.freeze(x.dims[at], "slices it")
-    return Value((*x.dims[:at], taken, *x.dims[at + 1 :]), x.zero)
+    return x.put(at, taken)
 
 
 def select(op: Op, x: Value, dim: int, index: int) -> Value:
     at = dim % len(x.dims)
     op.freeze(x.dims[at], "takes one index of it")
-    return Value((*x.dims[:at], *x.dims[at + 1 :]), x.zero)
+    return x.put(at)
 
 
 def index(op: Op, x: Value, indices: Sequence[Value | None]) -> Value:
@@ -151,7 +151,7 @@ def index_select(op: Op, x: Value, dim: int, index: Value) -> Value:
     op.freeze(x.dims[at], "looks it up")
     for its in index.dims:
         op.freeze(its, "looks rows up by it")
-    return Value((*x.dims[:at], fixed(op.shapes[0][at]), *x.dims[at + 1 :]), x.zero)
+    return x.put(at, fixed(op.shapes[0][at]))
 
 
 def gather(op: Op, x: Value, dim: int, index: Value, **kwargs: Any) -> Value:
