@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ignite_prune.structure.attention import HeadsAttention
+
 Attributes = dict[str, Any]
 Known = TypeVar("Known")
 
@@ -72,6 +74,12 @@ def _recurrent(module: Any) -> Attributes:
     return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": module.weight_hh_l0.shape[1]}
 
 
+def _attention(module: Any) -> Attributes:
+    embedding, inner = module.out_proj.weight.shape
+    # The last one is why layers around it may not call a kernel that reads the heads from the embedding's width.
+    return {"embed_dim": embedding, "num_heads": inner // module.head_dim, "_qkv_same_embed_dim": False}
+
+
 def _conv1d(module: Any) -> Attributes:
     """Return the widths of transformers' Conv1D, a linear layer the other way round."""
     inputs, outputs = module.weight.shape
@@ -89,6 +97,7 @@ _WIDTHS: dict[type[nn.Module], Callable[[Any], Attributes]] = {
     nn.Embedding: _embedding,
     nn.PReLU: _prelu,
     nn.RNNBase: _recurrent,
+    nn.MultiheadAttention: _attention,
 }
 
 
@@ -171,6 +180,8 @@ def counts(model: nn.Module) -> Iterator[tuple[Any, str, int]]:
     configs: dict[int, Any] = {}
     for path, module in model.named_modules():
         yield from ((module, name, value) for name, value in _told(module))
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, HeadsAttention) for m in module.modules()):
+            yield module, "use_nested_tensor", False  # which only that kernel takes
         for name, value in _told(module, of_config=True):
             for config in _configs(model, path):
                 configs[id(config)] = config

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ignite_prune.structure.attention import take_heads
 from ignite_prune.structure.rules import RULES, Op
 from ignite_prune.structure.units import Units
 from ignite_prune.structure.value import Dim, Value
@@ -43,7 +44,6 @@ def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     exported = _exported(model, args, kwargs)
     units, unknown = Units(), list[str]()
     held, modules = _fresh(model, units), dict(model.named_modules())
-    _freeze_attention(modules, held, units)
     values: dict[fx.Node, Any] = {}
     given = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     for node in exported.graph.nodes:
@@ -60,16 +60,6 @@ def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             values[node] = _fixed(node)
     _freeze_unused(model, held, exported, units)
     return Traced(units, held, unknown)
-
-
-def _freeze_attention(modules: Mapping[str, nn.Module], held: Mapping[str, tuple[Dim, ...]], units: Units) -> None:
-    """Freeze torch's own attention: its function wants three projections, each as wide as the embedding."""
-    for path, module in modules.items():
-        if isinstance(module, nn.MultiheadAttention):
-            why = f"nn.MultiheadAttention in {path} computes its heads from the width of its embedding"
-            for name, _ in module.named_parameters():
-                for dim in held[f"{path}.{name}" if path else name]:
-                    units.freeze(dim, why)
 
 
 def _freeze_unused(model: nn.Module, held: Mapping[str, tuple[Dim, ...]], exported: Any, units: Units) -> None:
@@ -99,7 +89,11 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            return torch.export.export(_twin(model).eval(), args, dict(kwargs), strict=False)
+            twin = _twin(model).eval()
+            take_heads(twin)
+            exported = torch.export.export(twin, args, dict(kwargs), strict=False)
+            exported.graph.eliminate_dead_code()  # what nobody reads holds no unit
+            return exported
     except Exception as error:
         raise ValueError(
             "The model cannot be exported by torch.export, so its structure is not known; structure.declare(model, "

@@ -183,9 +183,14 @@ def _outputs(model: nn.Module, example_inputs: Any) -> tuple[list[Tensor], int]:
     from torch.utils.flop_counter import FlopCounterMode  # slow to import
 
     args, kwargs = as_arguments(example_inputs)
-    with undisturbed(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        torch.manual_seed(0)
-        return _tensors(model(*args, **kwargs)), counter.get_total_flops()
+    kernel = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # which pads its answer otherwise than the layers themselves
+    try:
+        with undisturbed(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            torch.manual_seed(0)
+            return _tensors(model(*args, **kwargs)), counter.get_total_flops()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(kernel)
 
 
 def _tensors(value: Any) -> list[Tensor]:

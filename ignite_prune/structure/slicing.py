@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune.optimizer_state import exchange
+from ignite_prune.structure.attention import HeadsAttention
 from ignite_prune.structure.attributes import counts, widths
 
 Indices = Mapping[str, Mapping[int, Tensor]]
@@ -49,6 +50,8 @@ class Surgery:
         new = {id(named[name]): self._cut(named[name], dims) for name, dims in indices.items()}
         changed = [module for module in self._model.modules() if self._exchange(module, new)]
         for module in changed:
+            if type(module) is nn.MultiheadAttention:
+                self._set(module, "__class__", HeadsAttention)
             for name, value in widths(module).items():
                 self._set(module, name, value)
             if isinstance(module, nn.RNNBase):

@@ -334,25 +334,6 @@ def test_a_class_that_is_not_known_keeps_its_heads(part, kind):
     assert "split in h.0.attn cuts it" in structure.frozen["h.0.attn.c_attn.weight", 1]
 
 
-def test_torchs_own_attention_stays_and_says_why():
-    class Attends(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.wide, self.attention = nn.Linear(6, 16), nn.MultiheadAttention(16, 4, batch_first=True)
-            self.inner, self.out = nn.Linear(16, 8), nn.Linear(8, 3)
-
-        def forward(self, x):
-            x = self.wide(x)
-            return self.out(self.inner(self.attention(x, x, x, need_weights=False)[0]).relu())
-
-    model, x = Attends().double(), torch.randn(2, 5, 6, dtype=torch.float64)
-    structure = trace(model, x)
-    assert list(structure.groups) == ["inner.weight"]
-    assert "nn.MultiheadAttention in attention" in structure.frozen["attention.in_proj_weight", 0]
-    assert "nn.MultiheadAttention in attention" in structure.frozen["wide.weight", 0]
-    shrink(model, structure.masks(kept(structure)), x, structure=structure)
-
-
 def test_tracing_leaves_the_weights_alone():
     model, x = FAMILIES["MobileNetV2"]()
     held = {name: (id(tensor), tensor.clone()) for name, tensor in model.state_dict(keep_vars=True).items()}

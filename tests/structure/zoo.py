@@ -143,6 +143,47 @@ class Tied(nn.Module):
         return self.out(x + self.outer(F.gelu(self.inner(x)) * self.scale + self.shift))
 
 
+class Attending(nn.Module):
+    """Attention over something else, of other widths, with all that the layer can be asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(
+            16, 4, kdim=6, vdim=10, add_bias_kv=True, add_zero_attn=True, dropout=0.1, batch_first=True
+        )
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x):
+        padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+        padding[0, -2:] = True
+        return self.out(self.attend(x, x[..., :6], x[..., :10], padding)[0])
+
+
+class Embedding(nn.Module):
+    """Attention whose embedding may get narrower too: nothing is normalised over it."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.attend = nn.Linear(6, 16), nn.MultiheadAttention(16, 4, batch_first=True)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.wide(x)
+        return self.out(self.attend(x, x, x, need_weights=False)[0].relu())
+
+
+class Translating(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Transformer(16, 4, 2, 1, 32, batch_first=True)
+
+    def forward(self, x):
+        padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+        padding[0, -2:] = True
+        causal = self.body.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+        return self.body(x, x.flip(1), tgt_mask=causal, src_key_padding_mask=padding, tgt_is_causal=True)
+
+
 def image(size=8):
     return torch.randn(2, 3, size, size, dtype=torch.float64)
 
@@ -167,4 +208,7 @@ MODELS = {
         nn.Sequential(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), nn.Linear(16, 3)),
         torch.randn(2, 5, 16, dtype=torch.float64),
     ),
+    "attention": lambda: (Attending(), torch.randn(2, 5, 16, dtype=torch.float64)),
+    "attention, any width": lambda: (Embedding(), torch.randn(2, 5, 6, dtype=torch.float64)),
+    "encoder and decoder": lambda: (Translating(), torch.randn(2, 5, 16, dtype=torch.float64)),
 }

@@ -1,0 +1,109 @@
+"""torch's attention, with as many heads as its weights have."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class HeadsAttention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` that reads how many heads there are from its weights, not from the embedding's width.
+
+    ``nn.MultiheadAttention`` wants as many numbers in all heads as in an embedding, so that a head less fails. Tracing
+    follows this one instead, and a layer that has lost heads becomes one: same names, same arguments, same answer.
+    A mask of its own for each head is not taken.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend, as ``nn.MultiheadAttention`` does.
+
+        Raises:
+            ValueError: ``is_causal`` without the mask that it speaks of.
+        """
+        if is_causal and attn_mask is None:
+            raise ValueError("Argument is_causal says what attn_mask is; attn_mask should be given too")
+        is_batched, along = query.dim() == 3, 1 if self.batch_first else 0
+        if not is_batched:
+            query, key, value = (each.unsqueeze(1 - along) for each in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        if is_causal and key_padding_mask is None and not need_weights:
+            attn_mask = None
+        else:
+            is_causal = False
+        q, k, v = self._projected(query, key, value, along)
+        bias = _bias(attn_mask, key_padding_mask, q, k)
+        p = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            weights = F.dropout(_weights(q, k, bias), p, training=self.training)
+            out = weights @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, bias, p, is_causal)
+        out = self.out_proj(out.transpose(1, 2).flatten(2))
+        out = out if self.batch_first else out.transpose(0, 1)
+        if is_batched:
+            return out, weights
+        return out.squeeze(1 - along), None if weights is None else weights.squeeze(0)
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor, along: int) -> list[Tensor]:
+        """Return queries, keys and values of every head, ``(batch, heads, length, head_dim)``."""
+        packed = self.in_proj_weight is not None
+        weights = (
+            self.in_proj_weight.chunk(3) if packed else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        )
+        biases: Any = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        parts = [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases)]
+        if not along:
+            parts = [part.transpose(0, 1) for part in parts]
+        if self.bias_k is not None and self.bias_v is not None:
+            for i, more in ((1, self.bias_k), (2, self.bias_v)):
+                parts[i] = torch.cat([parts[i], more.expand(len(parts[i]), -1, -1)], 1)
+        if self.add_zero_attn:
+            parts[1:] = [F.pad(part, (0, 0, 0, 1)) for part in parts[1:]]
+        return [part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts]
+
+
+def _bias(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """Return what is added to the products of queries and keys, ``(batch or 1, 1, queries, keys)``."""
+    if attn_mask is not None and attn_mask.dim() != 2:
+        raise ValueError(
+            f"Argument attn_mask should be (queries, keys), but given {tuple(attn_mask.shape)}: heads have been pruned"
+        )
+    found = None
+    for mask, shape in ((attn_mask, (1, 1, q.shape[-2], -1)), (padding, (q.shape[0], 1, 1, -1))):
+        if mask is not None:
+            added = torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, -math.inf) if _is_bool(mask) else mask
+            added = F.pad(added, (0, k.shape[-2] - mask.shape[-1])).view(shape)
+            found = added if found is None else found + added
+    return found
+
+
+def _is_bool(mask: Tensor) -> bool:
+    return mask.dtype == torch.bool
+
+
+def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    products = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
+    return torch.softmax(products if bias is None else products + bias, -1)
+
+
+def take_heads(model: nn.Module) -> None:
+    """Let every attention layer of torch's own read its heads from its weights."""
+    for module in model.modules():
+        if type(module) is nn.MultiheadAttention:
+            module.__class__ = HeadsAttention
