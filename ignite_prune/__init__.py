@@ -38,6 +38,6 @@ _FILES = {
     "ShrinkHandler": "handlers.shrink_handler",
     "load_shrunk": "structure.load",
     "shrink": "structure.shrinking",
-    "trace": "structure.groups",
+    "trace": "structure.tracing",
 }
 __getattr__ = importer(__name__, _FILES)

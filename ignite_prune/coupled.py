@@ -32,7 +32,7 @@ def divide_units(scorers: Mapping[str, Scorer], masks: Masks, group: Group) -> d
     structure, pattern = group["structure"], group["pattern"]
     units = [structure.groups[name] for name in group["units"]]
     before = structure.kept({name: mask for name, mask in masks.items() if mask is not None})
-    layers = [_layer(each, scorers, before[each.name], pattern) for each in units]
+    layers = [_layer(each, structure, scorers, before[each.name], pattern) for each in units]
     fraction = 1.0 if group["sparsity"] is None else group["sparsity"]
     chosen = {
         layer.name: _with_enough(layer, kept, pattern) for layer, kept in choose(layers, group["allocation"], fraction)
@@ -67,7 +67,9 @@ def unit_scores(units: UnitGroup, scores: Mapping[str, Tensor], pattern: Coupled
     return pattern.together([each.to(found[0].device) for each in found])
 
 
-def _layer(units: UnitGroup, scorers: Mapping[str, Scorer], alive: Tensor, pattern: Coupled) -> Layer:
+def _layer(
+    units: UnitGroup, structure: Structure, scorers: Mapping[str, Scorer], alive: Tensor, pattern: Coupled
+) -> Layer:
     def scores() -> Tensor:
         wanted = {slot.name: scorers[slot.name].scores() for slot in units.slots if slot.name in scorers}
         found = unit_scores(units, wanted, pattern).cpu()
@@ -75,7 +77,8 @@ def _layer(units: UnitGroup, scorers: Mapping[str, Scorer], alive: Tensor, patte
 
     living = int(alive.count_nonzero())
     # Sparsity is a fraction of the units there were at first, whatever has been sliced off since.
-    return Layer(units.name, (units.size,), units.whole, once(scores), None if alive.all() else alive, living)
+    whole = structure.origin.groups[units.name].size
+    return Layer(units.name, (units.size,), whole, once(scores), None if alive.all() else alive, living)
 
 
 def _with_enough(layer: Layer, kept: Tensor, pattern: Coupled) -> Tensor:

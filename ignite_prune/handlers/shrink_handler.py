@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.structure import Indices, Report, shrink
-from ignite_prune.structure.kept import from_plain, then, to_plain
+from ignite_prune.structure.attributes import dropout_rates
+from ignite_prune.structure.kept import from_plain, rates_from_plain, then, to_plain
 from ignite_prune.structure.shrinking import as_copies
 from ignite_prune.structure.slicing import Surgery, undone_on_error
 
@@ -27,6 +28,7 @@ class ShrinkHandler:
         pruner: made with ``structure=``.
         example_inputs: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
         ema: copies of the model, cut alike.
+        scale_dropout: lower the rate of each Dropout module by the fraction of units that it has lost.
 
     Attributes:
         reports: what each slicing did, in this process.
@@ -53,7 +55,12 @@ class ShrinkHandler:
     """
 
     def __init__(
-        self, pruner: PruneHandler, example_inputs: Any, *, ema: nn.Module | Sequence[nn.Module] | None = None
+        self,
+        pruner: PruneHandler,
+        example_inputs: Any,
+        *,
+        ema: nn.Module | Sequence[nn.Module] | None = None,
+        scale_dropout: bool = False,
     ) -> None:
         if not isinstance(pruner, PruneHandler):
             raise TypeError(f"Argument pruner should be a PruneHandler, but given {type(pruner)}")
@@ -62,7 +69,7 @@ class ShrinkHandler:
         if any(group["keep_dense"] for group in pruner.param_groups):
             raise ValueError("Argument pruner: with keep_dense=True values come back, but what is sliced off cannot")
         self.reports: list[Report] = []
-        self._pruner, self._inputs = pruner, example_inputs
+        self._pruner, self._inputs, self._scale_dropout = pruner, example_inputs, scale_dropout
         self._ema = as_copies(ema)
         self.left: dict[str, dict[int, Tensor]] = {}
         self._progress = Progress()
@@ -120,7 +127,13 @@ class ShrinkHandler:
         kept = structure.kept(pruner.masks)
         self._check_hooks(structure.indices(kept))
         report = shrink(
-            pruner._model, pruner.masks, self._inputs, optimizer=pruner._optimizers, ema=self._ema, structure=structure
+            pruner._model,
+            pruner.masks,
+            self._inputs,
+            optimizer=pruner._optimizers,
+            ema=self._ema,
+            structure=structure,
+            scale_dropout=self._scale_dropout,
         )
         if report.indices:
             pruner._follow(structure.sliced(kept), report.indices)
@@ -151,8 +164,9 @@ class ShrinkHandler:
         return {"shrinker": self, **objects}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the indices that are left of the full-size model's tensors, as plain data."""
-        return {"version": 1, "left": to_plain(self.left), "progress": self._progress.state_dict()}
+        """Return the indices that are left of the full-size model's tensors, and Dropout's rates, as plain data."""
+        rates = dropout_rates(self._pruner._model) if self._scale_dropout else {}
+        return {"version": 1, "left": to_plain(self.left), "rates": rates, "progress": self._progress.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Slice a freshly built, full-size model to a checkpoint's shapes; load model and optimizer afterwards.
@@ -171,11 +185,12 @@ class ShrinkHandler:
         pruner, structure = self._pruner, self._pruner.structure
         assert structure is not None
         indices = from_plain(state["left"], pruner._model)
+        rates = rates_from_plain(state.get("rates", {}), pruner._model)
         kept = structure.kept_by(indices)
         surgeries = [Surgery(pruner._model, pruner._optimizers), *(Surgery(each) for each in self._ema)]
         with undone_on_error(surgeries):
             for surgery in surgeries:
-                surgery.slice(indices)
+                surgery.slice(indices, rates)
         pruner._follow(structure.sliced(kept), indices)
         self.left = indices
         self._progress.__dict__.update(vars(progress))

@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING
 from ignite_prune.lazy import importer
 
 if TYPE_CHECKING:
-    from ignite_prune.structure.groups import Slot, Structure, UnitGroup, declare, trace
     from ignite_prune.structure.load import load_shrunk, shrunk_state
     from ignite_prune.structure.shrinking import Report, shrink
     from ignite_prune.structure.slicing import Indices
+    from ignite_prune.structure.slots import Kept, Slot, UnitGroup
+    from ignite_prune.structure.structure import Structure
+    from ignite_prune.structure.tracing import declare, trace
 
 __all__ = [
     "Indices",
+    "Kept",
     "Report",
     "Slot",
     "Structure",
@@ -29,10 +32,11 @@ _FILES = {
     "Report": "shrinking",
     "shrink": "shrinking",
     "Indices": "slicing",
-    "Slot": "groups",
-    "Structure": "groups",
-    "UnitGroup": "groups",
-    "declare": "groups",
-    "trace": "groups",
+    "Kept": "slots",
+    "Slot": "slots",
+    "UnitGroup": "slots",
+    "Structure": "structure",
+    "declare": "tracing",
+    "trace": "tracing",
 }
 __getattr__ = importer(__name__, _FILES)

@@ -75,7 +75,7 @@ class HeadsAttention(nn.MultiheadAttention):
                 parts[i] = torch.cat([parts[i], more.expand(len(parts[i]), -1, -1)], 1)
         if self.add_zero_attn:
             parts[1:] = [F.pad(part, (0, 0, 0, 1)) for part in parts[1:]]
-        return [part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts]
+        return [part.view(*part.shape[:2], -1, self.head_dim).transpose(1, 2) for part in parts]
 
 
 def _bias(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:

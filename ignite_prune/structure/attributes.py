@@ -101,6 +101,13 @@ _WIDTHS: dict[type[nn.Module], Callable[[Any], Attributes]] = {
 }
 
 
+def dropout_rates(model: nn.Module) -> dict[str, float]:
+    """Return what each Dropout module drops, by path."""
+    return {
+        path: module.p for path, module in model.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)
+    }
+
+
 @dataclass(frozen=True)
 class Count:
     """A count of units that a module of transformers tells, and its config.

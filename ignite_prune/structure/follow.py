@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ignite_prune.structure.attention import take_heads
 from ignite_prune.structure.rules import RULES, Op
 from ignite_prune.structure.units import Units
 from ignite_prune.structure.value import Dim, Value
+from ignite_prune.structure.work import Product, products
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,15 @@ class Traced:
         units: the ids.
         held: the ids of every parameter's and buffer's dimensions, by name; of tied ones under every name.
         unknown: operations without a rule, and where they stand.
+        work: the floating-point operations of each, and the dimensions that they are a product of.
+        dropped: the dimensions of what each Dropout module is called with, by its path.
     """
 
     units: Units
     held: Mapping[str, tuple[Dim, ...]]
-    unknown: Sequence[str]
+    unknown: list[str] = field(default_factory=list)
+    work: list[Product] = field(default_factory=list)
+    dropped: dict[str, list[tuple[Dim, ...]]] = field(default_factory=dict)
 
 
 def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
@@ -42,8 +47,8 @@ def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     from torch.export.graph_signature import InputKind  # slow to import
 
     exported = _exported(model, args, kwargs)
-    units, unknown = Units(), list[str]()
-    held, modules = _fresh(model, units), dict(model.named_modules())
+    units, modules = Units(), dict(model.named_modules())
+    traced = Traced(units, _fresh(model, units))
     values: dict[fx.Node, Any] = {}
     given = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     for node in exported.graph.nodes:
@@ -51,18 +56,18 @@ def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             spec = given[node.name]
             known = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
             masked = spec.kind == InputKind.PARAMETER
-            values[node] = Value(held[spec.target], zero=masked) if known else _fixed(node)
+            values[node] = Value(traced.held[spec.target], zero=masked) if known else _fixed(node)
         elif node.op == "call_function":
-            values[node] = _called(node, values, units, unknown, modules)
+            values[node] = _called(node, values, traced, modules)
         elif node.op == "output":
             fx.map_arg(node.args, lambda each: _stay(values[each], units))
         else:
             values[node] = _fixed(node)
-    _freeze_unused(model, held, exported, units)
-    return Traced(units, held, unknown)
+    _freeze_unused(traced.held, exported, units)
+    return traced
 
 
-def _freeze_unused(model: nn.Module, held: Mapping[str, tuple[Dim, ...]], exported: Any, units: Units) -> None:
+def _freeze_unused(held: Mapping[str, tuple[Dim, ...]], exported: Any, units: Units) -> None:
     """Freeze what the forward pass never reads: nothing is known of it."""
     specs = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
     used = [
@@ -118,13 +123,7 @@ def _fixed(node: fx.Node) -> Any:
     return Value.fixed(value.shape) if isinstance(value, Tensor) else value
 
 
-def _called(
-    node: fx.Node,
-    values: Mapping[fx.Node, Any],
-    units: Units,
-    unknown: list[str],
-    modules: Mapping[str, nn.Module],
-) -> Any:
+def _called(node: fx.Node, values: Mapping[fx.Node, Any], traced: Traced, modules: Mapping[str, nn.Module]) -> Any:
     args: Any
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
     if node.target is operator.getitem:
@@ -137,15 +136,19 @@ def _called(
         return made
     name = _name(node.target)
     where = _where(node)
-    op = Op(units, name, where, shapes, modules.get(where.partition("@")[0]))  # "@1": the module's second call
+    path = where.partition("@")[0]  # "@1": the module's second call
+    op = Op(traced.units, name, where, shapes, modules.get(path))
     taken = [each for each in _leaves((args, kwargs)) if isinstance(each, Value)]
     if name in RULES:
         found = RULES[name](op, *args, **kwargs)
     else:
-        unknown.append(op.told)
+        traced.unknown.append(op.told)
         found = op.freeze_all(taken, "is not known")
         found = found if isinstance(made, (list, tuple)) else found[0]
     _check(op, found)
+    traced.work.extend(products(name, args, found))
+    if isinstance(op.module, nn.modules.dropout._DropoutNd) and taken:
+        traced.dropped.setdefault(path, []).append(taken[0].dims)
     return found
 
 

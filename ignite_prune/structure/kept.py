@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune.structure.attributes import dropout_rates
 from ignite_prune.structure.slicing import Indices
 
 
@@ -48,6 +49,24 @@ def from_plain(state: Any, model: nn.Module) -> dict[str, dict[int, Tensor]]:
         for dim, stay in dims.items():
             found.setdefault(name, {})[int(dim)] = _checked(name, int(dim), stay, tensors[name])
     return found
+
+
+def rates_from_plain(state: Any, model: nn.Module) -> dict[str, float]:
+    """Return a checkpoint's rates of Dropout modules, by path.
+
+    Raises:
+        TypeError: not of that form.
+        ValueError: of another model, or out of [0, 1].
+    """
+    known = dropout_rates(model)
+    if not isinstance(state, Mapping) or not all(isinstance(rate, float) for rate in state.values()):
+        raise TypeError("The Dropout rates of a checkpoint should be numbers by path")
+    for path, rate in state.items():
+        if path not in known:
+            raise ValueError(f"The checkpoint was made from another model: this one has no Dropout {path!r}")
+        if not 0 <= rate <= 1:
+            raise ValueError(f"The checkpoint's rate of {path!r} should be in [0, 1], but it is {rate}")
+    return dict(state)
 
 
 def _checked(name: str, dim: int, stay: Any, tensor: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ignite_prune.select import unwrap
-from ignite_prune.structure.kept import from_plain, to_plain
+from ignite_prune.structure.attributes import dropout_rates
+from ignite_prune.structure.kept import from_plain, rates_from_plain, to_plain
 from ignite_prune.structure.slicing import Indices, Surgery, undone_on_error
 
 
@@ -21,7 +22,8 @@ def shrunk_state(model: nn.Module, indices: Indices) -> dict[str, Any]:
         model: the shrunk model.
         indices: ``report.indices`` of one :func:`~ignite_prune.shrink`; of several, ``ShrinkHandler.left``.
     """
-    return {"left": to_plain(indices), "model": unwrap(model).state_dict()}
+    model = unwrap(model)
+    return {"left": to_plain(indices), "rates": dropout_rates(model), "model": model.state_dict()}
 
 
 def load_shrunk(
@@ -56,10 +58,10 @@ def load_shrunk(
     if not isinstance(state, Mapping) or "model" not in state or not ("left" in state or "shrinker" in state):
         raise TypeError("Argument source should hold 'model' and 'left' (see shrunk_state), or 'model' and 'shrinker'")
     model = unwrap(fresh_model)
-    left = state["left"] if "left" in state else state["shrinker"]["left"]
+    cuts = state if "left" in state else state["shrinker"]
     surgery = Surgery(model)
     with undone_on_error([surgery]):
-        surgery.slice(from_plain(left, model))
+        surgery.slice(from_plain(cuts["left"], model), rates_from_plain(cuts.get("rates", {}), model))
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         try:
             model.load_state_dict(state["model"], strict=strict)

@@ -17,8 +17,11 @@ from torch.optim.swa_utils import AveragedModel
 from ignite_prune.evidence.batch import undisturbed
 from ignite_prune.optimizer_state import as_optimizers
 from ignite_prune.select import named_parameters, unwrap
-from ignite_prune.structure.groups import Kept, Structure, as_arguments, trace
+from ignite_prune.structure.attributes import dropout_rates
 from ignite_prune.structure.slicing import Indices, Surgery, undone_on_error
+from ignite_prune.structure.slots import Kept
+from ignite_prune.structure.structure import Structure
+from ignite_prune.structure.tracing import as_arguments, trace
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def shrink(
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     ema: nn.Module | Sequence[nn.Module] | None = None,
     structure: Structure | None = None,
+    scale_dropout: bool = False,
 ) -> Report:
     """Take pruned units out of a model, in place: its weights get smaller, its outputs stay as the masked model's.
 
@@ -70,6 +74,7 @@ def shrink(
         optimizer: those that train the model; they go on with the new parameters.
         ema: copies of the model to be cut alike.
         structure: from :func:`trace`; None: traced here.
+        scale_dropout: lower the rate of each Dropout module by the fraction of units that it has lost.
 
     Returns:
         What the model was and is.
@@ -103,6 +108,8 @@ def shrink(
     _check_optimizers(model, optimizers)
     copies = as_copies(ema)
     indices = structure.indices(kept)
+    rates = dropout_rates(model)
+    rates = {path: rates[path] * left for path, left in structure.rates(kept).items()} if scale_dropout else {}
     before = _count(model)
     twin = _masked(model, {**_masks(masks), **structure.masks(kept)})
     expected, flops = _outputs(twin, example_inputs)
@@ -111,7 +118,7 @@ def shrink(
     with undone_on_error(surgeries):
         try:
             for surgery in surgeries:
-                surgery.slice(indices)
+                surgery.slice(indices, rates)
             found, fewer = _outputs(model, example_inputs)
             error = _difference(found, expected)
             if trains and not _trains(model, example_inputs):
@@ -183,10 +190,14 @@ def _outputs(model: nn.Module, example_inputs: Any) -> tuple[list[Tensor], int]:
     from torch.utils.flop_counter import FlopCounterMode  # slow to import
 
     args, kwargs = as_arguments(example_inputs)
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     kernel = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # which pads its answer otherwise than the layers themselves
     try:
-        with undisturbed(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        # The counter knows attention by its products.
+        counted = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
+        with undisturbed(model), torch.no_grad(), counted[0], counted[1] as counter:
             torch.manual_seed(0)
             return _tensors(model(*args, **kwargs)), counter.get_total_flops()
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,8 +45,13 @@ class Surgery:
         self._undo: list[Callable[[], object]] = []
 
     @torch.no_grad()
-    def slice(self, indices: Indices) -> None:
-        """Cut parameters, their gradients and optimizer slots, buffers, and the attributes that tell widths."""
+    def slice(self, indices: Indices, rates: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Cut parameters, their gradients and optimizer slots, buffers, and the attributes that tell widths.
+
+        Args:
+            indices: which stay.
+            rates: what Dropout modules are to drop, by path.
+        """
         named = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
         new = {id(named[name]): self._cut(named[name], dims) for name, dims in indices.items()}
         changed = [module for module in self._model.modules() if self._exchange(module, new)]
@@ -58,6 +64,8 @@ class Surgery:
                 self._refresh(module)
         for owner, name, value in counts(self._model):
             self._set(owner, name, value)
+        for path, rate in rates.items():
+            self._set(self._model.get_submodule(path), "p", rate)
 
     def undo(self) -> None:
         """Put everything back."""

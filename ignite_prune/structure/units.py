@@ -35,6 +35,9 @@ class Units:
         self._size = 1
         self.reasons: list[tuple[Tensor, str]] = []
 
+    def __len__(self) -> int:
+        return self._size
+
     def new(self, size: int) -> Tensor:
         """Return ``size`` ids that no other index has."""
         first, self._size = self._size, self._size + size

@@ -59,11 +59,16 @@ def test_shrunk_equals_masked(name):
     optimizer = OPTIMIZERS["AdamW"](model.parameters())
     for _ in range(2):
         step(model, optimizer, x)
-    masks = structure.masks(halved(structure))
+    kept = halved(structure)
+    masks = structure.masks(kept)
     twin = masked(copy.deepcopy(model), masks).eval()
     masked(model, masks)
     report = shrink(model, masks, x, optimizer=optimizer)
-    assert report.parameters[1] < report.parameters[0]
+    left = structure.sliced(kept)
+    assert report.parameters == (structure.parameters(), structure.parameters(kept))
+    assert report.flops == (structure.flops(), structure.flops(kept))
+    assert report.flops[1] == left.flops() and report.parameters[1] == left.parameters() < report.parameters[0]
+    assert {n: t.shape for n, t in model.named_parameters()} == {n: left.shapes[n] for n, _ in model.named_parameters()}
     torch.testing.assert_close(model.eval()(x), twin(x), rtol=1e-10, atol=1e-10)
     assert list(model.state_dict()) == keys and type(model) is kind
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -101,6 +106,43 @@ def test_sliced_training_is_masked_training(name):
         step(model, optimizer, x)
         step(twin, twin_optimizer, x)
     torch.testing.assert_close(model(x), twin(x), rtol=1e-10, atol=1e-12)
+
+
+def dropping():
+    torch.manual_seed(0)
+    first, second, third = (nn.Dropout(rate) for rate in (0.4, 0.5, 0.2))
+    layers = nn.Linear(6, 8), first, nn.Linear(8, 10), nn.ReLU(), second, nn.Linear(10, 3), third
+    return nn.Sequential(*layers).double()
+
+
+def test_dropout_follows_where_it_is_asked_to():
+    x, rates = torch.randn(4, 6, dtype=torch.float64), []
+    for scale in (False, True):
+        model = dropping()
+        structure = trace(model, x)
+        kept = {"0.weight": torch.arange(8) < 2, "2.weight": torch.arange(10) < 4}
+        shrink(masked(model, structure.masks(kept)), structure.masks(kept), x, structure=structure, scale_dropout=scale)
+        rates.append((model[1].p, model[4].p, model[6].p))
+    assert rates == [(0.4, 0.5, 0.2), (0.1, 0.2, 0.2)]
+    loaded = load_shrunk(dropping(), shrunk_state(model, structure.indices(kept)))
+    assert (loaded[1].p, loaded[4].p, loaded[6].p) == rates[1]
+    with pytest.raises(ValueError, match="no Dropout"):
+        load_shrunk(dropping(), {**shrunk_state(model, structure.indices(kept)), "rates": {"2": 0.5}})
+
+
+def test_dropout_resumes():
+    def shrinker(model):
+        pruner = PruneHandler(model, structure=trace(model, x), allocation=allocation.Uniform())
+        return pruner, ShrinkHandler(pruner, x, scale_dropout=True)
+
+    x, model, fresh = torch.randn(4, 6, dtype=torch.float64), dropping(), dropping()
+    pruner, handler = shrinker(model)
+    for sparsity in (0.5, 0.75):
+        pruner.step(sparsity)
+        handler.shrink()
+    assert (model[1].p, model[4].p) == pytest.approx((0.4 / 4, 0.5 / 10 * 2))
+    shrinker(fresh)[1].load_state_dict(handler.state_dict())
+    assert (fresh[1].p, fresh[4].p, fresh[6].p) == (model[1].p, model[4].p, model[6].p)
 
 
 def test_what_hangs_on_the_model():

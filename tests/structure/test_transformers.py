@@ -5,7 +5,6 @@ from operator import attrgetter
 
 import pytest
 import torch
-from torch import nn
 
 from ignite_prune.structure import shrink, trace
 from ignite_prune.structure.slicing import Surgery

@@ -1,0 +1,219 @@
+"""What a model's units are, and what goes with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from ignite_prune.select import near
+from ignite_prune.structure.slots import Axis, Kept, UnitGroup, Work
+
+NOTHING: Kept = MappingProxyType({})
+_TOLD = 4
+
+
+class Structure:
+    """The units of a model: what can go as a whole, and what has to stay.
+
+    Made by :func:`trace`.
+
+    Attributes:
+        groups: by name, in the order of the model's parameters.
+        shapes: of every parameter and buffer.
+        frozen: why a parameter's dimension has to stay, by ``(name, dim)``.
+        unknown: operations that are not known, and where they stand.
+        origin: the structure of the model before anything was sliced off: this one, if nothing has been.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[UnitGroup],
+        shapes: Mapping[str, torch.Size],
+        parameters: Collection[str],
+        frozen: Mapping[tuple[str, int], str] = MappingProxyType({}),
+        unknown: Sequence[str] = (),
+        work: Sequence[Work] = (),
+        dropouts: Mapping[str, Sequence[Sequence[Axis]]] = MappingProxyType({}),
+        origin: tuple[Structure, Kept] | None = None,
+    ) -> None:
+        self.groups = {group.name: group for group in groups}
+        self.shapes, self.frozen, self.unknown = dict(shapes), dict(frozen), tuple(dict.fromkeys(unknown))
+        self._parameters, self._work, self._dropouts = frozenset(parameters), tuple(work), dict(dropouts)
+        self.origin, self._left = (self, {}) if origin is None else origin
+
+    def __iter__(self) -> Iterator[UnitGroup]:
+        return iter(self.groups.values())
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def indices(self, kept: Kept) -> dict[str, dict[int, Tensor]]:
+        """Return which indices of which dimensions stay, of every parameter and buffer that loses some."""
+        found: dict[str, dict[int, Tensor]] = {}
+        for name, dims in self._stay(kept).items():
+            cut = {dim: stay.nonzero().squeeze(1) for dim, stay in dims.items() if not stay.all()}
+            if cut:
+                found[name] = cut
+        return found
+
+    def sliced(self, kept: Kept) -> Structure:
+        """Return the structure of the model that is left."""
+        stay = {(name, dim): left for name, dims in self._stay(kept).items() for dim, left in dims.items()}
+        groups = [group.sliced(kept.get(group.name, torch.ones(group.size, dtype=torch.bool)), stay) for group in self]
+        shapes = {
+            name: torch.Size(int(stay[name, d].sum()) if (name, d) in stay else size for d, size in enumerate(shape))
+            for name, shape in self.shapes.items()
+        }
+        origin = self.origin, self._of_origin(kept)
+        return Structure(groups, shapes, self._parameters, self.frozen, self.unknown, origin=origin)
+
+    def parameters(self, kept: Kept = NOTHING) -> int:
+        """Return how many numbers the model's parameters hold where these units are kept; of other groups all."""
+        left = {name: {dim: int(stay.sum()) for dim, stay in dims.items()} for name, dims in self._stay(kept).items()}
+        shapes = ((left.get(name, {}), self.shapes[name]) for name in self._parameters)
+        return sum(math.prod(dims.get(d, size) for d, size in enumerate(shape)) for dims, shape in shapes)
+
+    def flops(self, kept: Kept = NOTHING) -> int:
+        """Return the floating-point operations of a forward pass over the inputs that the model was traced with.
+
+        Those of matrix products, convolutions, attention and recurrent layers; a multiplication and an addition are
+        two.
+
+        Args:
+            kept: which units are; of groups that are not told all.
+
+        Raises:
+            ValueError: a structure that was declared by hand knows no operations.
+        """
+        if not self.origin._work:
+            raise ValueError("No operations are known of this structure, as it was not traced")
+        whole = self._of_origin(kept)
+        return sum(work.left(whole) for work in self.origin._work)
+
+    def rates(self, kept: Kept) -> dict[str, float]:
+        """Return what is left, as a fraction, of the units that each Dropout module drops, where some are gone.
+
+        A module that is called at several places, with other fractions, is left out.
+        """
+        before, after = self._of_origin(NOTHING), self._of_origin(kept)
+        found = {}
+        for path, uses in self.origin._dropouts.items():
+            left = {
+                math.prod(axis.left(after) for axis in axes) / max(1, math.prod(axis.left(before) for axis in axes))
+                for axes in uses
+            }
+            if len(left) == 1 and left != {1.0}:
+                found[path] = left.pop()
+        return found
+
+    def _of_origin(self, kept: Kept) -> dict[str, Tensor]:
+        """Return which units of the origin are left."""
+        found = {}
+        for name, group in self.origin.groups.items():
+            left = self._left.get(name)
+            left = torch.ones(group.size, dtype=torch.bool) if left is None else left.clone()
+            if name in kept:
+                left[left.clone()] = kept[name].cpu()
+            found[name] = left
+        return found
+
+    def masks(self, kept: Kept) -> dict[str, Tensor]:
+        """Return masks, True = kept, of every tensor that has units: they cover all that goes with a unit."""
+        masks = {}
+        for name, dims in self._stay(kept).items():
+            mask = torch.ones(self.shapes[name], dtype=torch.bool)
+            for dim, stay in dims.items():
+                mask &= stay.view([-1 if d == dim else 1 for d in range(mask.dim())])
+            masks[name] = mask
+        return masks
+
+    def kept(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return which units some masks keep.
+
+        Raises:
+            ValueError: masks that are not made of whole units.
+        """
+        unknown = set(masks) - set(self.shapes)
+        if unknown:
+            raise ValueError(f"The model has no parameter {min(unknown)!r}; {near(min(unknown), list(self.shapes))}")
+        kept = {group.name: self._alive(group, masks) for group in self}
+        for name, mask in self.masks(kept).items():
+            if name in masks and not torch.equal(mask, masks[name].cpu()):
+                raise ValueError(
+                    f"The mask of {name!r} is not made of whole units; prune with PruneHandler(structure=...)"
+                )
+        return kept
+
+    def kept_by(self, indices: Mapping[str, Mapping[int, Tensor]]) -> dict[str, Tensor]:
+        """Return which units are left where these indices of the tensors are.
+
+        Raises:
+            ValueError: indices that are not made of whole units.
+        """
+        kept = {}
+        for group in self:
+            kept[group.name] = torch.ones(group.size, dtype=torch.bool)
+            for slot in group.slots:
+                stay = indices.get(slot.name, {}).get(slot.dim)
+                if stay is not None:
+                    gone = torch.ones(len(slot.units), dtype=torch.bool)
+                    gone[stay] = False
+                    kept[group.name][slot.units[gone & (slot.units >= 0)]] = False
+        mine = {name: {d: i.tolist() for d, i in dims.items()} for name, dims in self.indices(kept).items()}
+        if mine != {name: {d: i.tolist() for d, i in dims.items()} for name, dims in indices.items() if dims}:
+            raise ValueError("The checkpoint's kept indices are not whole units of this model's structure")
+        return kept
+
+    def _alive(self, group: UnitGroup, masks: Mapping[str, Tensor]) -> Tensor:
+        """A unit is gone where some parameter has lost all its slices."""
+        alive = torch.ones(group.size, dtype=torch.bool)
+        for slot in group.slots:
+            if slot.name in masks:
+                mask = masks[slot.name].cpu()
+                lives = mask.movedim(slot.dim, 0).reshape(mask.shape[slot.dim], -1).any(1)
+                mine = slot.units >= 0
+                here = torch.zeros(group.size, dtype=torch.bool)
+                here[slot.units[mine & lives]] = True
+                alive &= here
+        return alive
+
+    def _stay(self, kept: Kept) -> dict[str, dict[int, Tensor]]:
+        unknown = set(kept) - set(self.groups)
+        if unknown:
+            raise ValueError(f"There is no group {sorted(unknown)[0]!r}; there are {', '.join(self.groups)}")
+        found: dict[str, dict[int, Tensor]] = {}
+        for name, units in kept.items():
+            for slot in self.groups[name].slots:
+                dims = found.setdefault(slot.name, {})
+                stay = dims.setdefault(slot.dim, torch.ones(len(slot.units), dtype=torch.bool))
+                mine = slot.units >= 0
+                stay[mine] &= units.cpu()[slot.units[mine]]
+        return found
+
+    def __str__(self) -> str:
+        lines = [f"{len(self)} groups of coupled units"]
+        for group in self:
+            lines.append(f"  {group.name}: {group.size} units")
+            for slot in group.slots:
+                mine = int((slot.units >= 0).sum())
+                each = f" × {mine // group.size}" if mine != group.size else ""
+                lines.append(f"      {slot.name}[{slot.dim}]{each}")
+        if self.unknown:
+            lines.append("operations that are not known, which freeze what they touch")
+            lines += [f"  {told}" for told in self.unknown]
+        why: dict[str, list[str]] = {}
+        for (name, dim), told in self.frozen.items():
+            why.setdefault(told, []).append(f"{name}[{dim}]")
+        if why:
+            lines.append("frozen")
+            lines += [f"  {told}: {_some(names)}" for told, names in why.items()]
+        return "\n".join(lines)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+    return ", ".join(names[:_TOLD]) + more

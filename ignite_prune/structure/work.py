@@ -1,0 +1,72 @@
+"""How much an operation computes, and with which dimensions that grows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ignite_prune.structure.value import Dim, Value
+
+Product = tuple[int, tuple[Dim, ...]]
+"""Floating-point operations, two to a multiplication and addition, and the dimensions that they are a product of."""
+
+
+def products(name: str, args: Sequence[Any], out: Any) -> list[Product]:
+    """Return an operation's floating-point operations, none where it multiplies no matrices.
+
+    Args:
+        name: of the operation.
+        args: its own, with a Value for each tensor.
+        out: what its rule gave.
+    """
+    return _WORK[name](out, *args) if name in _WORK else []
+
+
+def _numel(value: Value) -> int:
+    return math.prod(value.shape)
+
+
+def _linear(out: Value, x: Value, weight: Value, *args: Any) -> list[Product]:
+    return [(2 * _numel(out) * weight.shape[1], weight.dims)]
+
+
+def _addmm(out: Value, bias: Value, x: Value, weight: Value) -> list[Product]:
+    return [(2 * _numel(out) * weight.shape[0], weight.dims)]
+
+
+def _conv(out: Value, x: Value, weight: Value, *args: Any) -> list[Product]:
+    return [(2 * _numel(out) * math.prod(weight.shape[1:]), weight.dims[:2])]
+
+
+def _conv_transpose(out: Value, x: Value, weight: Value, *args: Any) -> list[Product]:
+    return [(2 * _numel(x) * math.prod(weight.shape[1:]), weight.dims[:2])]
+
+
+def _matmul(out: Value, first: Value, second: Value) -> list[Product]:
+    return [(2 * _numel(out) * first.shape[-1], (*out.dims, first.dims[-1]))]
+
+
+def _baddbmm(out: Value, added: Value, first: Value, second: Value, *args: Any) -> list[Product]:
+    return _matmul(out, first, second)
+
+
+def _attention(out: Value, query: Value, key: Value, value: Value, *args: Any) -> list[Product]:
+    return [(2 * _numel(each) * key.shape[-2], each.dims) for each in (query, out)]
+
+
+def _recurrent(out: list[Value], x: Value, hidden: Any, weights: Sequence[Value], *args: Any) -> list[Product]:
+    positions = _numel(x) // max(1, x.shape[-1])
+    return [(2 * positions * _numel(weight), weight.dims) for weight in weights if len(weight.dims) == 2]
+
+
+_WORK: dict[str, Callable[..., list[Product]]] = {
+    "linear": _linear,
+    "addmm": _addmm,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
+    **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
+    "baddbmm": _baddbmm,
+    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("lstm", "gru"), _recurrent),
+}
