@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -34,10 +35,39 @@ def divide_units(scorers: Mapping[str, Scorer], masks: Masks, group: Group) -> d
     before = structure.kept({name: mask for name, mask in masks.items() if mask is not None})
     layers = [_layer(each, structure, scorers, before[each.name], pattern) for each in units]
     fraction = 1.0 if group["sparsity"] is None else group["sparsity"]
-    chosen = {
-        layer.name: _with_enough(layer, kept, pattern) for layer, kept in choose(layers, group["allocation"], fraction)
-    }
+    choice = partial(_chosen, layers, group)
+    chosen = choice(fraction) if group["target"] is None else _to_cost(choice, before, layers, group)
     return _spread(structure, {**before, **chosen}, chosen, masks)
+
+
+def _chosen(layers: Sequence[Layer], group: Group, fraction: float) -> dict[str, Tensor]:
+    """Return which units stay, of each layer that gets smaller, where this fraction of units is to go."""
+    found = choose(layers, group["allocation"], fraction)
+    return {layer.name: _with_enough(layer, kept, group["pattern"]) for layer, kept in found}
+
+
+def _to_cost(
+    choice: Callable[[float], dict[str, Tensor]], before: Mapping[str, Tensor], layers: Sequence[Layer], group: Group
+) -> dict[str, Tensor]:
+    """Return the choice of the fewest units that takes the cost down to the target, found by halving."""
+    structure, cost, units = group["structure"], group["target"], sum(layer.units for layer in layers)
+    allowed = (1 - group["sparsity"]) * cost.whole(structure)
+    low, high = 0, units
+    while low < high:
+        middle = (low + high) // 2
+        if cost(structure, {**before, **choice(middle / units)}) <= allowed:
+            high = middle
+        else:
+            low = middle + 1
+    chosen = choice(low / units)
+    if low == units:
+        left = cost(structure, {**before, **chosen})
+        if left > allowed:
+            removed = 1 - left / cost.whole(structure)
+            raise ValueError(
+                f"A sparsity of {group['sparsity']:g} in {cost} is out of reach: no more than {removed:.3f}"
+            )
+    return chosen
 
 
 def unit_scores(units: UnitGroup, scores: Mapping[str, Tensor], pattern: Coupled) -> Tensor:

@@ -17,7 +17,7 @@ from ignite_prune.schedule import Schedule
 from ignite_prune.select import named_parameters, near, select
 
 if TYPE_CHECKING:
-    from ignite_prune.structure import Structure
+    from ignite_prune.structure import Structure, UnitGroup
 
 Group = dict[str, Any]
 """``params`` (names of what is masked), ``scored`` (of what is judged: the same, but where a structure's units reach
@@ -41,10 +41,11 @@ def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
     groups = [_group(model, given, defaults) for given in _as_dicts(params)]
     seen: dict[str, int] = {}
     for index, group in enumerate(groups):
-        for name in group["params"]:
+        for name in group["scored"]:
             if name in seen:
                 raise ValueError(f"Parameter {name!r} appears in group {seen[name]} and again in group {index}")
             seen[name] = index
+    _check_together(groups)
     return groups
 
 
@@ -95,6 +96,29 @@ def _take_structure(model: nn.Module, group: Group) -> None:
     group["scored"] = [name for name in group["params"] if name in selected]
     if isinstance(group["pattern"], Unstructured):
         group["pattern"] = Coupled()
+    if group["target"] is not None and not group["target"].measured and group["sparsity"] is not None:
+        _check_reach(group, units)
+
+
+def _check_together(groups: Sequence[Group]) -> None:
+    """Raise where groups that share a weight cannot go side by side: units of several groups may lie in one."""
+    if len({id(group["structure"]) for group in groups}) > 1:
+        raise ValueError("Argument structure should be the same in every group")
+    if len(groups) > 1 and groups[0]["structure"] is not None:
+        if any(group["target"] is not None for group in groups):
+            raise ValueError("Argument target is what the whole model costs; it should be given with one group alone")
+        if any(group["schedule"] is not None and group["schedule"].regrows for group in groups):
+            raise ValueError("A schedule that lifts masks should be given with one group alone, as they share weights")
+
+
+def _check_reach(group: Group, units: Sequence[UnitGroup]) -> None:
+    """Raise where the fewest units that may be left cost more than is asked for."""
+    structure, pattern, cost = group["structure"], group["pattern"], group["target"]
+    fewest = {each.name: torch.arange(each.size) < pattern.left(0, each.size) for each in units}
+    reach = 1 - cost(structure, fewest) / cost.whole(structure)
+    asked = max([group["sparsity"], group["schedule"](group["schedule"].horizon) if group["schedule"] else 0.0])
+    if asked > reach:
+        raise ValueError(f"A sparsity of {asked:g} in {cost} cannot be reached: what must stay leaves {reach:.3f}")
 
 
 def _check_fit(group: Group, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -141,6 +165,7 @@ def _check_settings(group: Group) -> None:
             "Argument structure should be what trace(model, example_inputs) gives, but given "
             f"{group['structure']!r:.60}"
         )
+    _check_target(group)
     if group["generator"] is not None and not isinstance(group["generator"], torch.Generator):
         raise TypeError(f"Argument generator should be a torch.Generator, but given {group['generator']!r}")
     if not isinstance(group["keep_dense"], bool):
@@ -153,6 +178,22 @@ def _is_structure(value: Any) -> bool:
     from ignite_prune.structure import Structure  # slow to import
 
     return isinstance(value, Structure)
+
+
+def _check_target(group: Group) -> None:
+    if group["target"] is None:
+        return
+    from ignite_prune.structure import Cost  # slow to import
+
+    if not isinstance(group["target"], Cost):
+        raise TypeError(
+            "Argument target should be structure.Parameters(), structure.Flops() or structure.Latency(model, inputs), "
+            f"but given {group['target']!r:.60}"
+        )
+    if group["structure"] is None:
+        raise ValueError("Argument target needs a structure: PruneHandler(..., structure=trace(model, example_inputs))")
+    if group["allocation"].sets_own:
+        raise ValueError(f"Argument target: {group['allocation']} sets a sparsity of its own")
 
 
 def _is_gradual(schedule: Schedule) -> bool:

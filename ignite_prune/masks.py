@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class MaskStore(Mapping[str, Tensor]):
     Args:
         parameters: ``{name: Parameter}``, or a model, whose default selection is taken.
         masks: masks to start from; a parameter without one is dense.
+        whole: how many entries a parameter had before it was sliced; what was cut off counts as pruned.
 
     Raises:
         TypeError: a mask is not a bool tensor.
@@ -35,7 +37,10 @@ class MaskStore(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter] | nn.Module, masks: Mapping[str, Tensor] | None = None
+        self,
+        parameters: Mapping[str, nn.Parameter] | nn.Module,
+        masks: Mapping[str, Tensor] | None = None,
+        whole: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         chosen = select(parameters) if isinstance(parameters, nn.Module) else parameters
         if not isinstance(chosen, Mapping) or not all(isinstance(p, Tensor) for p in chosen.values()):
@@ -45,6 +50,7 @@ class MaskStore(Mapping[str, Tensor]):
         self._parameters: dict[str, nn.Parameter] = dict(chosen)
         self._masks: dict[str, Tensor] = {}  # only where something is pruned
         self._kept = {name: p.numel() for name, p in chosen.items()}
+        self._whole = {**self._kept, **whole}
         self.flips: dict[str, int] = dict.fromkeys(chosen, 0)
         """How many entries of each mask the last update changed."""
         self.changes = 0
@@ -111,11 +117,12 @@ class MaskStore(Mapping[str, Tensor]):
     @property
     def sparsity(self) -> float:
         """The pruned fraction of all parameters together: exact count / exact count."""
-        return _fraction(self.numel - sum(self._kept.values()), self.numel)
+        whole = sum(self._whole.values())
+        return _fraction(whole - sum(self._kept.values()), whole)
 
     def sparsities(self) -> dict[str, float]:
         """Return the pruned fraction of each parameter."""
-        return {name: _fraction(p.numel() - self._kept[name], p.numel()) for name, p in self._parameters.items()}
+        return {name: _fraction(whole - self._kept[name], whole) for name, whole in self._whole.items()}
 
     def update(self, masks: Mapping[str, Tensor], *, copy: bool = True) -> None:
         """Take new masks for the parameters named, all or none.

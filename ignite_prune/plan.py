@@ -34,6 +34,11 @@ class Plan:
     masks: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
 
+    def join(self, masks: Mapping[str, Tensor]) -> None:
+        """Take another group's masks too; units of several groups may lie in one parameter."""
+        for name, mask in masks.items():
+            self.masks[name] = mask & self.masks[name] if name in self.masks else mask
+
 
 def evidence_of(model: nn.Module, groups: Sequence[Group], parameters: Mapping[str, nn.Parameter]) -> Evidence:
     """Return gatherers for all that the groups' saliencies and repairs need."""

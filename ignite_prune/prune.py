@@ -36,7 +36,7 @@ def warn_of_thin(masks: MaskStore, told: set[str]) -> None:
 
 
 if TYPE_CHECKING:
-    from ignite_prune.structure import Structure
+    from ignite_prune.structure import Cost, Structure
 
 
 @overload
@@ -55,6 +55,7 @@ def prune_model(
     prepare_batch: PrepareBatch | None = ...,
     repair: Repair | Sequence[Repair] | None = ...,
     structure: Structure | None = ...,
+    target: Cost | None = ...,
     inplace: Literal[True] = ...,
 ) -> MaskStore: ...
 @overload
@@ -73,6 +74,7 @@ def prune_model(
     prepare_batch: PrepareBatch | None = ...,
     repair: Repair | Sequence[Repair] | None = ...,
     structure: Structure | None = ...,
+    target: Cost | None = ...,
     inplace: Literal[False],
 ) -> tuple[nn.Module, MaskStore]: ...
 def prune_model(
@@ -90,6 +92,7 @@ def prune_model(
     prepare_batch: PrepareBatch | None = None,
     repair: Repair | Sequence[Repair] | None = None,
     structure: Structure | None = None,
+    target: Cost | None = None,
     inplace: bool = True,
 ) -> MaskStore | tuple[nn.Module, MaskStore]:
     """Prune a model in one shot, without an engine: its weights are zeroed, and the masks returned.
@@ -113,6 +116,7 @@ def prune_model(
         prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``.
         repair: one of ``ignite_prune.repair``, or several in order: what makes up for what was pruned.
         structure: from :func:`ignite_prune.structure.trace`: whole units go, with all that hangs on them.
+        target: what the sparsity is a fraction of, instead of units: ``structure.Parameters()``, ``Flops()``, ...
         inplace: prune ``model`` itself; otherwise a deep copy.
 
     Returns:
@@ -131,9 +135,9 @@ def prune_model(
         raise TypeError(f"Argument inplace should be a bool, but given {inplace!r}")
     check_callable("loss_fn", loss_fn)
     check_callable("prepare_batch", prepare_batch)
-    target = unwrap(model) if inplace else copy.deepcopy(unwrap(model))
+    pruned = unwrap(model) if inplace else copy.deepcopy(unwrap(model))
     groups = build(
-        target,
+        pruned,
         params_or_groups,
         sparsity=sparsity,
         saliency=saliency,
@@ -143,6 +147,7 @@ def prune_model(
         generator=generator,
         repair=repair,
         structure=structure,
+        target=target,
         schedule=None,
         keep_dense=False,
     )
@@ -150,14 +155,14 @@ def prune_model(
         if group["sparsity"] is None and not group["allocation"].sets_own:
             raise ValueError(f"Argument sparsity should be given for the group of {group['params'][0]!r}")
         draw(group)
-    parameters = named_parameters(target)
+    parameters = named_parameters(pruned)
     masks = MaskStore({name: parameters[name] for group in groups for name in group["params"]})
-    plan = _planned(target, groups, masks, data, loss_fn, prepare_batch)
+    plan = _planned(pruned, groups, masks, data, loss_fn, prepare_batch)
     masks.update(plan.masks, copy=False)
-    take_values(target, plan)
+    take_values(pruned, plan)
     masks.apply_()
     warn_of_thin(masks, set())
-    return masks if inplace else (target, masks)
+    return masks if inplace else (pruned, masks)
 
 
 def _planned(
@@ -176,7 +181,7 @@ def _planned(
     evidence.sum_over_ranks()
     before, plan = masks.so_far(masks), Plan()
     for group in groups:
-        plan.masks |= plan_masks(group, masks, {name: before[name] for name in group["params"]}, evidence)
+        plan.join(plan_masks(group, masks, {name: before[name] for name in group["params"]}, evidence))
     return repaired(model, groups, masks, before, plan, evidence, as_passes(model, data, loss_fn, prepare_batch))
 
 

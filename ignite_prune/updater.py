@@ -66,7 +66,7 @@ class Updater:
         self._evidence, self._calibration = evidence, calibration
         self._drawn: list[Saliency | None] = [None] * len(groups)
         self._held: dict[str, Tensor] = {}
-        self._settled: dict[str, tuple[float, int]] = {}  # by a group's first parameter: what its last update reached
+        self._settled: dict[str, tuple[float, int]] = {}  # by what a group judges first: what its last update reached
         for group in groups:
             if group["saliency"].randomised and group["generator"] is None:
                 group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
@@ -94,7 +94,7 @@ class Updater:
             asked = self._asked(due, before, ranks)
             plan = Plan()
             for group, last, group_scorers in zip(due, self._groups, asked):
-                plan.masks |= self._divide(group, last["sparsity"], group_scorers)
+                plan.join(self._divide(group, last["sparsity"], group_scorers))
             passes = None if self._calibration is None else self._calibration.passes
             plan = repaired(self._evidence.model, due, self._masks, before, plan, self._evidence, passes)
         except Exception:
@@ -130,7 +130,7 @@ class Updater:
     def _is_due(self, group: Group) -> bool:
         """Whether an update may prune something; where the last one reached just this, it cannot."""
         target = group["sparsity"]
-        reached = self._settled.get(group["params"][0])
+        reached = self._settled.get(group["scored"][0])
         return bool(group["allocation"].sets_own or (target > 0 and reached != self._at(target)))
 
     def _at(self, target: float) -> tuple[float, int]:
@@ -166,7 +166,7 @@ class Updater:
         self._dense.bring_back(before, self._masks)
         if plan.masks:
             self._evidence.used()
-        self._settled = {group["params"][0]: self._at(target) for group, target in zip(self._groups, targets)}
+        self._settled = {group["scored"][0]: self._at(target) for group, target in zip(self._groups, targets)}
 
     def enforce(self) -> None:
         """Put the hooks on and make pruned entries 0 everywhere."""
@@ -195,12 +195,12 @@ class Updater:
         """Forget the last update's scores; a state has been loaded, with what :meth:`reached` told."""
         self._drawn, self._held = [None] * len(self._groups), {}
         self._settled = {
-            group["params"][0]: self._at(target) for group, target in zip(self._groups, reached) if target is not None
+            group["scored"][0]: self._at(target) for group, target in zip(self._groups, reached) if target is not None
         }
 
     def reached(self) -> list[float | None]:
         """Return the target of each group's last update, None where the masks have changed since."""
-        settled = [self._settled.get(group["params"][0]) for group in self._groups]
+        settled = [self._settled.get(group["scored"][0]) for group in self._groups]
         return [at[0] if at is not None and at[1] == self._masks.changes else None for at in settled]
 
     def generator_states(self) -> list[Tensor | None]:

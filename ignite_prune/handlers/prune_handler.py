@@ -36,7 +36,7 @@ from ignite_prune.select import named_parameters, unwrap
 from ignite_prune.updater import Updater
 
 if TYPE_CHECKING:
-    from ignite_prune.structure import Indices, Structure
+    from ignite_prune.structure import Cost, Indices, Structure
 
 
 class PruneHandler:
@@ -63,6 +63,8 @@ class PruneHandler:
         repair: one of ``ignite_prune.repair``, or several in order: what makes up for what an update prunes.
         structure: from :func:`ignite_prune.trace`: whole units go, with all that hangs on them, and sparsity is the
             fraction of units; see ``pattern.Coupled``.
+        target: what the sparsity is a fraction of, instead of units: ``structure.Parameters()``, ``Flops()``, or a
+            measured ``Latency(model, example_inputs)``.
         data: calibration batches, run over before each update that prunes, for saliencies and repairs that need
             evidence; with None it is gathered from training.
         loss_fn: ``(output, target) -> scalar``, for evidence that takes passes of its own (``data``, ``GraSP``, ...).
@@ -102,6 +104,7 @@ class PruneHandler:
         masks: Mapping[str, Tensor] | None = None,
         repair: Repair | Sequence[Repair] | None = None,
         structure: Structure | None = None,
+        target: Cost | None = None,
         data: Iterable[Any] | None = None,
         loss_fn: LossFn | None = None,
         prepare_batch: PrepareBatch | None = None,
@@ -119,6 +122,7 @@ class PruneHandler:
             "generator": generator,
             "repair": repair,
             "structure": structure,
+            "target": target,
         }
         self._is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
         self._sources = data, loss_fn, prepare_batch, scaler
@@ -139,7 +143,9 @@ class PruneHandler:
         everything = named_parameters(model)
         chosen = {name: everything[name] for group in self._groups for name in group["params"]}
         check_held(chosen, optimizers)
-        self._masks = MaskStore(chosen, masks)
+        structure = self.structure
+        whole = {} if structure is None else {name: structure.origin.shapes[name].numel() for name in chosen}
+        self._masks = MaskStore(chosen, masks, whole)
         remembered = [name for group in self._groups if group["keep_dense"] for name in group["params"]]
         self._dense = DenseValues({name: chosen[name] for name in remembered})
         self._enforcer = Enforcer(self._masks, optimizers)
@@ -188,8 +194,17 @@ class PruneHandler:
 
     @property
     def sparsity(self) -> float:
-        """The pruned fraction of the selected parameters, exact count / exact count."""
+        """The pruned fraction of the selected parameters, exact count / exact count; what is sliced off is pruned."""
         return self._masks.sparsity
+
+    @property
+    def units(self) -> dict[str, tuple[int, int]]:
+        """How many units of a structure's groups are left, and how many there were; empty without a structure."""
+        if self.structure is None:
+            return {}
+        origin, kept = self.structure.origin.groups, self.structure.kept(self._masks)
+        names = [name for group in self._groups for name in group["units"]]
+        return {name: (int(kept[name].count_nonzero()), origin[name].size) for name in names}
 
     @property
     def param_groups(self) -> list[Group]:
@@ -212,7 +227,7 @@ class PruneHandler:
     def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str = "sparsity") -> None:
         """Update the masks on ``event`` of ``engine`` from now on, and publish the sparsity in ``engine.state``.
 
-        ``engine.state.sparsity`` is ``{"global": float, "<parameter>": float}``, ``engine.state.metrics["sparsity"]``
+        ``engine.state.sparsity`` is ``{"global": float, "<parameter>": float}``, with a structure ``"units"`` too, ``engine.state.metrics["sparsity"]``
         the global one alone.
 
         Args:
@@ -335,7 +350,11 @@ class PruneHandler:
     def _publish(self) -> None:
         if self._attachment is not None:
             state = self._attachment.engine.state
-            setattr(state, self._attachment.name, {"global": self.sparsity, **self._masks.sparsities()})
+            told = {"global": self.sparsity, **self._masks.sparsities()}
+            if self.structure is not None:
+                left, whole = map(sum, zip(*self.units.values()))
+                told["units"] = 1 - left / whole
+            setattr(state, self._attachment.name, told)
             state.metrics[self._attachment.name] = self.sparsity
 
     def _check_parameters(self) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ignite_prune.lazy import importer
 
 if TYPE_CHECKING:
+    from ignite_prune.structure.cost import Cost, Flops, Latency, Parameters
     from ignite_prune.structure.load import load_shrunk, shrunk_state
     from ignite_prune.structure.shrinking import Report, shrink
     from ignite_prune.structure.slicing import Indices
@@ -13,8 +14,12 @@ if TYPE_CHECKING:
     from ignite_prune.structure.tracing import declare, trace
 
 __all__ = [
+    "Cost",
+    "Flops",
     "Indices",
     "Kept",
+    "Latency",
+    "Parameters",
     "Report",
     "Slot",
     "Structure",
@@ -27,6 +32,10 @@ __all__ = [
 ]
 
 _FILES = {
+    "Cost": "cost",
+    "Flops": "cost",
+    "Latency": "cost",
+    "Parameters": "cost",
     "load_shrunk": "load",
     "shrunk_state": "load",
     "Report": "shrinking",

@@ -12,7 +12,19 @@ from ignite.engine import Engine
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ignite_prune import PruneHandler, ShrinkHandler, allocation, pattern, prune_model, saliency, score, shrink, trace
+from ignite_prune import (
+    PruneHandler,
+    ShrinkHandler,
+    allocation,
+    pattern,
+    prune_model,
+    saliency,
+    schedule,
+    score,
+    shrink,
+    trace,
+)
+from ignite_prune.structure import Flops, Latency, Parameters, declare
 from ignite_prune.structure.regroup import regroup
 from ignite_prune.structure.units import Units
 from ignite_prune.structure.value import fixed
@@ -223,3 +235,119 @@ def test_another_pruners_masks_are_not_lost():
     other.detach()
     ShrinkHandler(pruner, x).shrink()
     assert model[0].out_features == 4
+
+
+COSTS = {"parameters": Parameters(), "FLOPs": Flops()}
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("name", ["residual", "concat", "depthwise", "grouped", "U-Net", "encoder", "LSTM"])
+@pytest.mark.parametrize("divided", [allocation.Uniform(), allocation.Global()], ids=["uniform", "global"])
+def test_a_target_in_cost_is_reached_by_the_fewest_units(name, cost, divided):
+    torch.manual_seed(0)
+    model, x = MODELS[name]()
+    structure = trace(model.double(), x)
+    count = {"parameters": structure.parameters, "FLOPs": structure.flops}[cost]
+    options = {"structure": structure, "allocation": divided, "inplace": False}
+    kept = structure.kept(prune_model(model, sparsity=0.4, target=COSTS[cost], **options)[1])
+    assert count(kept) <= 0.6 * count()
+    units = sum(group.size for group in structure)
+    gone = units - sum(int(each.sum()) for each in kept.values())
+    for fewer in range(max(0, gone - 8), gone):  # of units asked for; each group is rounded by itself
+        other = structure.kept(prune_model(model, sparsity=fewer / units, **options)[1])
+        if sum(int(each.sum()) for each in other.values()) > units - gone:
+            assert count(other) > 0.6 * count()
+
+
+def test_a_target_goes_on_after_slicing_and_resumes():
+    x = torch.randn(1, 3, 8, 8)
+
+    def build():
+        torch.manual_seed(0)
+        model = Residual()
+        pruner = PruneHandler(
+            model, structure=trace(model, x), target=Flops(), schedule=schedule.Linear(0.8, begin=0, end=4)
+        )
+        return model, pruner, ShrinkHandler(pruner, x)
+
+    model, pruner, shrinker = build()
+    whole = pruner.structure.flops()
+    for step in range(1, 5):
+        pruner.step(at=step)
+        shrinker.shrink()
+        assert pruner.structure.flops() <= (1 - 0.2 * step) * whole
+        if step == 2:
+            other, again, cut = build()
+            cut.load_state_dict(shrinker.state_dict())
+            other.load_state_dict(model.state_dict())
+            again.load_state_dict(pruner.state_dict())
+    for step in (3, 4):
+        again.step(at=step)
+        cut.shrink()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+
+
+def test_a_target_in_measured_time():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(512, 2048), nn.ReLU(), nn.Linear(2048, 512)), torch.randn(256, 512)
+    cost = Latency(model, x, runs=3)
+    structure = trace(model, x)
+    masks = prune_model(model, sparsity=0.5, structure=structure, target=cost)
+    assert 1 <= int(structure.kept(masks)["0.weight"].sum()) < 2048
+    with pytest.raises(ValueError, match="out of reach"):
+        prune_model(model, sparsity=0.9999, structure=structure, target=cost)
+
+
+def test_bad_targets():
+    model, x = Residual(), torch.randn(1, 3, 8, 8)
+    structure = trace(model, x)
+    with pytest.raises(ValueError, match="cannot be reached"):
+        PruneHandler(model, structure=structure, target=Flops(), schedule=schedule.OneShot(0.999, at=1))
+    with pytest.raises(TypeError, match="Argument target"):
+        PruneHandler(model, structure=structure, target="flops")
+    with pytest.raises(ValueError, match="needs a structure"):
+        PruneHandler(model, target=Flops())
+    with pytest.raises(ValueError, match="one group alone"):
+        groups = [{"params": "stem.weight"}, {"params": "first.weight"}]
+        PruneHandler(model, params=groups, structure=structure, target=Flops())
+    with pytest.raises(ValueError, match="runs"):
+        Latency(model, x, runs=0)
+    by_hand = declare(model, [{"first.weight": 0, "norm1.weight": 0, "norm1.bias": 0, "second.weight": 1}])
+    with pytest.raises(ValueError, match="not traced"):
+        PruneHandler(model, structure=by_hand, target=Flops(), schedule=schedule.OneShot(0.5, at=1))
+
+
+def test_groups_of_units_with_settings_of_their_own():
+    """Units of two groups may lie in one weight; together they are what each alone prunes."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 4)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 2))
+    rates = {"0.weight": 0.75, "2.weight": 0.5}
+    structure = trace(model, x)
+    groups = [{"params": name, "sparsity": rate} for name, rate in rates.items()]
+    pruner = PruneHandler(copy.deepcopy(model), params=groups, structure=structure)
+    pruner.step()
+    assert pruner.units == {"0.weight": (2, 8), "2.weight": (6, 12)}
+    for name, rate in rates.items():
+        alone = prune_model(model, name, sparsity=rate, structure=structure, inplace=False)[1]
+        assert torch.equal(structure.kept(alone)[name], structure.kept(pruner.masks)[name])
+    shrinker = ShrinkHandler(pruner, x)
+    shrinker.shrink()
+    assert pruner.units == {"0.weight": (2, 8), "2.weight": (6, 12)} and pruner.structure.groups["2.weight"].size == 6
+    pruner.param_groups[1]["sparsity"] = 0.75
+    pruner.step()
+    assert pruner.units == {"0.weight": (2, 8), "2.weight": (3, 12)}
+    shrinker.shrink()
+    assert [tuple(each.shape) for each in pruner.masks.parameters.values()][:3] == [(2, 4), (2,), (3, 2)]
+
+
+def test_what_is_sliced_off_counts_as_pruned():
+    torch.manual_seed(0)
+    model, x = Residual(), torch.randn(1, 3, 8, 8)
+    pruner = PruneHandler(model, structure=trace(model, x), allocation=allocation.Uniform())
+    engine = Engine(lambda engine, batch: None)
+    pruner.attach(engine)
+    pruner.step(0.5)
+    before = dict(engine.state.sparsity)
+    ShrinkHandler(pruner, x).shrink()
+    assert engine.state.sparsity == before and before["units"] == 0.5 and before["stem.weight"] == 0.5

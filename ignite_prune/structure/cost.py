@@ -1,0 +1,104 @@
+"""What a model costs where some of its units are kept: parameters, operations, or measured time."""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ignite_prune.evidence.batch import undisturbed
+from ignite_prune.select import unwrap
+from ignite_prune.structure.slicing import Surgery
+from ignite_prune.structure.slots import Kept
+from ignite_prune.structure.structure import Structure
+from ignite_prune.structure.tracing import as_arguments
+
+
+class Cost(ABC):
+    """What a sparsity is a fraction of, instead of units: ``PruneHandler(structure=..., target=Flops())``."""
+
+    measured: ClassVar[bool] = False
+    """Whether it takes time, and is another each time."""
+
+    @abstractmethod
+    def __call__(self, structure: Structure, kept: Kept) -> float:
+        """Return what the model costs where these units are kept."""
+
+    def whole(self, structure: Structure) -> float:
+        """Return what it cost before anything was pruned or sliced off."""
+        return self(structure.origin, {})
+
+
+@dataclass(frozen=True)
+class Parameters(Cost):
+    """The numbers in all of a model's parameters.
+
+    Example:
+        >>> from ignite_prune import prune_model, trace
+        >>> net = nn.Sequential(nn.Linear(4, 80), nn.ReLU(), nn.Linear(80, 2))
+        >>> structure = trace(net, torch.zeros(1, 4))
+        >>> masks = prune_model(net, sparsity=0.5, structure=structure, target=Parameters())
+        >>> structure.parameters(), structure.parameters(structure.kept(masks))
+        (562, 275)
+    """
+
+    def __call__(self, structure: Structure, kept: Kept) -> float:
+        return structure.parameters(kept)
+
+
+@dataclass(frozen=True)
+class Flops(Cost):
+    """The floating-point operations of a forward pass over the inputs that the model was traced with."""
+
+    def __call__(self, structure: Structure, kept: Kept) -> float:
+        return structure.flops(kept)
+
+
+class Latency(Cost):
+    """The time of a forward pass in eval mode, measured: the least of some runs of a sliced copy.
+
+    Each update measures about a dozen copies. Two runs do not measure the same; under ``torch.distributed`` rank 0's
+    plan is everybody's.
+
+    Args:
+        model: the one that is pruned, not sliced yet.
+        example_inputs: what it takes, as large as it will be used with.
+        runs: how many passes.
+
+    Raises:
+        ValueError: fewer than one run.
+    """
+
+    measured = True
+
+    def __init__(self, model: nn.Module, example_inputs: Any, *, runs: int = 10) -> None:
+        if type(runs) is not int or runs < 1:
+            raise ValueError(f"Argument runs should be an int of at least 1, but given {runs!r}")
+        self._model, self._inputs, self._runs = unwrap(model), as_arguments(example_inputs), runs
+        self._whole = self._seconds(self._model)
+
+    def __call__(self, structure: Structure, kept: Kept) -> float:
+        copied = copy.deepcopy(self._model)
+        Surgery(copied).slice(structure.indices(kept))
+        return self._seconds(copied)
+
+    def whole(self, structure: Structure) -> float:
+        return self._whole
+
+    @torch.no_grad()
+    def _seconds(self, model: nn.Module) -> float:
+        args, kwargs = self._inputs
+        best = float("inf")
+        with undisturbed(model):
+            for _ in range(self._runs + 1):  # the first warms up
+                start = time.perf_counter()
+                model(*args, **kwargs)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                best = min(best, time.perf_counter() - start)
+        return best
