@@ -16,24 +16,19 @@ from ignite_prune import allocation as allocations
 from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
-from ignite_prune.dense import DenseValues
-from ignite_prune.enforce import Enforcer
 from ignite_prune.evidence.batch import LossFn, PrepareBatch
-from ignite_prune.groups import Group, as_sparsity, build
-from ignite_prune.handlers import ranks
+from ignite_prune.groups import Group, as_sparsity
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.events import PruneEvents, fire, register
-from ignite_prune.handlers.evidence_source import EvidenceSource, cut_evidence
+from ignite_prune.handlers.pruning import Pruning
 from ignite_prune.handlers.state import VERSION, PrunerState
 from ignite_prune.masks import MaskStore
-from ignite_prune.optimizer_state import as_optimizers, check_held
-from ignite_prune.plan import evidence_of
+from ignite_prune.optimizer_state import as_optimizers
 from ignite_prune.prune import warn_of_thin
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
 from ignite_prune.schedule.base import check_steps
-from ignite_prune.select import named_parameters, unwrap
-from ignite_prune.updater import Updater
+from ignite_prune.select import unwrap
 
 if TYPE_CHECKING:
     from ignite_prune.structure import Cost, Indices, Structure
@@ -110,8 +105,7 @@ class PruneHandler:
         prepare_batch: PrepareBatch | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        self._model, self._optimizers, self._params = unwrap(model), as_optimizers(optimizer), params
-        self._settings = {
+        settings = {
             "sparsity": 0.0,
             "saliency": saliency,
             "schedule": schedule,
@@ -124,59 +118,24 @@ class PruneHandler:
             "structure": structure,
             "target": target,
         }
-        self._is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
-        self._sources = data, loss_fn, prepare_batch, scaler
+        sources = data, loss_fn, prepare_batch, scaler
+        self.is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
+        self.pruning = Pruning(unwrap(model), as_optimizers(optimizer), params, settings, sources, masks)
         self._progress = Progress()
         self._attachment: Attachment | None = None
         self._finished = False
         self._told: set[str] = set()  # parameters that a warning has named
-        self._assemble(masks)
-        self._source.install()
+        self.pruning.source.install()
         if masks is not None:
-            self._dense.remember({}, self._masks)
-            self._updater.enforce()
+            self.pruning.updater.enforce()
 
-    def _assemble(self, masks: Mapping[str, Tensor] | None) -> None:
-        """Make the parts that lie over the model's parameters as they are now."""
-        model, optimizers = self._model, self._optimizers
-        self._groups = build(model, self._params, **self._settings)
-        everything = named_parameters(model)
-        chosen = {name: everything[name] for group in self._groups for name in group["params"]}
-        check_held(chosen, optimizers)
-        structure = self.structure
-        whole = {} if structure is None else {name: structure.origin.shapes[name].numel() for name in chosen}
-        self._masks = MaskStore(chosen, masks, whole)
-        remembered = [name for group in self._groups if group["keep_dense"] for name in group["params"]]
-        self._dense = DenseValues({name: chosen[name] for name in remembered})
-        self._enforcer = Enforcer(self._masks, optimizers)
-        self._source = EvidenceSource(
-            evidence_of(model, self._groups, chosen), self._groups, optimizers, *self._sources
-        )
-        self._updater = Updater(
-            self._groups, self._masks, self._dense, self._enforcer, self._source.evidence, self._source.calibration
-        )
-
-    def _follow(self, structure: Structure, indices: Indices) -> None:
-        """Lie over the parameters of a model that has been sliced, and go on."""
-        from ignite_prune.structure.slicing import cut  # slow to import
-
-        masks = {name: cut(mask, indices.get(name, {})) for name, mask in self._masks.items()}
-        sparsities, states = [group["sparsity"] for group in self._groups], self._updater.generator_states()
-        evidence = cut_evidence(self._source.state_dict(), self._masks.parameters, indices)
-        self._enforcer.remove()
-        self._source.remove()
-        self._settings["structure"] = structure
-        self._assemble(masks)
-        for group, sparsity in zip(self._groups, sparsities):
-            group["sparsity"] = sparsity
-        self._updater.set_generator_states(states)
-        self._source.load_state_dict(self._source.checked(evidence))
-        self._enforcer.install()
-        self._enforcer.settle()
+    def follow(self, structure: Structure, indices: Indices) -> None:
+        """Lie over the parameters of a model that has been sliced, and go on; a ``ShrinkHandler`` calls it."""
+        self.pruning = self.pruning.sliced(structure, indices)
         if self._attachment is None:
-            self._source.install()
+            self.pruning.source.install()
         else:
-            self._source.attach(self._attachment)
+            self.pruning.source.attach(self._attachment)
         self._publish()
 
     # What it knows
@@ -184,32 +143,27 @@ class PruneHandler:
     @property
     def masks(self) -> MaskStore:
         """The masks, a mapping ``{name: bool tensor}``, True = kept."""
-        return self._masks
+        return self.pruning.masks
 
     @property
     def structure(self) -> Structure | None:
         """The structure whose units are pruned, as it is now; None where single entries or patterns are."""
-        structure: Structure | None = self._groups[0]["structure"]
-        return structure
+        return self.pruning.structure
 
     @property
     def sparsity(self) -> float:
         """The pruned fraction of the selected parameters, exact count / exact count; what is sliced off is pruned."""
-        return self._masks.sparsity
+        return self.masks.sparsity
 
     @property
     def units(self) -> dict[str, tuple[int, int]]:
         """How many units of a structure's groups are left, and how many there were; empty without a structure."""
-        if self.structure is None:
-            return {}
-        origin, kept = self.structure.origin.groups, self.structure.kept(self._masks)
-        names = [name for group in self._groups for name in group["units"]]
-        return {name: (int(kept[name].count_nonzero()), origin[name].size) for name in names}
+        return self.pruning.units
 
     @property
     def param_groups(self) -> list[Group]:
         """The groups, each with its ``"sparsity"`` and settings; Ignite's ParamSchedulers can drive it."""
-        return self._groups
+        return self.pruning.groups
 
     def scores(self) -> dict[str, Tensor]:
         """Return every selected parameter's saliency as of now.
@@ -220,15 +174,15 @@ class PruneHandler:
         Raises:
             NonFiniteSaliency: a score is NaN or infinite.
         """
-        return self._updater.scores()
+        return self.pruning.updater.scores()
 
     # Attaching
 
     def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str = "sparsity") -> None:
         """Update the masks on ``event`` of ``engine`` from now on, and publish the sparsity in ``engine.state``.
 
-        ``engine.state.sparsity`` is ``{"global": float, "<parameter>": float}``, with a structure ``"units"`` too, ``engine.state.metrics["sparsity"]``
-        the global one alone.
+        ``engine.state.sparsity`` is ``{"global": float, "<parameter>": float}``, of a structure ``"units"`` too;
+        ``engine.state.metrics["sparsity"]`` is the global one alone.
 
         Args:
             engine: the trainer.
@@ -246,14 +200,13 @@ class PruneHandler:
             raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
         if self._attachment is not None:
             raise ValueError("This PruneHandler is attached already; detach() it first")
-        self._check_parameters()
+        self.pruning.check_parameters()
         register(engine)
         self._attachment = Attachment(engine, event, self._progress, self._update_at, name)
-        if not self._optimizers:
+        if not self.pruning.optimizers:
             self._attachment.add(Events.ITERATION_COMPLETED, self._apply_masks)
-        self._source.attach(self._attachment)
-        self._enforcer.install()
-        self._enforcer.settle()
+        self.pruning.source.attach(self._attachment)
+        self.pruning.keep()
         self._publish()
 
     def detach(self) -> None:
@@ -261,8 +214,7 @@ class PruneHandler:
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
-        self._enforcer.remove()
-        self._source.remove()
+        self.pruning.remove()
 
     # Updating
 
@@ -278,15 +230,16 @@ class PruneHandler:
         self._check_usable()
         if sparsity is not None and at is not None:
             raise ValueError("step() takes a sparsity or at=, not both")
+        groups = self.param_groups
         if sparsity is not None:
-            targets = [as_sparsity(sparsity)] * len(self._groups)
+            targets = [as_sparsity(sparsity)] * len(groups)
         elif at is not None:
-            if all(group["schedule"] is None for group in self._groups):
+            if all(group["schedule"] is None for group in groups):
                 raise ValueError("step(at=...) needs a schedule, but this PruneHandler was given none")
             check_steps(at=at)
-            targets = self._scheduled(at)
+            targets = self.pruning.targets(at)
         else:
-            targets = [as_sparsity(group["sparsity"]) for group in self._groups]
+            targets = [as_sparsity(group["sparsity"]) for group in groups]
         self._update(targets)
         return self.sparsity
 
@@ -296,10 +249,7 @@ class PruneHandler:
         ``param_groups[i]["sparsity"]`` is 0 afterwards; a schedule prunes again at its next update.
         """
         self._check_usable()
-        self._dense.bring_back({name: self._masks[name] for name in self._dense})
-        self._masks.clear()
-        for group in self._groups:
-            group["sparsity"] = 0.0
+        self.pruning.restore()
         self._publish()
 
     def finalize(self) -> None:
@@ -317,55 +267,28 @@ class PruneHandler:
         assert self._attachment is not None
         engine = self._attachment.engine
         try:
-            self._update(self._scheduled(step), done)
+            self._update(self.pruning.targets(step), done)
         except NonFiniteSaliency as error:
             if not engine.should_terminate:
                 raise
             warnings.warn(f"The run is being terminated, so a mask update is left out: {error}", stacklevel=2)
 
-    def _scheduled(self, step: float) -> list[float]:
-        return [
-            as_sparsity(group["sparsity"] if group["schedule"] is None else group["schedule"](step))
-            for group in self._groups
-        ]
-
     def _update(self, targets: Sequence[float], done: Callable[[], None] = lambda: None) -> None:
-        """Plan all groups, on every rank alike, then commit; where planning raises, nothing has changed."""
-        self._check_parameters()
-        self._updater.check(targets)
-        if ranks.several():
-            planned = ranks.agree(lambda: self._updater.plan(targets, ranks), self._masks)
-        else:
-            planned = self._updater.plan(targets)
-        self._updater.commit(planned, targets)
+        self.pruning.update(targets)
         done()
         self._publish()
         if self._attachment is not None:
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
-        warn_of_thin(self._masks, self._told)
+        warn_of_thin(self.masks, self._told)
 
     def _apply_masks(self) -> None:
-        self._masks.apply_()
+        self.masks.apply_()
 
     def _publish(self) -> None:
         if self._attachment is not None:
             state = self._attachment.engine.state
-            told = {"global": self.sparsity, **self._masks.sparsities()}
-            if self.structure is not None:
-                left, whole = map(sum, zip(*self.units.values()))
-                told["units"] = 1 - left / whole
-            setattr(state, self._attachment.name, told)
+            setattr(state, self._attachment.name, self.pruning.told())
             state.metrics[self._attachment.name] = self.sparsity
-
-    def _check_parameters(self) -> None:
-        """Raise where the model has other parameter objects by now than those the masks lie over."""
-        now = named_parameters(self._model)
-        replaced = [name for name, parameter in self._masks.parameters.items() if now.get(name) is not parameter]
-        if replaced:
-            raise ValueError(
-                f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged, "
-                "or a state_dict loaded with assign=True); make a new PruneHandler, with masks=pruner.masks"
-            )
 
     def _check_usable(self) -> None:
         if self._finished:
@@ -378,16 +301,7 @@ class PruneHandler:
 
         It holds only what ``torch.load(weights_only=True)`` takes.
         """
-        return {
-            "version": VERSION,
-            "masks": self._masks.state_dict(),
-            "sparsities": [float(group["sparsity"]) for group in self._groups],
-            "progress": self._progress.state_dict(),
-            "generators": self._updater.generator_states(),
-            "dense": self._dense.state_dict(self._masks),
-            "evidence": self._source.state_dict(),
-            "reached": self._updater.reached(),
-        }
+        return {"version": VERSION, "progress": self._progress.state_dict(), **self.pruning.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a checkpoint's masks and progress, and keep its zeros from now on.
@@ -399,19 +313,9 @@ class PruneHandler:
             ValueError: of other parameters, shapes or groups, of a later version, damaged, or this one is finished.
         """
         self._check_usable()
-        self._check_parameters()
-        state = PrunerState.checked(state_dict, self._groups)
-        masks = self._masks.unpacked(state.masks)
-        dense = self._dense.unpacked(state.dense, masks)
-        evidence = self._source.checked(state.evidence)
-        self._masks.update(masks)
-        self._dense.take(dense)
-        self._source.load_state_dict(evidence)
-        for group, sparsity in zip(self._groups, state.sparsities):
-            group["sparsity"] = sparsity
-        self._updater.set_generator_states(state.generators)
-        self._updater.forget_scores(state.reached)
+        self.pruning.check_parameters()
+        state = PrunerState.checked(state_dict, self.param_groups)
+        take = self.pruning.checked(state)
+        take()
         self._progress.__dict__.update(vars(state.progress))
-        self._enforcer.install()
-        self._enforcer.settle()
         self._publish()

@@ -93,7 +93,7 @@ class ShrinkHandler:
             raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
         if self._attachment is not None:
             raise ValueError("This ShrinkHandler is attached already; detach() it first")
-        if self._pruner._is_wrapped:
+        if self._pruner.is_wrapped:
             raise ValueError(
                 "The pruner's model is wrapped in DDP, which would hold on to the old parameters; call shrink() "
                 "between two runs, and wrap the model again"
@@ -113,7 +113,7 @@ class ShrinkHandler:
 
     def _publish(self) -> None:
         if self._attachment is not None:
-            count = sum(parameter.numel() for parameter in self._pruner._model.parameters())
+            count = sum(parameter.numel() for parameter in self._pruner.pruning.model.parameters())
             setattr(self._attachment.engine.state, self._attachment.name, {"parameters": float(count)})
 
     def shrink(self) -> Report:
@@ -127,16 +127,16 @@ class ShrinkHandler:
         kept = structure.kept(pruner.masks)
         self._check_hooks(structure.indices(kept))
         report = shrink(
-            pruner._model,
+            pruner.pruning.model,
             pruner.masks,
             self._inputs,
-            optimizer=pruner._optimizers,
+            optimizer=pruner.pruning.optimizers,
             ema=self._ema,
             structure=structure,
             scale_dropout=self._scale_dropout,
         )
         if report.indices:
-            pruner._follow(structure.sliced(kept), report.indices)
+            pruner.follow(structure.sliced(kept), report.indices)
             self.left = then(self.left, report.indices)
         self.reports.append(report)
         self._publish()
@@ -144,8 +144,8 @@ class ShrinkHandler:
 
     def _check_hooks(self, indices: Indices) -> None:
         """Refuse to drop what others have hung on a parameter, another pruner's mask above all."""
-        mine = self._pruner._enforcer.hooked
-        for name, parameter in self._pruner._model.named_parameters():
+        mine = self._pruner.pruning.enforcer.hooked
+        for name, parameter in self._pruner.pruning.model.named_parameters():
             hooks = len(parameter._post_accumulate_grad_hooks or ()) + len(parameter._backward_hooks or ())
             if name in indices and hooks > (name in mine):
                 raise ValueError(
@@ -165,7 +165,7 @@ class ShrinkHandler:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the indices that are left of the full-size model's tensors, and Dropout's rates, as plain data."""
-        rates = dropout_rates(self._pruner._model) if self._scale_dropout else {}
+        rates = dropout_rates(self._pruner.pruning.model) if self._scale_dropout else {}
         return {"version": 1, "left": to_plain(self.left), "rates": rates, "progress": self._progress.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -184,14 +184,14 @@ class ShrinkHandler:
             raise ValueError("The model has been sliced already; load a checkpoint into one that is freshly built")
         pruner, structure = self._pruner, self._pruner.structure
         assert structure is not None
-        indices = from_plain(state["left"], pruner._model)
-        rates = rates_from_plain(state.get("rates", {}), pruner._model)
+        indices = from_plain(state["left"], pruner.pruning.model)
+        rates = rates_from_plain(state.get("rates", {}), pruner.pruning.model)
         kept = structure.kept_by(indices)
-        surgeries = [Surgery(pruner._model, pruner._optimizers), *(Surgery(each) for each in self._ema)]
+        surgeries = [Surgery(pruner.pruning.model, pruner.pruning.optimizers), *(Surgery(each) for each in self._ema)]
         with undone_on_error(surgeries):
             for surgery in surgeries:
                 surgery.slice(indices, rates)
-        pruner._follow(structure.sliced(kept), indices)
+        pruner.follow(structure.sliced(kept), indices)
         self.left = indices
         self._progress.__dict__.update(vars(progress))
         self._publish()

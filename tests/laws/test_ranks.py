@@ -23,7 +23,7 @@ def scenario(rank, row_name):
     if row_name == "type_error_on_one_rank":
         pruner = PruneHandler(small_net(), generator=None)
         if rank:
-            pruner._groups[0]["allocation"] = None  # breaks on this rank alone
+            pruner.param_groups[0]["allocation"] = None  # breaks on this rank alone
         try:
             pruner.step(0.5)
         except Exception as error:
@@ -47,7 +47,7 @@ def scenario(rank, row_name):
     pruner = PruneHandler(parallel, optimizer, schedule=schedule.Linear(0.75, begin=0, end=8), **options)
     pruner.attach(trainer, Events.ITERATION_COMPLETED)
     if row_name == "given":
-        pruner._groups[0]["saliency"].scores.update(
+        pruner.param_groups[0]["saliency"].scores.update(
             {n: s * torch.rand_like(s) for n, s in row.make(model).scores.items()}
         )
     trainer.run(batches(5, seed=rank), max_epochs=2)
