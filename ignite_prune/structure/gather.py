@@ -62,6 +62,10 @@ class Gathered:
         numbers = [number for number in groups.unique().tolist() if number >= 0]
         return Axis(len(dim), tuple((self._names[n], units.where(groups == n, -1)) for n in numbers))
 
+    def along(self, dim: Dim) -> list[str]:
+        """Return the groups whose units lie along a dimension."""
+        return [name for name, _ in self._axis(dim).parts] if not self._units.is_frozen(dim).all() else []
+
     def _work(self, flops: int, dims: Sequence[Dim]) -> Work:
         axes = self._axes(dims)
         return Work(flops // max(1, math.prod(axis.size for axis in axes)), axes)

@@ -14,6 +14,7 @@ from ignite_prune.structure.follow import follow
 from ignite_prune.structure.gather import Gathered, reasons
 from ignite_prune.structure.slots import Slot, UnitGroup
 from ignite_prune.structure.structure import Structure
+from ignite_prune.structure.trial import Trial
 
 
 def trace(
@@ -58,10 +59,19 @@ def trace(
     for name in kept:
         traced.units.freeze(traced.held[name][0], "it is kept by hand")
     shapes, parameters = shapes_of(model), list(named_parameters(model))
-    found = Gathered(traced, list(shapes))
-    return Structure(
-        found.groups, shapes, parameters, reasons(traced, parameters), traced.unknown, found.work, found.dropouts
-    )
+    while True:
+        found = Gathered(traced, list(shapes))
+        structure = Structure(
+            found.groups, shapes, parameters, reasons(traced, parameters), traced.unknown, found.work, found.dropouts
+        )
+        told = {name: why for dim, why in traced.fixed_sizes for name in found.along(dim)}
+        failing = Trial(model, args, kwargs).failing(structure, told) if told else []
+        if not failing:
+            return structure
+        for name in failing:
+            maker = structure.groups[name].slots[structure.groups[name].maker]
+            ids = traced.held[maker.name][maker.dim][maker.units >= 0]
+            traced.units.freeze(ids, f"{told[name]} writes its size in the program, where -1 would leave it open")
 
 
 def declare(model: nn.Module, groups: Sequence[Mapping[str, int]]) -> Structure:

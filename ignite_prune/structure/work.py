@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ignite_prune.structure.rules.maths import letters_of
 from ignite_prune.structure.value import Dim, Value
 
 Product = tuple[int, tuple[Dim, ...]]
@@ -51,6 +52,15 @@ def _baddbmm(out: Value, added: Value, first: Value, second: Value, *args: Any) 
     return _matmul(out, first, second)
 
 
+def _einsum(out: Value, equation: str, tensors: Sequence[Value]) -> list[Product]:
+    """Two tensors' product; of more the way is not known, and one alone is a sum."""
+    if len(tensors) != 2 or "." in equation:
+        return []
+    inputs, _ = letters_of(equation)
+    dims = dict(pair for each, tensor in zip(inputs, tensors) for pair in zip(each, tensor.dims))
+    return [(2 * math.prod(map(len, dims.values())), tuple(dims.values()))]
+
+
 def _attention(out: Value, query: Value, key: Value, value: Value, *args: Any) -> list[Product]:
     return [(2 * _numel(each) * key.shape[-2], each.dims) for each in (query, out)]
 
@@ -67,6 +77,7 @@ _WORK: dict[str, Callable[..., list[Product]]] = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
     **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
     "baddbmm": _baddbmm,
+    "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
     **dict.fromkeys(("lstm", "gru"), _recurrent),
 }

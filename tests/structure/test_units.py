@@ -351,3 +351,27 @@ def test_what_is_sliced_off_counts_as_pruned():
     before = dict(engine.state.sparsity)
     ShrinkHandler(pruner, x).shrink()
     assert engine.state.sparsity == before and before["units"] == 0.5 and before["stem.weight"] == 0.5
+
+
+class LeNet(nn.Module):
+    """Its flattened size is written in the program, or computed by it: the exported graph holds 256 both times."""
+
+    def __init__(self, written):
+        super().__init__()
+        self.written, self.pool = written, nn.MaxPool2d(2)
+        self.conv1, self.conv2 = nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5)
+        self.fc1, self.fc2 = nn.Linear(256, 120), nn.Linear(120, 10)
+
+    def forward(self, x):
+        x = self.pool(self.conv2(self.pool(self.conv1(x).relu())).relu())
+        x = x.view(-1, 16 * 4 * 4 if self.written else math.prod(x.shape[1:]))
+        return self.fc2(self.fc1(x).relu())
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_size_in_the_program_is_told_from_one_that_it_computes(written):
+    structure = trace(LeNet(written), torch.randn(2, 1, 28, 28))
+    free = {"conv1.weight", "fc1.weight"}
+    assert set(structure.groups) == (free if written else free | {"conv2.weight"})
+    if written:
+        assert "writes its size" in structure.frozen["conv2.weight", 0]

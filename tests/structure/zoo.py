@@ -143,6 +143,36 @@ class Tied(nn.Module):
         return self.out(x + self.outer(F.gelu(self.inner(x)) * self.scale + self.shift))
 
 
+class Letters(nn.Module):
+    """Attention by einsum, over a wall of weights; nothing in it is a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.projections = nn.Parameter(torch.randn(3, 4, 6, 16) / 4)
+        self.out, self.inner, self.last = nn.Parameter(torch.randn(4, 6, 16) / 4), nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        q, k, v = torch.einsum("bni,phdi->pbhnd", x, self.projections).unbind(0)
+        weights = torch.einsum("bhnd, bhmd -> bhnm", q, k).div(6**0.5).softmax(-1)
+        x = torch.einsum("bhnd,hdo->bno", torch.einsum("bhnm,bhmd->bhnd", weights, v), self.out)
+        return self.last(self.inner(x.movedim(1, 0)).relu().flip(0).mean(0))
+
+
+class Excited(nn.Module):
+    """Squeeze and excite as it is mostly written: sizes read from the shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 3)
+        self.gate = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 8), nn.Sigmoid())
+
+    def forward(self, x):
+        x = self.conv(x)
+        n, c, h, w = x.shape
+        y = self.gate(F.adaptive_avg_pool2d(x, 1).view(n, c)).view(n, c, 1, 1)
+        return self.out((x * y.expand_as(x) + y.expand(n, c, h, w)).view(n, c * h * w))
+
+
 class Attending(nn.Module):
     """Attention over something else, of other widths, with all that the layer can be asked for."""
 
@@ -208,6 +238,8 @@ MODELS = {
         nn.Sequential(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), nn.Linear(16, 3)),
         torch.randn(2, 5, 16, dtype=torch.float64),
     ),
+    "einsum": lambda: (Letters(), torch.randn(2, 5, 16, dtype=torch.float64)),
+    "sizes from shapes": lambda: (Excited(), image()),
     "attention": lambda: (Attending(), torch.randn(2, 5, 16, dtype=torch.float64)),
     "attention, any width": lambda: (Embedding(), torch.randn(2, 5, 6, dtype=torch.float64)),
     "encoder and decoder": lambda: (Translating(), torch.randn(2, 5, 16, dtype=torch.float64)),

@@ -100,6 +100,33 @@ def baddbmm(op: Op, bias: Value, first: Value, second: Value, **kwargs: Any) -> 
     return Value(elementwise(op, bias, product).dims)
 
 
+def einsum(op: Op, equation: str, tensors: Sequence[Value], **kwargs: Any) -> Value:
+    """Multiply and sum; dimensions of one letter go together, and what is summed over may go as in ``matmul``."""
+    inputs, letters = letters_of(equation)
+    if "." in equation or any(len(set(each)) < len(each) for each in inputs):
+        return op.freeze_all(tensors, "takes a diagonal, or dimensions without a letter")[0]
+    dims: dict[str, Dim] = {}
+    for each, tensor in zip(inputs, tensors):
+        for letter, dim in zip(each, tensor.dims):
+            op.tie(dims.setdefault(letter, dim), dim)
+    for letter in dims.keys() - set(letters):
+        if not any(tensor.zero for each, tensor in zip(inputs, tensors) if letter in each):
+            op.freeze(dims[letter], "sums over it")
+    return Value(tuple(dims[letter] for letter in letters), all(tensor.zero for tensor in tensors))
+
+
+def letters_of(equation: str) -> tuple[list[str], str]:
+    """Return the letters of each tensor and of the result, which are those that stand once where it is left out.
+
+    Example:
+        >>> letters_of("bij, bjk")
+        (['bij', 'bjk'], 'ik')
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    found = right if arrow else "".join(sorted(letter for letter in set(left) - {","} if left.count(letter) == 1))
+    return left.split(","), found
+
+
 def glu(op: Op, x: Value, dim: int = -1) -> Value:
     """Halve, one half gating the other: as many units go from each."""
     at = dim % len(x.dims)
@@ -142,12 +169,12 @@ _KEEP_ZERO = (
     "dropout_", "neg", "abs", "square", "sqrt", "sin", "erf", "clone", "contiguous", "detach", "detach_", "alias",
     "to", "_to_copy", "type_as", "float", "sign", "lift_fresh_copy", "lift_fresh", "feature_dropout",
     "floor", "round", "nan_to_num", "softsign", "hardshrink", "softshrink", "tanhshrink", "tril", "triu",
-    "zeros_like",
+    "zeros_like", "zero_",
 )  # fmt: skip
 _MOVE_ZERO = (
     "sigmoid", "sigmoid_", "hardtanh", "hardtanh_", "alpha_dropout", "hardsigmoid", "hardsigmoid_", "exp", "log",
     "log1p", "rsqrt", "reciprocal", "cos", "softplus", "clamp", "clamp_", "clamp_min", "clamp_max", "logical_not",
-    "bitwise_not", "isnan", "isinf", "log_sigmoid", "threshold",
+    "bitwise_not", "fill_", "isnan", "isinf", "log_sigmoid", "threshold",
 )  # fmt: skip
 _ELEMENTWISE = (
     "add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "pow", "maximum", "minimum", "eq", "ne", "lt",
@@ -177,6 +204,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d", "upsample_nearest1d", "upsample_linear1d"), pool),
     **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
     "baddbmm": baddbmm,
+    "einsum": einsum,
     "glu": glu,
     "cumsum": cumulative,
     "diff": difference,

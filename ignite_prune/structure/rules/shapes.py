@@ -23,7 +23,9 @@ def reshape(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
         free = list(asked).index(-1)
     known = op.written(list(asked))
     free = free if known is None else known
-    return Value(regroup(op.units, x.dims, sizes, free, op.told), x.zero)
+    dims = regroup(op.units, x.dims, sizes, free, op.told)
+    op.fixed_sizes += [ids for d, ids in enumerate(dims) if d != free and op.name != "flatten"]
+    return Value(dims, x.zero)
 
 
 def permute(op: Op, x: Value, order: Sequence[int]) -> Value:
@@ -38,6 +40,13 @@ def transpose(op: Op, x: Value, first: int, second: int) -> Value:
 
 def turn(op: Op, x: Value) -> Value:
     return Value(x.dims[::-1], x.zero)
+
+
+def movedim(op: Op, x: Value, source: int | Sequence[int], destination: int | Sequence[int]) -> Value:
+    moved = [[at % len(x.dims) for at in ([each] if isinstance(each, int) else each)] for each in (source, destination)]
+    rest = iter([d for d in range(len(x.dims)) if d not in moved[0]])
+    back = dict(zip(moved[1], moved[0]))
+    return Value(tuple(x.dims[back[d] if d in back else next(rest)] for d in range(len(x.dims))), x.zero)
 
 
 def unsqueeze(op: Op, x: Value, dim: int) -> Value:
@@ -61,7 +70,19 @@ def expand(op: Op, x: Value, sizes: Sequence[int], **kwargs: Any) -> Value:
         if len(ids) != size:
             op.freeze(ids, "expands it")
         dims.append(ids if len(ids) == size else fixed(size))
+    op.fixed_sizes += [ids for ids, asked in zip(dims, sizes) if asked != -1]
     return Value(tuple(dims), x.zero)
+
+
+def shaped_as(op: Op, x: Value, other: Value) -> Value:
+    """Reshape, or repeat, to the shape of another tensor; the sizes that they share go together."""
+    if op.name == "expand_as":
+        found = expand(op, x, [-1] * len(other.dims))
+    else:
+        found = Value(regroup(op.units, x.dims, op.shapes[0], None, op.told), x.zero)
+    for mine, its in zip(found.dims, other.dims):
+        op.tie(mine, its)
+    return found
 
 
 def repeat(op: Op, x: Value, times: Sequence[int]) -> Value:
@@ -175,9 +196,17 @@ def pad(op: Op, x: Value, padding: Sequence[int], *args: Any, **kwargs: Any) -> 
 
 
 def roll(op: Op, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Value:
-    for dim in dims or range(len(x.dims)):
-        op.freeze(x.dims[dim], "rolls it")
+    return flip(op, x, dims or range(len(x.dims)))
+
+
+def flip(op: Op, x: Value, dims: Sequence[int]) -> Value:
+    for dim in dims:
+        op.freeze(x.dims[dim], "turns it")
     return Value(x.dims, x.zero)
+
+
+def narrow(op: Op, x: Value, dim: int, start: int, length: int) -> Value:
+    return cut(op, x, dim, start, start + length)
 
 
 def pixel_shuffle(op: Op, x: Value, factor: int) -> Value:
@@ -208,7 +237,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("t", "numpy_T", "mT"), turn),
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,
+    **dict.fromkeys(("movedim", "moveaxis"), movedim),
     **dict.fromkeys(("expand", "broadcast_to"), expand),
+    **dict.fromkeys(("expand_as", "view_as", "reshape_as"), shaped_as),
     "repeat": repeat,
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
     "stack": stack,
@@ -222,6 +253,8 @@ RULES: dict[str, Rule] = {
     "gather": gather,
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
     "roll": roll,
+    "flip": flip,
+    "narrow": narrow,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     "channel_shuffle": channel_shuffle,
