@@ -14,7 +14,7 @@ from ignite_prune.pattern import Coupled, Pattern, Unstructured
 from ignite_prune.repair.base import as_repairs
 from ignite_prune.saliency import as_saliency
 from ignite_prune.schedule import Schedule
-from ignite_prune.select import named_parameters, near, select
+from ignite_prune.select import is_part, named_parameters, near, select
 
 if TYPE_CHECKING:
     from ignite_prune.structure import Structure, UnitGroup
@@ -67,8 +67,11 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
         if key != "params" and key not in defaults:
             raise ValueError(f"Unknown setting {key!r} in a parameter group; {near(str(key), [*defaults, 'params'])}")
     group = {**defaults, **given}
-    parameters = select(model, group["params"], group.pop("exclude"))
     _check_settings(group)
+    chosen = group["params"]
+    if chosen is None and group["structure"] is not None:
+        chosen = _touched(model, group["structure"]) or None
+    parameters = select(model, chosen, group.pop("exclude"))
     group["params"] = group["scored"] = list(parameters)
     if group["structure"] is not None:
         _take_structure(model, group)
@@ -76,6 +79,17 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
     group["shapes"] = {name: tuple(everything[name].shape) for name in group["params"]}
     _check_fit(group, parameters)
     return group
+
+
+def _touched(model: nn.Module, structure: Structure) -> list[str]:
+    """Return the weights that units lie in, whatever layer they are of: all that have two dimensions, no embeddings."""
+    touched = {slot.name for each in structure for slot in each.slots}
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    return [
+        name
+        for name, parameter in named_parameters(model).items()
+        if name in touched and parameter.dim() > 1 and id(parameter) not in embeddings and not is_part(model, name)
+    ]
 
 
 def _take_structure(model: nn.Module, group: Group) -> None:

@@ -155,7 +155,7 @@ def _default(model: nn.Module) -> Iterator[str]:
             stacklevel=4,
         )
     for name, parameter in _weights(model, PRUNABLE):
-        if id(parameter) not in embeddings and not _is_part(model, name):
+        if id(parameter) not in embeddings and not is_part(model, name):
             yield canonical[id(parameter)]
 
 
@@ -185,7 +185,7 @@ def _old_style_stem(module: nn.Module, part: str) -> str | None:
     return stem if suffix in ("g", "v", "orig") and stem in vars(module) else None
 
 
-def _is_part(model: nn.Module, name: str) -> bool:
+def is_part(model: nn.Module, name: str) -> bool:
     """Whether the parameter is a piece from which a reparametrised weight is computed."""
     owner, _, leaf = name.rpartition(".")
     module = model
@@ -195,7 +195,7 @@ def _is_part(model: nn.Module, name: str) -> bool:
 
 
 def _check(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    if _is_part(model, name):
+    if is_part(model, name):
         raise ValueError(_REFUSED.format(name))
     if isinstance(parameter, UninitializedParameter):
         raise ValueError(f"Parameter {name!r} is lazy and has no shape yet; run one forward of the model first")

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from ignite_prune.structure.cost import Cost, Flops, Latency, Parameters
     from ignite_prune.structure.load import load_shrunk, shrunk_state
     from ignite_prune.structure.shrinking import Report, shrink
-    from ignite_prune.structure.slicing import Indices
+    from ignite_prune.structure.slicing import Indices, slice_
     from ignite_prune.structure.slots import Kept, Slot, UnitGroup
     from ignite_prune.structure.structure import Structure
     from ignite_prune.structure.tracing import declare, trace
@@ -28,6 +28,7 @@ __all__ = [
     "load_shrunk",
     "shrink",
     "shrunk_state",
+    "slice_",
     "trace",
 ]
 
@@ -41,6 +42,7 @@ _FILES = {
     "Report": "shrinking",
     "shrink": "shrinking",
     "Indices": "slicing",
+    "slice_": "slicing",
     "Kept": "slots",
     "Slot": "slots",
     "UnitGroup": "slots",

@@ -29,6 +29,7 @@ class Traced:
         unknown: operations without a rule, and where they stand.
         work: the floating-point operations of each, and the dimensions that they are a product of.
         dropped: the dimensions of what each Dropout module is called with, by its path.
+        makers: the dimensions of weights where units are made, by ``id``.
         fixed_sizes: dimensions whose sizes are numbers in the graph, and by which operation.
     """
 
@@ -37,6 +38,7 @@ class Traced:
     unknown: list[str] = field(default_factory=list)
     work: list[Product] = field(default_factory=list)
     dropped: dict[str, list[tuple[Dim, ...]]] = field(default_factory=dict)
+    makers: set[int] = field(default_factory=set)
     fixed_sizes: list[tuple[Dim, str]] = field(default_factory=list)
 
 
@@ -148,6 +150,7 @@ def _called(node: fx.Node, values: Mapping[fx.Node, Any], traced: Traced, module
         found = op.freeze_all(taken, "is not known")
         found = found if isinstance(made, (list, tuple)) else found[0]
     _check(op, found)
+    traced.makers.update(map(id, op.makes))
     traced.fixed_sizes.extend((dim, op.told) for dim in op.fixed_sizes if not op.is_frozen(dim))
     traced.work.extend(products(name, args, found))
     if isinstance(op.module, nn.modules.dropout._DropoutNd) and taken:

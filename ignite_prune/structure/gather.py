@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,8 @@ class Gathered:
         alike: dict[tuple[int, ...], list[int]] = {}
         for root in sorted(where):
             alike.setdefault(tuple(where[root]), []).append(root)
-        groups = [_group([places[i] for i in numbers], torch.tensor(roots)) for numbers, roots in alike.items()]
+        makers = {(name, d) for name in names for d, ids in enumerate(traced.held[name]) if id(ids) in traced.makers}
+        groups = [_group([places[i] for i in numbers], torch.tensor(roots), makers) for numbers, roots in alike.items()]
         for number, units in enumerate(alike.values()):
             self._whose[0, units], self._whose[1, units] = number, torch.arange(len(units))
         self._names = [group.name for group in groups]
@@ -71,9 +72,10 @@ class Gathered:
         return Work(flops // max(1, math.prod(axis.size for axis in axes)), axes)
 
 
-def _group(places: Sequence[Place], units: Tensor) -> UnitGroup:
+def _group(places: Sequence[Place], units: Tensor, makers: Collection[tuple[str, int]]) -> UnitGroup:
     slots = tuple(Slot(name, dim, _numbers(units, roots)) for name, dim, roots, _ in places)
-    maker = next((i for i, slot in enumerate(slots) if slot.dim == 0), 0)
+    likely = [(slot.name, slot.dim) in makers for slot in slots], [slot.dim == 0 for slot in slots], [True]
+    maker = next(each.index(True) for each in likely if any(each))
     name = slots[maker].name + (f"[{slots[maker].dim}]" if slots[maker].dim else "")
     return UnitGroup(name, len(units), slots, maker)
 

@@ -69,7 +69,8 @@ def shrink(
 
     Args:
         model: bare, or wrapped in ``torch.compile``; of a DDP model give the module inside, and wrap it anew.
-        masks: a ``PruneHandler``, a ``MaskStore`` or a mapping, made of whole units.
+        masks: a ``PruneHandler``, a ``MaskStore`` or a mapping, made of whole units; or by hand the numbers of the
+            units that go, ``{"conv1.weight": [0, 3]}``, see :meth:`Structure.without`.
         example_inputs: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
         optimizer: those that train the model; they go on with the new parameters.
         ema: copies of the model to be cut alike.
@@ -102,7 +103,7 @@ def shrink(
         )
     model = unwrap(model)
     structure = trace(model, example_inputs) if structure is None else structure
-    kept = structure.kept(_masks(masks))
+    masks, kept = _read(masks, structure)
     _check_not_empty(structure, kept)
     optimizers = as_optimizers(optimizer)
     _check_optimizers(model, optimizers)
@@ -111,7 +112,7 @@ def shrink(
     rates = dropout_rates(model)
     rates = {path: rates[path] * left for path, left in structure.rates(kept).items()} if scale_dropout else {}
     before = _count(model)
-    twin = _masked(model, {**_masks(masks), **structure.masks(kept)})
+    twin = _masked(model, {**masks, **structure.masks(kept)})
     expected, flops = _outputs(twin, example_inputs)
     trains = model.training and _trains(twin, example_inputs)
     surgeries = [Surgery(model, optimizers), *(Surgery(each) for each in copies)]
@@ -139,11 +140,15 @@ def as_copies(ema: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
     return [unwrap(each.module if isinstance(each, AveragedModel) else each) for each in listed]
 
 
-def _masks(masks: Any) -> Mapping[str, Tensor]:
+def _read(masks: Any, structure: Structure) -> tuple[Mapping[str, Tensor], Kept]:
+    """Return masks, and which units they keep."""
     held = getattr(masks, "masks", masks)
     if not isinstance(held, Mapping):
         raise TypeError(f"Argument masks should be a PruneHandler, a MaskStore or a mapping, but given {type(masks)}")
-    return held
+    if held and all(isinstance(each, (list, tuple, range)) for each in held.values()):
+        kept = structure.without(held)
+        return structure.masks(kept), kept
+    return held, structure.kept(held)
 
 
 def _check_not_empty(structure: Structure, kept: Kept) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ignite_prune.optimizer_state import exchange
+from ignite_prune.optimizer_state import as_optimizers, exchange
+from ignite_prune.select import near
 from ignite_prune.structure.attention import HeadsAttention
 from ignite_prune.structure.attributes import counts, widths
 
@@ -104,6 +105,49 @@ class Surgery:
         """Let a recurrent layer's flat list hold the new weights."""
         self._undo.insert(0, module._init_flat_weights)  # undone last, when the old weights are back
         module._init_flat_weights()
+
+
+def slice_(module: nn.Module, indices: Mapping[str, Mapping[int, Sequence[int]]], *, optimizer: Any = None) -> None:
+    """Keep some indices of a module's own tensors, in place; what hangs on them elsewhere is left to the caller.
+
+    Gradients, optimizer slots and parameter groups, tied weights and the attributes that tell widths follow. For what
+    has to go together, and a check that nothing is forgotten, see :func:`~ignite_prune.shrink`.
+
+    Args:
+        module: one layer, or any module.
+        indices: which stay, in their new order, by name and dimension.
+        optimizer: the optimizer(s) that train it.
+
+    Raises:
+        TypeError: not of that form.
+        ValueError: a name or dimension that there is not, an index out of range, nothing left. Nothing is changed then.
+
+    Example:
+        >>> layer = nn.Linear(3, 4)
+        >>> slice_(layer, {"weight": {0: [0, 2]}, "bias": {0: [0, 2]}})
+        >>> layer
+        Linear(in_features=3, out_features=2, bias=True)
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    stay: dict[str, dict[int, Tensor]] = {}
+    for name, dims in indices.items():
+        if name not in tensors:
+            raise ValueError(f"The module has no {name!r}; {near(name, list(tensors))}")
+        stay[name] = {dim: _as_indices(name, dim, each, tensors[name]) for dim, each in dims.items()}
+    surgery = Surgery(module, as_optimizers(optimizer))
+    with undone_on_error([surgery]):
+        surgery.slice(stay)
+
+
+def _as_indices(name: str, dim: int, stay: Sequence[int], tensor: Tensor) -> Tensor:
+    if type(dim) is not int or not 0 <= dim < tensor.dim():
+        raise ValueError(f"{name!r} has {tensor.dim()} dimensions, and no dimension {dim!r}")
+    found = torch.as_tensor(stay)
+    if found.dtype != torch.int64 or found.dim() != 1:
+        raise TypeError(f"What stays of {name!r} should be told as whole numbers, but given {stay!r:.60}")
+    if not 0 <= int(found.min()) <= int(found.max()) < tensor.shape[dim]:
+        raise ValueError(f"What stays of dimension {dim} of {name!r} should be in [0, {tensor.shape[dim]})")
+    return found
 
 
 @contextmanager

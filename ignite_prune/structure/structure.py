@@ -60,6 +60,43 @@ class Structure:
                 found[name] = cut
         return found
 
+    def without(self, gone: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """Return which units are kept where some are taken out by hand.
+
+        Args:
+            gone: numbers of units, by the name of their group or of any weight that makes them (dimension 0).
+
+        Raises:
+            TypeError: numbers that are not whole.
+            ValueError: a name without units, or a number that is out of range.
+
+        Example:
+            >>> from ignite_prune import trace
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+            >>> trace(net, torch.zeros(1, 4)).without({"0.weight": [1]})
+            {'0.weight': tensor([ True, False,  True])}
+        """
+        kept = {group.name: torch.ones(group.size, dtype=torch.bool) for group in self}
+        for name, numbers in gone.items():
+            group = self._named(name)
+            for number in numbers:
+                if type(number) is not int:
+                    raise TypeError(f"The units of {name!r} should be told as whole numbers, but given {number!r}")
+                if not 0 <= number < group.size:
+                    raise ValueError(f"There is no unit {number} of {name!r}, which has {group.size}")
+                kept[group.name][number] = False
+        return kept
+
+    def _named(self, name: str) -> UnitGroup:
+        """Return the group of a name, or the only one whose units a weight's dimension 0 has one by one."""
+        if name in self.groups:
+            return self.groups[name]
+        for group in self:
+            for slot in group.slots:
+                if slot.name == name and slot.dim == 0 and torch.equal(slot.units, torch.arange(group.size)):
+                    return group
+        raise ValueError(f"There are no units of {name!r}; {near(name, list(self.groups))}")
+
     def sliced(self, kept: Kept) -> Structure:
         """Return the structure of the model that is left."""
         stay = {(name, dim): left for name, dims in self._stay(kept).items() for dim, left in dims.items()}

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from ignite_prune import PruneHandler, allocation, pattern, saliency, schedule
 from ignite_prune.handlers import ShrinkHandler
-from ignite_prune.structure import declare, load_shrunk, shrink, shrunk_state, trace
+from ignite_prune.structure import declare, load_shrunk, shrink, shrunk_state, slice_, trace
 from tests.laws.test_resume import assert_resumes
 from tests.models import Net
 from tests.structure import shrink_run
@@ -106,6 +106,58 @@ def test_sliced_training_is_masked_training(name):
         step(model, optimizer, x)
         step(twin, twin_optimizer, x)
     torch.testing.assert_close(model(x), twin(x), rtol=1e-10, atol=1e-12)
+
+
+def test_units_by_hand():
+    torch.manual_seed(0)
+    model, x = Residual().double(), image()
+    structure = trace(model, x)
+    twin = copy.deepcopy(model)
+    report = shrink(model, {"first.weight": [0, 5], "second.weight": [7]}, x)  # the residual's units by their other end
+    assert report.units == {"stem.weight": (8, 7), "first.weight": (16, 14)}
+    kept = {"stem.weight": torch.arange(8) != 7, "first.weight": ~torch.isin(torch.arange(16), torch.tensor([0, 5]))}
+    torch.testing.assert_close(model.eval()(x), masked(twin, structure.masks(kept)).eval()(x), rtol=1e-10, atol=1e-10)
+    for bad, kind, why in (
+        ({"first.weight": [16]}, ValueError, "no unit 16"),
+        ({"first.weight": [-1]}, ValueError, "no unit -1"),
+        ({"frist.weight": [1]}, ValueError, "'first.weight'"),
+        ({"first.weight": [0.5]}, TypeError, "whole numbers"),
+        ({"first.weight": range(16)}, ValueError, "would be empty"),
+    ):
+        with pytest.raises(kind, match=why):
+            shrink(twin, bad, x)
+    assert twin.first.out_channels == 16
+
+
+def test_one_module_and_one_parameter():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    optimizer, x = OPTIMIZERS["AdamW"](model.parameters()), torch.randn(2, 3, 9, 9)
+    step(model, optimizer, x)
+    whole = copy.deepcopy(model)
+    slots = {name: optimizer.state[p]["exp_avg"] for name, p in model.named_parameters()}
+    stay = [0, 3, 4]
+    slice_(model[0], {"weight": {0: stay}, "bias": {0: stay}}, optimizer=optimizer)
+    slice_(
+        model[1], {name: {0: stay} for name in ("weight", "bias", "running_mean", "running_var")}, optimizer=optimizer
+    )
+    slice_(model[2], {"weight": {1: stay}}, optimizer=optimizer)
+    assert torch.equal(model[2].weight, whole[2].weight[:, stay]) and torch.equal(
+        model[1].running_var, whole[1].running_var[stay]
+    )
+    assert torch.equal(optimizer.state[model[0].weight]["exp_avg"], slots["0.weight"][stay])
+    assert (model[0].out_channels, model[1].num_features, model[2].in_channels) == (3, 3, 3)
+    step(model, optimizer, x)
+    before = copy.deepcopy(model)
+    for bad, kind in (
+        ({"weigth": {0: [0]}}, ValueError),
+        ({"weight": {4: [0]}}, ValueError),
+        ({"weight": {0: [3]}}, ValueError),
+        ({"weight": {0: [0.5]}}, TypeError),
+    ):
+        with pytest.raises(kind):
+            slice_(model[0], bad)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters()))
 
 
 def dropping():

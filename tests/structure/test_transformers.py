@@ -119,13 +119,13 @@ GROUPS = {
         **each("transformer.layer.{}.ffn.lin1.weight", (64, 32)),
     },
     "GPT-2": {
-        **each("h.{}.attn.c_attn.bias", (4, 2)),
-        **each("h.{}.mlp.c_fc.bias", (128, 64)),
+        **each("h.{}.attn.c_attn.weight[1]", (4, 2)),
+        **each("h.{}.mlp.c_fc.weight[1]", (128, 64)),
     },
     "GPT-2, crossing": {
-        **each("h.{}.attn.c_attn.bias", (4, 2)),
-        **each("h.{}.crossattention.c_attn.bias", (4, 2)),
-        **each("h.{}.mlp.c_fc.bias", (128, 64)),
+        **each("h.{}.attn.c_attn.weight[1]", (4, 2)),
+        **each("h.{}.crossattention.c_attn.weight[1]", (4, 2)),
+        **each("h.{}.mlp.c_fc.weight[1]", (128, 64)),
     },
     "Llama": {
         **each("layers.{}.self_attn.q_proj.weight", (4, 2)),

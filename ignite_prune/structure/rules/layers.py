@@ -11,6 +11,7 @@ from ignite_prune.structure.value import Dim, Value, fixed
 
 def linear(op: Op, x: Value, weight: Value, bias: Value | None = None) -> Value:
     outputs, inputs = weight.dims
+    op.makes.append(outputs)
     op.tie(x.dims[-1], inputs)
     if bias is not None:
         op.tie(outputs, bias.dims[0])
@@ -20,6 +21,7 @@ def linear(op: Op, x: Value, weight: Value, bias: Value | None = None) -> Value:
 def addmm(op: Op, bias: Value, x: Value, weight: Value, **kwargs: Any) -> Value:
     op.tie(x.dims[1], weight.dims[0])
     op.tie(weight.dims[1], bias.dims[-1])
+    op.makes.append(weight.dims[1])
     return Value((x.dims[0], weight.dims[1]))
 
 
@@ -27,6 +29,7 @@ def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *args: Any,
     """Convolve; in groups as many units go from each, in a depthwise layer each with its input."""
     groups = kwargs.get("groups", args[3] if len(args) > 3 else 1)
     outputs = weight.dims[0]
+    op.makes.append(outputs)
     batch = len(x.dims) - len(weight.dims) + 1
     _grouped(op, x.dims[batch], weight.dims[1], outputs, groups)
     return _convolved(op, x, weight, batch, outputs, bias)
@@ -37,6 +40,7 @@ def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *
     batch = len(x.dims) - len(weight.dims) + 1
     op.tie(x.dims[batch], weight.dims[0])
     outputs = weight.dims[1]
+    op.makes.append(outputs)
     if groups > 1:
         op.freeze(weight.dims[0], "is in groups")
         op.freeze(outputs, "is in groups")
@@ -108,6 +112,7 @@ def instance_norm(op: Op, x: Value, *args: Any) -> Value:
 
 def embedding(op: Op, weight: Value, indices: Value, *args: Any) -> Value:
     op.freeze(weight.dims[0], "looks its rows up")
+    op.makes.append(weight.dims[1])
     return Value((*indices.dims, weight.dims[1]))
 
 
@@ -165,6 +170,7 @@ def _recurrent(
         for direction in range(directions):
             first = per * (layer * directions + direction)
             into, within, *biases = weights[first : first + per]
+            op.makes.append(into.dims[0])
             op.tie(below, into.dims[1])
             op.tie(unit, within.dims[1])
             for each in (into, within, *biases):

@@ -87,6 +87,8 @@ def matmul(op: Op, first: Value, second: Value) -> Value:
     if len(first.dims) == 1 or len(second.dims) == 1:
         return op.freeze_all([first, second], "multiplies vectors")[0]
     op.tie(first.dims[-1], second.dims[-2])
+    if second.zero:
+        op.makes.append(second.dims[-1])
     if not (first.zero or second.zero):
         op.freeze(first.dims[-1], "sums over it")
     batches = [each.dims[:-2] for each in (first, second)]

@@ -31,6 +31,8 @@ class Op:
         self, units: Units, name: str, where: str, shapes: Sequence[tuple[int, ...]], module: nn.Module | None = None
     ) -> None:
         self.units, self.name, self.where, self.shapes, self.module = units, name, where, shapes, module
+        self.makes: list[Dim] = []
+        """Dimensions of weights that its output has: where units are made."""
         self.fixed_sizes: list[Dim] = []
         """Dimensions of its output whose sizes are numbers in the graph: written in the program, or computed by it."""
 
