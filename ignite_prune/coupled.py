@@ -42,8 +42,9 @@ def divide_units(scorers: Mapping[str, Scorer], masks: Masks, group: Group) -> d
 
 def _chosen(layers: Sequence[Layer], group: Group, fraction: float) -> dict[str, Tensor]:
     """Return which units stay, of each layer that gets smaller, where this fraction of units is to go."""
-    found = choose(layers, group["allocation"], fraction)
-    return {layer.name: _with_enough(layer, kept, group["pattern"]) for layer, kept in found}
+    pattern: Coupled = group["pattern"]
+    found = choose(layers, group["allocation"], fraction, least=lambda layer: pattern.left(0, layer.shape[0]))
+    return {layer.name: _rounded(layer, kept, pattern) for layer, kept in found}
 
 
 def _to_cost(
@@ -111,8 +112,8 @@ def _layer(
     return Layer(units.name, (units.size,), whole, once(scores), None if alive.all() else alive, living)
 
 
-def _with_enough(layer: Layer, kept: Tensor, pattern: Coupled) -> Tensor:
-    """Keep as many units as the pattern wants left."""
+def _rounded(layer: Layer, kept: Tensor, pattern: Coupled) -> Tensor:
+    """Keep as many units more as the pattern rounds up."""
     wanted = min(pattern.left(int(kept.count_nonzero()), len(kept)), layer.living)
     if wanted == int(kept.count_nonzero()):
         return kept

@@ -46,17 +46,24 @@ def divide(scorers: Mapping[str, Scorer], masks: Mapping[str, Tensor | None], gr
     return planned
 
 
-def choose(layers: Sequence[Layer], allocation: Allocation, fraction: float) -> Iterator[tuple[Layer, Tensor]]:
-    """Yield the units that stay, bool, of each layer that gets sparser."""
+def choose(
+    layers: Sequence[Layer], allocation: Allocation, fraction: float, least: Callable[[Layer], int] = lambda layer: 0
+) -> Iterator[tuple[Layer, Tensor]]:
+    """Yield the units that stay, bool, of each layer that gets sparser; ``least`` tells how many it keeps anyhow."""
     for pool in allocation.divide(layers, fraction):
-        if pool.keep >= sum(layer.living for layer in pool.layers):
+        floors = [
+            max(floor, min(least(layer), layer.living))
+            for floor, layer in zip(pool.floors or [0] * len(pool.layers), pool.layers)
+        ]
+        keep = max(pool.keep, sum(min(floor, layer.living) for floor, layer in zip(floors, pool.layers)))
+        if keep >= sum(layer.living for layer in pool.layers):
             continue
         kept = keep_top(
             [layer.scores for layer in pool.layers],
             [layer.alive for layer in pool.layers],
             [layer.living for layer in pool.layers],
-            pool.keep,
-            pool.floors,
+            keep,
+            floors,
         )
         yield from zip(pool.layers, kept)
 

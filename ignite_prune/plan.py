@@ -107,16 +107,25 @@ def _targets(group: Group, before: Masks) -> Iterator[float | None]:
     if steps == 1 or final is None:
         yield final
         return
-    pattern, units, living = group["pattern"], 0, 0
-    for name in group["params"]:
-        count = pattern.count(group["shapes"][name])
-        mask = before[name]
-        units += count
-        living += count if mask is None else int(pattern.alive(mask).count_nonzero())
+    units, living = _counted(group, before)
+    pattern = group["pattern"]
     start, end = living / max(units, 1), 1 - as_unit_fraction(pattern, final)
     for step in range(1, steps + 1):
         density = start * (end / start) ** (step / steps) if start > end else end
         yield final if step == steps else (1 - density) * pattern.share
+
+
+def _counted(group: Group, masks: Masks) -> tuple[int, int]:
+    """Return how many units a group has, and how many of them live."""
+    if group["structure"] is not None:
+        kept = group["structure"].kept({name: mask for name, mask in masks.items() if mask is not None})
+        return sum(len(kept[name]) for name in group["units"]), sum(int(kept[name].sum()) for name in group["units"])
+    pattern, units, living = group["pattern"], 0, 0
+    for name in group["params"]:
+        count, mask = pattern.count(group["shapes"][name]), masks[name]
+        units += count
+        living += count if mask is None else int(pattern.alive(mask).count_nonzero())
+    return units, living
 
 
 def repaired(

@@ -139,6 +139,16 @@ PATTERNS = [
     Row("head_of_inputs", lambda: pattern.Head(size=2, dim=1)),
 ]
 
+# make() -> pattern over a structure's units
+COUPLED = [
+    Row("coupled", pattern.Coupled, {"exact": True}),
+    Row("coupled_sum_l1", lambda: pattern.Coupled(norm=1, combine="sum"), {"exact": True}),
+    Row("coupled_max", lambda: pattern.Coupled(norm=float("inf"), combine="max"), {"exact": True}),
+    Row("coupled_first", lambda: pattern.Coupled(combine="first"), {"exact": True}),
+    Row("coupled_signed", lambda: pattern.Coupled(norm=None), {"exact": True, "signed": True}),
+    Row("coupled_rounded", lambda: pattern.Coupled(round_to=4, at_least=2)),
+]
+
 # make() -> allocation; totals: the kept units add up to round-half-even of the target
 ALLOCATIONS = [
     Row("global", allocation.Global, {"totals": True}),

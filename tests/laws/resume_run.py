@@ -12,8 +12,8 @@ from ignite.engine import Events, create_supervised_trainer
 from ignite.handlers import Checkpoint, DiskSaver
 from torch import nn
 
-from ignite_prune import PruneEvents, PruneHandler
-from tests.catalogue import EVENTS, OPTIMIZERS, PATTERNS, REPAIRS, SALIENCIES, SCHEDULES, net_for, options_for
+from ignite_prune import PruneEvents, PruneHandler, trace
+from tests.catalogue import COUPLED, EVENTS, OPTIMIZERS, PATTERNS, REPAIRS, SALIENCIES, SCHEDULES, net_for, options_for
 from tests.models import batches
 
 CHECKPOINTS = {
@@ -39,6 +39,8 @@ def run(options):
     trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
     settings = {"pattern": find(PATTERNS, options.get("pattern", "unstructured")).make()}
     settings |= options_for(row, model, calibrated=False)  # evidence from training
+    if "coupled" in options:
+        settings |= {"pattern": find(COUPLED, options["coupled"]).make(), "structure": trace(model, batches(1)[0][0])}
     if "repair" in options:
         chosen = find(REPAIRS, options["repair"])
         settings["repair"] = chosen.make()
