@@ -110,6 +110,9 @@ def _take_structure(model: nn.Module, group: Group) -> None:
     group["scored"] = [name for name in group["params"] if name in selected]
     if isinstance(group["pattern"], Unstructured):
         group["pattern"] = Coupled()
+    pattern = group["pattern"]
+    if structure is structure.origin and all(pattern.left(0, each.size) == each.size for each in units):
+        raise ValueError(f"With {pattern} no group may lose a unit; they have {[each.size for each in units][:8]}")
     if group["target"] is not None and not group["target"].measured and group["sparsity"] is not None:
         _check_reach(group, units)
 

@@ -29,6 +29,7 @@ class Traced:
         unknown: operations without a rule, and where they stand.
         work: the floating-point operations of each, and the dimensions that they are a product of.
         dropped: the dimensions of what each Dropout module is called with, by its path.
+        normalised: by request, the dimension that each norm goes over, by its path.
         makers: the dimensions of weights where units are made, by ``id``.
         fixed_sizes: dimensions whose sizes are numbers in the graph, and by which operation.
     """
@@ -38,12 +39,19 @@ class Traced:
     unknown: list[str] = field(default_factory=list)
     work: list[Product] = field(default_factory=list)
     dropped: dict[str, list[tuple[Dim, ...]]] = field(default_factory=dict)
+    normalised: dict[str, Dim] = field(default_factory=dict)
     makers: set[int] = field(default_factory=set)
     fixed_sizes: list[tuple[Dim, str]] = field(default_factory=list)
 
 
-def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
+def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], through_norms: bool = False) -> Traced:
     """Export a copy of a model in eval mode and follow the units through it.
+
+    Args:
+        model: unwrapped.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        through_norms: whether what a norm goes over may go.
 
     Raises:
         ValueError: it cannot be exported; the reason is told.
@@ -62,7 +70,7 @@ def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             masked = spec.kind == InputKind.PARAMETER
             values[node] = Value(traced.held[spec.target], zero=masked) if known else _fixed(node)
         elif node.op == "call_function":
-            values[node] = _called(node, values, traced, modules)
+            values[node] = _called(node, values, traced, modules, through_norms)
         elif node.op == "output":
             fx.map_arg(node.args, lambda each: _stay(values[each], units))
         else:
@@ -127,7 +135,13 @@ def _fixed(node: fx.Node) -> Any:
     return Value.fixed(value.shape) if isinstance(value, Tensor) else value
 
 
-def _called(node: fx.Node, values: Mapping[fx.Node, Any], traced: Traced, modules: Mapping[str, nn.Module]) -> Any:
+def _called(
+    node: fx.Node,
+    values: Mapping[fx.Node, Any],
+    traced: Traced,
+    modules: Mapping[str, nn.Module],
+    through_norms: bool,
+) -> Any:
     args: Any
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
     if node.target is operator.getitem:
@@ -141,7 +155,7 @@ def _called(node: fx.Node, values: Mapping[fx.Node, Any], traced: Traced, module
     name = _name(node.target)
     where = _where(node)
     path = where.partition("@")[0]  # "@1": the module's second call
-    op = Op(traced.units, name, where, shapes, modules.get(path))
+    op = Op(traced.units, name, where, shapes, modules.get(path), through_norms)
     taken = [each for each in _leaves((args, kwargs)) if isinstance(each, Value)]
     if name in RULES:
         found = RULES[name](op, *args, **kwargs)
@@ -150,6 +164,8 @@ def _called(node: fx.Node, values: Mapping[fx.Node, Any], traced: Traced, module
         found = op.freeze_all(taken, "is not known")
         found = found if isinstance(made, (list, tuple)) else found[0]
     _check(op, found)
+    if op.normalised is not None:
+        traced.normalised[path] = op.normalised
     traced.makers.update(map(id, op.makes))
     traced.fixed_sizes.extend((dim, op.told) for dim in op.fixed_sizes if not op.is_frozen(dim))
     traced.work.extend(products(name, args, found))

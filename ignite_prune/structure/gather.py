@@ -29,6 +29,8 @@ class Gathered:
         self._whose = torch.full((2, len(traced.units)), -1)  # the group and the number of each unit, by its root
         self.groups = self._grouped(traced, names)
         self.work = tuple(self._work(flops, dims) for flops, dims in traced.work)
+        normalised = {path: self._axes([dim]) for path, dim in traced.normalised.items()}
+        self.normalised = {path: axes[0] for path, axes in normalised.items() if axes}
         self.dropouts = {path: tuple(map(self._axes, uses)) for path, uses in traced.dropped.items()}
 
     def _grouped(self, traced: Traced, names: Sequence[str]) -> list[UnitGroup]:

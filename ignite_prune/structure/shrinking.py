@@ -18,7 +18,7 @@ from ignite_prune.evidence.batch import undisturbed
 from ignite_prune.optimizer_state import as_optimizers
 from ignite_prune.select import named_parameters, unwrap
 from ignite_prune.structure.attributes import dropout_rates
-from ignite_prune.structure.slicing import Indices, Surgery, undone_on_error
+from ignite_prune.structure.slicing import Indices, Surgery, slice_, undone_on_error
 from ignite_prune.structure.slots import Kept
 from ignite_prune.structure.structure import Structure
 from ignite_prune.structure.tracing import as_arguments, trace
@@ -113,6 +113,7 @@ def shrink(
     rates = {path: rates[path] * left for path, left in structure.rates(kept).items()} if scale_dropout else {}
     before = _count(model)
     twin = _masked(model, {**masks, **structure.masks(kept)})
+    _normalise_over(twin, structure.normalised(kept))
     expected, flops = _outputs(twin, example_inputs)
     trains = model.training and _trains(twin, example_inputs)
     surgeries = [Surgery(model, optimizers), *(Surgery(each) for each in copies)]
@@ -177,6 +178,34 @@ def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
             values = parameter * masks[name].to(parameter.device) if name in masks else parameter.detach()
             memo[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
     return copy.deepcopy(model, memo)
+
+
+def _normalise_over(twin: nn.Module, left: Mapping[str, Tensor]) -> None:
+    """Let norms go over what is left alone, as they will in the sliced model."""
+    for path, stay in left.items():
+        if not stay.all():
+            owner, _, name = path.rpartition(".")
+            setattr(twin.get_submodule(owner), name, _NormOfSome(twin.get_submodule(path), stay))
+
+
+class _NormOfSome(nn.Module):
+    """A norm over some channels; the others are 0.
+
+    Args:
+        norm: of all of them.
+        stay: which, bool.
+    """
+
+    def __init__(self, norm: nn.Module, stay: Tensor) -> None:
+        super().__init__()
+        self._stay, self._dim = stay.nonzero().squeeze(1), 1 if isinstance(norm, nn.GroupNorm) else -1
+        self.norm = copy.deepcopy(norm)
+        names = [name for name, _ in norm.named_parameters()]
+        slice_(self.norm, {name: {0: self._stay.tolist()} for name in names})
+
+    def forward(self, x: Tensor) -> Tensor:
+        stay = self._stay.to(x.device)
+        return torch.zeros_like(x).index_copy(self._dim, stay, self.norm(x.index_select(self._dim, stay)))
 
 
 def _trains(model: nn.Module, example_inputs: Any) -> bool:

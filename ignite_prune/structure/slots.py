@@ -72,9 +72,16 @@ class Axis:
     size: int
     parts: tuple[tuple[str, Tensor], ...]
 
+    def stay(self, kept: Kept) -> Tensor:
+        """Return which indices are left, bool."""
+        found = torch.ones(self.size, dtype=torch.bool)
+        for name, units in self.parts:
+            found[units >= 0] &= kept[name][units[units >= 0]]
+        return found
+
     def left(self, kept: Kept) -> int:
         """Return how many indices are left."""
-        return self.size - sum(int((~kept[name][units[units >= 0]]).sum()) for name, units in self.parts)
+        return int(self.stay(kept).sum())
 
 
 @dataclass(frozen=True, eq=False)

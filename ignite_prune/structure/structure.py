@@ -38,11 +38,13 @@ class Structure:
         unknown: Sequence[str] = (),
         work: Sequence[Work] = (),
         dropouts: Mapping[str, Sequence[Sequence[Axis]]] = MappingProxyType({}),
+        normalised: Mapping[str, Axis] = MappingProxyType({}),
         origin: tuple[Structure, Kept] | None = None,
     ) -> None:
         self.groups = {group.name: group for group in groups}
         self.shapes, self.frozen, self.unknown = dict(shapes), dict(frozen), tuple(dict.fromkeys(unknown))
         self._parameters, self._work, self._dropouts = frozenset(parameters), tuple(work), dict(dropouts)
+        self._normalised = dict(normalised)
         self.origin, self._left = (self, {}) if origin is None else origin
 
     def __iter__(self) -> Iterator[UnitGroup]:
@@ -146,6 +148,16 @@ class Structure:
             if len(left) == 1 and left != {1.0}:
                 found[path] = left.pop()
         return found
+
+    def normalised(self, kept: Kept = NOTHING) -> dict[str, Tensor]:
+        """Return which indices are left of what each norm goes over, bool, where units of it may go by request.
+
+        Args:
+            kept: which units are; of groups that are not told all.
+        """
+        before, after = self._of_origin(NOTHING), self._of_origin(kept)
+        axes = self.origin._normalised
+        return {path: axis.stay(after)[axis.stay(before)] for path, axis in axes.items()}
 
     def _of_origin(self, kept: Kept) -> dict[str, Tensor]:
         """Return which units of the origin are left."""

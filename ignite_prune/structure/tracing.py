@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,7 +19,12 @@ from ignite_prune.structure.trial import Trial
 
 
 def trace(
-    model: nn.Module, example_inputs: Any, *, keep: Sequence[str] = (), tie: Sequence[Sequence[str]] = ()
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    keep: Sequence[str] = (),
+    tie: Sequence[Sequence[str]] = (),
+    through_norms: bool = False,
 ) -> Structure:
     """Find which slices of a model's parameters have to go together.
 
@@ -31,6 +37,8 @@ def trace(
         keep: layers or parameters, by name or glob, whose units have to stay.
         tie: pairs (or more) of parameters whose units have to go together, ``"name"`` for dimension 0, ``"name[1]"``
             for another.
+        through_norms: let units go that a LayerNorm, RMSNorm or GroupNorm goes over, with a warning: a sliced model
+            normalises over what is left, the masked one over the zeros too.
 
     Returns:
         The structure; it prints as a table.
@@ -52,7 +60,7 @@ def trace(
     for each in places:
         _one_size(each, shapes_of(model))
     kept = [name for rule in _strings(keep) for name in _matching(rule, model)]
-    traced = follow(model, args, kwargs)
+    traced = follow(model, args, kwargs, through_norms)
     for (first, dim), *others in places:
         for name, other in others:
             traced.units.tie(traced.held[first][dim], traced.held[name][other], "it is tied by hand")
@@ -62,16 +70,34 @@ def trace(
     while True:
         found = Gathered(traced, list(shapes))
         structure = Structure(
-            found.groups, shapes, parameters, reasons(traced, parameters), traced.unknown, found.work, found.dropouts
+            found.groups,
+            shapes,
+            parameters,
+            reasons(traced, parameters),
+            traced.unknown,
+            found.work,
+            found.dropouts,
+            found.normalised,
         )
         told = {name: why for dim, why in traced.fixed_sizes for name in found.along(dim)}
         failing = Trial(model, args, kwargs).failing(structure, told) if told else []
         if not failing:
+            _warn_of_norms(structure)
             return structure
         for name in failing:
             maker = structure.groups[name].slots[structure.groups[name].maker]
             ids = traced.held[maker.name][maker.dim][maker.units >= 0]
             traced.units.freeze(ids, f"{told[name]} writes its size in the program, where -1 would leave it open")
+
+
+def _warn_of_norms(structure: Structure) -> None:
+    paths = list(structure.normalised())
+    if paths:
+        warnings.warn(
+            f"Units may go that norms go over ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}): slicing "
+            "changes their statistics, so train on afterwards",
+            stacklevel=3,
+        )
 
 
 def declare(model: nn.Module, groups: Sequence[Mapping[str, int]]) -> Structure:

@@ -129,6 +129,12 @@ def test_round_to_and_at_least():
     assert {name: int(each.sum()) for name, each in structure.kept(masks).items()} == {"0.weight": 8, "2.weight": 3}
 
 
+def test_a_pattern_by_which_nothing_could_go_is_refused():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(ValueError, match=r"no group may lose a unit; they have \[8, 6\]"):
+        PruneHandler(model, structure=trace(model, torch.randn(1, 4)), pattern=pattern.Coupled(round_to=8, at_least=6))
+
+
 def test_unit_saliencies_and_evidence():
     torch.manual_seed(0)
     data = [(torch.randn(4, 3, 8, 8), torch.randint(5, (4,)))]

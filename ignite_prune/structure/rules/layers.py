@@ -83,11 +83,14 @@ def batch_norm(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
 
 
 def layer_norm(op: Op, x: Value, shape: Sequence[int], weight: Value | None = None, *args: Any, **kwargs: Any) -> Value:
-    """Normalise over whole dimensions: their statistics change with what goes, so that nothing may."""
+    """Normalise over whole dimensions: their statistics change with what goes, so that nothing may but by request."""
     bias = args[0] if args and isinstance(args[0], Value) else None
     for each in (weight, bias):
         for mine, its in zip(x.dims[-len(shape) :], each.dims if each is not None else ()):
             op.tie(mine, its)
+    if op.through_norms and weight is not None and len(shape) == 1:
+        op.normalised = x.dims[-1]
+        return Value(x.dims)
     for dim in x.dims[-len(shape) :]:
         op.freeze(dim, "normalises over it")
     return Value(x.dims)
@@ -99,7 +102,11 @@ def group_norm(
     for each in (weight, bias):
         if each is not None:
             op.tie(x.dims[1], each.dims[0])
-    if groups == len(x.dims[1]):  # every channel by itself: its own statistics; the groups go with it
+    if op.through_norms and weight is not None and groups < len(x.dims[1]):  # as many from each
+        parts = x.dims[1].view(groups, -1)
+        op.tie(parts, parts[:1])
+        op.normalised = x.dims[1]
+    elif groups == len(x.dims[1]):  # every channel by itself: its own statistics; the groups go with it
         op.freeze(x.dims[1], "counts its groups")
     else:
         op.freeze(x.dims[1], "normalises over it")

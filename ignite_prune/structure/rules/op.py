@@ -11,6 +11,8 @@ from ignite_prune.structure.attributes import written
 from ignite_prune.structure.units import Units
 from ignite_prune.structure.value import Dim, Value
 
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+"""Norms whose units may go by request."""
 Rule = Callable[..., Any]
 """``rule(op, *args, **kwargs)``, the operation's own arguments with a :class:`Value` for each tensor, gives its output
 as a Value, or a list of them."""
@@ -25,12 +27,22 @@ class Op:
         where: path of the module that calls it.
         shapes: of its outputs.
         module: the one that calls it.
+        through_norms: whether what a norm goes over may go.
     """
 
     def __init__(
-        self, units: Units, name: str, where: str, shapes: Sequence[tuple[int, ...]], module: nn.Module | None = None
+        self,
+        units: Units,
+        name: str,
+        where: str,
+        shapes: Sequence[tuple[int, ...]],
+        module: nn.Module | None = None,
+        through_norms: bool = False,
     ) -> None:
         self.units, self.name, self.where, self.shapes, self.module = units, name, where, shapes, module
+        self.through_norms = through_norms and isinstance(module, NORMS)
+        self.normalised: Dim | None = None
+        """A dimension that it normalises over, where its units may go all the same."""
         self.makes: list[Dim] = []
         """Dimensions of weights that its output has: where units are made."""
         self.fixed_sizes: list[Dim] = []

@@ -1,0 +1,62 @@
+"""Units that a norm goes over go by request, with a warning; the check then normalises over what is left."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ignite_prune import PruneHandler, ShrinkHandler, allocation, shrink, trace
+from tests.models import Net
+from tests.structure.test_shrink import halved, masked
+
+
+def encoder():
+    return Net(
+        lambda net, x: net.out(net.norm(net.body(net.embed(x))).mean(1)),
+        embed=nn.Linear(6, 16),
+        body=nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True),
+        norm=nn.RMSNorm(16),
+        out=nn.Linear(16, 3),
+    ).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+
+
+def grouped():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten())
+    return model.append(nn.Linear(200, 3)).double(), torch.randn(2, 3, 9, 9, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("build, name, size", [(encoder, "embed.weight", 16), (grouped, "0.weight", 4)])
+def test_by_request_alone(build, name, size):
+    model, x = build()
+    assert name not in trace(model, x).groups
+    with pytest.warns(UserWarning, match="that norms go over"):
+        structure = trace(model, x, through_norms=True)
+    assert structure.groups[name].size == size
+
+
+@pytest.mark.filterwarnings("ignore:Units may go")
+@pytest.mark.parametrize("build", [encoder, grouped])
+def test_the_sliced_model_normalises_over_what_is_left(build):
+    torch.manual_seed(0)
+    model, x = build()
+    optimizer = torch.optim.AdamW(model.parameters())
+    structure = trace(model, x, through_norms=True)
+    masks = structure.masks(halved(structure))
+    naive = masked(copy.deepcopy(model), masks).eval()(x)
+    report = shrink(masked(model, masks), masks, x, optimizer=optimizer, structure=structure)
+    assert report.error < 1e-12 and not torch.allclose(model.eval()(x), naive)
+    model.train()(x).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:Units may go")
+def test_twice():
+    torch.manual_seed(0)
+    model, x = encoder()
+    pruner = PruneHandler(model, structure=trace(model, x, through_norms=True), allocation=allocation.Uniform())
+    shrinker = ShrinkHandler(pruner, x)
+    for sparsity in (0.25, 0.5):
+        pruner.step(sparsity)
+        shrinker.shrink()
+    assert model.embed.out_features == model.norm.weight.numel() == model.body.linear1.in_features < 16
