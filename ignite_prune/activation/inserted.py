@@ -1,0 +1,80 @@
+"""A sparsifier on a layer's output, by a hook that leaves the model as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ignite_prune.activation.base import Sparsifier
+
+
+class Inserted:
+    """A sparsifier between a layer's output and whatever comes next.
+
+    It trains and rests with the layer, on the device of what it is given.
+
+    Args:
+        name: the layer's.
+        layer: whose output becomes sparse.
+        sparsifier: what makes it so.
+
+    Attributes:
+        calls: how often it was run since it was installed, compiled code excepted.
+    """
+
+    def __init__(self, name: str, layer: nn.Module, sparsifier: Sparsifier) -> None:
+        self.name, self.layer, self.sparsifier, self.calls = name, layer, sparsifier, 0
+        self._handle: Any = None
+        self._seen = 0
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it has been run since it was installed, compiled too where it trains."""
+        return self.calls > 0 or int(self.sparsifier.seen) != self._seen
+
+    def install(self) -> None:
+        """Put the hook on; again does nothing."""
+        if self._handle is None:
+            self.calls, self._seen = 0, int(self.sparsifier.seen)
+            self._handle = self.layer.register_forward_hook(Replacing(self))
+
+    def remove(self) -> None:
+        """Take it off."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def __call__(self, output: Any) -> Tensor:
+        """Return the output made sparse.
+
+        Raises:
+            TypeError: the layer gives something else than one tensor.
+        """
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"Layer {self.name!r} gives a {type(output).__name__}, and only a tensor's entries can be made sparse"
+            )
+        if not torch.compiler.is_compiling():
+            self.calls += 1
+        sparsifier = self.sparsifier
+        if sparsifier.seen.device != output.device:
+            sparsifier.to(output.device)
+        if sparsifier.training != self.layer.training:
+            sparsifier.train(self.layer.training)
+        result: Tensor = sparsifier(output)
+        return result
+
+
+class Replacing:
+    """A forward hook that copies and pickles as one that does nothing."""
+
+    def __init__(self, inserted: Inserted | None = None) -> None:
+        self._inserted = inserted
+
+    def __call__(self, layer: nn.Module, args: Any, output: Any) -> Any:
+        return None if self._inserted is None else self._inserted(output)
+
+    def __reduce__(self) -> tuple[type[Replacing], tuple[()]]:
+        return Replacing, ()
