@@ -72,7 +72,7 @@ class Sparsifier(nn.Module, ABC):
             won = self.select(x)
             if self.training and not recomputing():  # what a checkpoint runs again has been counted
                 self.count(won)
-        return x.masked_fill(~won, 0)
+        return torch.where(laid_out(won, x), x, 0)
 
     def check(self, x: Tensor) -> None:
         """Raise where x cannot be sparsified.
@@ -99,7 +99,7 @@ class Sparsifier(nn.Module, ABC):
         """Add a batch's winners to the duty cycles."""
         units = won.shape[self.dim]
         places = max(won.numel() // max(won.shape[0] * units, 1), 1)
-        wins = won.movedim(self.dim, 0).reshape(units, -1).sum(dim=1)
+        wins = won.sum(dim=[dim for dim in range(won.ndim) if dim != self.dim % won.ndim])
         # One integer sum over all ranks: exact, so that each has the same duty cycles to the bit.
         counts = torch.cat([wins, wins.new_full((1,), won.shape[0])])
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -123,7 +123,9 @@ class Sparsifier(nn.Module, ABC):
         d = self.duty.double().clamp(0, 1)
         mean = d.mean()
         most = float(d.numel() * (torch.special.entr(mean) + torch.special.entr(1 - mean)))
-        return float((torch.special.entr(d) + torch.special.entr(1 - d)).sum()) / most if most > 0 else math.nan
+        if not d.numel():
+            return math.nan
+        return min(float((torch.special.entr(d) + torch.special.entr(1 - d)).sum()) / most, 1.0) if most > 0 else 1.0
 
     # State
 
@@ -158,6 +160,11 @@ class Sparsifier(nn.Module, ABC):
 def recomputing() -> bool:
     """Whether a forward runs within a backward pass: a checkpointed part that is computed again."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def laid_out(mask: Tensor, x: Tensor) -> Tensor:
+    """Return a mask in x's memory format, which results then keep (channels_last)."""
+    return mask if mask.stride() == x.stride() else torch.empty_like(x, dtype=torch.bool).copy_(mask)
 
 
 def as_sparsity_of(density: Any) -> float | Schedule:

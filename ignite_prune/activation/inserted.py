@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune.activation.base import Sparsifier
+from ignite_prune.activation.k_winners import KWinners
 
 
 class Inserted:
@@ -20,11 +21,16 @@ class Inserted:
         layer: whose output becomes sparse.
         sparsifier: what makes it so.
 
+    Raises:
+        ValueError: ``KWinners`` behind a convolution.
+
     Attributes:
         calls: how often it was run since it was installed, compiled code excepted.
     """
 
     def __init__(self, name: str, layer: nn.Module, sparsifier: Sparsifier) -> None:
+        if type(sparsifier) is KWinners and isinstance(layer, nn.modules.conv._ConvNd):
+            raise ValueError(f"Layer {name!r} is a convolution, whose channels compete in KWinners2d, not in KWinners")
         self.name, self.layer, self.sparsifier, self.calls = name, layer, sparsifier, 0
         self._handle: Any = None
         self._seen = 0
@@ -34,10 +40,14 @@ class Inserted:
         """Whether it has been run since it was installed, compiled too where it trains."""
         return self.calls > 0 or int(self.sparsifier.seen) != self._seen
 
+    def restart(self) -> None:
+        """Count runs from now on."""
+        self.calls, self._seen = 0, int(self.sparsifier.seen)
+
     def install(self) -> None:
         """Put the hook on; again does nothing."""
         if self._handle is None:
-            self.calls, self._seen = 0, int(self.sparsifier.seen)
+            self.restart()
             self._handle = self.layer.register_forward_hook(Replacing(self))
 
     def remove(self) -> None:

@@ -83,12 +83,12 @@ class Weighed(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, amount: Tensor, won: Tensor, moved: Tensor, width: float) -> Tensor:
         ctx.save_for_backward(x, amount, won, moved)
         ctx.width = width
-        return x.masked_fill(~won, 0)
+        return torch.where(won, x, 0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, amount, won, moved = ctx.saved_tensors
-        worth = (gradient * x).masked_fill(~moved, 0)
+        worth = torch.where(moved, gradient * x, 0)
         wide = torch.promote_types(worth.dtype, torch.float32)
         slope = worth.sum(dtype=wide) / -ctx.width
-        return gradient.masked_fill(~won, 0), slope.to(amount.dtype), None, None, None
+        return torch.where(won, gradient, 0), slope.to(amount.dtype), None, None, None

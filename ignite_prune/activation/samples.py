@@ -39,7 +39,7 @@ class Samples:
 
     def keep(self, units: int) -> Tensor:
         """Return the mask with so many units of each sample, the best; among equals the first."""
-        rows = self._grouped.reshape(len(self._scores), -1)
+        rows = self._grouped.reshape(len(self._scores), self.units)
         kept = top_of_rows(rows, units).view(self._grouped.shape)
         if self._batched is not None:
             return self._batched.spread(kept, self._scores, None)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ignite_prune.activation.base import Sparsifier, recomputing
+from ignite_prune.activation.base import Sparsifier, laid_out, recomputing
 from ignite_prune.activation.learnt import Learnt, Weighed
 from ignite_prune.activation.samples import Samples
 from ignite_prune.groups import as_unit_fraction
@@ -94,7 +94,7 @@ class TopK(Sparsifier):
             )
             if self.training and not recomputing():
                 self.count(now)
-        result: Tensor = Weighed.apply(x, amount, now, many & ~few, high - low)  # type: ignore[no-untyped-call]
+        result: Tensor = Weighed.apply(x, amount, laid_out(now, x), many & ~few, high - low)  # type: ignore[no-untyped-call]
         return result
 
     def extra_repr(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
 from ignite_prune.activation.base import Sparsifier
+from ignite_prune.activation.behind import Behind
 from ignite_prune.activation.inserted import Inserted
 from ignite_prune.activation.k_winners import KWinners
 from ignite_prune.activation.learnt import Learnt
@@ -32,7 +33,8 @@ class ActivationSparsity:
         model: bare, DDP-wrapped or compiled.
         layers: a sparsifier for each layer's name or glob over names.
         after_activation: sparsify behind the activation function that follows a layer, a module or a call in
-            ``forward``, instead of the layer's own output.
+            ``forward`` (``F.relu``), instead of the layer's own output. It wants layers with a weight, and runs without
+            ``torch.compile``; where no such function follows a layer alone, a forward pass raises.
         boost_decay: what the boost of k-winners is multiplied by after each epoch, in (0, 1].
 
     Attributes:
@@ -75,6 +77,7 @@ class ActivationSparsity:
             raise ValueError("Argument layers should name a layer, as the model has no sparsifier of its own")
         self._inserted = [Inserted(name, root.get_submodule(path), each) for name, (path, each) in chosen.items()]
         self.sparsifiers: dict[str, Sparsifier] = {each.name: each.sparsifier for each in self._inserted} | mine
+        self._behind = Behind(model, self._inserted) if after_activation else None
         self._decay = float(boost_decay)
         self._progress, self._epochs = Progress(), Progress()
         self._attachments: list[Attachment] = []
@@ -85,8 +88,11 @@ class ActivationSparsity:
 
     def install(self) -> None:
         """Make the layers' outputs sparse from now on, without an engine; :meth:`detach` ends it."""
-        for each in self._inserted:
-            each.install()
+        if self._behind is not None:
+            self._behind.install()
+        else:
+            for each in self._inserted:
+                each.install()
         if idist.get_world_size() > 1 and not self._gradients:  # DDP reduces the gradients of its model's alone
             self._gradients = [p.register_hook(_mean) for p in self.parameters()]  # type: ignore[no-untyped-call]
 
@@ -128,6 +134,8 @@ class ActivationSparsity:
         for attachment in self._attachments:
             attachment.remove()
         self._attachments = []
+        if self._behind is not None:
+            self._behind.remove()
         for each in self._inserted:
             each.remove()
         for handle in self._gradients:
