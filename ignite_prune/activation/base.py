@@ -52,7 +52,7 @@ class Sparsifier(nn.Module, ABC):
 
     @property
     def sparsity(self) -> float:
-        """The share of entries that it drops, as a number or as the schedule last said."""
+        """The share of entries that it drops: as was asked, as the schedule last said, or as a number of units is."""
         return self._sparsity
 
     @sparsity.setter
@@ -60,6 +60,11 @@ class Sparsifier(nn.Module, ABC):
         check_sparsity("sparsity", value)
         self._sparsity = float(value)  # read in each forward: a tensor's value would have to be waited for
         self.held_sparsity.fill_(self._sparsity)
+
+    def reach(self, sparsity: float) -> None:
+        """Note the share that a number of units comes to."""
+        if sparsity != self._sparsity:
+            self.sparsity = sparsity
 
     @abstractmethod
     def select(self, x: Tensor) -> Tensor:
@@ -98,19 +103,18 @@ class Sparsifier(nn.Module, ABC):
     def count(self, won: Tensor) -> None:
         """Add a batch's winners to the duty cycles."""
         units = won.shape[self.dim]
-        places = max(won.numel() // max(won.shape[0] * units, 1), 1)
         wins = won.sum(dim=[dim for dim in range(won.ndim) if dim != self.dim % won.ndim])
         # One integer sum over all ranks: exact, so that each has the same duty cycles to the bit.
-        counts = torch.cat([wins, wins.new_full((1,), won.shape[0])])
+        counts = torch.cat([wins, wins.new_tensor([won.numel() // max(units, 1), won.shape[0]])])
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(counts)
         if self.duty.numel() == 0:
             self.duty = torch.zeros(units, device=won.device)
-        batch = counts[-1]
+        places, batch = counts[-2], counts[-1]
         self.seen += batch
         # An average over fewer samples than the batch has would count backwards.
         period = torch.maximum(self.seen.clamp(max=self.period), batch).clamp(min=1)
-        self.duty.mul_(period - batch).add_(counts[:-1] / places).div_(period)
+        self.duty.mul_(period - batch).add_(counts[:-2] * batch / places.clamp(min=1)).div_(period)
 
     @property
     def dead(self) -> int:

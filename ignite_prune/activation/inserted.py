@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 from ignite_prune.activation.base import Sparsifier
 from ignite_prune.activation.k_winners import KWinners
+from ignite_prune.select import near
 
 
 class Inserted:
@@ -76,6 +80,23 @@ class Inserted:
         result: Tensor = sparsifier(output)
         return result
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the sparsifier's state, a copy."""
+        return {key: value.detach().clone() for key, value in self.sparsifier.state_dict().items()}
+
+    def check_state(self, state: Any) -> None:
+        """Raise where a state does not fit.
+
+        Raises:
+            ValueError: of another sparsifier, or damaged.
+        """
+        trial = copy.deepcopy(self.sparsifier)
+        try:
+            trial.load_state_dict(state)
+            trial.check_state()
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"The checkpoint's sparsifier of layer {self.name!r} does not fit: {error}") from None
+
 
 class Replacing:
     """A forward hook that copies and pickles as one that does nothing."""
@@ -88,3 +109,39 @@ class Replacing:
 
     def __reduce__(self) -> tuple[type[Replacing], tuple[()]]:
         return Replacing, ()
+
+
+def insertions(root: nn.Module, layers: Any) -> list[Inserted]:
+    """Return an insertion for each named layer, with a sparsifier of its own.
+
+    Args:
+        root: the model, unwrapped.
+        layers: sparsifiers by layers' names or globs over names.
+
+    Raises:
+        TypeError, ValueError: something else, a name that no layer has, two sparsifiers for one layer.
+    """
+    if not isinstance(layers, Mapping):
+        raise TypeError(f"Argument layers should be a mapping of names to sparsifiers, but given {layers!r:.80}")
+    modules = {plain(path): module for path, module in root.named_modules() if path}
+    made: dict[str, Inserted] = {}
+    for rule, sparsifier in layers.items():
+        if not isinstance(rule, str):
+            raise TypeError(f"Argument layers should have layers' names for keys, but given {rule!r:.80}")
+        if not isinstance(sparsifier, Sparsifier):
+            raise TypeError(
+                f"Argument layers[{rule!r}] should be one of ignite_prune.activation, not {sparsifier!r:.80}"
+            )
+        found = [rule] if rule in modules else [name for name in modules if fnmatchcase(name, rule)]
+        if not found:
+            raise ValueError(f"Argument layers: the model has no layer {rule!r}; {near(rule, list(modules))}")
+        for name in found:
+            if name in made:
+                raise ValueError(f"Argument layers: two sparsifiers for layer {name!r}")
+            made[name] = Inserted(name, modules[name], copy.deepcopy(sparsifier))
+    return list(made.values())
+
+
+def plain(name: str) -> str:
+    """Return a module's name without what ``torch.compile`` puts into it."""
+    return name.replace("_orig_mod.", "").removesuffix("._orig_mod")

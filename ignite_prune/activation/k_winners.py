@@ -18,14 +18,14 @@ class KWinners(Sparsifier):
     r"""The k largest of :math:`x\,e^{\beta(\hat a - d)}` in each sample win, and go on as they are.
 
     :math:`\hat a = k/n` is the density, d a unit's duty cycle, :math:`\beta` the boost. A handler can let the boost
-    decay by epochs. In evaluation duty cycles stand still and more units may win.
+    decay by epochs. In evaluation duty cycles stand still, and more units may win.
 
     Args:
         k: how many of the last dimension's units win in each row.
         density: or what share of them, in (0, 1], rounded half to even, at least one; or a schedule of the sparsity.
         boost: :math:`\beta`, at least 0; 0 never boosts.
         period: over how many samples the duty cycle is averaged.
-        inference: how many times k win in evaluation, rounded down, at least 1.
+        inference: how many times k win in evaluation, rounded down, at least 1; the paper takes 1.5.
         positive: whether only values above 0 win, as with a ReLU before.
 
     Raises:
@@ -55,7 +55,7 @@ class KWinners(Sparsifier):
         density: float | Schedule | None = None,
         boost: float = 1.5,
         period: int = 1000,
-        inference: float = 1.5,
+        inference: float = 1.0,
         positive: bool = False,
     ) -> None:
         if (k is None) == (density is None):
@@ -78,6 +78,7 @@ class KWinners(Sparsifier):
             return max(round((1 - self.sparsity) * n), 1)
         if self.k > n:
             raise ValueError(f"Argument k={self.k} of {type(self).__name__} should be at most {n}, the units there are")
+        self.reach(1 - self.k / n)
         return self.k
 
     def select(self, x: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ class TopK(Sparsifier):
             return round(as_unit_fraction(self._pattern, sparsity) * units)
         if self._units > units:
             raise ValueError(f"Argument amount of {self} should be at most {units} units, but given {self._units}")
+        self.reach(self._units / max(units, 1) * self._pattern.share)
         return self._units
 
     def select(self, x: Tensor) -> Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import ignite.distributed as idist
@@ -15,12 +13,12 @@ from torch.nn.parallel import DataParallel
 
 from ignite_prune.activation.base import Sparsifier
 from ignite_prune.activation.behind import Behind
-from ignite_prune.activation.inserted import Inserted
+from ignite_prune.activation.inserted import insertions, plain
 from ignite_prune.activation.k_winners import KWinners
 from ignite_prune.activation.learnt import Learnt
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.schedule.base import check_steps
-from ignite_prune.select import near, unwrap
+from ignite_prune.select import unwrap
 
 
 class ActivationSparsity:
@@ -71,11 +69,10 @@ class ActivationSparsity:
             raise TypeError(f"Argument after_activation should be a bool, but given {after_activation!r}")
         if isinstance(boost_decay, bool) or not isinstance(boost_decay, (int, float)) or not 0 < boost_decay <= 1:
             raise ValueError(f"Argument boost_decay should be a number in (0, 1], but given {boost_decay!r}")
-        chosen = _chosen(root, {} if layers is None else layers)
-        mine = {_plain(name): each for name, each in root.named_modules() if isinstance(each, Sparsifier)}
-        if not chosen and not mine:
+        self._inserted = insertions(root, {} if layers is None else layers)
+        mine = {plain(name): each for name, each in root.named_modules() if isinstance(each, Sparsifier)}
+        if not self._inserted and not mine:
             raise ValueError("Argument layers should name a layer, as the model has no sparsifier of its own")
-        self._inserted = [Inserted(name, root.get_submodule(path), each) for name, (path, each) in chosen.items()]
         self.sparsifiers: dict[str, Sparsifier] = {each.name: each.sparsifier for each in self._inserted} | mine
         self._behind = Behind(model, self._inserted) if after_activation else None
         self._decay = float(boost_decay)
@@ -207,10 +204,7 @@ class ActivationSparsity:
         """Return the inserted sparsifiers' state and what was done when, as plain data."""
         return {
             "version": 1,
-            "layers": {
-                each.name: {key: value.detach().clone() for key, value in each.sparsifier.state_dict().items()}
-                for each in self._inserted
-            },
+            "layers": {each.name: each.state() for each in self._inserted},
             "progress": self._progress.state_dict(),
             "epochs": self._epochs.state_dict(),
         }
@@ -236,49 +230,14 @@ class ActivationSparsity:
         if not isinstance(layers, Mapping) or set(layers) != set(names):
             raise ValueError(f"The checkpoint's ActivationSparsity should be of {names}, but it is of {list(layers)}")
         for each in self._inserted:
-            _load(copy.deepcopy(each.sparsifier), each.name, layers[each.name])
+            each.check_state(layers[each.name])
         for each in self._inserted:
-            _load(each.sparsifier, each.name, layers[each.name])
+            each.sparsifier.load_state_dict(layers[each.name])
         self._progress.__dict__.update(vars(progress))
         self._epochs.__dict__.update(vars(epochs))
         self._publish()
 
 
-def _load(sparsifier: Sparsifier, name: str, state: Any) -> None:
-    try:
-        sparsifier.load_state_dict(state)
-        sparsifier.check_state()
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"The checkpoint's sparsifier of layer {name!r} does not fit: {error}") from None
-
-
 def _mean(gradient: Tensor) -> Tensor:
     total: Tensor = idist.all_reduce(gradient.clone())  # type: ignore[assignment]
     return total / idist.get_world_size()
-
-
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "")
-
-
-def _chosen(root: nn.Module, layers: Any) -> dict[str, tuple[str, Sparsifier]]:
-    """Return each named layer's path and a sparsifier of its own."""
-    if not isinstance(layers, Mapping):
-        raise TypeError(f"Argument layers should be a mapping of names to sparsifiers, but given {layers!r:.80}")
-    paths = {_plain(path): path for path, _ in root.named_modules() if path}
-    chosen: dict[str, tuple[str, Sparsifier]] = {}
-    for rule, sparsifier in layers.items():
-        if not isinstance(rule, str):
-            raise TypeError(f"Argument layers should have layers' names for keys, but given {rule!r:.80}")
-        if not isinstance(sparsifier, Sparsifier):
-            raise TypeError(
-                f"Argument layers[{rule!r}] should be one of ignite_prune.activation, not {sparsifier!r:.80}"
-            )
-        found = [rule] if rule in paths else [name for name in paths if fnmatchcase(name, rule)]
-        if not found:
-            raise ValueError(f"Argument layers: the model has no layer {rule!r}; {near(rule, list(paths))}")
-        for name in found:
-            if name in chosen:
-                raise ValueError(f"Argument layers: two sparsifiers for layer {name!r}")
-            chosen[name] = paths[name], copy.deepcopy(sparsifier)
-    return chosen

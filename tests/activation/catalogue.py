@@ -22,7 +22,6 @@ class Row:
     shape: tuple[int, ...]
     wins: int
     wins_in_evaluation: int
-    nan_unit: int = 1  # how many entries of a sample go with one
     scheduled: bool = False
 
     def __str__(self) -> str:
@@ -42,13 +41,13 @@ class Row:
 HALF = schedule.Linear(0.5, begin=0, end=4)
 
 ROWS = [
-    Row("k_winners", lambda: KWinners(3), FLAT, 18, 24),
-    Row("k_winners_density", lambda: KWinners(density=0.25, boost=0), FLAT, 18, 24),
-    Row("k_winners_least", lambda: KWinners(density=0.01, inference=1), FLAT, 6, 6),
-    Row("k_winners_all", lambda: KWinners(density=1.0), FLAT, 72, 72),
-    Row("k_winners_tokens", lambda: KWinners(3), TOKENS, 18, 24),
-    Row("k_winners_scheduled", lambda: KWinners(density=HALF, inference=1), FLAT, 72, 72, scheduled=True),
-    Row("k_winners_2d", lambda: KWinners2d(density=0.25), MAPS, 144, 216),
+    Row("k_winners", lambda: KWinners(3, inference=1.5), FLAT, 18, 24),
+    Row("k_winners_density", lambda: KWinners(density=0.25, boost=0), FLAT, 18, 18),
+    Row("k_winners_least", lambda: KWinners(density=0.01), FLAT, 6, 6),
+    Row("k_winners_all", lambda: KWinners(density=1.0, inference=1.5), FLAT, 72, 72),
+    Row("k_winners_tokens", lambda: KWinners(3), TOKENS, 18, 18),
+    Row("k_winners_scheduled", lambda: KWinners(density=HALF), FLAT, 72, 72, scheduled=True),
+    Row("k_winners_2d", lambda: KWinners2d(density=0.25, inference=1.5), MAPS, 144, 216),
     Row("k_winners_2d_local", lambda: KWinners2d(1, local=True, inference=2), MAPS, 144, 288),
     Row("lifetime", lambda: Lifetime(0.5), FLAT, 36, 72),
     Row("lifetime_maps", lambda: Lifetime(0.5), MAPS, 12, 576),
@@ -60,15 +59,15 @@ ROWS = [
     Row("top_k_tokens", lambda: TopK(0.75, dim=-1), TOKENS, 18, 18),
     Row("top_k_maps", lambda: TopK(0.75), MAPS, 144, 144),
     Row("top_k_scheduled", lambda: TopK(HALF), FLAT, 72, 72, scheduled=True),
-    Row("channels", lambda: TopK(0.5, pattern.Channel()), MAPS, 288, 288, nan_unit=24),
-    Row("columns", lambda: TopK(2, pattern.Channel(dim=-1)), MAPS, 384, 384, nan_unit=16),
-    Row("positions", lambda: TopK(0.5, pattern.Channel(dim=(1, 2))), MAPS, 288, 288, nan_unit=4),
-    Row("blocks", lambda: TopK(0.5, pattern.Block((1, 2, 2))), MAPS, 288, 288, nan_unit=4),
-    Row("blocks_flat", lambda: TopK(0.5, pattern.Block((3,))), FLAT, 36, 36, nan_unit=3),
-    Row("tiles", lambda: TopK(0.5, pattern.Block((2, 4))), MAPS, 288, 288, nan_unit=8),
+    Row("channels", lambda: TopK(0.5, pattern.Channel()), MAPS, 288, 288),
+    Row("columns", lambda: TopK(2, pattern.Channel(dim=-1)), MAPS, 384, 384),
+    Row("positions", lambda: TopK(0.5, pattern.Channel(dim=(1, 2))), MAPS, 288, 288),
+    Row("blocks", lambda: TopK(0.5, pattern.Block((1, 2, 2))), MAPS, 288, 288),
+    Row("blocks_flat", lambda: TopK(0.5, pattern.Block((3,))), FLAT, 36, 36),
+    Row("tiles", lambda: TopK(0.5, pattern.Block((2, 4))), MAPS, 288, 288),
     Row("n_of_m", lambda: TopK(0.5, pattern.NofM(2, 4, dim=0)), FLAT, 36, 36),
     Row("n_of_m_maps", lambda: TopK(0.25, pattern.NofM(1, 2, dim=-1)), MAPS, 432, 432),
-    Row("heads", lambda: TopK(0.5, pattern.Head(2)), MAPS, 288, 288, nan_unit=48),
+    Row("heads", lambda: TopK(0.5, pattern.Head(2)), MAPS, 288, 288),
     Row("learnt", lambda: TopK(Learnt(0.75, target=0.9)), FLAT, 18, 18),
-    Row("learnt_channels", lambda: TopK(Learnt(0.5), pattern.Channel()), MAPS, 288, 288, nan_unit=24),
+    Row("learnt_channels", lambda: TopK(Learnt(0.5), pattern.Channel()), MAPS, 288, 288),
 ]

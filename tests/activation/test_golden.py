@@ -21,6 +21,7 @@ def test_k_winners(break_ties, relu):
         density=float(golden["percent_on"]),
         boost=float(golden["boost_strength"]),
         period=int(golden["duty_cycle_period"]),
+        inference=1.5,
         positive=bool(relu),
     )
     for step, x in enumerate(tensor(NAME, "x")):

@@ -150,6 +150,7 @@ def test_what_tensorboard_holds(tmp_path):
     held = EventAccumulator(str(tmp_path))
     held.Reload()
     assert [round(s.value, 4) for s in held.Scalars("train/activation/5.boost")] == [0.75, 0.375]
+    assert [s.value for s in held.Scalars("train/activation/5.sparsity")] == [0.75, 0.75], "4 of 16 win"
     assert {"train/activation/5.entropy", "train/activation/5.dead"} <= set(held.Tags()["scalars"])
 
 
@@ -310,7 +311,7 @@ def test_compiled_models():
 
 def test_export_holds_the_sparsifier():
     model = small_net()
-    handler = ActivationSparsity(model, {"5": KWinners(3, inference=1)})
+    handler = ActivationSparsity(model, {"5": KWinners(3)})
     handler.install()
     x = batches()[0][0]
     model(x)
@@ -462,7 +463,7 @@ def test_the_handler_frees_its_model():
 
 def test_an_evaluator_sees_the_same_sparse_model_and_moves_nothing():
     model = small_net()
-    handler = ActivationSparsity(model, {"5": KWinners(3)})
+    handler = ActivationSparsity(model, {"5": KWinners(3, inference=1.5)})
     trainer = training(model)
     handler.attach(trainer)
     kept = []
@@ -511,6 +512,9 @@ def on_a_rank(rank):
     behind.attach(trainer, name="behind")
     trainer.run(batches(5, seed=rank), max_epochs=2)
     layers = {**handler.state_dict()["layers"], **behind.state_dict()["layers"]}
+    uneven = KWinners(1, boost=0)  # ranks with batches and sequences of their own
+    uneven((torch.arange(4.0) == rank).float().expand(1 + rank, 2 + rank, 4))
+    layers["uneven"] = dict(uneven.state_dict())
     state = {name: {key: value.tolist() for key, value in held.items()} for name, held in layers.items()}
     return state, repr(trainer.state.activation), repr(trainer.state.behind)
 
@@ -519,4 +523,5 @@ def test_every_rank_has_the_same_duty_cycles():
     first, second = on_two_ranks(on_a_rank)
     assert first == second
     assert first[0]["0"]["seen"] == 2 * 5 * 6 * 2, "the samples of both"
+    assert first[0]["uneven"]["duty"] == [0.25, 0.75, 0, 0], "2 and 6 positions"
     assert first[0]["5"]["learnt.logit"] != 0, "it has learnt"
