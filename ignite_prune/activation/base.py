@@ -21,7 +21,7 @@ class Sparsifier(nn.Module, ABC):
     In training it counts how often each unit wins: the duty cycle :math:`d \leftarrow (d (P - B) + won) / P`, B the
     samples of the batch (on all ranks), P = min(period, samples seen), over the positions of a unit its mean.
 
-    NaN wins over every number, so that it goes on and shows; it is never dropped for a number.
+    NaN counts as infinity: it wins over every finite number, goes on and shows.
 
     Args:
         sparsity: the share of entries to drop, or a schedule of it, which a handler follows.

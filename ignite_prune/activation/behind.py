@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ignite_prune.activation.inserted import Inserted
@@ -151,6 +152,12 @@ class Behind(Watch):
         if note is None or not note.active or note.chain is None or id(note.chain) in self._written:
             return None
         chain: Chain = note.chain
+        if not torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
+            raise ValueError(
+                f"The activation function behind layer {self._by_weight[chain.name].name!r} runs without gradients, "
+                "inside an autograd.Function or no_grad(), where its winners cannot be told to autograd; use "
+                "after_activation=False, or put the sparsifier into the model"
+            )
         return chain if chain.best is result else None
 
 

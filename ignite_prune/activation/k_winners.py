@@ -113,6 +113,8 @@ class KWinners(Sparsifier):
     def check_state(self) -> None:
         super().check_state()
         _check_at_least("boost", float(self.boost), 0)
+        if self.boost > 0 and not self._boosts:
+            raise ValueError(f"it has a boost of {float(self.boost):g}, but this one is made without")
 
     def extra_repr(self) -> str:
         amount = f"k={self.k}" if self.k is not None else f"density={1 - self.sparsity:g}"

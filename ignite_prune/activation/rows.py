@@ -11,7 +11,7 @@ from torch import Tensor
 def top_of_rows(scores: Tensor, k: int) -> Tensor:
     """Return a bool mask of the ``k`` largest entries of each row; among equal ones the first are taken.
 
-    NaN counts as larger than anything, so that it is never dropped for a number.
+    NaN counts as infinity, so that it is never dropped for a finite number.
 
     Args:
         scores: (rows, entries), floating point.
@@ -24,12 +24,19 @@ def top_of_rows(scores: Tensor, k: int) -> Tensor:
     """
     if k <= 0 or k >= scores.shape[1]:
         return torch.full_like(scores, k > 0, dtype=torch.bool)
-    if scores.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look at values would wait
-        top = scores >= _kth(scores, k)
-        if bool((top.count_nonzero(dim=1) == k).all()):
-            return top
-    scores = scores.masked_fill(scores.isnan(), math.inf)
+    if scores.device.type != "cpu" or torch.compiler.is_compiling():  # to look at values would mean to wait
+        return _first_of_ties(scores.masked_fill(scores.isnan(), math.inf), k)
     threshold = _kth(scores, k)
+    top = scores >= threshold
+    if bool((top.count_nonzero(dim=1) == k).all()):
+        return top
+    if bool(threshold.isnan().any()):
+        return _first_of_ties(scores.masked_fill(scores.isnan(), math.inf), k)
+    return _first_of_ties(scores, k, threshold)
+
+
+def _first_of_ties(scores: Tensor, k: int, threshold: Tensor | None = None) -> Tensor:
+    threshold = _kth(scores, k) if threshold is None else threshold
     above = scores > threshold
     ties = scores == threshold
     room = k - above.sum(dim=1, keepdim=True)

@@ -59,7 +59,7 @@ class TopK(Sparsifier):
             raise ValueError(f"Argument amount should be at least 0 units, but given {amount}")
         self._pattern = pattern
         super().__init__(_at_first(amount), period, dim)
-        as_unit_fraction(pattern, self.sparsity)
+        as_unit_fraction(pattern, amount(amount.horizon) if isinstance(amount, Schedule) else self.sparsity)
         self.learnt = amount if isinstance(amount, Learnt) else None
 
     def pruned(self, units: int, sparsity: float) -> int:

@@ -78,7 +78,7 @@ class ActivationSparsity:
         self._decay = float(boost_decay)
         self._progress, self._epochs = Progress(), Progress()
         self._attachments: list[Attachment] = []
-        self._first = 0
+        self._iterated = False
         self._gradients: list[Any] = []
 
     # Attaching
@@ -122,7 +122,8 @@ class ActivationSparsity:
                 attachments[0].remove()
                 raise
         self._attachments = attachments
-        self._first = engine.state.iteration
+        self._iterated = False
+        attachments[0].add(Events.ITERATION_COMPLETED, self._has_iterated)
         self.install()
         self._publish()
 
@@ -175,12 +176,13 @@ class ActivationSparsity:
         done()
         self._publish()
 
+    def _has_iterated(self) -> None:
+        self._iterated = True
+
     def _check_run(self) -> None:
         """Raise where a layer's output never came by: silence would look like sparsity."""
-        if self._attachments[0].engine.state.iteration == self._first:
-            return
         for each in self._inserted:
-            if not each.has_run:
+            if self._iterated and not each.has_run:
                 raise ValueError(
                     f"Layer {each.name!r} has run in no forward since this handler was attached: the model does not "
                     "use it, reads its weight alone, or was compiled before"

@@ -10,16 +10,12 @@ import torch
 from ignite.engine import Engine, Events, create_supervised_trainer
 from ignite.handlers.tensorboard_logger import TensorboardLogger
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ignite_prune import schedule
 from ignite_prune.activation import KWinners, KWinners2d, Learnt, Lifetime, TopK
 from ignite_prune.handlers import ActivationSparsity
-from tests.activation import resume_run
 from tests.activation.catalogue import ROWS
-from tests.laws.test_resume import assert_resumes
 from tests.models import assert_same_bits, batches, small_net
-from tests.ranks import on_two_ranks
 
 rows = pytest.mark.parametrize("row", ROWS, ids=str)
 
@@ -102,6 +98,17 @@ def test_boosts_decay_by_epochs_whatever_the_event():
     assert hooks_of(model) == 1
 
 
+@pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_STARTED, Events.ITERATION_STARTED])
+def test_events_before_any_forward(event):
+    model = small_net()
+    handler = ActivationSparsity(model, {"5": TopK(schedule.Constant(0.5))})
+    trainer = training(model)
+    handler.attach(trainer, event)
+    trainer.load_state_dict({"epoch_length": 5, "max_epochs": 2, "iteration": 5})  # of a run without the handler
+    trainer.run(batches(), max_epochs=2)
+    assert trainer.state.activation["5.sparsity"] == 0.5
+
+
 def test_sparsifiers_of_the_model_are_driven_too():
     torch.manual_seed(0)
     layer = KWinners(density=schedule.OneShot(0.75, at=1), boost=1.0)
@@ -152,175 +159,6 @@ def test_what_tensorboard_holds(tmp_path):
     assert [round(s.value, 4) for s in held.Scalars("train/activation/5.boost")] == [0.75, 0.375]
     assert [s.value for s in held.Scalars("train/activation/5.sparsity")] == [0.75, 0.75], "4 of 16 win"
     assert {"train/activation/5.entropy", "train/activation/5.dead"} <= set(held.Tags()["scalars"])
-
-
-# Behind the activation function
-
-
-class Functional(nn.Module):
-    """Layers whose nonlinearities stand in ``forward``; the code may be the model's result."""
-
-    def __init__(self, code=False):
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.fc, self.out = nn.Linear(128, 16), nn.Linear(16, 4)
-        self.code = code
-
-    def forward(self, x):
-        x = nn.functional.relu_(self.bn(self.conv(x)))
-        x = nn.functional.avg_pool2d(x, 2).flatten(1)
-        x = torch.tanh(self.fc(x))
-        return x if self.code else self.out(x)
-
-
-def test_functional_activations_become_sparse():
-    torch.manual_seed(0)
-    model = Functional(code=True)
-    handler = ActivationSparsity(
-        model, {"conv": KWinners2d(k=20, positive=True), "fc": KWinners(3)}, after_activation=True
-    )
-    handler.install()
-    seen = []
-    model.fc.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
-    y = model(batches()[0][0])
-    assert (y != 0).sum(1).tolist() == [3] * 6 and ((seen[0] != 0).sum(1) <= 20).all()
-    y.square().sum().backward()
-    fired = (y != 0).any(0)
-    assert model.fc.weight.grad[fired].any() and not model.fc.weight.grad[~fired].any()
-    handler.detach()
-    assert hooks_of(model) == 1, "the test's own"
-
-
-def in_training(act):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
-
-        def forward(self, x):
-            return self.out(act(self.fc(x)))
-
-    model = Net()
-    handler = ActivationSparsity(model, {"fc": KWinners(2)}, after_activation=True)
-    handler.install()
-    return model, handler
-
-
-@pytest.mark.parametrize(
-    ("act", "words"),
-    [
-        (lambda x: x * torch.sigmoid(x), "used by mul"),
-        (lambda x: x + torch.relu(x), "used by add"),
-        (lambda x: torch.cat([torch.relu(x), torch.relu(-x)], 1)[:, :8], "used by neg"),
-        (lambda x: torch.relu(x + torch.randn(1, 8).expand(2, 8)), "No activation function follows layer 'fc'"),
-        (lambda x: x, "No activation function follows layer 'fc'"),
-        (lambda x: torch.where(x > 0, x, 0.0), "No activation function follows layer 'fc'"),
-    ],
-)
-def test_what_is_ambiguous_raises(act, words):
-    model, _ = in_training(act)
-    for _ in range(2):
-        with pytest.raises(ValueError, match=words):
-            model(torch.randn(2, 5))
-
-
-def test_a_layer_that_runs_unwatched_raises():
-    model, handler = in_training(torch.relu)
-    with pytest.raises(ValueError, match="'fc' runs outside its model's forward"):
-        model.fc(torch.randn(2, 5))
-    handler.detach()
-
-    class Checked(nn.Module):
-        def __init__(self, part, reentrant):
-            super().__init__()
-            self.part, self.reentrant = part, reentrant
-
-        def forward(self, x):
-            return checkpoint(lambda z: torch.relu(self.part.fc(z)), x, use_reentrant=self.reentrant)
-
-    for reentrant in (False, True):
-        checked = Checked(model, reentrant)
-        handler = ActivationSparsity(checked, {"part.fc": TopK(0.5)}, after_activation=True)
-        handler.install()
-        with pytest.raises(ValueError, match="again in backward"):
-            checked(torch.randn(2, 5, requires_grad=True)).sum().backward()
-        handler.detach()
-
-
-def test_checkpointed_layers():
-    # On a layer's own output what is computed again is the same, and counted once; a boost has moved on.
-    def run(sparsifier, recomputed):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
-        handler = ActivationSparsity(model, {"0": sparsifier})
-        handler.install()
-        x = torch.randn(4, 5, requires_grad=True)
-        y = checkpoint(model, x, use_reentrant=False) if recomputed else model(x)
-        y.square().sum().backward()
-        return model[0].weight.grad, dict(handler.sparsifiers["0"].state_dict())
-
-    for make in (lambda: TopK(0.5), lambda: KWinners(2, boost=0), lambda: Lifetime(0.5)):
-        assert_same_bits(run(make(), True), run(make(), False))
-    with pytest.raises(ValueError, match="duty cycles have moved on"):
-        run(KWinners(2), True)
-
-
-@pytest.mark.parametrize("after", [False, True])
-def test_autocast_and_channels_last(after):
-    torch.manual_seed(0)
-    model = Functional().to(memory_format=torch.channels_last)
-    handler = ActivationSparsity(model, {"conv": KWinners2d(k=20), "fc": KWinners(3)}, after_activation=after)
-    trainer = create_supervised_trainer(
-        model, torch.optim.SGD(model.parameters(), lr=0.01), nn.functional.cross_entropy
-    )
-    seen = []
-    model.out.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
-    handler.attach(trainer)
-    data = [(x.to(memory_format=torch.channels_last), t) for x, t in batches()]
-    with torch.autocast("cpu", torch.bfloat16):
-        trainer.run(data, max_epochs=1)
-    assert seen[0].dtype == torch.bfloat16 and all(((z != 0).sum(1) == 3).all() for z in seen)
-    assert math.isfinite(trainer.state.output) and handler.sparsifiers["conv"].duty.dtype == torch.float32
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_models():
-    def run(compiled):
-        torch.manual_seed(0)
-        model = small_net()
-        handler = ActivationSparsity(model, {"0": KWinners2d(density=0.2), "5": TopK(0.5)})
-        handler.install()
-        called = torch.compile(model, backend="aot_eager") if compiled else model
-        results = []
-        for x, target in batches(3):
-            loss = nn.functional.cross_entropy(called(x), target)
-            loss.backward()
-            results.append(loss.detach())
-        return torch.stack(results), model[0].weight.grad, handler.sparsifiers["0"].duty
-
-    for a, b in zip(run(True), run(False)):
-        torch.testing.assert_close(a, b)
-    model = small_net()
-    with pytest.raises(ValueError, match="is compiled"):
-        ActivationSparsity(torch.compile(model, backend="eager"), {"0": TopK(0.5)}, after_activation=True)
-    handler = ActivationSparsity(model, {"0": TopK(0.5)}, after_activation=True)
-    handler.install()
-    with pytest.raises(ValueError, match="runs outside its model's forward"):
-        torch.compile(model, backend="eager")(batches()[0][0])
-
-
-def test_export_holds_the_sparsifier():
-    model = small_net()
-    handler = ActivationSparsity(model, {"5": KWinners(3)})
-    handler.install()
-    x = batches()[0][0]
-    model(x)
-    program = torch.export.export(model.eval(), (x,))
-    torch.testing.assert_close(program.module()(x), model(x))
-    assert set(program.state_dict) == set(model.state_dict())
-
-
-# Bad input
 
 
 def test_bad_input_is_refused_and_changes_nothing():
@@ -480,48 +318,3 @@ def test_an_evaluator_sees_the_same_sparse_model_and_moves_nothing():
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(batches(1)))
     trainer.run(batches(2), max_epochs=2)
     assert kept == [3, 3, 4, 3, 3, 4]
-
-
-# Processes
-
-
-KILLS = [
-    ("k_winners", "epoch_completed", True, False),
-    ("k_winners_scheduled", "iteration_completed", True, True),
-    ("k_winners_2d", "every_2", False, False),
-    ("learnt", "epoch_completed", True, False),
-]
-
-
-@pytest.mark.parametrize(("row", "checkpoint", "first", "after"), KILLS)
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path, row, checkpoint, first, after):
-    options = {"row": row, "checkpoint": checkpoint, "checkpoint_first": first, "after": after}
-    assert_resumes(tmp_path, 13, run=resume_run.run, **options)
-
-
-def on_a_rank(rank):
-    model = small_net()
-    parallel = nn.parallel.DistributedDataParallel(model)
-    handler = ActivationSparsity(parallel, {"5": TopK(Learnt(0.5, target=0.8)), "7": Lifetime(0.5)})
-    behind = ActivationSparsity(parallel, {"0": KWinners2d(density=0.2)}, after_activation=True, boost_decay=0.9)
-    optimizer = torch.optim.SGD([*parallel.parameters(), *handler.parameters()], lr=0.1)
-    trainer = create_supervised_trainer(
-        parallel, optimizer, lambda y, t: nn.functional.cross_entropy(y, t) + handler.penalty()
-    )
-    handler.attach(trainer)
-    behind.attach(trainer, name="behind")
-    trainer.run(batches(5, seed=rank), max_epochs=2)
-    layers = {**handler.state_dict()["layers"], **behind.state_dict()["layers"]}
-    uneven = KWinners(1, boost=0)  # ranks with batches and sequences of their own
-    uneven((torch.arange(4.0) == rank).float().expand(1 + rank, 2 + rank, 4))
-    layers["uneven"] = dict(uneven.state_dict())
-    state = {name: {key: value.tolist() for key, value in held.items()} for name, held in layers.items()}
-    return state, repr(trainer.state.activation), repr(trainer.state.behind)
-
-
-def test_every_rank_has_the_same_duty_cycles():
-    first, second = on_two_ranks(on_a_rank)
-    assert first == second
-    assert first[0]["0"]["seen"] == 2 * 5 * 6 * 2, "the samples of both"
-    assert first[0]["uneven"]["duty"] == [0.25, 0.75, 0, 0], "2 and 6 positions"
-    assert first[0]["5"]["learnt.logit"] != 0, "it has learnt"

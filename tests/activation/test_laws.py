@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from ignite_prune import functional, pattern
+from ignite_prune import functional, pattern, schedule
 from ignite_prune.activation import KWinners, KWinners2d, Learnt, Lifetime, TopK
 from ignite_prune.activation.rows import top_of_rows
 from tests.activation.catalogue import FLAT, MAPS, ROWS
@@ -277,6 +277,8 @@ def test_bad_arguments():
             TopK(bad)
     with pytest.raises(ValueError, match="at most a sparsity of 0.5"):
         TopK(0.6, pattern.NofM(2, 4))
+    with pytest.raises(ValueError, match="at most a sparsity of 0.5"):
+        TopK(schedule.Linear(0.6, begin=0, end=5), pattern.NofM(2, 4))
     with pytest.raises(TypeError, match="Argument pattern"):
         TopK(0.5, "channel")
     for settings_, name in [({"initial": 0.0}, "initial"), ({"initial": 1.0}, "initial"), ({"target": 2.0}, "target"),
