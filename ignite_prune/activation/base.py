@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.overrides import has_torch_function
 
 from ignite_prune.arguments import check_positive
 from ignite_prune.schedule import Schedule
@@ -73,11 +76,18 @@ class Sparsifier(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Return x with the losers exactly 0."""
         self.check(x)
-        with torch.no_grad():
-            won = self.select(x)
+        return torch.where(self.decide(x, lambda: (self.select(x),))[0], x, 0)
+
+    def decide(self, x: Tensor, select: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+        """Return masks in x's memory format, which results then keep (channels_last); in training count the first.
+
+        How they come about is hidden from function modes: a watch that follows x sees masks that are made of it.
+        """
+        with torch.no_grad(), nullcontext() if torch.compiler.is_compiling() else torch._C.DisableTorchFunction():
+            chosen = select()
             if self.training and not recomputing():  # what a checkpoint runs again has been counted
-                self.count(won)
-        return torch.where(laid_out(won, x), x, 0)
+                self.count(chosen[0])
+        return [_laid_out(mask, x) for mask in chosen]
 
     def check(self, x: Tensor) -> None:
         """Raise where x cannot be sparsified.
@@ -166,9 +176,13 @@ def recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def laid_out(mask: Tensor, x: Tensor) -> Tensor:
-    """Return a mask in x's memory format, which results then keep (channels_last)."""
-    return mask if mask.stride() == x.stride() else torch.empty_like(x, dtype=torch.bool).copy_(mask)
+def _laid_out(mask: Tensor, x: Tensor) -> Tensor:
+    """The mask in x's memory format; made of x, where a function mode follows tensors."""
+    if mask.stride() == x.stride() and not has_torch_function((x,)):
+        return mask
+    like = torch.zeros_like(x, dtype=torch.bool)
+    with nullcontext() if torch.compiler.is_compiling() else torch._C.DisableTorchFunction():
+        return like.copy_(mask)
 
 
 def as_sparsity_of(density: Any) -> float | Schedule:

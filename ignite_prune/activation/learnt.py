@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,27 +67,16 @@ class Learnt(nn.Module):
         return f"{self.value:.4g}, target={self.target:g}, strength={self.strength:g}"
 
 
-class Weighed(torch.autograd.Function):
-    """Zeroes the losers, and gives the amount its gradient from those that a little more or less would move.
+def with_slope(y: Tensor, x: Tensor, amount: Tensor, moved: Tensor, width: float) -> Tensor:
+    """Return y, with the amount's gradient from those entries of x that a change of it by ``width`` would move.
 
-    Args:
-        x: the activation.
-        amount: the sparsity.
-        won: which entries win.
-        moved: which a change of the amount by ``width`` concerns.
-        width: how far apart the amounts are between which those move.
+    Example:
+        >>> x, amount = torch.tensor([[3.0, 1.0]]), torch.tensor(0.5, requires_grad=True)
+        >>> y = with_slope(torch.tensor([[3.0, 0.0]]), x, amount, torch.tensor([[False, True]]), 0.5)
+        >>> y.sum().backward()
+        >>> y.detach(), amount.grad
+        (tensor([[3., 0.]]), tensor(-2.))
     """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, amount: Tensor, won: Tensor, moved: Tensor, width: float) -> Tensor:
-        ctx.save_for_backward(x, amount, won, moved)
-        ctx.width = width
-        return torch.where(won, x, 0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, amount, won, moved = ctx.saved_tensors
-        worth = torch.where(moved, gradient * x, 0)
-        wide = torch.promote_types(worth.dtype, torch.float32)
-        slope = worth.sum(dtype=wide) / -ctx.width
-        return torch.where(won, gradient, 0), slope.to(amount.dtype), None, None, None
+    wide = torch.promote_types(x.dtype, torch.float32)  # a sum over a batch has no room in half precision
+    worth = torch.where(moved, x.detach(), 0).nan_to_num().to(wide)
+    return y + (worth * ((amount.detach() - amount) / width)).to(y.dtype)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ignite_prune.activation.base import Sparsifier, laid_out, recomputing
-from ignite_prune.activation.learnt import Learnt, Weighed
+from ignite_prune.activation.base import Sparsifier
+from ignite_prune.activation.learnt import Learnt, with_slope
 from ignite_prune.activation.samples import Samples
 from ignite_prune.groups import as_unit_fraction
 from ignite_prune.pattern import Pattern, Unstructured
@@ -85,18 +85,21 @@ class TopK(Sparsifier):
             return super().forward(x)
         self.check(x)
         amount = self.learnt()
-        share = self._pattern.share
-        with torch.no_grad():
-            self.sparsity = min(amount.item(), share)
-            samples = Samples(self._pattern, x.abs())
-            low, high = max(self.sparsity - self.learnt.width, 0.0), min(self.sparsity + self.learnt.width, share)
-            few, now, many = (
-                samples.keep(samples.units - self.pruned(samples.units, s)) for s in (high, self.sparsity, low)
-            )
-            if self.training and not recomputing():
-                self.count(now)
-        result: Tensor = Weighed.apply(x, amount, laid_out(now, x), many & ~few, high - low)  # type: ignore[no-untyped-call]
-        return result
+        self.sparsity = min(amount.item(), self._pattern.share)
+        low, high = self._around(self.learnt.width)
+        won, moved = self.decide(x, lambda: self._select_around(x, low, high))
+        return with_slope(torch.where(won, x, 0), x, amount, moved, high - low)
+
+    def _around(self, width: float) -> tuple[float, float]:
+        return max(self.sparsity - width, 0.0), min(self.sparsity + width, self._pattern.share)
+
+    def _select_around(self, x: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+        """Return who wins, and who does at one of two sparsities alone."""
+        samples = Samples(self._pattern, x.abs())
+        now, many, few = (
+            samples.keep(samples.units - self.pruned(samples.units, each)) for each in (self.sparsity, low, high)
+        )
+        return now, many & ~few
 
     def extra_repr(self) -> str:
         amount = f"{self._units} units" if self._units is not None else f"{self.sparsity:g}"

@@ -8,11 +8,13 @@ from ignite.engine import create_supervised_trainer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ignite_prune.activation import KWinners, KWinners2d, Lifetime, TopK
+from ignite_prune import PruneHandler, pattern, saliency, schedule
+from ignite_prune.activation import KWinners, KWinners2d, Learnt, Lifetime, TopK
 from ignite_prune.activation.rows import top_of_rows
+from ignite_prune.evidence.watch import Watch, watching
 from ignite_prune.handlers import ActivationSparsity
 from tests.activation.test_handler import hooks_of
-from tests.models import assert_same_bits, batches, small_net
+from tests.models import assert_same_bits, assert_zero, batches, small_net
 
 
 class Functional(nn.Module):
@@ -91,6 +93,51 @@ def test_what_is_ambiguous_raises(act, words):
     for _ in range(2):
         with pytest.raises(ValueError, match=words):
             model(torch.randn(2, 5))
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_evidence_is_of_the_sparse_activation(first, after):
+    torch.manual_seed(0)
+    model, seen = Functional(), []
+    watch = Watch({"fc.weight": model.fc.weight}, on_activation=lambda name, z, *_: seen.append(z))
+    handler = ActivationSparsity(model, {"fc": KWinners(3)}, after_activation=after)
+    if first:
+        handler.install()
+    with watching(model, watch):
+        if not first:
+            handler.install()
+        model(batches()[0][0])
+    (z,) = seen
+    assert z.requires_grad and z.shape == (6, 16) and ((z != 0).sum(1) == 3).all()
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_beside_a_pruner_that_reads_activations(first, after):
+    torch.manual_seed(0)
+    model = Functional()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
+    handler = ActivationSparsity(
+        model, {"conv": KWinners2d(density=0.3), "fc": TopK(Learnt(0.5))}, after_activation=after
+    )
+    if first:
+        handler.attach(trainer)
+    pruner = PruneHandler(
+        model,
+        optimizer,
+        ["conv.weight", "fc.weight"],
+        saliency=saliency.ActivationTaylor(),
+        pattern=pattern.Channel(),
+        schedule=schedule.OneShot(0.5, at=2),
+    )
+    pruner.attach(trainer)
+    if not first:
+        handler.attach(trainer)
+    trainer.run(batches(), max_epochs=3)
+    assert pruner.sparsity > 0.4
+    assert_zero(pruner, optimizer)
 
 
 def test_a_layer_used_twice_is_sparse_twice():
