@@ -261,3 +261,16 @@ def test_compiled_code_breaks_ties_alike():
         x = torch.randint(0, 4, (20, 9)).float()
         x[torch.rand(20, 9) < 0.05] = torch.nan
         assert torch.equal(compiled(x, 4), top_of_rows(x, 4)) and (top_of_rows(x, 4).sum(1) == 4).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_was_compiled_and_run_before_raises():
+    torch._dynamo.reset()
+    model = small_net()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    trainer = create_supervised_trainer(compiled, optimizer, nn.functional.cross_entropy)
+    trainer.run(batches(2), max_epochs=1)
+    ActivationSparsity(compiled, {"5": TopK(0.5)}).attach(trainer)
+    with pytest.raises(ValueError, match="has run in no forward .* was compiled before"):
+        trainer.run(batches(2), max_epochs=3)
