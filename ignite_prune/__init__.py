@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ignite_prune import allocation, functional, pattern, repair, saliency, schedule, structure
+from ignite_prune import activation, allocation, functional, pattern, repair, saliency, schedule, structure
 from ignite_prune.handlers import PruneEvents, PruneHandler
 from ignite_prune.lazy import importer
 from ignite_prune.masks import MaskStore
@@ -20,6 +20,7 @@ __all__ = [
     "PruneEvents",
     "PruneHandler",
     "ShrinkHandler",
+    "activation",
     "allocation",
     "functional",
     "load_shrunk",

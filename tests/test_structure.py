@@ -20,7 +20,7 @@ FLOORS = [
     ["divide"],
     ["coupled"],
     ["plan"],
-    ["prune", "scoring", "functional"],
+    ["prune", "scoring", "functional", "activation"],
     ["updater"],
     ["handlers"],
     ["loggers"],
@@ -83,11 +83,13 @@ assert new <= {"ignite_prune"} | sys.stdlib_module_names, new
 
 def test_public_names_are_documented_and_exported():
     assert set(ignite_prune.__all__) == {
-        "MaskStore", "PruneEvents", "PruneHandler", "ShrinkHandler", "allocation", "functional", "load_shrunk",
-        "pattern", "prune_model", "repair", "saliency", "schedule", "score", "shrink", "structure", "trace",
+        "MaskStore", "PruneEvents", "PruneHandler", "ShrinkHandler", "activation", "allocation", "functional",
+        "load_shrunk", "pattern", "prune_model", "repair", "saliency", "schedule", "score", "shrink", "structure",
+        "trace",
     }  # fmt: skip
     for module in (
         ignite_prune,
+        ignite_prune.activation,
         ignite_prune.allocation,
         ignite_prune.pattern,
         ignite_prune.repair,

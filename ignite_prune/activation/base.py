@@ -1,0 +1,199 @@
+"""The one interface every sparsifier has: which entries win, and what is counted of it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.overrides import has_torch_function
+
+from ignite_prune.arguments import check_positive
+from ignite_prune.schedule import Schedule
+from ignite_prune.schedule.base import check_sparsity
+
+
+class Sparsifier(nn.Module, ABC):
+    r"""Lets some entries of an activation through and makes the others 0; gradients go through the winners alone.
+
+    In training it counts how often each unit wins: the duty cycle :math:`d \leftarrow (d (P - B) + won) / P`, B the
+    samples of the batch (on all ranks), P = min(period, samples seen), over the positions of a unit its mean.
+
+    NaN counts as infinity: it wins over every finite number, goes on and shows.
+
+    Args:
+        sparsity: the share of entries to drop, or a schedule of it, which a handler follows.
+        period: over how many samples the duty cycle is averaged, at least 1.
+        dim: the dimension of the units.
+
+    Attributes:
+        schedule: of the sparsity; None where it is a number.
+        duty: each unit's duty cycle, in [0, 1]; empty before the first batch.
+        seen: how many samples were seen in training.
+    """
+
+    duty: Tensor
+    seen: Tensor
+    held_sparsity: Tensor
+
+    def __init__(self, sparsity: float | Schedule, period: int = 1000, dim: int = 1) -> None:
+        super().__init__()
+        check_positive("period", period, whole=True)
+        if type(dim) is not int:
+            raise TypeError(f"Argument dim should be an int, but given {dim!r}")
+        self.schedule = sparsity if isinstance(sparsity, Schedule) else None
+        self.period, self.dim = period, dim
+        self.register_buffer("duty", torch.zeros(0))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("held_sparsity", torch.zeros((), dtype=torch.float64))
+        self.sparsity = sparsity(0) if isinstance(sparsity, Schedule) else sparsity
+
+    @property
+    def sparsity(self) -> float:
+        """The share of entries that it drops: as was asked, as the schedule last said, or as a number of units is."""
+        return self._sparsity
+
+    @sparsity.setter
+    def sparsity(self, value: float) -> None:
+        check_sparsity("sparsity", value)
+        self._sparsity = float(value)  # read in each forward: a tensor's value would have to be waited for
+        self.held_sparsity.fill_(self._sparsity)
+
+    def reach(self, sparsity: float) -> None:
+        """Note the share that a number of units comes to."""
+        if sparsity != self._sparsity:
+            self.sparsity = sparsity
+
+    @abstractmethod
+    def select(self, x: Tensor) -> Tensor:
+        """Return which entries win: bool, of x's shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with the losers exactly 0."""
+        self.check(x)
+        return torch.where(self.decide(x, lambda: (self.select(x),))[0], x, 0)
+
+    def decide(self, x: Tensor, select: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+        """Return masks in x's memory format, which results then keep (channels_last); in training count the first.
+
+        How they come about is hidden from function modes: a watch that follows x sees masks that are made of it.
+        """
+        with torch.no_grad(), nullcontext() if torch.compiler.is_compiling() else torch._C.DisableTorchFunction():
+            chosen = select()
+            if self.training and not recomputing():  # what a checkpoint runs again has been counted
+                self.count(chosen[0])
+        return [_laid_out(mask, x) for mask in chosen]
+
+    def check(self, x: Tensor) -> None:
+        """Raise where x cannot be sparsified.
+
+        Raises:
+            TypeError: not a floating-point tensor.
+            ValueError: without a sample and a unit dimension, or with another number of units than before.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"{self} should be given a floating-point tensor, but given {x!r:.80}")
+        if x.ndim < 2 or not -x.ndim < self.dim < x.ndim or self.dim == 0:
+            raise ValueError(
+                f"{self} should be given samples along dimension 0 and units along {self.dim}, but given "
+                f"{tuple(x.shape)}"
+            )
+        if self.duty.numel() not in (0, x.shape[self.dim]):
+            raise ValueError(
+                f"{self} has seen {self.duty.numel()} units, but now given {x.shape[self.dim]} in {tuple(x.shape)}"
+            )
+
+    # Duty cycles
+
+    def count(self, won: Tensor) -> None:
+        """Add a batch's winners to the duty cycles."""
+        units = won.shape[self.dim]
+        wins = won.sum(dim=[dim for dim in range(won.ndim) if dim != self.dim % won.ndim])
+        # One integer sum over all ranks: exact, so that each has the same duty cycles to the bit.
+        counts = torch.cat([wins, wins.new_tensor([won.numel() // max(units, 1), won.shape[0]])])
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(counts)
+        if self.duty.numel() == 0:
+            self.duty = torch.zeros(units, device=won.device)
+        places, batch = counts[-2], counts[-1]
+        self.seen += batch
+        # An average over fewer samples than the batch has would count backwards.
+        period = torch.maximum(self.seen.clamp(max=self.period), batch).clamp(min=1)
+        self.duty.mul_(period - batch).add_(counts[:-2] * batch / places.clamp(min=1)).div_(period)
+
+    @property
+    def dead(self) -> int:
+        """How many units win at most a hundredth as often as all on average."""
+        return int((self.duty <= self.duty.mean() / 100).sum())
+
+    @property
+    def entropy(self) -> float:
+        """The duty cycles' entropy as a share of its largest, 1 where all win equally often; NaN before any batch."""
+        d = self.duty.double().clamp(0, 1)
+        mean = d.mean()
+        most = float(d.numel() * (torch.special.entr(mean) + torch.special.entr(1 - mean)))
+        if not d.numel():
+            return math.nan
+        return min(float((torch.special.entr(d) + torch.special.entr(1 - d)).sum()) / most, 1.0) if most > 0 else 1.0
+
+    # State
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Sparsifier:
+        """Move, but keep each buffer's type: a running average has no room in half precision."""
+        held = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in held.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        duty = state_dict.get(f"{prefix}duty")
+        if isinstance(duty, Tensor) and duty.ndim == 1 and 0 in (duty.numel(), self.duty.numel()):
+            self.duty = self.duty.new_zeros(duty.numel())  # as many units as the one that was saved
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._sparsity = float(self.held_sparsity)
+
+    def check_state(self) -> None:
+        """Raise where what was loaded cannot be.
+
+        Raises:
+            ValueError: a number that is out of its range.
+        """
+        check_sparsity("held_sparsity", float(self.held_sparsity))
+        if self.seen < 0 or not bool(((self.duty >= 0) & (self.duty <= 1)).all()):
+            raise ValueError("duty cycles should lie in [0, 1], and the samples seen be at least 0")
+
+
+def recomputing() -> bool:
+    """Whether a forward runs within a backward pass: a checkpointed part that is computed again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _laid_out(mask: Tensor, x: Tensor) -> Tensor:
+    """The mask in x's memory format; made of x, where a function mode follows tensors."""
+    if mask.stride() == x.stride() and not has_torch_function((x,)):
+        return mask
+    like = torch.zeros_like(x, dtype=torch.bool)
+    with nullcontext() if torch.compiler.is_compiling() else torch._C.DisableTorchFunction():
+        return like.copy_(mask)
+
+
+def as_sparsity_of(density: Any) -> float | Schedule:
+    """Return the sparsity of a density, or a schedule as it is.
+
+    Raises:
+        TypeError, ValueError: neither a number in (0, 1] nor a schedule.
+    """
+    if isinstance(density, Schedule):
+        return density
+    check_sparsity("density", density)
+    if density == 0:
+        raise ValueError("Argument density should be in (0, 1], but given 0")
+    return 1 - float(density)

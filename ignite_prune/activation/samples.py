@@ -1,0 +1,64 @@
+"""A pattern on every sample of a batch at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ignite_prune.activation.rows import top_of_rows
+from ignite_prune.pattern import Block, Channel, NofM, Pattern, Unstructured
+
+
+class Samples:
+    """A batch's scores, grouped sample by sample, of which any number of units can be kept.
+
+    Args:
+        pattern: which entries of a sample go together.
+        scores: (samples, *shape), at least 0.
+
+    Raises:
+        ValueError: the pattern does not fit the samples' shape.
+
+    Example:
+        >>> samples = Samples(Channel(), torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]))
+        >>> samples.units, samples.keep(1)
+        (2, tensor([[[ True,  True],
+                 [False, False]]]))
+    """
+
+    def __init__(self, pattern: Pattern, scores: Tensor) -> None:
+        self.units = pattern.count(scores.shape[1:])
+        self._scores, self._pattern = scores, pattern
+        self._batched = _over_batch(pattern, scores.ndim - 1)
+        if self._batched is not None:
+            self._grouped = self._batched.group(scores, None)
+        else:
+            self._grouped = torch.stack([pattern.group(sample, None) for sample in scores])
+
+    def keep(self, units: int) -> Tensor:
+        """Return the mask with so many units of each sample, the best; among equals the first."""
+        rows = self._grouped.reshape(len(self._scores), self.units)
+        kept = top_of_rows(rows, units).view(self._grouped.shape)
+        if self._batched is not None:
+            return self._batched.spread(kept, self._scores, None)
+        return torch.stack([self._pattern.spread(each, sample, None) for each, sample in zip(kept, self._scores)])
+
+
+def _over_batch(pattern: Pattern, ndim: int) -> Pattern | None:
+    """The pattern that does to a batch what ``pattern`` does to each sample; None where none is known to."""
+    if isinstance(pattern, Unstructured):
+        return pattern
+    if isinstance(pattern, NofM):
+        return replace(pattern, dim=_shifted(pattern.dim))
+    if isinstance(pattern, Channel):
+        dims = (pattern.dim,) if isinstance(pattern.dim, int) else pattern.dim
+        return replace(pattern, dim=(0, *map(_shifted, dims)))
+    if isinstance(pattern, Block) and len(pattern.shape) == ndim:
+        return replace(pattern, shape=(1, *pattern.shape))
+    return None
+
+
+def _shifted(dim: int) -> int:
+    return dim + 1 if dim >= 0 else dim
