@@ -38,7 +38,7 @@ def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
         TypeError: a setting is of the wrong type.
         ValueError: an unknown setting, a parameter in two groups, a pattern that does not fit a parameter.
     """
-    groups = [_group(model, given, defaults) for given in _as_dicts(params)]
+    groups = [_group(model, given, defaults) for given in as_dicts(params)]
     seen: dict[str, int] = {}
     for index, group in enumerate(groups):
         for name in group["params"]:
@@ -48,7 +48,8 @@ def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
     return groups
 
 
-def _as_dicts(params: Any) -> list[dict[str, Any]]:
+def as_dicts(params: Any) -> list[dict[str, Any]]:
+    """Return the groups that ``params`` means, their settings not checked; see :func:`build`."""
     if isinstance(params, Mapping):
         for rule, settings in params.items():
             if not isinstance(settings, Mapping):
