@@ -71,15 +71,19 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
     _check_settings(group)
     group["params"] = group["scored"] = list(parameters)
     if group["structure"] is not None:
-        _take_structure(model, group)
+        take_structure(model, group)
     everything = named_parameters(model)
     group["shapes"] = {name: tuple(everything[name].shape) for name in group["params"]}
     _check_fit(group, parameters)
     return group
 
 
-def _take_structure(model: nn.Module, group: Group) -> None:
-    """Let a group be of whole units: those that a selected weight makes, with all that they touch."""
+def take_structure(model: nn.Module, group: Group) -> None:
+    """Let a group be of whole units: those that a selected weight makes, with all that they touch.
+
+    Raises:
+        ValueError: a structure of another model, or without units that a selected parameter makes.
+    """
     structure: Structure = group["structure"]
     everything, selected = named_parameters(model), set(group["params"])
     other = [name for name, shape in structure.shapes.items() if name in everything and everything[name].shape != shape]
@@ -137,7 +141,7 @@ def _check_settings(group: Group) -> None:
             f"{name} judges a network at its initialisation, but {group['schedule']} prunes step by step; take "
             f"schedule.OneShot, or ask for it: saliency.{name}(anytime=True)"
         )
-    if group["structure"] is not None and not _is_structure(group["structure"]):
+    if group["structure"] is not None and not is_structure(group["structure"]):
         raise TypeError(
             "Argument structure should be what trace(model, example_inputs) gives, but given "
             f"{group['structure']!r:.60}"
@@ -150,7 +154,8 @@ def _check_settings(group: Group) -> None:
         group["sparsity"] = as_sparsity(group["sparsity"])
 
 
-def _is_structure(value: Any) -> bool:
+def is_structure(value: Any) -> bool:
+    """Whether it is what :func:`ignite_prune.trace` gives."""
     from ignite_prune.structure import Structure  # slow to import
 
     return isinstance(value, Structure)

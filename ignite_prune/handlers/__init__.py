@@ -7,8 +7,12 @@ from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lazy import importer
 
 if TYPE_CHECKING:
+    from ignite_prune.handlers.group_lasso import GroupLasso
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
+    from ignite_prune.handlers.slimming import Slimming
 
-__all__ = ["PruneEvents", "PruneHandler", "ShrinkHandler"]
+__all__ = ["GroupLasso", "PruneEvents", "PruneHandler", "ShrinkHandler", "Slimming"]
 
-__getattr__ = importer(__name__, {"ShrinkHandler": "shrink_handler"})
+__getattr__ = importer(
+    __name__, {"GroupLasso": "group_lasso", "ShrinkHandler": "shrink_handler", "Slimming": "slimming"}
+)
