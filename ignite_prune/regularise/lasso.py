@@ -10,6 +10,8 @@ from torch import Tensor
 from ignite_prune.pattern import Pattern
 from ignite_prune.regularise.units import Units, Weights, units_of
 
+_LEAST = 1e-30  # no norm above 0 is less, as a square that is less than the least float32 is 0
+
 
 def norms(weight: Tensor, pattern: Pattern) -> Tensor:
     r"""Return each unit's norm, 1-D: :math:`\|W_b\|_2`.
@@ -85,19 +87,24 @@ def add_gradients_(
     units: Units, weights: Weights, gradients: Weights, strengths: Mapping[str, float | Tensor], by_size: bool = False
 ) -> None:
     """Add the penalty's gradient to the gradients given, of some of the weights, each with its strength."""
-    norms = units.norms(weights)
-    inverse = torch.where(norms > 0, (_roots(units, weights, norms) if by_size else 1.0) / norms, 0.0)
+    per_norm = _per_norm(units, weights, by_size)
     for name, gradient in gradients.items():
-        units.add_(name, gradient, weights[name], inverse * strengths[name])
+        units.add_(name, gradient, weights[name], per_norm * strengths[name])
 
 
 def shrink_(units: Units, weights: Weights, thresholds: Mapping[str, float | Tensor], by_size: bool = False) -> None:
     """Shrink the units in the weights named, each by its threshold, all by the norms that they had before."""
-    norms = units.norms(weights)
-    roots = _roots(units, weights, norms) if by_size else 1.0
+    per_norm = _per_norm(units, weights, by_size)
     for name, threshold in thresholds.items():
-        factors = torch.where(norms > 0, (1 - threshold * roots / norms).clamp_(min=0), 1.0)
-        units.scale_(name, weights[name], factors)
+        units.scale_(name, weights[name], (per_norm * -threshold).add_(1).clamp_(min=0))
+
+
+def _per_norm(units: Units, weights: Weights, by_size: bool) -> Tensor:
+    """Return one over each unit's norm, times the root of its size if asked for; large and finite for zeros."""
+    norms = units.norms(weights)
+    roots = _roots(units, weights, norms) if by_size else None
+    found = norms.clamp_(min=_LEAST).reciprocal_()
+    return found if roots is None else found.mul_(roots)
 
 
 def _roots(units: Units, weights: Weights, like: Tensor) -> Tensor:

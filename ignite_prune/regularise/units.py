@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune.pattern import Pattern
+from ignite_prune.regularise.squares import squares
 from ignite_prune.structure import UnitGroup
 
 Weights = Mapping[str, Tensor]
@@ -80,12 +81,7 @@ class GridUnits(Units):
     def squares(self, weights: Weights) -> Tensor:
         weight = weights[self.names[0]].view(self._sizes)
         going = self._going(weights[self.names[0]])
-        if not self._entries:  # every entry by itself: a norm over no dimension would be one over all
-            return weight.abs().to(_wide(weight)).square_()
-        if going is not None:
-            weight = weight * going
-        norms: Tensor = torch.linalg.vector_norm(weight, dim=self._entries, keepdim=True, dtype=_wide_as(weight))
-        return norms.square_()
+        return squares(weight if going is None else weight * going, self._entries)
 
     def sizes(self, weights: Weights) -> Tensor:
         return torch.tensor(self._of_each)
@@ -119,8 +115,8 @@ class IndexedUnits(Units):
     def squares(self, weights: Weights) -> Tensor:
         weight = weights[self.names[0]]
         index, count = self._index(weight)
-        squares = weight.abs().to(_wide(weight)).square_().flatten()
-        return squares.new_zeros(count + 1).index_add_(0, index.flatten(), squares)[:count]
+        found = squares(weight, ()).flatten()
+        return found.new_zeros(count + 1).index_add_(0, index.flatten(), found)[:count]
 
     def sizes(self, weights: Weights) -> Tensor:
         index, count = self._index(weights[self.names[0]])
@@ -149,8 +145,7 @@ class CoupledUnits(Units):
         for slot in self._slots:
             weight = weights[slot.name]
             others = tuple(dim for dim in range(weight.ndim) if dim != slot.dim)
-            norms = torch.linalg.vector_norm(weight, dim=others, dtype=_wide_as(weight)) if others else weight.abs()
-            found.append(self._by_unit(slot.units, norms.to(_wide(weight)).square()))
+            found.append(self._by_unit(slot.units, squares(weight, others).flatten()))
         return torch.stack(found).sum(0)
 
     def sizes(self, weights: Weights) -> Tensor:
@@ -172,13 +167,3 @@ def units_of(name: str, weight: Tensor, pattern: Pattern) -> Units:
     """Return a pattern's units over one weight."""
     shape = tuple(weight.shape)
     return IndexedUnits(name, pattern) if pattern.grid(shape) is None else GridUnits(name, pattern, shape)
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    """At least float32, in which squares neither vanish nor overflow soon; real."""
-    return torch.promote_types(tensor.dtype.to_real(), torch.float32)
-
-
-def _wide_as(tensor: Tensor) -> torch.dtype:
-    """The same, complex where the tensor is."""
-    return torch.promote_types(tensor.dtype, torch.float32)
