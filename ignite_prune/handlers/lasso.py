@@ -91,8 +91,8 @@ class Lasso(Regulariser):
             raise ValueError(f"The gradient of {name!r} is sparse, so the penalty's cannot be added; use proximal=True")
         return gradient
 
-    def _after_step(self, optimizer: Optimizer) -> None:
-        if not self._proximal:
+    def _after_step(self, optimizer: Optimizer, stepped: bool) -> None:
+        if not self._proximal or not stepped:
             return
         held, weights = self._held(optimizer), self._weights()
         for group, units in zip(self._groups, self._units):

@@ -61,8 +61,8 @@ class Regulariser(ABC):
         """Act before a step; return the closure to call in it."""
 
     @abstractmethod
-    def _after_step(self, optimizer: Optimizer) -> None:
-        """Act after a step."""
+    def _after_step(self, optimizer: Optimizer, stepped: bool) -> None:
+        """Act after a step, or after one that AMP has left out."""
 
     def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str | None = None) -> None:
         """Act on every optimizer step from now on; on ``event`` take strengths from schedules, and publish.

@@ -21,14 +21,14 @@ class StepHooks:
     Args:
         optimizers: whose; empty for every optimizer of this process, whenever it is made.
         before: called with the optimizer, and its closure or None, before a step; returns the closure to take instead.
-        after: called with the optimizer after a step, not after one that AMP has left out.
+        after: called with the optimizer after a step, and whether it was one: AMP may have left it out.
     """
 
     def __init__(
         self,
         optimizers: Sequence[Optimizer],
         before: Callable[[Optimizer, Closure | None], Closure | None],
-        after: Callable[[Optimizer], None],
+        after: Callable[[Optimizer, bool], None],
     ) -> None:
         self._optimizers, self._before_step, self._after_step = list(optimizers), before, after
         self._handles: list[RemovableHandle] = []
@@ -65,8 +65,7 @@ class StepHooks:
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not overflowed(optimizer):
-            self._after_step(optimizer)
+        self._after_step(optimizer, not overflowed(optimizer))
 
 
 def _weak(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,18 @@
 Pure functions of tensors; what attaches to an engine stands in ``ignite_prune.handlers``.
 """
 
+from ignite_prune.regularise.gate import Gate, SoftMovement, SoftThreshold
 from ignite_prune.regularise.lasso import gradient, norms, proximal_
+from ignite_prune.regularise.soft import soft_mask, soft_threshold, straight_through
 
-__all__ = ["gradient", "norms", "proximal_"]
+__all__ = [
+    "Gate",
+    "SoftMovement",
+    "SoftThreshold",
+    "gradient",
+    "norms",
+    "proximal_",
+    "soft_mask",
+    "soft_threshold",
+    "straight_through",
+]
