@@ -9,16 +9,26 @@ from ignite_prune.lazy import importer
 if TYPE_CHECKING:
     from ignite_prune.handlers.group_lasso import GroupLasso
     from ignite_prune.handlers.learnt_sparsity import LearntSparsity
+    from ignite_prune.handlers.progressive_masks import ProgressiveMasks
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
     from ignite_prune.handlers.slimming import Slimming
 
-__all__ = ["GroupLasso", "LearntSparsity", "PruneEvents", "PruneHandler", "ShrinkHandler", "Slimming"]
+__all__ = [
+    "GroupLasso",
+    "LearntSparsity",
+    "ProgressiveMasks",
+    "PruneEvents",
+    "PruneHandler",
+    "ShrinkHandler",
+    "Slimming",
+]
 
 __getattr__ = importer(
     __name__,
     {
         "GroupLasso": "group_lasso",
         "LearntSparsity": "learnt_sparsity",
+        "ProgressiveMasks": "progressive_masks",
         "ShrinkHandler": "shrink_handler",
         "Slimming": "slimming",
     },

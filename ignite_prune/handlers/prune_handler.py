@@ -21,13 +21,13 @@ from ignite_prune.enforce import Enforcer
 from ignite_prune.evidence.batch import LossFn, PrepareBatch
 from ignite_prune.groups import Group, as_sparsity, build
 from ignite_prune.handlers import ranks
-from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
+from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
 from ignite_prune.handlers.events import PruneEvents, fire, register
 from ignite_prune.handlers.evidence_source import EvidenceSource, cut_evidence
 from ignite_prune.handlers.state import VERSION, PrunerState
 from ignite_prune.masks import MaskStore
 from ignite_prune.optimizer_state import as_optimizers, check_held
-from ignite_prune.plan import evidence_of
+from ignite_prune.plan import Plan, evidence_of
 from ignite_prune.prune import warn_of_thin
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
@@ -226,6 +226,9 @@ class PruneHandler:
             ValueError: attached already, finished, an event that the engine does not know, a name that is taken, or
                 parameters of the model that have been replaced.
         """
+        self._attach(engine, event, name, self._update_at)
+
+    def _attach(self, engine: Engine, event: AnyEvent, name: str, update: Update) -> None:
         self._check_usable()
         if not isinstance(engine, Engine):
             raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
@@ -233,7 +236,7 @@ class PruneHandler:
             raise ValueError("This PruneHandler is attached already; detach() it first")
         self._check_parameters()
         register(engine)
-        self._attachment = Attachment(engine, event, self._progress, self._update_at, name)
+        self._attachment = Attachment(engine, event, self._progress, update, name)
         if not self._optimizers:
             self._attachment.add(Events.ITERATION_COMPLETED, self._apply_masks)
         self._source.attach(self._attachment)
@@ -316,12 +319,16 @@ class PruneHandler:
 
     def _update(self, targets: Sequence[float], done: Callable[[], None] = lambda: None) -> None:
         """Plan all groups, on every rank alike, then commit; where planning raises, nothing has changed."""
+        self._commit(self._planned(targets), targets, done)
+
+    def _planned(self, targets: Sequence[float]) -> Plan:
         self._check_parameters()
         self._updater.check(targets)
         if ranks.several():
-            planned = ranks.agree(lambda: self._updater.plan(targets, ranks), self._masks)
-        else:
-            planned = self._updater.plan(targets)
+            return ranks.agree(lambda: self._updater.plan(targets, ranks), self._masks)
+        return self._updater.plan(targets)
+
+    def _commit(self, planned: Plan, targets: Sequence[float], done: Callable[[], None]) -> None:
         self._updater.commit(planned, targets)
         done()
         self._publish()

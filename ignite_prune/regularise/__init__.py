@@ -5,6 +5,7 @@ Pure functions of tensors; what attaches to an engine stands in ``ignite_prune.h
 
 from ignite_prune.regularise.gate import Gate, SoftMovement, SoftThreshold
 from ignite_prune.regularise.lasso import gradient, norms, proximal_
+from ignite_prune.regularise.progressive import part_way
 from ignite_prune.regularise.soft import soft_mask, soft_threshold, straight_through
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "SoftThreshold",
     "gradient",
     "norms",
+    "part_way",
     "proximal_",
     "soft_mask",
     "soft_threshold",

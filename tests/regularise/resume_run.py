@@ -10,7 +10,7 @@ from ignite.handlers import Checkpoint, DiskSaver
 from torch import nn
 
 from ignite_prune import PruneHandler, pattern, schedule
-from ignite_prune.handlers import GroupLasso, LearntSparsity, Slimming
+from ignite_prune.handlers import GroupLasso, LearntSparsity, ProgressiveMasks, Slimming
 from ignite_prune.regularise import SoftMovement, SoftThreshold
 from tests.laws.resume_run import _Rest
 from tests.models import batches, small_net
@@ -34,8 +34,15 @@ def run(options):
     model = small_net()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True)
     trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
-    regulariser = REGULARISERS[options["regulariser"]](model)
-    objects = {"model": model, "optimizer": optimizer, "trainer": trainer, "regulariser": regulariser}
+    objects = {"model": model, "optimizer": optimizer, "trainer": trainer}
+    if options["regulariser"] == "progressive":
+        rise = schedule.Linear(0.75, begin=0, end=12)
+        pruner = objects["pruner"] = PruneHandler(model, optimizer, schedule=rise, pattern=pattern.Block((4, 1)))
+        regulariser, published = ProgressiveMasks(pruner, steps=3), "sparsity"
+    else:
+        regulariser = REGULARISERS[options["regulariser"]](model)
+        published = regulariser.NAME
+    objects["regulariser"] = regulariser
     if options.get("pruned"):
         objects["pruner"] = PruneHandler(model, optimizer, schedule=schedule.Linear(0.5, begin=0, end=12))
         objects["pruner"].attach(trainer, Events.ITERATION_COMPLETED(every=3))
@@ -60,5 +67,5 @@ def run(options):
         data = _Rest(data, trainer.state.iteration % 5)
     trainer.run(data, max_epochs=3, epoch_length=5)
     result = {name: thing.state_dict() for name, thing in objects.items()}
-    result["published"] = getattr(trainer.state, regulariser.NAME)
+    result["published"] = getattr(trainer.state, published)
     torch.save(result, folder / options["result"])

@@ -137,6 +137,26 @@ def test_zero_stays_zero_beside_a_pruner(row, first, proximal):
     assert pruner.sparsity == pytest.approx(0.6, abs=1e-3)
 
 
+def test_several_optimizers_shrink_by_their_own_rates():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    for layer in model:
+        nn.init.eye_(layer.weight)
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=lr) for layer, lr in zip(model, (0.1, torch.tensor(0.25)))]
+    handler = lasso(model, strength=2.0, optimizer=optimizers)
+    handler.attach(Engine(lambda engine, batch: None))
+    (0 * model(torch.ones(1, 3)).sum()).backward()
+    model[1].weight.grad = None  # a parameter that is not stepped is left alone
+    for optimizer in optimizers:
+        optimizer.step()
+    torch.testing.assert_close(model[0].weight.data, 0.8 * torch.eye(3))
+    assert torch.equal(model[1].weight, torch.eye(3))
+    model[1].weight.grad = torch.zeros(3, 3)
+    optimizers[1].step()
+    torch.testing.assert_close(model[1].weight.data, 0.5 * torch.eye(3))
+    assert handler.penalty() == pytest.approx(2 * 3 * (0.8 + 0.5))
+    handler.detach()
+
+
 def trained(model, handler=None, steps=60, lr=0.1, seed=3):
     x, y = batches(1, seed)[0]
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)

@@ -18,6 +18,13 @@ def test_killed_and_resumed(tmp_path, name):
     assert_resumes(tmp_path, 8, run=resume_run.run, regulariser=name, event="iteration", checkpoint_first=True)
 
 
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("die_at", [6, 7, 8])
+def test_between_two_masks(tmp_path, die_at, first):
+    options = {"regulariser": "progressive", "event": "iteration", "checkpoint_first": first}
+    assert_resumes(tmp_path, die_at, run=resume_run.run, **options)
+
+
 @pytest.mark.parametrize("name", ["proximal", "soft_threshold"])
 def test_beside_a_pruner_and_by_epochs(tmp_path, name):
     assert_resumes(tmp_path, 12, run=resume_run.run, regulariser=name, event="epoch", pruned=True)
