@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import RemovableHandle
 
 Closure = Callable[[], Any]
+_GLOBAL: list[tuple[weakref.ref[Any], RemovableHandle]] = []  # what every optimizer runs
 
 
 class StepHooks:
@@ -42,8 +43,8 @@ class StepHooks:
                 register_optimizer_step_pre_hook(_weak(self._before)),
                 register_optimizer_step_post_hook(_weak(self._after)),
             ]
-            for handle in self._handles:
-                weakref.finalize(self, handle.remove)
+            _sweep()
+            _GLOBAL.extend((weakref.ref(self), handle) for handle in self._handles)
         for optimizer in self._optimizers:
             self._handles += [
                 optimizer.register_step_pre_hook(self._before),
@@ -55,6 +56,7 @@ class StepHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        _GLOBAL[:] = [(reference, handle) for reference, handle in _GLOBAL if reference() is not self]
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         given = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -66,6 +68,14 @@ class StepHooks:
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._after_step(optimizer, not overflowed(optimizer))
+
+
+def _sweep() -> None:
+    """Take off the global hooks of objects that are gone: not as they go, which may be while hooks are being run."""
+    for reference, handle in list(_GLOBAL):
+        if reference() is None:
+            handle.remove()
+            _GLOBAL.remove((reference, handle))
 
 
 def _weak(method: Callable[..., Any]) -> Callable[..., Any]:

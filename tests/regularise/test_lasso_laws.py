@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import weakref
 
 import pytest
 import torch
@@ -268,10 +269,28 @@ def test_nothing_leaks():
 
 
 def test_a_forgotten_handler_dies_with_its_engine():
-    hooks, before = torch_optimizer._global_optimizer_pre_hooks, len(torch_optimizer._global_optimizer_pre_hooks)
-    lasso(small_net()).attach(Engine(lambda engine, batch: None))
+    handler = lasso(small_net())
+    handler.attach(Engine(lambda engine, batch: None))
+    forgotten = weakref.ref(handler)
+    del handler
     gc.collect()
-    assert len(hooks) <= before
+    assert forgotten() is None
+    other = lasso(small_net())
+    other.attach(Engine(lambda engine, batch: None))  # sweeps
+    other.detach()
+    assert not torch_optimizer._global_optimizer_pre_hooks and not torch_optimizer._global_optimizer_post_hooks
+
+
+def test_a_handler_may_die_in_the_middle_of_a_step():
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        lasso(model).attach(Engine(lambda engine, batch: None))
+    optimizer.register_step_pre_hook(lambda *args: gc.collect() and None)
+    train_step(model, optimizer, batches(1)[0])
+    sweeper = lasso(model)
+    sweeper.attach(Engine(lambda engine, batch: None))
+    sweeper.detach()
 
 
 def on_a_rank(rank, proximal):
