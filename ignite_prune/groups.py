@@ -71,19 +71,15 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
     _check_settings(group)
     group["params"] = group["scored"] = list(parameters)
     if group["structure"] is not None:
-        take_structure(model, group)
+        _take_structure(model, group)
     everything = named_parameters(model)
     group["shapes"] = {name: tuple(everything[name].shape) for name in group["params"]}
     _check_fit(group, parameters)
     return group
 
 
-def take_structure(model: nn.Module, group: Group) -> None:
-    """Let a group be of whole units: those that a selected weight makes, with all that they touch.
-
-    Raises:
-        ValueError: a structure of another model, or without units that a selected parameter makes.
-    """
+def _take_structure(model: nn.Module, group: Group) -> None:
+    """Let a group be of whole units: those that a selected weight makes, with all that they touch."""
     structure: Structure = group["structure"]
     everything, selected = named_parameters(model), set(group["params"])
     other = [name for name, shape in structure.shapes.items() if name in everything and everything[name].shape != shape]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from ignite_prune.groups import Group, is_structure, take_structure
+from ignite_prune.groups import Group, is_structure
 from ignite_prune.handlers.lasso import Lasso
 from ignite_prune.pattern import Coupled, Pattern
 from ignite_prune.regularise.groups import build
@@ -111,9 +111,23 @@ def _units(model: nn.Module, group: Group) -> list[Units]:
         raise TypeError(
             f"Argument structure should be what trace(model, example_inputs) gives, but given {structure!r:.60}"
         )
-    take_structure(model, group)
+    return _of_structure(everything, group)
+
+
+def _of_structure(everything: Mapping[str, nn.Parameter], group: Group) -> list[Units]:
+    """Return the units that the group's parameters make; its ``"params"`` become all that they lie over."""
+    structure: Structure = group["structure"]
+    if any(structure.shapes.get(name) != parameter.shape for name, parameter in everything.items()):
+        raise ValueError("Argument structure is of another model; trace(model, example_inputs) this one")
+    units = [each for each in structure if each.slots[each.maker].name in group["params"]]
+    if not units:
+        raise ValueError(
+            "Argument structure: no group of units is made by a selected parameter; print(structure) tells why"
+        )
+    touched = {slot.name for each in units for slot in each.slots}
+    group["params"] = [name for name in everything if name in touched]
     shapes = {name: everything[name].shape for name in group["params"]}
-    return [CoupledUnits(structure.groups[name], shapes) for name in group["units"]]
+    return [CoupledUnits(each, shapes) for each in units]
 
 
 def _of_pattern(name: str, parameter: nn.Parameter, pattern: Pattern) -> Units:
