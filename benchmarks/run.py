@@ -17,6 +17,7 @@ from rich.table import Table
 
 import evidence
 import memory
+import regularisers
 import sizes
 import steps
 import structured
@@ -42,6 +43,7 @@ MEASURES: dict[str, Measure] = {
     "shapley": evidence.shapley,
     "slicing": structured.slicing,
     "smaller": structured.smaller,
+    "group_lasso": regularisers.group_lasso,
 }
 
 

@@ -19,6 +19,15 @@ def check_positive(argument: str, value: Any, whole: bool = False) -> None:
         raise ValueError(f"Argument {argument} should be a finite number above 0, but given {value!r}")
 
 
+def check_finite(argument: str, value: Any) -> float:
+    """Return an argument that is a finite number, or raise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Argument {argument} should be a number, but given {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"Argument {argument} should be finite, but given {value!r}")
+    return value
+
+
 def check_is(argument: str, value: Any, kind: type) -> None:
     """Raise where an argument is not of its type."""
     if not isinstance(value, kind):

@@ -38,7 +38,7 @@ def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
         TypeError: a setting is of the wrong type.
         ValueError: an unknown setting, a parameter in two groups, a pattern that does not fit a parameter.
     """
-    groups = [_group(model, given, defaults) for given in _as_dicts(params)]
+    groups = [_group(model, given, defaults) for given in as_dicts(params)]
     seen: dict[str, int] = {}
     for index, group in enumerate(groups):
         for name in group["scored"]:
@@ -49,7 +49,8 @@ def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
     return groups
 
 
-def _as_dicts(params: Any) -> list[dict[str, Any]]:
+def as_dicts(params: Any) -> list[dict[str, Any]]:
+    """Return the groups that ``params`` means, their settings not checked; see :func:`build`."""
     if isinstance(params, Mapping):
         for rule, settings in params.items():
             if not isinstance(settings, Mapping):
@@ -177,7 +178,7 @@ def _check_settings(group: Group) -> None:
             f"{name} judges a network at its initialisation, but {group['schedule']} prunes step by step; take "
             f"schedule.OneShot, or ask for it: saliency.{name}(anytime=True)"
         )
-    if group["structure"] is not None and not _is_structure(group["structure"]):
+    if group["structure"] is not None and not is_structure(group["structure"]):
         raise TypeError(
             "Argument structure should be what trace(model, example_inputs) gives, but given "
             f"{group['structure']!r:.60}"
@@ -191,7 +192,8 @@ def _check_settings(group: Group) -> None:
         group["sparsity"] = as_sparsity(group["sparsity"])
 
 
-def _is_structure(value: Any) -> bool:
+def is_structure(value: Any) -> bool:
+    """Whether it is what :func:`ignite_prune.trace` gives."""
     from ignite_prune.structure import Structure  # slow to import
 
     return isinstance(value, Structure)

@@ -16,7 +16,7 @@ FLOORS = [
     ["masks", "optimizer_state", "evidence"],
     ["dense", "enforce", "repair", "structure"],
     ["groups"],
-    ["scorer"],
+    ["scorer", "regularise"],
     ["divide"],
     ["coupled"],
     ["plan"],

@@ -8,8 +8,29 @@ from ignite_prune.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.handlers.activation_sparsity import ActivationSparsity
+    from ignite_prune.handlers.group_lasso import GroupLasso
+    from ignite_prune.handlers.learnt_sparsity import LearntSparsity
+    from ignite_prune.handlers.progressive_masks import ProgressiveMasks
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
+    from ignite_prune.handlers.slimming import Slimming
 
-__all__ = ["ActivationSparsity", "PruneEvents", "PruneHandler", "ShrinkHandler"]
+_FILES = {
+    "ActivationSparsity": "activation_sparsity",
+    "GroupLasso": "group_lasso",
+    "LearntSparsity": "learnt_sparsity",
+    "ProgressiveMasks": "progressive_masks",
+    "ShrinkHandler": "shrink_handler",
+    "Slimming": "slimming",
+}
+__all__ = [
+    "ActivationSparsity",
+    "GroupLasso",
+    "LearntSparsity",
+    "ProgressiveMasks",
+    "PruneEvents",
+    "PruneHandler",
+    "ShrinkHandler",
+    "Slimming",
+]
 
-__getattr__ = importer(__name__, {"ActivationSparsity": "activation_sparsity", "ShrinkHandler": "shrink_handler"})
+__getattr__ = importer(__name__, _FILES)

@@ -18,7 +18,7 @@ from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune.evidence.batch import LossFn, PrepareBatch
 from ignite_prune.groups import Group, as_sparsity
-from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
+from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
 from ignite_prune.handlers.events import PruneEvents, fire, register
 from ignite_prune.handlers.pruning import Pruning
 from ignite_prune.handlers.state import VERSION, PrunerState
@@ -195,6 +195,9 @@ class PruneHandler:
             ValueError: attached already, finished, an event that the engine does not know, a name that is taken, or
                 parameters of the model that have been replaced.
         """
+        self._attach(engine, event, name, self._update_at)
+
+    def _attach(self, engine: Engine, event: AnyEvent, name: str, update: Update) -> None:
         self._check_usable()
         if not isinstance(engine, Engine):
             raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
@@ -202,7 +205,7 @@ class PruneHandler:
             raise ValueError("This PruneHandler is attached already; detach() it first")
         self.pruning.check_parameters()
         register(engine)
-        self._attachment = Attachment(engine, event, self._progress, self._update_at, name)
+        self._attachment = Attachment(engine, event, self._progress, update, name)
         if not self.pruning.optimizers:
             self._attachment.add(Events.ITERATION_COMPLETED, self._apply_masks)
         self.pruning.source.attach(self._attachment)
@@ -275,6 +278,9 @@ class PruneHandler:
 
     def _update(self, targets: Sequence[float], done: Callable[[], None] = lambda: None) -> None:
         self.pruning.update(targets)
+        self._updated(done)
+
+    def _updated(self, done: Callable[[], None]) -> None:
         done()
         self._publish()
         if self._attachment is not None:

@@ -16,7 +16,7 @@ from ignite_prune.handlers.evidence_source import EvidenceSource, cut_evidence
 from ignite_prune.handlers.state import PrunerState
 from ignite_prune.masks import MaskStore
 from ignite_prune.optimizer_state import check_held
-from ignite_prune.plan import evidence_of
+from ignite_prune.plan import Plan, evidence_of
 from ignite_prune.select import named_parameters
 from ignite_prune.updater import Updater
 
@@ -126,13 +126,15 @@ class Pruning:
 
     def update(self, targets: Sequence[float]) -> None:
         """Plan all groups, on every rank alike, then commit; where planning raises, nothing has changed."""
+        self.updater.commit(self.plan(targets), targets)
+
+    def plan(self, targets: Sequence[float]) -> Plan:
+        """Plan all groups, on every rank alike; nothing changes."""
         self.check_parameters()
         self.updater.check(targets)
         if ranks.several():
-            planned = ranks.agree(lambda: self.updater.plan(targets, ranks), self.masks)
-        else:
-            planned = self.updater.plan(targets)
-        self.updater.commit(planned, targets)
+            return ranks.agree(lambda: self.updater.plan(targets, ranks), self.masks)
+        return self.updater.plan(targets)
 
     def restore(self) -> None:
         """Lift the masks; kept values come back."""

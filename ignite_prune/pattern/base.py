@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Grid(NamedTuple):
+    """How a tensor is viewed so that some dimensions number the units and the others a unit's entries.
+
+    Attributes:
+        sizes: of the view, a splitting of the tensor's dimensions, in any memory format.
+        units: the dimensions of the view that number the units.
+    """
+
+    sizes: tuple[int, ...]
+    units: tuple[int, ...]
 
 
 class Pattern(ABC):
@@ -36,6 +48,13 @@ class Pattern(ABC):
         Raises:
             ValueError: the pattern does not fit the shape.
         """
+
+    def grid(self, shape: Sequence[int]) -> Grid | None:
+        """Return how a tensor of ``shape`` is viewed by units, for what is done often; None where no view shows them.
+
+        Where :attr:`share` is below 1 a unit's entries are those of its part of the view that :meth:`spread` prunes.
+        """
+        return None
 
     def takes(self, scores: Sequence[int], shape: Sequence[int]) -> bool:
         """Whether scores of this shape, for a tensor of ``shape``, are one a unit."""

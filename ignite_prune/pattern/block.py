@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ignite_prune.pattern.base import Pattern, both, living
+from ignite_prune.pattern.base import Grid, Pattern, both, living
 
 _REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda blocks: blocks.mean(-1),
@@ -75,6 +75,15 @@ class Block(Pattern):
             tensor = torch.unflatten(tensor, dim, (-1, size))
         n = len(self.shape)
         return tensor.permute(*range(0, 2 * n, 2), *range(1, 2 * n, 2)).flatten(n)
+
+    def grid(self, shape: Sequence[int]) -> Grid | None:
+        first, *rest = zip(shape, self.shape)  # the kernel of a convolution takes no part in its blocks
+        if rest and rest[0][0] % rest[0][1]:
+            return None
+        split = [part for size, block in (first, *rest) for part in (size // block, block)]
+        kernel = shape[2:] if self._as_matrix(len(shape)) else ()
+        units = (*range(0, len(split), 2), *range(len(split), len(split) + len(kernel)))
+        return Grid((*split, *kernel), units)
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         gone = -torch.inf if self.reduce == "max" else 0.0

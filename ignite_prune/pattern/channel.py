@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ignite_prune.pattern.base import Pattern, both, living, norms
+from ignite_prune.pattern.base import Grid, Pattern, both, living, norms
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ class Channel(Pattern):
 
     def count(self, shape: Sequence[int]) -> int:
         return math.prod(shape[dim] for dim in self._dims(len(shape)))
+
+    def grid(self, shape: Sequence[int]) -> Grid:
+        return Grid(tuple(shape), self._dims(len(shape)))
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         return norms(self._slices(living(scores, mask)), self.norm)

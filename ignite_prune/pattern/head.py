@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ignite_prune.pattern.base import Pattern, both, living, norms
+from ignite_prune.pattern.base import Grid, Pattern, both, living, norms
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Head(Pattern):
                 f"but the shape is {tuple(shape)}; leave it out with exclude="
             )
         return shape[self.dim] // (self.size * self.parts)
+
+    def grid(self, shape: Sequence[int]) -> Grid:
+        dim = self.dim % len(shape)
+        return Grid((*shape[:dim], self.parts, self.count(shape), self.size, *shape[dim + 1 :]), (dim + 1,))
 
     def _heads(self, tensor: Tensor) -> Tensor:
         """A view ``(heads, entries of a head)``."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ignite_prune.pattern.base import Pattern, both, living
+from ignite_prune.pattern.base import Grid, Pattern, both, living
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ class NofM(Pattern):
                 "leave it out with exclude="
             )
         return math.prod(shape) // self.of
+
+    def grid(self, shape: Sequence[int]) -> Grid:
+        dim = self.dim % len(shape)
+        sizes = (*shape[:dim], shape[dim] // self.of, self.of, *shape[dim + 1 :])
+        return Grid(sizes, tuple(each for each in range(len(sizes)) if each != dim + 1))
 
     def _groups(self, tensor: Tensor) -> Tensor:
         return torch.unflatten(tensor.movedim(self.dim, -1), -1, (-1, self.of))

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ignite_prune.pattern.base import Pattern
+from ignite_prune.pattern.base import Grid, Pattern
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Unstructured(Pattern):
 
     def count(self, shape: Sequence[int]) -> int:
         return math.prod(shape)
+
+    def grid(self, shape: Sequence[int]) -> Grid:
+        return Grid(tuple(shape), tuple(range(len(shape))))
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         return scores

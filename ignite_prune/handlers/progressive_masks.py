@@ -1,0 +1,126 @@
+"""ProgressiveMasks: a pruner's updates in sub-steps, so that the model has time to follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from ignite_prune.arguments import check_positive
+from ignite_prune.groups import as_sparsity
+from ignite_prune.handlers import ranks
+from ignite_prune.handlers.attachment import AnyEvent
+from ignite_prune.handlers.prune_handler import PruneHandler
+from ignite_prune.masks import MaskStore
+from ignite_prune.plan import Plan
+from ignite_prune.regularise.progressive import part_way
+
+
+class ProgressiveMasks:
+    """Brings a pruner from each of its masks to the next in sub-steps, the entries of the least magnitude first.
+
+    A block or a channel that is to go loses its entries by and by. Every ``steps``-th event the pruner plans what it
+    would prune at once; at that event and the next ``steps - 1`` an equal part of it goes, so that the schedule's
+    sparsity is reached ``steps - 1`` events after its step. Attach this in the pruner's place, and put both in the
+    checkpoint.
+
+    Args:
+        pruner: not attached, without repairs: they would be computed for a mask that comes later.
+        steps: sub-steps of one update, at least 1.
+
+    Raises:
+        TypeError, ValueError: a bad argument.
+
+    Example:
+        >>> import torch
+        >>> from ignite.engine import create_supervised_trainer
+        >>> from torch import nn
+        >>> from ignite_prune import pattern, schedule
+        >>> model = nn.Linear(8, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> trainer = create_supervised_trainer(model, optimizer, nn.functional.mse_loss)
+        >>> pruner = PruneHandler(
+        ...     model, optimizer, schedule=schedule.OneShot(0.5, at=1), pattern=pattern.Block((4, 1)))
+        >>> ProgressiveMasks(pruner, steps=4).attach(trainer)
+        >>> seen = []
+        >>> _ = trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(pruner.sparsity))
+        >>> _ = trainer.run([(torch.randn(2, 8), torch.randn(2, 4))], max_epochs=5)
+        >>> seen
+        [0.125, 0.25, 0.375, 0.5, 0.5]
+
+    References:
+        Intel Neural Compressor's progressive pruning.
+    """
+
+    def __init__(self, pruner: PruneHandler, steps: int = 4) -> None:
+        if not isinstance(pruner, PruneHandler):
+            raise TypeError(f"Argument pruner should be a PruneHandler, but given {type(pruner)}")
+        check_positive("steps", steps, whole=True)
+        if any(group["repair"] for group in pruner.param_groups):
+            raise ValueError("Argument pruner should have no repair: it would be of a mask that comes sub-steps later")
+        self._pruner, self._steps = pruner, steps
+        self._left = 0  # sub-steps of the update under way
+        self._towards: dict[str, Tensor] = {}
+        self._targets: list[float] = []
+
+    def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str = "sparsity") -> None:
+        """Attach the pruner to ``engine``, a sub-step each ``event``; as :meth:`PruneHandler.attach` otherwise."""
+        self._pruner._attach(engine, event, name, self._update_at)
+
+    def detach(self) -> None:
+        """Detach the pruner."""
+        self._pruner.detach()
+
+    def _update_at(self, step: int, done: Callable[[], None]) -> None:
+        pruner = self._pruner
+        if not self._left:
+            targets = pruner.pruning.targets(step)
+            planned = pruner.pruning.plan(targets)
+            self._towards, self._targets, self._left = dict(planned.masks), targets, self._steps
+        planned = ranks.agree(self._sub_step, pruner.masks) if ranks.several() else self._sub_step()
+        self._left -= 1
+        pruner.pruning.updater.commit(planned, self._targets)
+        pruner._updated(done)
+
+    def _sub_step(self) -> Plan:
+        masks, weights = self._pruner.masks, self._pruner.masks.parameters
+        return Plan(
+            {
+                name: part_way(masks[name], after, weights[name].detach().abs(), 1 / self._left)
+                for name, after in self._towards.items()
+            }
+        )
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the masks under way (one bit an entry), their targets and the sub-steps left, as plain data."""
+        return {
+            "version": 1,
+            "left": self._left,
+            "targets": list(self._targets),
+            "towards": MaskStore(self._pruner.masks.parameters, {**self._pruner.masks, **self._towards}).state_dict(),
+            "names": list(self._towards),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a checkpoint's update; the pruner loads its own state. If refused, nothing has changed.
+
+        Raises:
+            TypeError: not a state of this class.
+            ValueError: of other parameters, of a later version, or of more sub-steps.
+        """
+        if not isinstance(state, Mapping) or not {"version", "left", "targets", "towards", "names"} <= set(state):
+            raise TypeError("A ProgressiveMasks' state_dict should be a mapping with 'left', 'targets' and 'towards'")
+        if state["version"] != 1:
+            raise ValueError(f"The checkpoint's ProgressiveMasks is of version {state['version']!r}; this one reads 1")
+        left, targets = state["left"], [as_sparsity(target) for target in state["targets"]]
+        if type(left) is not int or not 0 <= left <= self._steps:
+            raise ValueError(f"The checkpoint's ProgressiveMasks has {left!r} sub-steps left, of {self._steps} here")
+        masks = MaskStore(self._pruner.masks.parameters).unpacked(state["towards"])
+        if not set(state["names"]) <= set(masks):
+            raise ValueError("The checkpoint's ProgressiveMasks is of other parameters")
+        self._left, self._targets = left, targets
+        self._towards = {name: masks[name] for name in state["names"]}

@@ -1,0 +1,101 @@
+"""What is done before and after optimizers' steps."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+Closure = Callable[[], Any]
+_GLOBAL: list[tuple[weakref.ref[Any], RemovableHandle]] = []  # what every optimizer runs
+
+
+class StepHooks:
+    """Hooks around the steps of some optimizers, or of all that there are.
+
+    Args:
+        optimizers: whose; empty for every optimizer of this process, whenever it is made.
+        before: called with the optimizer, and its closure or None, before a step; returns the closure to take instead.
+        after: called with the optimizer after a step, and whether it was one: AMP may have left it out.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        before: Callable[[Optimizer, Closure | None], Closure | None],
+        after: Callable[[Optimizer, bool], None],
+    ) -> None:
+        self._optimizers, self._before_step, self._after_step = list(optimizers), before, after
+        self._handles: list[RemovableHandle] = []
+
+    def install(self) -> None:
+        """Put the hooks on, where they are not."""
+        if self._handles:
+            return
+        if not self._optimizers:
+            self._handles = [
+                register_optimizer_step_pre_hook(_weak(self._before)),
+                register_optimizer_step_post_hook(_weak(self._after)),
+            ]
+            _sweep()
+            _GLOBAL.extend((weakref.ref(self), handle) for handle in self._handles)
+        for optimizer in self._optimizers:
+            self._handles += [
+                optimizer.register_step_pre_hook(self._before),
+                optimizer.register_step_post_hook(self._after),
+            ]
+
+    def remove(self) -> None:
+        """Take them off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        _GLOBAL[:] = [(reference, handle) for reference, handle in _GLOBAL if reference() is not self]
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        given = args[1] if len(args) > 1 else kwargs.get("closure")
+        closure = self._before_step(optimizer, given)
+        if closure is given:
+            return None
+        return ((args[0], closure, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": closure})
+
+    @torch.no_grad()
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._after_step(optimizer, not overflowed(optimizer))
+
+
+def _sweep() -> None:
+    """Take off the global hooks of objects that are gone: not as they go, which may be while hooks are being run."""
+    for reference, handle in list(_GLOBAL):
+        if reference() is None:
+            handle.remove()
+            _GLOBAL.remove((reference, handle))
+
+
+def _weak(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls a method while its object lives: what is global must not keep it alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> Any:
+        alive = reference()
+        return None if alive is None else alive(*args)
+
+    return call
+
+
+def overflowed(optimizer: Optimizer) -> bool:
+    """Whether AMP's scaler has found an infinity: a fused optimizer is called then, and does nothing."""
+    found = getattr(optimizer, "found_inf", None)  # GradScaler hands it over as an attribute, for such a step alone
+    return isinstance(found, Tensor) and bool(found.any())
+
+
+def loss_scale(optimizer: Optimizer) -> Tensor | float:
+    """Return what gradients are still multiplied with in this step: AMP leaves it to a fused optimizer to undo that."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return scale if isinstance(scale, Tensor) else 1.0
