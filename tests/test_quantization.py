@@ -1,7 +1,6 @@
 """A pruned model keeps its zeros through torch.ao's int8 quantization, and the page about it runs as it stands."""
 
 import copy
-import importlib.util
 import re
 from pathlib import Path
 
@@ -18,7 +17,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*(quant|observer|Quant|reduce_range).*"),
 ]
 PAGE = Path(__file__).parent.parent / "docs" / "quantization.md"
-HAS_TORCHAO = importlib.util.find_spec("torchao") is not None
 SHAPES = [pattern.Unstructured(), pattern.NofM(2, 4), pattern.Block((4, 1)), pattern.Channel()]
 
 
@@ -123,8 +121,7 @@ def test_the_page_runs(monkeypatch):
     assert len(blocks) == 5
     space = {}
     for block in blocks:
-        if HAS_TORCHAO or not block.startswith("# needs torchao"):
-            exec(compile(block, str(PAGE), "exec"), space)
+        exec(compile(block, str(PAGE), "exec"), space)
     x, y, test = space["x"], space["y"], space["test"]
     right = (space["model"](x[test]).argmax(1) == y[test]).float().mean()
     for name in ("static", "dynamic", "converted"):
