@@ -2,13 +2,26 @@
 
 from typing import TYPE_CHECKING
 
-from ignite_prune.handlers.events import PruneEvents
+from ignite_prune.handlers.events import PruneEvents, PruningEvents
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lazy import importer
 
 if TYPE_CHECKING:
+    from ignite_prune.handlers.pruning_engine import PruningEngine, create_pruning_engine
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
 
-__all__ = ["PruneEvents", "PruneHandler", "ShrinkHandler"]
+__all__ = [
+    "PruneEvents",
+    "PruneHandler",
+    "PruningEngine",
+    "PruningEvents",
+    "ShrinkHandler",
+    "create_pruning_engine",
+]
 
-__getattr__ = importer(__name__, {"ShrinkHandler": "shrink_handler"})
+_FILES = {
+    "PruningEngine": "pruning_engine",
+    "ShrinkHandler": "shrink_handler",
+    "create_pruning_engine": "pruning_engine",
+}
+__getattr__ = importer(__name__, _FILES)
