@@ -114,7 +114,7 @@ class Snapshot:
             raise TypeError(f"Argument rewind should be a Rewind, but given {rewind!r}")
         self.rewind = rewind
         self._model, self._optimizers = unwrap(model), as_optimizers(optimizer)
-        self._schedulers = list(schedulers)
+        self.schedulers = list(schedulers)
         self._held: dict[str, Any] | None = None
 
     @property
@@ -132,7 +132,7 @@ class Snapshot:
             held["slots"] = [slots_of(each) for each in self._optimizers]
         if self.rewind.schedule:
             held["settings"] = [_settings(each) for each in self._optimizers]
-            held["schedulers"] = [copy.deepcopy(each.state_dict()) for each in self._schedulers]
+            held["schedulers"] = [copy.deepcopy(each.state_dict()) for each in self.schedulers]
         self._held = held
 
     @torch.no_grad()
@@ -159,7 +159,7 @@ class Snapshot:
             put_slots(optimizer, slots, by_parameter)
         for optimizer, settings in zip(self._optimizers, self._held.get("settings", [])):
             _put_settings(optimizer, settings)
-        for scheduler, state in zip(self._schedulers, self._held.get("schedulers", [])):
+        for scheduler, state in zip(self.schedulers, self._held.get("schedulers", [])):
             scheduler.load_state_dict(copy.deepcopy(state))
 
     def forget(self) -> None:
@@ -190,7 +190,7 @@ class Snapshot:
             raise ValueError("The snapshot does not fit the optimizers: they have other parameter groups by now")
         if "slots" in held and len(held["slots"]) != len(sizes):
             raise ValueError("The snapshot does not fit the optimizers: there are others by now")
-        if "schedulers" in held and len(held["schedulers"]) != len(self._schedulers):
+        if "schedulers" in held and len(held["schedulers"]) != len(self.schedulers):
             raise ValueError("The snapshot does not fit the learning-rate schedulers: there are others by now")
 
     def _wanted(self) -> set[str]:

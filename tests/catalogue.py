@@ -75,6 +75,8 @@ SALIENCIES = [
     Row("sensitivity", lambda model: saliency.Sensitivity(), {"informed": True, "units": True}),
     Row("activation_taylor", lambda model: saliency.ActivationTaylor(), {"informed": True, "units": True}),
     Row("shapley", lambda model: saliency.Shapley(samples=2), {"informed": True, "units": True}),
+    Row("inverted", lambda model: saliency.Inverted(saliency.Random())),
+    Row("inverted_taylor", lambda model: saliency.Inverted(saliency.Taylor()), {"informed": True, "signed": True}),
     Row("heads", lambda model: saliency.HeadImportance(), {"informed": True, "units": True, "attention": True}),
 ]
 

@@ -7,10 +7,13 @@ from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lazy import importer
 
 if TYPE_CHECKING:
+    from ignite_prune.handlers.lottery_ticket import Control, LotteryTicket
     from ignite_prune.handlers.pruning_engine import PruningEngine, create_pruning_engine
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
 
 __all__ = [
+    "Control",
+    "LotteryTicket",
     "PruneEvents",
     "PruneHandler",
     "PruningEngine",
@@ -20,6 +23,8 @@ __all__ = [
 ]
 
 _FILES = {
+    "Control": "lottery_ticket",
+    "LotteryTicket": "lottery_ticket",
     "PruningEngine": "pruning_engine",
     "ShrinkHandler": "shrink_handler",
     "create_pruning_engine": "pruning_engine",

@@ -80,6 +80,21 @@ class PruningEngine(Engine):
         """
         return {**objects, "pruner": self.pruner, "trainer": self.trainer, "pruning_engine": self}
 
+    def train(self, epochs: int | None = None) -> dict[str, Any]:
+        """Train the model as it is now once more, outside the rounds, and return the evaluator's metrics.
+
+        Args:
+            epochs: None: as a round does, from the moment that is rewound to.
+
+        Raises:
+            ValueError: in the middle of a round.
+        """
+        if self._phase != BETWEEN:
+            raise ValueError(f"Round {self._completed + 1} is not over; run() this engine to its end first")
+        self._stretch.begin(epochs or self._epochs, 0 if epochs else self._skipped)
+        self._stretch.run()
+        return rounds.as_plain(self._evaluate())
+
     # A round
 
     def _start(self) -> None:
