@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,23 +75,36 @@ def _itself(values: Tensor) -> Tensor:
     return values
 
 
-def reinitialise(model: nn.Module, seed: int) -> None:
-    """Draw every weight anew, as its module does when it is made; random numbers elsewhere are not disturbed.
+def reinitialise(model: nn.Module, seed: int, reset: Callable[[nn.Module], None] | None = None) -> None:
+    """Draw every weight anew; random numbers elsewhere are not disturbed.
+
+    The draw is not the one of ``torch.manual_seed(seed)``: the model may well have been made under that very seed, and
+    would get the weights again that it began with.
+
+    Args:
+        model: its weights are replaced.
+        seed: of the draw.
+        reset: ``reset(model)`` draws; None: ``reset_parameters()`` of every module, as when it was made.
 
     Raises:
         ValueError: a module has parameters of its own and does not say how they begin; nothing has changed then.
     """
-    resets = []  # asked for by name, as torch's modules have it without a class in common
+    resets = [partial(reset, model)] if reset is not None else _resets(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(zlib.crc32(f"reinitialise {seed}".encode()))
+        for each in resets:
+            each()
+
+
+def _resets(model: nn.Module) -> list[Callable[[], Any]]:
+    found: list[Callable[[], Any]] = []  # asked for by name, as torch's modules have it without a class in common
     for name, module in model.named_modules():
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
-            resets.append(reset)
+            found.append(reset)
         elif next(module.parameters(recurse=False), None) is not None:
             raise ValueError(
                 f"Module {name!r} ({type(module).__name__}) has parameters and no reset_parameters(): give reset=, a "
                 "function that draws the model's weights anew"
             )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for reset in resets:
-            reset()
+    return found

@@ -24,7 +24,8 @@ def to_networkx(
     A node is ``(layer, index)``: an output of the layer, a neuron or a channel. Nodes have ``layer``, ``index`` and
     ``kind`` (``"neuron"``, ``"channel"`` or ``"input"``); what nothing feeds any more is a node without edges. An edge
     has ``weight``, the value of the weight, and ``parameter``, its name; between channels the weight is the norm of the
-    kernel, and ``kept`` how many of its entries are left.
+    kernel, and ``kept`` how many of its entries are left. Where a layer has several weights (a recurrent one), weights
+    stand for layers.
 
     Which layer feeds which is not to be read off a mask: the layers are taken as a chain in the model's order, each
     reading the one before. Where the one before has fewer outputs (channels that were flattened), each stands for as
@@ -104,6 +105,10 @@ def _as_matrix(module: nn.Module | None, weight: Tensor, mask: Tensor) -> tuple[
         ]
         return both[0], both[1], groups
     return weight, mask, groups
+
+
+def _transposed(tensor: Tensor, groups: int) -> Tensor:
+    return tensor.reshape(groups, len(tensor) // groups, *tensor.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
 def _nodes(layer: str, count: int, kind: str) -> Iterable[tuple[tuple[str, int], dict[str, Any]]]:

@@ -219,12 +219,7 @@ class LotteryTicket:
         return controls.inverted(self.pruner.param_groups, ticket, self.pruner.scores())
 
     def _draw_anew(self, seed: int) -> None:
-        if self._reset is None:
-            controls.reinitialise(self._model, seed)
-        else:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                self._reset(self._model)
+        controls.reinitialise(self._model, seed, self._reset)
         self.masks.apply_()
         for optimizer in self.pruner._optimizers:
             put_slots(optimizer, {}, {})  # what they hold belongs to other weights

@@ -117,6 +117,8 @@ class PruningEngine(Engine):
     def _go(self) -> None:
         number = self.state.iteration
         if self._phase == BETWEEN:
+            if self.snapshot is not None and self._results and self._results[-1]["stage"] == "fine_tuned":
+                self.snapshot.restore(self.pruner.masks)  # the last run's fine-tuning is not this round's beginning
             self._stretch.begin(self._epochs, self._skipped)
             self._phase = TRAINING
         if self._phase == TRAINING:
