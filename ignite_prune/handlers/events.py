@@ -18,7 +18,8 @@ class PruningEvents(EventEnum):
     """Fired by a pruning engine on itself; counts in rounds.
 
     - ROUND_STARTED: before a round's training; again where a killed round's training goes on, as ``EPOCH_STARTED`` is.
-    - TRAINED: after a round's training and evaluation, and after the last fine-tuning.
+    - TRAINED: after a round's training and evaluation, and after the last fine-tuning; the moment for
+      ``pruner.scores()``, as an update uses its evidence up.
     - PRUNED: after the round's mask update.
     - REWOUND: after rewinding.
     """
