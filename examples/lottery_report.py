@@ -117,6 +117,9 @@ def verdicts(figures: Figures) -> list[str]:
             f"  ticket − {name:10} {mean:+6.2f} ± {error:.2f} points (standard error), better in {better} of "
             f"{len(differences)}: {says}"
         )
+    lines.append(
+        "  (Behind what is fine-tuned lie the steps of all its rounds, behind a ticket those of one training.)"
+    )
     return lines
 
 
