@@ -59,7 +59,7 @@ class Settings:
                 raise ValueError(f"--{name} should be from {low} to {high}, but given {value}")
 
 
-QUICK = Settings(seeds=2, epochs=6, rate=0.36, levels=(5, 10))
+QUICK = Settings(seeds=2, epochs=5, rate=0.36, levels=(5, 10))
 
 
 class Shuffled:
