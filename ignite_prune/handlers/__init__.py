@@ -7,8 +7,9 @@ from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lazy import importer
 
 if TYPE_CHECKING:
+    from ignite_prune.handlers.engine import PruningEngine
     from ignite_prune.handlers.lottery_ticket import Control, LotteryTicket
-    from ignite_prune.handlers.pruning_engine import PruningEngine, create_pruning_engine
+    from ignite_prune.handlers.pruning_engine import create_pruning_engine
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
 
 __all__ = [
@@ -25,7 +26,7 @@ __all__ = [
 _FILES = {
     "Control": "lottery_ticket",
     "LotteryTicket": "lottery_ticket",
-    "PruningEngine": "pruning_engine",
+    "PruningEngine": "engine",
     "ShrinkHandler": "shrink_handler",
     "create_pruning_engine": "pruning_engine",
 }
