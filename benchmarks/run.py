@@ -18,6 +18,7 @@ from rich.table import Table
 import evidence
 import memory
 import regularisers
+import rewinding
 import sizes
 import steps
 import structured
@@ -41,6 +42,7 @@ MEASURES: dict[str, Measure] = {
     "sparsegpt": evidence.sparsegpt,
     "obs": evidence.obs,
     "shapley": evidence.shapley,
+    "rewinding": rewinding.rewinding,
     "slicing": structured.slicing,
     "smaller": structured.smaller,
     "group_lasso": regularisers.group_lasso,

@@ -10,18 +10,27 @@ from ignite_prune.prune import prune_model
 from ignite_prune.scoring import score
 
 if TYPE_CHECKING:
+    from ignite_prune.connectivity import barrier
+    from ignite_prune.graph import to_networkx
+    from ignite_prune.handlers.lottery_ticket import LotteryTicket
+    from ignite_prune.handlers.pruning_engine import create_pruning_engine
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
+    from ignite_prune.rewind import Rewind
     from ignite_prune.structure import load_shrunk, shrink, trace
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LotteryTicket",
     "MaskStore",
     "PruneEvents",
     "PruneHandler",
+    "Rewind",
     "ShrinkHandler",
     "activation",
     "allocation",
+    "barrier",
+    "create_pruning_engine",
     "functional",
     "load_shrunk",
     "pattern",
@@ -32,13 +41,19 @@ __all__ = [
     "score",
     "shrink",
     "structure",
+    "to_networkx",
     "trace",
 ]
 
 _FILES = {
+    "LotteryTicket": "handlers.lottery_ticket",
+    "Rewind": "rewind",
     "ShrinkHandler": "handlers.shrink_handler",
+    "barrier": "connectivity",
+    "create_pruning_engine": "handlers.pruning_engine",
     "load_shrunk": "structure.load",
     "shrink": "structure.shrinking",
+    "to_networkx": "graph",
     "trace": "structure.tracing",
 }
 __getattr__ = importer(__name__, _FILES)

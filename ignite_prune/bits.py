@@ -27,6 +27,22 @@ def zero_(tensor: Tensor, mask: Tensor) -> Tensor:
     return tensor
 
 
+def masked_copy_(target: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+    """Copy ``source`` into ``target``, exactly 0 where the mask is False, in one pass where both lie alike in memory.
+
+    Example:
+        >>> masked_copy_(torch.ones(3), torch.tensor([float("nan"), -1.0, 2.0]), torch.tensor([False, False, True]))
+        tensor([0., 0., 2.])
+    """
+    bits = _SAME_SIZE.get(target.element_size())
+    alike = target.dtype == source.dtype and target.device == source.device and target.stride() == source.stride()
+    if mask is None or bits is None or not alike:
+        target.detach().copy_(source)
+        return target if mask is None else zero_(target.detach(), mask)
+    torch.mul(source.detach().view(bits), mask, out=target.detach().view(bits))
+    return target
+
+
 def zero_any_(tensor: Tensor, mask: Tensor) -> None:
     """:func:`zero_` for tensors that may be sparse, as gradients of embeddings are: only stored rows are touched."""
     if tensor.is_sparse:

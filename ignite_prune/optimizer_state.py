@@ -6,6 +6,7 @@ of those that do not. Established by running each, see ``tests/laws/test_zero.py
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from ignite_prune.bits import zero_any_
+from ignite_prune.bits import masked_copy_, zero_any_
 
 AFTER_STEP: dict[str, tuple[str, ...]] = {
     "ASGD": (),
@@ -108,6 +109,58 @@ def _slots(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str,
     for name, slot in optimizer.state[parameter].items():
         if isinstance(slot, Tensor) and slot.shape == parameter.shape and name not in _COUNTERS:
             yield name, slot
+
+
+def slots_of(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """Return a copy of an optimizer's slots, plain, by the position of their parameter, as its state_dict has them."""
+    state: dict[int, dict[str, Any]] = copy.deepcopy(optimizer.state_dict()["state"])
+    return state
+
+
+def put_slots(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]], masks: Mapping[Tensor, Tensor]) -> None:
+    """Give an optimizer the slots of :func:`slots_of` again, 0 where their parameter is pruned; settings stay.
+
+    Where it has slots of that form, they are written into: nothing is allocated.
+
+    Args:
+        optimizer: the one they were taken from, or its like.
+        state: the slots.
+        masks: of pruned parameters.
+    """
+    params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not _fit(optimizer, params, state):
+        settings = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": copy.deepcopy(dict(state)), "param_groups": settings})
+        for parameter in params:
+            if parameter in masks:
+                zero_slots_(optimizer, parameter, masks[parameter])
+        return
+    for index, saved in state.items():
+        parameter, slots = params[index], optimizer.state[params[index]]
+        for name, value in saved.items():
+            if isinstance(value, Tensor):
+                whole = value.shape == parameter.shape and name not in _COUNTERS
+                masked_copy_(slots[name], value, masks.get(parameter) if whole else None)
+            else:
+                slots[name] = copy.deepcopy(value)
+
+
+def _fit(optimizer: Optimizer, params: Sequence[Tensor], state: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Whether the optimizer has just these slots already."""
+    held = {index: optimizer.state[each] for index, each in enumerate(params) if each in optimizer.state}
+    return (
+        set(held) == set(state)
+        and not isinstance(optimizer, LBFGS)
+        and all(
+            list(held[index]) == list(saved)
+            and all(_form(held[index][name]) == _form(value) for name, value in saved.items())
+            for index, saved in state.items()
+        )
+    )
+
+
+def _form(value: Any) -> Any:
+    return (value.shape, value.dtype, value.is_sparse) if isinstance(value, Tensor) else type(value)
 
 
 def masks_changed(optimizer: Optimizer) -> None:

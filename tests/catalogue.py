@@ -75,6 +75,8 @@ SALIENCIES = [
     Row("sensitivity", lambda model: saliency.Sensitivity(), {"informed": True, "units": True}),
     Row("activation_taylor", lambda model: saliency.ActivationTaylor(), {"informed": True, "units": True}),
     Row("shapley", lambda model: saliency.Shapley(samples=2), {"informed": True, "units": True}),
+    Row("inverted", lambda model: saliency.Inverted(saliency.Random()), {"signed": True}),
+    Row("inverted_taylor", lambda model: saliency.Inverted(saliency.Taylor()), {"informed": True, "signed": True}),
     Row("heads", lambda model: saliency.HeadImportance(), {"informed": True, "units": True, "attention": True}),
 ]
 
@@ -115,10 +117,10 @@ def fits(row: Row, shape: Row) -> bool:
     """Whether a saliency is tried with a pattern: units with units, norms with scores of one sign."""
     if row.notes.get("units"):
         return shape.name == "filter" and not row.notes.get("attention")
-    by_norm = isinstance(shape.make(), (pattern.Channel, pattern.Head))
+    if row.notes.get("signed") and isinstance(shape.make(), (pattern.Channel, pattern.Head)):
+        return False
     if row.notes.get("informed"):  # one pattern of each kind does
-        known = shape.name in ("unstructured", "2_of_4", "block_2x2_sum", "filter")
-        return known and not (by_norm and row.notes.get("signed"))
+        return shape.name in ("unstructured", "2_of_4", "block_2x2_sum", "filter")
     return True
 
 

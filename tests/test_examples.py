@@ -55,7 +55,25 @@ def test_shrink_digits_help_and_refusals(tmp_path):
         assert "Traceback" not in told and option in told and str(value) in told
 
 
-@pytest.mark.parametrize("name", ["01_gradual_pruning", "02_saliency", "03_structured"])
+def lottery_ticket(*arguments, ok=True):
+    return digits(*arguments, ok=ok, example="lottery_ticket")
+
+
+def test_lottery_ticket_end_to_end(tmp_path):
+    told = lottery_ticket("--quick", "--seeds", 1, "--epochs", 2, "--workers", 1, "--output", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"picture.png", "figures.csv"}
+    assert "1.4%" in told and "too few seeds to tell" in told
+
+
+def test_lottery_ticket_help_and_refusals(tmp_path):
+    told = lottery_ticket("--help")
+    for option in ("--seeds", "--epochs", "--lr", "--workers", "--output", "--quick"):
+        assert option in told
+    told = lottery_ticket("--seeds", "0", "--output", tmp_path, ok=False)
+    assert "Traceback" not in told and "--seeds" in told and "0" in told
+
+
+@pytest.mark.parametrize("name", ["01_gradual_pruning", "02_saliency", "03_structured", "04_lottery_tickets"])
 def test_notebook(name):
     nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     path = ROOT / "notebooks" / f"{name}.ipynb"

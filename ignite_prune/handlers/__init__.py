@@ -2,35 +2,47 @@
 
 from typing import TYPE_CHECKING
 
-from ignite_prune.handlers.events import PruneEvents
+from ignite_prune.handlers.events import PruneEvents, PruningEvents
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.handlers.activation_sparsity import ActivationSparsity
+    from ignite_prune.handlers.engine import PruningEngine
     from ignite_prune.handlers.group_lasso import GroupLasso
     from ignite_prune.handlers.learnt_sparsity import LearntSparsity
+    from ignite_prune.handlers.lottery_ticket import Control, LotteryTicket
     from ignite_prune.handlers.progressive_masks import ProgressiveMasks
+    from ignite_prune.handlers.pruning_engine import create_pruning_engine
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
     from ignite_prune.handlers.slimming import Slimming
 
 _FILES = {
     "ActivationSparsity": "activation_sparsity",
+    "Control": "lottery_ticket",
     "GroupLasso": "group_lasso",
     "LearntSparsity": "learnt_sparsity",
+    "LotteryTicket": "lottery_ticket",
     "ProgressiveMasks": "progressive_masks",
+    "PruningEngine": "engine",
     "ShrinkHandler": "shrink_handler",
     "Slimming": "slimming",
+    "create_pruning_engine": "pruning_engine",
 }
 __all__ = [
     "ActivationSparsity",
+    "Control",
     "GroupLasso",
     "LearntSparsity",
+    "LotteryTicket",
     "ProgressiveMasks",
     "PruneEvents",
     "PruneHandler",
+    "PruningEngine",
+    "PruningEvents",
     "ShrinkHandler",
     "Slimming",
+    "create_pruning_engine",
 ]
 
 __getattr__ = importer(__name__, _FILES)

@@ -144,6 +144,11 @@ class Attachment:
         self._progress.last = engine.state.iteration
 
 
+def published(engine: Engine) -> frozenset[str]:
+    """Return the names in ``engine.state`` under which handlers of this package publish."""
+    return frozenset(_NAMES.get(engine, ()))
+
+
 def _checked_name(engine: Engine, name: Any) -> str:
     if not isinstance(name, str) or not name.isidentifier():
         raise TypeError(f"Argument name should be a name for an attribute of engine.state, but given {name!r}")

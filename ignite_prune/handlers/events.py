@@ -14,13 +14,29 @@ class PruneEvents(EventEnum):
     MASKS_UPDATED = "masks_updated"
 
 
-def register(engine: Engine) -> None:
+class PruningEvents(EventEnum):
+    """Fired by a pruning engine on itself; counts in rounds.
+
+    - ROUND_STARTED: before a round's training; again where a killed round's training goes on, as ``EPOCH_STARTED`` is.
+    - TRAINED: after a round's training and evaluation, and after the last fine-tuning; the moment for
+      ``pruner.scores()``, as an update uses its evidence up.
+    - PRUNED: after the round's mask update.
+    - REWOUND: after rewinding.
+    """
+
+    ROUND_STARTED = "round_started"
+    TRAINED = "trained"
+    PRUNED = "pruned"
+    REWOUND = "rewound"
+
+
+def register(engine: Engine, events: type[EventEnum] = PruneEvents) -> None:
     """Make the engine know the events; again does nothing."""
-    if not engine.has_registered_events(PruneEvents.MASKS_UPDATED):
-        engine.register_events(*PruneEvents, event_to_attr={PruneEvents.MASKS_UPDATED: "iteration"})
+    if not engine.has_registered_events(next(iter(events))):
+        engine.register_events(*events, event_to_attr=dict.fromkeys(events, "iteration"))
 
 
-def fire(engine: Engine, event: PruneEvents) -> None:
+def fire(engine: Engine, event: EventEnum) -> None:
     """Fire ``event`` and leave no trace: Checkpoint names its files by the engine's last event."""
     last = engine.last_event_name
     try:

@@ -21,6 +21,11 @@ def several() -> bool:
     return idist.get_world_size() > 1
 
 
+def any_of(value: bool) -> bool:
+    """Whether it is so on any rank; the same answer on all."""
+    return bool(idist.all_reduce(int(value))) if several() else value
+
+
 def average(scorers: Sequence[Scorer], error: Exception | None = None) -> None:
     """Ask every rank's scorers, and make scores that depend on data the mean of all ranks'.
 

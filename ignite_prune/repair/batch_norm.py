@@ -102,7 +102,7 @@ def _estimated(patient: Patient, norms: Mapping[str, Norm]) -> dict[str, Tensor]
     }
     for name, value in statistics.items():
         value.fill_(1 if name.endswith("running_var") else 0)
-    with undisturbed(patient.model), _averaging(norms):
+    with undisturbed(patient.model), averaging(norms):
         for batch in patient.passes():
             args, kwargs = ((), dict(batch.x)) if isinstance(batch.x, Mapping) else ((batch.x,), {})
             _run(patient.model, {**planned, **statistics}, args, kwargs, batch)
@@ -119,7 +119,7 @@ def _run(model: nn.Module, state: dict[str, Tensor], args: tuple, kwargs: dict, 
 
 
 @contextmanager
-def _averaging(norms: Mapping[str, Norm]) -> Iterator[None]:
+def averaging(norms: Mapping[str, Norm]) -> Iterator[None]:
     """Let BatchNorm take plain averages over the passes inside."""
     momenta = {module: module.momentum for module in norms.values()}
     try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ignite_prune.saliency.gradient import Gradient, Movement, Taylor
     from ignite_prune.saliency.grasp import GraSP
     from ignite_prune.saliency.heads import HeadImportance
+    from ignite_prune.saliency.inverted import Inverted
     from ignite_prune.saliency.magnitude import Magnitude
     from ignite_prune.saliency.needs import Memory
     from ignite_prune.saliency.obd import OBD, EmpiricalFisher, Exact, GaussNewton, Hutchinson
@@ -51,6 +52,7 @@ __all__ = [
     "HeadImportance",
     "Hutchinson",
     "Informed",
+    "Inverted",
     "Magnitude",
     "Memory",
     "MissingEvidence",
@@ -89,6 +91,7 @@ _FILES = {
     "Taylor": "gradient",
     "GraSP": "grasp",
     "HeadImportance": "heads",
+    "Inverted": "inverted",
     "Magnitude": "magnitude",
     "Memory": "needs",
     "OBD": "obd",

@@ -1,0 +1,177 @@
+"""Lottery tickets on handwritten digits: is it the mask that wins, or what the weights began with?
+
+A net of 64-300-100-10 is trained, a fifth of what is left of each layer is pruned, and the rest goes back to its first
+values; round after round, until one weight in a hundred is left. At some densities that *ticket* is trained beside its
+controls: the same mask over weights drawn anew (*reinit*), and masks shuffled within each layer over the same weights
+(*shuffled*). A second net is pruned just so and never rewound (*fine-tuned*). All have the same hyperparameters, and
+each seed has its own split, weights and order of the data:
+
+    python examples/lottery_ticket.py
+    python examples/lottery_ticket.py --quick
+    python examples/lottery_ticket.py --seeds 16 --output runs/many
+
+Where two trainings of one beginning see the data in another order, do they end in the same valley? The *barrier* is how
+much the error rises on the straight line between them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from command_line import Parser
+from compare_nets import BATCH, LOSS, Data, accuracy, load_data, make_mlp
+from ignite.engine import Engine, create_supervised_trainer
+from lottery_report import Figures, Record, report
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from ignite_prune import LotteryTicket, PruneHandler, allocation, barrier, create_pruning_engine
+from ignite_prune.handlers import Control
+from ignite_prune.handlers.lottery_ticket import rates
+
+CONTROLS = {"ticket": Control.TICKET, "reinit": Control.REINIT, "shuffled": Control.SHUFFLED}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the figures; ``levels`` are the rounds at which controls are trained."""
+
+    seeds: int = 8
+    epochs: int = 15
+    rate: float = 0.2
+    levels: tuple[int, ...] = (4, 8, 11, 13, 15, 16, 18, 20)
+    lr: float = 5e-3
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in {"seeds": (1, 999), "epochs": (1, 999), "lr": (1e-6, 1), "workers": (1, 64)}.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"--{name} should be from {low} to {high}, but given {value}")
+
+
+QUICK = Settings(seeds=2, epochs=5, rate=0.36, levels=(5, 10))
+
+
+class Shuffled:
+    """Training digits in batches, in an order that torch's random numbers draw anew each epoch."""
+
+    def __init__(self, data: Data) -> None:
+        self.images, self.labels = (torch.cat(parts) for parts in zip(*data.train))
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.labels) / BATCH)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for chosen in torch.randperm(len(self.labels)).split(BATCH):
+            yield self.images[chosen], self.labels[chosen]
+
+
+def make_training(settings: Settings, seed: int) -> tuple[nn.Module, torch.optim.Optimizer, Engine]:
+    torch.manual_seed(seed)
+    model = make_mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+    return model, optimizer, create_supervised_trainer(model, optimizer, LOSS)
+
+
+def error(output: Tensor, labels: Tensor) -> Tensor:
+    """Return how many digits in a hundred are told wrong."""
+    return (output.argmax(1) != labels).float().mean() * 100
+
+
+def find_tickets(settings: Settings, seed: int, data: Data) -> list[Record]:
+    """Prune round by round, and train the ticket and its controls at each level."""
+    model, optimizer, trainer = make_training(settings, seed)
+    ticket = LotteryTicket(
+        model,
+        optimizer,
+        trainer,
+        Shuffled(data),
+        epochs=settings.epochs,
+        rate=settings.rate,
+        evaluator=lambda: {"accuracy": 100 * accuracy(model, data)},
+    )
+    records = []
+    for level in settings.levels:
+        results = ticket.run(rounds=level)
+        density = 1 - ticket.pruner.sparsity
+        if level == settings.levels[0]:
+            records.append(Record(seed, "dense", 1.0, results[0]["metrics"]["accuracy"]))
+        for name, control in CONTROLS.items():
+            # Twice, in two orders of the data: the mean is what is told, and between the two lies the barrier.
+            both = [ticket.train(control, seed=seed, order=order) for order in (1, 2)]
+            told = sum(each.metrics["accuracy"] for each in both) / 2
+            height = barrier(both[0].model, both[1].model, data.test, error)
+            records.append(Record(seed, name, density, told, height))
+    return records
+
+
+def fine_tune(settings: Settings, seed: int, data: Data) -> list[Record]:
+    """Prune the same net by the same rates, and never rewind."""
+    model, optimizer, trainer = make_training(settings, seed)
+    groups = rates(model, settings.rate)
+    engine = create_pruning_engine(
+        trainer,
+        PruneHandler(model, optimizer, groups, allocation=allocation.Uniform()),
+        Shuffled(data),
+        epochs=settings.epochs,
+        evaluator=lambda: {"accuracy": 100 * accuracy(model, data)},
+        fine_tune=settings.epochs,
+    )
+    engine.run(max_epochs=settings.levels[-1])
+    by_round = [each for each in engine.results if each["round"] - (each["stage"] == "trained") in settings.levels]
+    return [Record(seed, "fine-tuned", 1 - each["sparsity"], each["metrics"]["accuracy"]) for each in by_round]
+
+
+def measure(settings: Settings, seed: int) -> list[Record]:
+    """Return all that one seed tells."""
+    torch.set_num_threads(1)  # the same numbers however many cores there are
+    data = load_data(seed, flat=True)
+    return find_tickets(settings, seed, data) + fine_tune(settings, seed, data)
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, base = parser.add_argument, Settings()
+    add("--quick", action="store_true", help=f"{QUICK.seeds} seeds, {QUICK.epochs} epochs a training, fewer rounds")
+    add("--seeds", type=int, help=f"how many seeds ({base.seeds})")
+    add("--epochs", type=int, help=f"epochs of each training ({base.epochs})")
+    add("--lr", type=float, help=f"learning rate of Adam ({base.lr})")
+    add("--workers", type=int, help=f"seeds at a time, a process each ({base.workers})")
+    add("--output", type=Path, default=Path("runs/lottery"), help="folder for picture and figures (runs/lottery)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> Figures:
+    """Measure every seed, print and draw what came out, and return it."""
+    parser = make_parser()
+    options: dict[str, Any] = vars(parser.parse_args(arguments))
+    quick, folder = options.pop("quick"), options.pop("output")
+    try:
+        chosen = {name: value for name, value in options.items() if value is not None}
+        settings = replace(QUICK if quick else Settings(), **chosen)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        parser.error(f"--output: {folder}: {problem.strerror}")
+    except ValueError as problem:
+        parser.error(str(problem))
+    figures = Figures()
+    with ProcessPoolExecutor(settings.workers, get_context("spawn")) as pool, Progress(transient=True) as bar:
+        seeds = pool.map(partial(measure, settings), range(settings.seeds))
+        for records in bar.track(seeds, total=settings.seeds, description="seeds"):
+            figures.records.extend(records)
+    report(figures, folder)
+    return figures
+
+
+if __name__ == "__main__":
+    main()
