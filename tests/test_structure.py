@@ -20,7 +20,7 @@ FLOORS = [
     ["divide"],
     ["coupled"],
     ["plan"],
-    ["prune", "scoring", "functional"],
+    ["prune", "scoring", "functional", "regrow"],
     ["updater"],
     ["handlers"],
     ["loggers"],

@@ -7,8 +7,30 @@ from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lazy import importer
 
 if TYPE_CHECKING:
+    from ignite_prune.handlers.alternating import AlternatingSparse
+    from ignite_prune.handlers.dynamic import DynamicSparse
+    from ignite_prune.handlers.regrowing import SET, RigL, SparseMomentum, SRigL
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
 
-__all__ = ["PruneEvents", "PruneHandler", "ShrinkHandler"]
+__all__ = [
+    "SET",
+    "AlternatingSparse",
+    "DynamicSparse",
+    "PruneEvents",
+    "PruneHandler",
+    "RigL",
+    "SRigL",
+    "ShrinkHandler",
+    "SparseMomentum",
+]
 
-__getattr__ = importer(__name__, {"ShrinkHandler": "shrink_handler"})
+_FILES = {
+    "AlternatingSparse": "alternating",
+    "DynamicSparse": "dynamic",
+    "RigL": "regrowing",
+    "SET": "regrowing",
+    "SRigL": "regrowing",
+    "ShrinkHandler": "shrink_handler",
+    "SparseMomentum": "regrowing",
+}
+__getattr__ = importer(__name__, _FILES)
