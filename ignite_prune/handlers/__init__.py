@@ -11,9 +11,12 @@ if TYPE_CHECKING:
     from ignite_prune.handlers.dynamic import DynamicSparse
     from ignite_prune.handlers.regrowing import SET, RigL, SparseMomentum, SRigL
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
+    from ignite_prune.handlers.sr_ste import SRSTE
+    from ignite_prune.handlers.top_kast import TopKAST
 
 __all__ = [
     "SET",
+    "SRSTE",
     "AlternatingSparse",
     "DynamicSparse",
     "PruneEvents",
@@ -22,6 +25,7 @@ __all__ = [
     "SRigL",
     "ShrinkHandler",
     "SparseMomentum",
+    "TopKAST",
 ]
 
 _FILES = {
@@ -29,8 +33,10 @@ _FILES = {
     "DynamicSparse": "dynamic",
     "RigL": "regrowing",
     "SET": "regrowing",
+    "SRSTE": "sr_ste",
     "SRigL": "regrowing",
     "ShrinkHandler": "shrink_handler",
     "SparseMomentum": "regrowing",
+    "TopKAST": "top_kast",
 }
 __getattr__ = importer(__name__, _FILES)

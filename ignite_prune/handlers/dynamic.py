@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.arguments import check_generator, check_positive
 from ignite_prune.enforce import Enforcer
-from ignite_prune.groups import Group
 from ignite_prune.handlers import ranks
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.sister import Sister
@@ -23,7 +22,7 @@ from ignite_prune.plan import Plan
 from ignite_prune.regrow.base import Connections, Move
 from ignite_prune.regrow.fraction import CosineDrop, DropFraction
 from ignite_prune.regrow.listening import Listening, Nothing
-from ignite_prune.regrow.start import start
+from ignite_prune.regrow.start import checked_sparsity, start
 from ignite_prune.saliency import NonFiniteSaliency
 
 
@@ -104,7 +103,7 @@ class DynamicSparse(Sister):
             drawn = torch.rand(weight.shape, generator=self._generator, device=self._generator.device)
             return drawn.to(weight.device)
 
-        drawn = start(self._groups, self._parameters, dice, _sparsity)
+        drawn = start(self._groups, self._parameters, dice, checked_sparsity)
         return {name: self._move.first(mask, self._generator) for name, mask in drawn.items()}
 
     def _check_room(self, masks: Mapping[str, Tensor]) -> None:
@@ -252,13 +251,6 @@ class DynamicSparse(Sister):
             self._listening.load(heard)
 
         return take
-
-
-def _sparsity(group: Group) -> float:
-    sparsity = group["sparsity"]
-    if sparsity is None or not 0 < sparsity < 1:
-        raise ValueError(f"Argument sparsity should be in (0, 1), but given {sparsity!r}")
-    return float(sparsity)
 
 
 def _check_finite(layer: Connections) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from ignite_prune.bits import zero_any_
 from ignite_prune.enforce import Enforcer
 from ignite_prune.evidence.training import fused_scale
 from ignite_prune.masks import MaskStore
+from ignite_prune.regrow.ready import Ready
 
 
 class Listening(ABC):
@@ -30,37 +30,21 @@ class Listening(ABC):
         self._masks, self._enforcer = masks, enforcer
         self._names = {parameter: name for name, parameter in masks.parameters.items()}
         self._optimizers = [each for each in optimizers if self._mine(each)]
-        self._handles: list[RemovableHandle] = []
+        self._ready = Ready(self._optimizers, self._heard)
         self.stepped: Callable[[], None] = lambda: None
 
     def install(self) -> None:
         """Put the hooks on, where they are not."""
-        if not self._handles:
-            self._handles = [each.register_step_pre_hook(self._before_step) for each in self._optimizers]
+        self._ready.install()
 
     def remove(self) -> None:
         """Take every hook off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._ready.remove()
         self._enforcer.passing.clear()
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    def _heard(self, optimizer: Optimizer) -> None:
         self.stepped()
-
-        def after(closure: Any) -> Any:
-            def heard() -> Any:
-                loss = closure()
-                self._hear(optimizer)
-                return loss
-
-            return heard
-
-        if not any(callable(each) for each in (*args[1:], *kwargs.values())):
-            self._hear(optimizer)
-            return None
-        wrapped = tuple(after(each) if callable(each) else each for each in args[1:])
-        return (args[0], *wrapped), {name: after(each) if callable(each) else each for name, each in kwargs.items()}
+        self._hear(optimizer)
 
     def _mine(self, optimizer: Optimizer) -> set[str]:
         """The optimizer's parameters of now that are listened to, by name."""

@@ -34,6 +34,18 @@ def start(
     return masks
 
 
+def checked_sparsity(group: Group) -> float:
+    """Return a group's sparsity.
+
+    Raises:
+        ValueError: it is not in (0, 1), where there is something to train and something to grow.
+    """
+    sparsity = group["sparsity"]
+    if sparsity is None or not 0 < sparsity < 1:
+        raise ValueError(f"Argument sparsity should be in (0, 1), but given {sparsity!r}")
+    return float(sparsity)
+
+
 def _layer(name: str, parameter: nn.Parameter, scores: Callable[[Tensor], Tensor]) -> Layer:
     held: Any = once(lambda: scores(parameter.detach()))
     return Layer(name, tuple(parameter.shape), parameter.numel(), held, None, parameter.numel())

@@ -1,31 +1,21 @@
 """Dynamic sparse training: exact counts, zeros, golden values, and what is refused."""
 
-import math
-
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from ignite.engine import Events, create_supervised_trainer
+from ignite.engine import create_supervised_trainer
 from torch import nn
 
-from ignite_prune import PruneEvents, allocation
 from ignite_prune.handlers import SET, RigL, SparseMomentum, SRigL
 from ignite_prune.regrow import (
     ByGradient,
     Connections,
-    ConstantDrop,
-    ConstantFanIn,
-    CosineDrop,
     PerLayer,
-    Random,
     Redistribute,
     drop_smallest,
     grow_best,
 )
-from tests.catalogue import OPTIMIZERS
 from tests.golden_values import arrays, tensor
-from tests.models import assert_zero, batches, small_net
+from tests.models import small_net
 
 HANDLERS = [SET, RigL, SRigL, SparseMomentum]
 GOLDEN = "dynamic_sparse"
