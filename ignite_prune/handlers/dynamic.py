@@ -78,9 +78,10 @@ class DynamicSparse(Sister):
         self._generator = generator or torch.Generator().manual_seed(torch.initial_seed())
         self._stepped: int | None = None  # the last iteration with an optimizer step
         self._window = 1  # iterations from one step to the next
+        self._due = False  # an update is due at a step, and has not been made
         self._enforcer = Enforcer(self._masks, self._optimizers)
         self._listening = self._listens(self._masks, self._enforcer, self._optimizers)
-        self._listening.stepped = self._saw_step
+        self._listening.is_due = self._sees_step
         first = self._agreed(lambda: self._first(masks))
         self._check_room(first)
         self._masks.update(first)
@@ -144,17 +145,25 @@ class DynamicSparse(Sister):
         It is due at every multiple of ``every``; with accumulated gradients at the first step from there on, and the
         gradients of all the iterations that the step is made of are listened to.
         """
-        iteration, before = engine.state.iteration, self._stepped or 0
-        at = max(iteration, before + self._window)
-        if at // self._every > before // self._every and at // self._every * self._every < self._last(engine):
+        at = max(engine.state.iteration, (self._stepped or 0) + self._window)
+        if self._due or self._crosses(engine, at):
             self._listening.expect()
 
-    def _saw_step(self) -> None:
+    def _crosses(self, engine: Engine, iteration: int) -> bool:
+        """Whether a step at an iteration is the first one from a multiple of ``every`` on."""
+        multiple = iteration // self._every * self._every
+        return (self._stepped or 0) < multiple < self._last(engine)
+
+    def _sees_step(self) -> bool:
+        """Take note of an optimizer's step and return whether an update is due at it."""
         if self._attachment is not None:
-            iteration = self._attachment.engine.state.iteration
+            engine = self._attachment.engine
+            iteration = engine.state.iteration
+            self._due = self._due or self._crosses(engine, iteration)
             if self._stepped is not None and iteration > self._stepped:
                 self._window = iteration - self._stepped
             self._stepped = iteration
+        return self._due
 
     def _is_ready(self, engine: Engine, iteration: int) -> bool:
         return iteration % self._every == 0 and iteration < self._last(engine)
@@ -172,6 +181,7 @@ class DynamicSparse(Sister):
             warnings.warn(f"The run is being terminated, so a mask update is left out: {error}", stacklevel=2)
             return
         self._listening.used()
+        self._due = False
         done()
 
     def _rewire(self, fraction: float) -> None:
@@ -228,7 +238,7 @@ class DynamicSparse(Sister):
         return {
             "generator": self._generator.get_state(),
             "budgets": dict(self._budgets),
-            "steps": [-1 if self._stepped is None else self._stepped, self._window],
+            "steps": [-1 if self._stepped is None else self._stepped, self._window, int(self._due)],
             "heard": self._listening.state_dict(),
         }
 
@@ -240,14 +250,14 @@ class DynamicSparse(Sister):
             raise ValueError(f"The checkpoint's generator state is damaged: {error}") from None
         if not isinstance(budgets, Mapping) or set(budgets) != set(self._masks):
             raise ValueError("The checkpoint's budgets are of other parameters")
-        if not isinstance(steps, list) or len(steps) != 2 or not all(type(each) is int for each in steps):
-            raise ValueError("The checkpoint's steps should be two whole numbers")
+        if not isinstance(steps, list) or len(steps) != 3 or not all(type(each) is int for each in steps):
+            raise ValueError("The checkpoint's steps should be three whole numbers")
         heard = self._listening.checked(state["heard"])
 
         def take() -> None:
             self._generator.set_state(generator.cpu())
             self._budgets = {name: budgets[name] for name in self._masks}
-            self._stepped, self._window = None if steps[0] < 0 else steps[0], steps[1]
+            self._stepped, self._window, self._due = None if steps[0] < 0 else steps[0], steps[1], bool(steps[2])
             self._listening.load(heard)
 
         return take

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ignite_prune.bits import zero_any_
@@ -31,7 +31,7 @@ class Listening(ABC):
         self._names = {parameter: name for name, parameter in masks.parameters.items()}
         self._optimizers = [each for each in optimizers if self._mine(each)]
         self._ready = Ready(self._optimizers, self._heard)
-        self.stepped: Callable[[], None] = lambda: None
+        self.is_due: Callable[[], bool] = lambda: False
 
     def install(self) -> None:
         """Put the hooks on, where they are not."""
@@ -43,26 +43,30 @@ class Listening(ABC):
         self._enforcer.passing.clear()
 
     def _heard(self, optimizer: Optimizer) -> None:
-        self.stepped()
-        self._hear(optimizer)
+        self._hear(optimizer, self.is_due())
+
+    def _mask(self, name: str, grad: Tensor) -> None:
+        mask = self._masks.pruned(name)
+        if mask is not None:
+            zero_any_(grad, mask)
 
     def _mine(self, optimizer: Optimizer) -> set[str]:
         """The optimizer's parameters of now that are listened to, by name."""
         held = (parameter for group in optimizer.param_groups for parameter in group["params"])
         return {self._names[parameter] for parameter in held if parameter in self._names}
 
-    def _gradients(self, optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter, Tensor, Mapping[str, Any]]]:
+    def _gradients(self, optimizer: Optimizer) -> Iterator[tuple[str, Tensor, Mapping[str, Any]]]:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter in self._names and parameter.grad is not None:
-                    yield self._names[parameter], parameter, parameter.grad, group
+                    yield self._names[parameter], parameter.grad, group
 
     def expect(self) -> None:
-        """Be told that an update is due at the next step."""
+        """Be told that an update may be due at the next step."""
 
     @abstractmethod
-    def _hear(self, optimizer: Optimizer) -> None:
-        """Be told of gradients that are ready to be stepped with."""
+    def _hear(self, optimizer: Optimizer, due: bool) -> None:
+        """Be told of gradients that are ready to be stepped with, and whether an update is due at this step."""
 
     @property
     @abstractmethod
@@ -97,7 +101,7 @@ class Listening(ABC):
 class Nothing(Listening):
     """For growth that needs no evidence."""
 
-    def _hear(self, optimizer: Optimizer) -> None:
+    def _hear(self, optimizer: Optimizer, due: bool) -> None:
         pass
 
     @property
@@ -130,13 +134,17 @@ class DueGradients(Listening):
         waiting = [each for index, each in enumerate(self._optimizers) if index not in self._caught]
         self._enforcer.passing = {name for each in waiting for name in self._mine(each)}
 
-    def _hear(self, optimizer: Optimizer) -> None:
+    def _hear(self, optimizer: Optimizer, due: bool) -> None:
         if not self._enforcer.passing:  # not due
             return
         mine = self._mine(optimizer)
         if not mine & self._enforcer.passing or fused_scale(optimizer) is None:  # heard already, or it overflowed
             return
-        for name, _, grad, _ in self._gradients(optimizer):
+        if not due:  # the step came sooner than the last one did
+            for name, grad, _ in self._gradients(optimizer):
+                self._mask(name, grad)
+            return
+        for name, grad, _ in self._gradients(optimizer):
             self._held[name] = grad.detach().to_dense() if grad.is_sparse else grad.detach()
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -190,14 +198,12 @@ class DenseMomentum(Listening):
         self._enforcer.passing = set(self._masks)
 
     @torch.no_grad()
-    def _hear(self, optimizer: Optimizer) -> None:
+    def _hear(self, optimizer: Optimizer, due: bool) -> None:
         scale = fused_scale(optimizer)
-        for name, _, grad, group in self._gradients(optimizer):
+        for name, grad, group in self._gradients(optimizer):
             if scale is not None:
                 self._take(name, (grad.to_dense() if grad.is_sparse else grad) / scale, _betas(group))
-            mask = self._masks.pruned(name)
-            if mask is not None:
-                zero_any_(grad, mask)
+            self._mask(name, grad)
 
     def _take(self, name: str, grad: Tensor, betas: tuple[float, float] | float | None) -> None:
         first = self._first.get(name)

@@ -21,8 +21,8 @@ class Through:
     through to the parameter, dense.
 
     Nothing but a running forward ever sees it: class, ``state_dict()`` and optimizer have the parameter itself,
-    whatever way the forward ends. A copy of the model computes densely. A part that is called outside the model's own forward
-    (also by activation checkpointing, which calls it again in the backward pass) computes densely too.
+    whatever way the forward ends. A copy of the model computes densely. A part that is called outside the model's own
+    forward (also by activation checkpointing, which calls it again in the backward pass) computes densely too.
 
     Args:
         model: whose forward it is.
