@@ -45,6 +45,7 @@ class Enforcer:
         self._hooked: dict[str, RemovableHandle] = {}
         self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}  # gradients masked, at which version
         self._probes: dict[str, Tensor] = {}  # a few pruned positions, by name
+        self._loaded = False  # slots have been loaded since they were last masked
         self._applied = -1  # which state of the masks the slots were masked for
 
     def install(self) -> None:
@@ -54,7 +55,7 @@ class Enforcer:
                 self._handles += [
                     optimizer.register_step_pre_hook(self._before_step),
                     optimizer.register_step_post_hook(self._after_step),
-                    optimizer.register_load_state_dict_post_hook(self._after_load),
+                    optimizer.register_load_state_dict_post_hook(self._has_loaded),
                 ]
         for name, parameter in self._masks.parameters.items():
             self._hook_gradient(name, parameter)
@@ -99,14 +100,15 @@ class Enforcer:
     def settle(self) -> None:
         """Mask what is not yet 0 and leave the rest untouched to the bit; a state has been loaded."""
         for optimizer in self._optimizers:
-            self._after_load(optimizer)
+            for _, parameter, mask in self._pruned(optimizer):
+                zero_slots_(optimizer, parameter, mask, only_where_needed=True)
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
             if self._weights and mask is not None and bool((parameter.detach().ne(0) & ~mask).any()):
                 with torch.no_grad():
                     zero_(parameter, mask)
         self._probes.clear()
-        self._applied = self._masks.changes
+        self._applied, self._loaded = self._masks.changes, False
 
     def _hook_gradient(self, name: str, parameter: nn.Parameter) -> None:
         if parameter.requires_grad and name not in self._hooked:
@@ -134,6 +136,8 @@ class Enforcer:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._applied != self._masks.changes:  # the store was written to from outside
             self.apply()
+        if self._loaded:
+            self.settle()
         for name, parameter, mask in self._pruned(optimizer):
             grad = parameter.grad
             if grad is not None and name not in self.passing and not self._is_clean(name, grad, mask):
@@ -144,13 +148,14 @@ class Enforcer:
         for _, parameter, mask in self._pruned(optimizer):
             if self._weights:
                 zero_(parameter, mask)
-            slots = slots_to_repair(optimizer, parameter)
+            # A weight that is not 0 may move its slots by itself: weight decay does.
+            slots = slots_to_repair(optimizer, parameter) if self._weights else None
             if slots != ():
                 zero_slots_(optimizer, parameter, mask, slots)
 
-    def _after_load(self, optimizer: Optimizer) -> None:
-        for _, parameter, mask in self._pruned(optimizer):
-            zero_slots_(optimizer, parameter, mask, only_where_needed=True)
+    def _has_loaded(self, optimizer: Optimizer) -> None:
+        """Mask the slots before the next step, not now: the masks that go with them may be loaded after them."""
+        self._loaded = True
 
     def _zero_gradient(self, name: str, grad: Tensor, mask: Tensor) -> None:
         zero_any_(grad, mask)

@@ -225,7 +225,7 @@ class DynamicSparse(Sister):
 
     def _install(self) -> None:
         self._enforcer.install()
-        self._enforcer.apply()
+        self._enforcer.settle()
         self._listening.install()
 
     def _remove(self) -> None:
