@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import dynamic
 import evidence
 import memory
 import sizes
@@ -41,6 +42,7 @@ MEASURES: dict[str, Measure] = {
     "obs": evidence.obs,
     "shapley": evidence.shapley,
     "slicing": structured.slicing,
+    "dynamic": dynamic.every_hundred,
     "smaller": structured.smaller,
 }
 
