@@ -147,7 +147,7 @@ def _results(jobs: Sequence[tuple[str, Task, Settings, int]], workers: int) -> I
 def make_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, base = parser.add_argument, Settings()
-    add("--quick", action="store_true", help="2 seeds, a third of the iterations: a look, no figures to quote")
+    add("--quick", action="store_true", help="2 seeds, a fifth of the iterations: a look, no figures to quote")
     add("--seeds", type=int, help=f"trainings of each net and method, from seed 0 up ({base.seeds})")
     add("--sparsity", type=float, help=f"of the selected weights, 0 to 1 ({base.sparsity})")
     add("--workers", type=int, default=2, help="processes; each trains one net at a time (2)")
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
     workers, output, quick = (options.pop(name) for name in ("workers", "output", "quick"))
     chosen = {name: value for name, value in options.items() if value is not None}
     try:
-        settings = replace(Settings(seeds=2, share=1 / 3) if quick else Settings(), **chosen)
+        settings = replace(Settings(seeds=2, share=0.2) if quick else Settings(), **chosen)
         if workers < 1:
             raise ValueError(f"--workers should be at least 1, but given {workers}")
         output.mkdir(parents=True, exist_ok=True)

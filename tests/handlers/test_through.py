@@ -251,7 +251,7 @@ def test_penalties_are_in_scale(fused):
     [("acdc_cifar_freq20_200ep", 10, 20, 171, 200), ("acdc_imagenet_rn50_100ep", 10, 5, 86, 80)],
 )
 def test_alternating_phases_are_those_published(key, begin, phase, end, epochs):
-    # Epochs count from 1 here, from 0 there. The last dense phase of the ImageNet recipe is twice as long as the others:
+    # Epochs count from 1 here, from 0 there. The ImageNet recipe's last dense phase is twice as long as the others, so
     # equal phases agree up to it.
     model = nn.Linear(4, 4)
     optimizer = sgd(model, momentum=0.9)
