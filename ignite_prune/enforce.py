@@ -100,8 +100,8 @@ class Enforcer:
     def settle(self) -> None:
         """Mask what is not yet 0 and leave the rest untouched to the bit; a state has been loaded."""
         for optimizer in self._optimizers:
-            for _, parameter, mask in self._pruned(optimizer):
-                zero_slots_(optimizer, parameter, mask, only_where_needed=True)
+            for _, parameter, kept in self._pruned(optimizer):
+                zero_slots_(optimizer, parameter, kept, only_where_needed=True)
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
             if self._weights and mask is not None and bool((parameter.detach().ne(0) & ~mask).any()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -50,7 +51,6 @@ class DynamicSparse(Sister):
         TypeError, ValueError: a bad argument; the model is unchanged then.
     """
 
-    _move: Move
     _listens: ClassVar[type[Listening]] = Nothing
 
     def __init__(
@@ -87,6 +87,11 @@ class DynamicSparse(Sister):
         self._masks.update(first)
         self._budgets = {name: self._masks.kept(name) for name in self._masks}
         self._install()
+
+    @property
+    @abstractmethod
+    def _move(self) -> Move:
+        """What an update does."""
 
     def _falling(self, fraction: float) -> DropFraction:
         """Return how a plain number for ``drop_fraction`` falls."""
@@ -125,7 +130,7 @@ class DynamicSparse(Sister):
     def _on_started(self, engine: Engine) -> None:
         self._last(engine)  # raises now, not at the first update
         if self._stepped is None or engine.state.iteration < self._stepped:  # a new run
-            self._stepped = engine.state.iteration
+            self._stepped, self._due = engine.state.iteration, False
 
     def _last(self, engine: Engine) -> float:
         """The iteration from which no update is made."""

@@ -51,11 +51,12 @@ class SET(DynamicSparse):
 class RigL(DynamicSparse):
     """Rigging the lottery: the smallest weights of each layer go, those of the largest gradients grow.
 
-    Each layer keeps its number of connections to the unit. In the iteration of an update the optimizers' step is
-    skipped, as published, and its gradients, dense, tell what grows; in all others nothing is done that a static mask
-    would not do. Gradient clipping sees the dense gradients of that iteration: clip norms, not values, so that the
-    largest stay apart. With accumulated gradients the update waits for the next step. A layer without a gradient, or
-    full, is left alone. A plain ``drop_fraction`` falls along half a cosine. Arguments and refusals are
+    Each layer keeps its number of connections to the unit. In the iteration of an update the step of the optimizers
+    that hold selected parameters is skipped, as published, and its gradients, dense, tell what grows; in all others
+    nothing is done that a static mask would not do. Gradient clipping sees the dense gradients of that iteration: clip
+    norms, not values, so that the largest stay apart. With accumulated gradients the update waits for the next step. A
+    layer without a gradient, or full, is left alone. A plain ``drop_fraction`` falls along half a cosine. Arguments and
+    refusals are
     :class:`DynamicSparse`'s.
 
     Example:

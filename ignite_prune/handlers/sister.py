@@ -87,6 +87,10 @@ class Sister(ABC):
         """The groups, each with its ``"params"``, ``"sparsity"`` and ``"allocation"``."""
         return self._groups
 
+    def scores(self) -> dict[str, Tensor]:
+        """Return every selected parameter's magnitude as of now, by which connections stay."""
+        return {name: parameter.detach().abs() for name, parameter in self._parameters.items()}
+
     # Attaching
 
     @abstractmethod

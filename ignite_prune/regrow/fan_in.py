@@ -44,7 +44,7 @@ class ConstantFanIn(Move):
             check_fraction("min_salient", self.min_salient)
 
     def first(self, mask: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw a constant fan-in, at least 1, of at most as many connections as ``mask`` has."""
+        """Draw a constant fan-in: what the connections of ``mask`` give each neuron, rounded down, but at least 1."""
         rows = mask.shape[0]
         fan_in = max(1, int(mask.count_nonzero()) // rows)
         dice = torch.rand(mask.shape, generator=generator, device=generator.device).to(mask.device)

@@ -11,6 +11,7 @@ from torch import nn
 
 from ignite_prune import PruneEvents, allocation
 from ignite_prune.handlers import SET, RigL, SparseMomentum, SRigL
+from ignite_prune.loggers import MaskHandler
 from ignite_prune.regrow import (
     ByGradient,
     Connections,
@@ -423,6 +424,17 @@ def test_nothing_leaks(handler):
     assert not any(hooks) and list(model.state_dict()) == keys
     with pytest.raises(ValueError, match="finished"):
         pruner.attach(trainer)
+
+
+def test_masks_are_logged_as_a_pruners_are(tmp_path):
+    from ignite.handlers.tensorboard_logger import TensorboardLogger
+
+    _, _, trainer, pruner = make(RigL)
+    pruner.attach(trainer)
+    with TensorboardLogger(log_dir=str(tmp_path)) as logger:
+        logger.attach(trainer, MaskHandler(pruner), Events.EPOCH_COMPLETED)
+        trainer.run(batches())
+    assert set(pruner.scores()) == set(pruner.masks) and list(tmp_path.rglob("events.out.tfevents*"))
 
 
 # Bad input
