@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from clock import Contestant, race
 from ignite_prune.handlers import SET, DynamicSparse, RigL, SparseMomentum
-from nets import MATRICES, Stack, resnet18
+from nets import Stack, resnet18
 from rows import Row, Settings, ratio_row
 
-EVERY, ROUNDS = 100, 5
+EVERY, ROUNDS, MATRICES = 100, 5, 8
 
 
 def _iterations(model: nn.Module, inputs: Tensor, kind: type[DynamicSparse], **options: int) -> Callable[[], object]:
@@ -29,25 +29,20 @@ def _iterations(model: nn.Module, inputs: Tensor, kind: type[DynamicSparse], **o
 
 
 def every_hundred(settings: Settings) -> Iterator[Row]:
-    nets = {
-        "24 Linear(1024), batch 8": (
-            Stack(MATRICES, settings.device, relu=True).model,
-            torch.randn(8, 1024, device=settings.device),
-        ),
-        "ResNet-18, ImageNet's stem, 32 images 3×32×32": (
-            resnet18(imagenet_stem=True).to(settings.device),
-            torch.randn(32, 3, 32, 32, device=settings.device),
-        ),
-    }
-    for name, (model, inputs) in nets.items():
-        contestants = {
-            "static": Contestant(_iterations(model, inputs, SET, end=1)),
-            "RigL": Contestant(_iterations(model, inputs, RigL, every=EVERY, end=10 * EVERY)),
-            "SET": Contestant(_iterations(model, inputs, SET, every=EVERY, end=10 * EVERY)),
-            "momentum": Contestant(_iterations(model, inputs, SparseMomentum, every=EVERY, end=10 * EVERY)),
+    options = {"every": EVERY, "end": 10 * EVERY}
+    stack = Stack(MATRICES, settings.device, relu=True).model, torch.randn(8, 1024, device=settings.device)
+    resnet = resnet18(imagenet_stem=True).to(settings.device), torch.randn(32, 3, 32, 32, device=settings.device)
+    for name, net, others in (
+        ("8 Linear(1024), batch 8", stack, {"  SET": SET, "  sparse momentum": SparseMomentum}),
+        ("ResNet-18, ImageNet's stem, 32 images 3×32×32", resnet, {}),
+    ):
+        kinds: dict[str, type[DynamicSparse]] = {
+            f"RigL every 100 iterations against a static mask, {name}": RigL,
+            **others,
         }
+        contestants = {what: Contestant(_iterations(*net, kind, **options)) for what, kind in kinds.items()}
+        contestants["static"] = Contestant(_iterations(*net, SET, end=1))
         times = race(contestants, min(settings.rounds, ROUNDS), settings.device)
-        what = f"RigL every 100 iterations against a static mask, {name}"
-        yield ratio_row(what, times.ratios("RigL", "static"), "×", at_most=1.05)
-        yield ratio_row("  SET", times.ratios("SET", "static"), "×")
-        yield ratio_row("  sparse momentum", times.ratios("momentum", "static"), "×")
+        for what, kind in kinds.items():
+            target = {"at_most": 1.05} if kind is RigL else {}
+            yield ratio_row(what, times.ratios(what, "static"), "×", **target)

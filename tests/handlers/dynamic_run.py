@@ -67,7 +67,8 @@ def run(options):
     if "from" in options or options.get("resume"):
         files = {int(path.stem.split("_")[-1]): path for path in folder.glob("*.pt")}
         at = options.get("from", max(files))
-        Checkpoint.load_objects(objects, files[at])
+        order = sorted(objects, reverse=options.get("reverse", False))  # model before pruner, or after
+        Checkpoint.load_objects({name: objects[name] for name in order}, files[at])
         data = _Rest(data, at % 5)
     trainer.run(data, max_epochs=4, epoch_length=5)
     result = {name: thing.state_dict() for name, thing in objects.items()}

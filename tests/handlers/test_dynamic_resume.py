@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from ignite.engine import create_supervised_trainer
+from ignite.engine import Events, create_supervised_trainer
 from torch import nn
 
 from ignite_prune.handlers import SET, RigL, SparseMomentum, SRigL
@@ -27,6 +27,15 @@ def test_from_every_iteration_around_an_update(tmp_path, name, first):
     for at in (2, 3, 4, 5, 6, 12, 15):
         # Another seed: all that matters comes from the checkpoint.
         dynamic_run.run({**options, "result": "again.result", "from": at, "seed": 5})
+        assert_same_bits(load(tmp_path / "whole.result"), load(tmp_path / "again.result"))
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_whatever_is_loaded_first(tmp_path, name):
+    options = {"handler": name, "folder": str(tmp_path), "first": True}
+    dynamic_run.run({**options, "result": "whole.result"})
+    for at in (6, 7):
+        dynamic_run.run({**options, "result": "again.result", "from": at, "seed": 5, "reverse": True})
         assert_same_bits(load(tmp_path / "whole.result"), load(tmp_path / "again.result"))
 
 
@@ -89,13 +98,22 @@ def ranks(rank, name):
     else:
         pruner = HANDLERS[name](parallel, optimizer)
     start = {key: mask.clone() for key, mask in pruner.masks.items()}
+    heard = []
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def hear():  # before the update: what it grows by, which broadcasting the masks would hide
+        if name in ("rigl", "srigl"):
+            held = pruner.state_dict()["heard"]["gradients"]
+            heard.append({key: value.flatten()[::7].tolist() for key, value in held.items()})
+
     pruner.attach(trainer)
     trainer.run(batches(5, seed=rank), max_epochs=2)  # other data on each rank
     if name not in ("top_kast", "sr_ste"):
         assert_zero(pruner, optimizer)
     moved = any(not torch.equal(start[key], mask) for key, mask in pruner.masks.items())
     weights = [p.detach().double().sum().item() for p in model.parameters()]
-    return moved, weights, {key: mask.tolist() for key, mask in pruner.masks.items()}
+    assert not heard or any(heard)
+    return moved, weights, heard, {key: mask.tolist() for key, mask in pruner.masks.items()}
 
 
 @pytest.mark.parametrize("name", ["set_on_its_own_seed", "rigl", "srigl", "sparse_momentum", "top_kast", "sr_ste"])
