@@ -25,6 +25,7 @@ from ignite_prune.regrow.fraction import CosineDrop, DropFraction
 from ignite_prune.regrow.listening import Listening, Nothing
 from ignite_prune.regrow.start import checked_sparsity, start
 from ignite_prune.saliency import NonFiniteSaliency
+from ignite_prune.scorer import all_finite
 
 
 class DynamicSparse(Sister):
@@ -269,8 +270,8 @@ class DynamicSparse(Sister):
 
 
 def _check_finite(layer: Connections) -> None:
-    for what, values in (("weight", layer.weight[layer.mask]), ("evidence", layer.evidence)):
-        if values is not None and not bool(values.isfinite().all()):
+    for what, values in (("weight", layer.weight), ("evidence", layer.evidence)):
+        if values is not None and not all_finite(values.abs() if values.is_complex() else values):
             raise NonFiniteSaliency(
                 f"The {what} of parameter {layer.name!r} has values that are NaN or infinite; nothing was rewired. Has "
                 "training diverged?"

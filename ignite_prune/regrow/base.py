@@ -83,7 +83,9 @@ def drop_smallest(weight: Tensor, mask: Tensor, count: int) -> Tensor:
     active = int(mask.count_nonzero())
     if not 0 <= count <= active:
         raise ValueError(f"Argument count should be from 0 to {active}, the active entries, but given {count}")
-    return keep_top([lambda: weight.detach().abs()], [mask], [active], active - count)[0]
+    sizes = weight.detach()[mask].abs()  # the few active ones alone, in their order
+    (stay,) = keep_top([lambda: sizes], [None], [active], active - count)
+    return torch.zeros_like(mask).masked_scatter_(mask, stay)
 
 
 def grow_best(mask: Tensor, scores: Tensor, count: int) -> Tensor:
