@@ -21,8 +21,5 @@ def test_help_and_refusals(tmp_path):
     told = digits("--help", example="sparse_training")
     for option in ("--quick", "--seeds", "--sparsity", "--workers", "--output"):
         assert option in told
-    file = tmp_path / "file"
-    file.touch()
-    for option, value in (("--sparsity", "1.5"), ("--seeds", "0"), ("--workers", "0"), ("--output", file)):
-        told = digits(option, value, example="sparse_training", ok=False)
-        assert "Traceback" not in told and str(value) in told
+    told = digits("--sparsity", "1.5", "--output", tmp_path, example="sparse_training", ok=False)
+    assert "Traceback" not in told and "--sparsity" in told and "1.5" in told
