@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import dynamic
 import evidence
 import memory
 import regularisers
@@ -44,6 +45,7 @@ MEASURES: dict[str, Measure] = {
     "shapley": evidence.shapley,
     "rewinding": rewinding.rewinding,
     "slicing": structured.slicing,
+    "dynamic": dynamic.every_hundred,
     "smaller": structured.smaller,
     "group_lasso": regularisers.group_lasso,
 }

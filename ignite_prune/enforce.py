@@ -9,7 +9,7 @@ optimizer or anybody did to them. Where gradient and slots are 0, most optimizer
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,16 +30,22 @@ class Enforcer:
     Args:
         masks: the masks to keep.
         optimizers: those that train the store's parameters; may be none.
+        weights: without it weights are left as they are, and only gradients and slots are masked.
+
+    Attributes:
+        passing: parameters whose gradients pass unmasked for now; whoever adds a name sees to what a step makes of it.
     """
 
-    def __init__(self, masks: MaskStore, optimizers: Sequence[Optimizer]) -> None:
-        self._masks = masks
+    def __init__(self, masks: MaskStore, optimizers: Sequence[Optimizer], *, weights: bool = True) -> None:
+        self.passing: set[str] = set()
+        self._masks, self._weights = masks, weights
         self._optimizers = list(optimizers)
         self._names = {parameter: name for name, parameter in masks.parameters.items()}
         self._handles: list[RemovableHandle] = []
         self._hooked: dict[str, RemovableHandle] = {}
         self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}  # gradients masked, at which version
         self._probes: dict[str, Tensor] = {}  # a few pruned positions, by name
+        self._loaded = False  # slots have been loaded since they were last masked
         self._applied = -1  # which state of the masks the slots were masked for
 
     def install(self) -> None:
@@ -49,7 +55,7 @@ class Enforcer:
                 self._handles += [
                     optimizer.register_step_pre_hook(self._before_step),
                     optimizer.register_step_post_hook(self._after_step),
-                    optimizer.register_load_state_dict_post_hook(self._after_load),
+                    optimizer.register_load_state_dict_post_hook(self._has_loaded),
                 ]
         for name, parameter in self._masks.parameters.items():
             self._hook_gradient(name, parameter)
@@ -69,7 +75,8 @@ class Enforcer:
 
     def apply(self) -> None:
         """Mask weights, gradients and slots now; masks have changed."""
-        self._masks.apply_()
+        if self._weights:
+            self._masks.apply_()
         self._probes.clear()
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
@@ -82,17 +89,26 @@ class Enforcer:
                 masks_changed(optimizer)
         self._applied = self._masks.changes
 
+    @torch.no_grad()
+    def begin_anew(self, kept: Mapping[str, Tensor]) -> None:
+        """Make weights and slots 0 wherever a mask of ``kept`` is False: what grows there starts from nothing."""
+        for name, mask in kept.items():
+            zero_(self._masks.parameters[name], mask)
+            for optimizer in self._optimizers:
+                zero_slots_(optimizer, self._masks.parameters[name], mask)
+
     def settle(self) -> None:
         """Mask what is not yet 0 and leave the rest untouched to the bit; a state has been loaded."""
         for optimizer in self._optimizers:
-            self._after_load(optimizer)
+            for _, parameter, kept in self._pruned(optimizer):
+                zero_slots_(optimizer, parameter, kept, only_where_needed=True)
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
-            if mask is not None and bool((parameter.detach().ne(0) & ~mask).any()):
+            if self._weights and mask is not None and bool((parameter.detach().ne(0) & ~mask).any()):
                 with torch.no_grad():
                     zero_(parameter, mask)
         self._probes.clear()
-        self._applied = self._masks.changes
+        self._applied, self._loaded = self._masks.changes, False
 
     def _hook_gradient(self, name: str, parameter: nn.Parameter) -> None:
         if parameter.requires_grad and name not in self._hooked:
@@ -102,7 +118,7 @@ class Enforcer:
     def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
         def mask_gradient(parameter: Tensor) -> None:
             mask = self._masks.pruned(name)
-            if mask is not None and parameter.grad is not None:
+            if mask is not None and parameter.grad is not None and name not in self.passing:
                 self._zero_gradient(name, parameter.grad, mask)
 
         return mask_gradient
@@ -120,22 +136,26 @@ class Enforcer:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._applied != self._masks.changes:  # the store was written to from outside
             self.apply()
+        if self._loaded:
+            self.settle()
         for name, parameter, mask in self._pruned(optimizer):
             grad = parameter.grad
-            if grad is not None and not self._is_clean(name, grad, mask):
+            if grad is not None and name not in self.passing and not self._is_clean(name, grad, mask):
                 self._zero_gradient(name, grad, mask)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for _, parameter, mask in self._pruned(optimizer):
-            zero_(parameter, mask)
-            slots = slots_to_repair(optimizer, parameter)
+            if self._weights:
+                zero_(parameter, mask)
+            # A weight that is not 0 may move its slots by itself: weight decay does.
+            slots = slots_to_repair(optimizer, parameter) if self._weights else None
             if slots != ():
                 zero_slots_(optimizer, parameter, mask, slots)
 
-    def _after_load(self, optimizer: Optimizer) -> None:
-        for _, parameter, mask in self._pruned(optimizer):
-            zero_slots_(optimizer, parameter, mask, only_where_needed=True)
+    def _has_loaded(self, optimizer: Optimizer) -> None:
+        """Mask the slots before the next step, not now: the masks that go with them may be loaded after them."""
+        self._loaded = True
 
     def _zero_gradient(self, name: str, grad: Tensor, mask: Tensor) -> None:
         zero_any_(grad, mask)

@@ -21,7 +21,7 @@ FLOORS = [
     ["divide"],
     ["coupled"],
     ["plan"],
-    ["prune", "scoring", "functional", "activation"],
+    ["prune", "scoring", "functional", "activation", "regrow"],
     ["updater"],
     ["handlers"],
     ["loggers"],

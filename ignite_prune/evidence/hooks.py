@@ -44,7 +44,7 @@ class Installed:
             self._drop()
 
     def _enter(self, model: nn.Module) -> None:
-        if self._frames and not _is_running(self._frames[0]):
+        if self._frames and not is_running(self._frames[0]):
             self._drop()
         self._frames.append(sys._getframe(2))
         self._errors.append(sys.exc_info()[1])
@@ -86,7 +86,8 @@ class Hook:
         return Hook, ()
 
 
-def _is_running(frame: types.FrameType) -> bool:
+def is_running(frame: types.FrameType) -> bool:
+    """Whether the call of ``frame`` has not come to its end."""
     running: types.FrameType | None = sys._getframe()
     while running is not None and running is not frame:
         running = running.f_back

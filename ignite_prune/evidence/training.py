@@ -65,7 +65,7 @@ class TrainingFeed:
         return (args[0], heard), {name: each for name, each in kwargs.items() if name != "closure"}
 
     def _take(self, optimizer: Optimizer) -> None:
-        scale = _fused_scale(optimizer)
+        scale = fused_scale(optimizer)
         if scale is None:  # the step will be skipped: its gradients overflowed
             return
         held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
@@ -93,7 +93,7 @@ class _Heard:
         return loss
 
 
-def _fused_scale(optimizer: Optimizer) -> Tensor | float | None:
+def fused_scale(optimizer: Optimizer) -> Tensor | float | None:
     """Return what a fused optimizer will divide its gradients by, 1 for others, None where it will skip the step.
 
     A GradScaler hands both over as attributes of a fused optimizer; an unfused one gets gradients that are divided

@@ -10,6 +10,7 @@ from ignite.handlers.tensorboard_logger import TensorboardLogger
 from torch import Tensor
 
 from ignite_prune.handlers import PruneHandler
+from ignite_prune.handlers.sister import Sister
 from ignite_prune.loggers.picture import mask_picture
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.select import near
@@ -42,7 +43,7 @@ class MaskHandler:
 
     def __init__(
         self,
-        pruner: PruneHandler,
+        pruner: PruneHandler | Sister,
         tag: str | None = None,
         *,
         pictures: bool = True,
@@ -51,7 +52,7 @@ class MaskHandler:
         max_pixels: int = 512,
         global_step_transform: Callable[[Engine, Any], int] | None = None,
     ) -> None:
-        if not isinstance(pruner, PruneHandler):
+        if not isinstance(pruner, PruneHandler | Sister):
             raise TypeError(f"Argument pruner should be a PruneHandler, but given {type(pruner)}")
         for name in whitelist or ():
             if name not in pruner.masks:

@@ -1,0 +1,41 @@
+"""Each layer keeps as many connections as it has: SET, RigL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ignite_prune.regrow.base import Connections, Move, Rewired, drop_smallest, grow_best
+from ignite_prune.regrow.growth import Growth
+
+
+@dataclass(frozen=True)
+class PerLayer(Move):
+    """Drop the ``int(fraction * active)`` smallest weights of a layer, grow as many of all that is inactive then.
+
+    What was just dropped may grow again, and begins anew. A full layer is left alone: it has nowhere to grow.
+
+    Args:
+        growth: what grows.
+
+    Example:
+        >>> from ignite_prune.regrow import ByGradient
+        >>> weight, mask = torch.tensor([3.0, 1.0, 0.0, 0.0]), torch.tensor([True, True, False, False])
+        >>> layer = Connections("fc", weight, mask, evidence=torch.tensor([0.0, 1.0, 5.0, 7.0]))
+        >>> PerLayer(ByGradient())([layer], 0.5, torch.Generator())[0].mask
+        tensor([ True, False, False,  True])
+    """
+
+    growth: Growth
+
+    def __call__(self, layers: Sequence[Connections], fraction: float, generator: torch.Generator) -> list[Rewired]:
+        return [self._rewired(layer, fraction, generator) for layer in layers]
+
+    def _rewired(self, layer: Connections, fraction: float, generator: torch.Generator) -> Rewired:
+        count = int(layer.active * fraction)
+        if count == 0 or layer.active == layer.mask.numel():
+            return Rewired(layer.mask, layer.mask)
+        survivors = drop_smallest(layer.weight, layer.mask, count)
+        return Rewired(survivors, grow_best(survivors, self.growth.scores(layer, generator), count))
