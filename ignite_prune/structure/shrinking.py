@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
@@ -26,7 +28,7 @@ from ignite_prune.structure.comparing import (
 from ignite_prune.structure.slicing import Indices, Surgery, undone_on_error
 from ignite_prune.structure.slots import Kept
 from ignite_prune.structure.structure import Structure
-from ignite_prune.structure.tracing import trace
+from ignite_prune.structure.tracing import shapes_of, trace
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ def shrink(
 
     Args:
         model: bare, or wrapped in ``torch.compile``; of a DDP model give the module inside, and wrap it anew.
-        masks: a ``PruneHandler``, a ``MaskStore`` or a mapping, made of whole units; or by hand the numbers of the
-            units that go, ``{"conv1.weight": [0, 3]}``, see :meth:`Structure.without`.
+        masks: a ``PruneHandler`` (whose structure and optimizers are taken then), a ``MaskStore`` or a mapping, made of
+            whole units; or by hand the numbers of the units that go, ``{"conv1.weight": [0, 3]}``, see
+            :meth:`Structure.without`.
         example_inputs: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
         optimizer: those that train the model; they go on with the new parameters.
         ema: copies of the model to be cut alike.
@@ -106,13 +109,37 @@ def shrink(
             f"Argument model is wrapped in {type(model).__name__}, which holds on to the old parameters; give "
             "model.module, and wrap it again afterwards"
         )
-    model = unwrap(model)
-    structure = trace(model, example_inputs) if structure is None else structure
-    masks, kept = _read(masks, structure)
-    _check_not_empty(structure, kept)
+    model, pruning = unwrap(model), getattr(masks, "pruning", None)  # a PruneHandler's parts, from a floor above
+    if pruning is not None and pruning.model is not model:
+        raise ValueError("Argument masks is a PruneHandler of another model")
     optimizers = as_optimizers(optimizer)
+    if pruning is not None:
+        structure = structure or pruning.structure
+        optimizers += [each for each in pruning.optimizers if each not in optimizers]
+    structure = trace(model, example_inputs) if structure is None else structure
+    _check_shapes(model, structure)
+    held, kept = _read(masks, structure)
+    with sliced(model, held, kept, example_inputs, structure, optimizers, as_copies(ema), scale_dropout) as report:
+        return report
+
+
+@contextmanager
+def sliced(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    kept: Kept,
+    example_inputs: Any,
+    structure: Structure,
+    optimizers: Sequence[Optimizer],
+    copies: Sequence[nn.Module],
+    scale_dropout: bool,
+) -> Iterator[Report]:
+    """Slice a model; where something is raised, inside too, everything is put back.
+
+    Args and raises as :func:`shrink`'s, checked; ``kept`` are the units that the masks keep.
+    """
+    _check_not_empty(structure, kept)
     _check_optimizers(model, optimizers)
-    copies = as_copies(ema)
     indices = structure.indices(kept)
     rates = dropout_rates(model)
     rates = {path: rates[path] * left for path, left in structure.rates(kept).items()} if scale_dropout else {}
@@ -136,8 +163,8 @@ def shrink(
                 f"The sliced model's outputs differ from the masked model's by {error:.1e}, so it was put back; "
                 f"{first_difference(twin, model, example_inputs)}"
             )
-    units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
-    return Report(units, (before, _count(model)), (flops, fewer), error, indices)
+        units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
+        yield Report(units, (before, _count(model)), (flops, fewer), error, indices)
 
 
 def as_copies(ema: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
@@ -151,10 +178,33 @@ def _read(masks: Any, structure: Structure) -> tuple[Mapping[str, Tensor], Kept]
     held = getattr(masks, "masks", masks)
     if not isinstance(held, Mapping):
         raise TypeError(f"Argument masks should be a PruneHandler, a MaskStore or a mapping, but given {type(masks)}")
-    if held and all(isinstance(each, (list, tuple, range)) for each in held.values()):
-        kept = structure.without(held)
-        return structure.masks(kept), kept
-    return held, structure.kept(held)
+    by_mask = [isinstance(each, Tensor) and each.dtype == torch.bool for each in held.values()]
+    if all(by_mask):
+        kept = structure.kept(held)
+        if all(each.all() for each in kept.values()) and not all(mask.all() for mask in held.values()):
+            raise ValueError("Argument masks prunes no whole unit of the structure, so there is nothing to slice off")
+        return held, kept
+    if any(by_mask):
+        raise TypeError("Argument masks should hold bool masks alone, or the numbers of units that go alone")
+    kept = structure.without({name: _numbers(name, each) for name, each in held.items()})
+    return structure.masks(kept), kept
+
+
+def _numbers(name: str, units: Any) -> list[int]:
+    """Return numbers of units as a list, from a list, a set, a range or an integer tensor."""
+    try:
+        return units.tolist() if isinstance(units, Tensor) else list(units)
+    except TypeError:
+        raise TypeError(f"The units of {name!r} should be told as numbers, [0, 3], but given {units!r:.60}") from None
+
+
+def _check_shapes(model: nn.Module, structure: Structure) -> None:
+    """Raise where a structure is of another model, or of this one before it was sliced."""
+    other = [name for name, shape in shapes_of(model).items() if structure.shapes.get(name) != shape]
+    if other:
+        raise ValueError(
+            f"Argument structure does not fit the model, whose {other[0]!r} has another shape; trace it as it is now"
+        )
 
 
 def _check_not_empty(structure: Structure, kept: Kept) -> None:
