@@ -145,9 +145,11 @@ def _check_fit(group: Group, parameters: Mapping[str, nn.Parameter]) -> None:
         raise ValueError(
             "pattern.Coupled() and structure= go together: PruneHandler(..., structure=trace(model, example_inputs))"
         )
-    layers = []
-    for name, parameter in parameters.items():
-        shape = tuple(parameter.shape)
+    structure, layers = group["structure"], []
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    if structure is not None:
+        shapes = {name: (structure.origin.groups[name].size,) for name in group["units"]}
+    for name, shape in shapes.items():
         try:
             units = group["pattern"].count(shape)
         except ValueError as error:

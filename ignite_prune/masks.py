@@ -109,6 +109,10 @@ class MaskStore(Mapping[str, Tensor]):
         """Return how many entries of a parameter are kept."""
         return self._kept[name]
 
+    def whole(self, name: str) -> int:
+        """Return how many entries a parameter had before any were sliced off."""
+        return self._whole[name]
+
     @property
     def numel(self) -> int:
         """Entries in all parameters together."""

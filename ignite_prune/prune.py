@@ -27,7 +27,7 @@ def warn_of_thin(masks: MaskStore, told: set[str]) -> None:
     thin = [name for name, sparsity in masks.sparsities().items() if sparsity > 0.99 and name not in told]
     if thin and masks.sparsity < 1:
         told.update(thin)
-        named = ", ".join(f"{name} ({masks.kept(name)} of {masks.parameters[name].numel()} kept)" for name in thin)
+        named = ", ".join(f"{name} ({masks.kept(name)} of {masks.whole(name)} kept)" for name in thin)
         warnings.warn(
             f"Pruning left less than 1 % of {named}. If accuracy falls, divide the sparsity otherwise: "
             "allocation=LAMP(), ERK(), or Global(min_density=0.02)",

@@ -45,7 +45,7 @@ class HeadsAttention(nn.MultiheadAttention):
         else:
             is_causal = False
         q, k, v = self._projected(query, key, value, along)
-        bias = _bias(attn_mask, key_padding_mask, q, k)
+        bias = _bias(attn_mask, key_padding_mask, q, k, key.shape[along])
         p = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -78,23 +78,36 @@ class HeadsAttention(nn.MultiheadAttention):
         return [part.view(*part.shape[:2], -1, self.head_dim).transpose(1, 2) for part in parts]
 
 
-def _bias(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """Return what is added to the products of queries and keys, ``(batch or 1, 1, queries, keys)``."""
-    if attn_mask is not None and attn_mask.dim() != 2:
-        raise ValueError(
-            f"Argument attn_mask should be (queries, keys), but given {tuple(attn_mask.shape)}: heads have been pruned"
-        )
+def _bias(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor, keys: int) -> Tensor | None:
+    """Return what is added to the products of queries and keys, ``(batch or 1, 1, queries, all keys)``.
+
+    Args:
+        attn_mask: ``(queries, keys)``.
+        padding: ``(batch, keys)``.
+        q: queries, ``(batch, heads, queries, head_dim)``.
+        k: keys, the layer's own too.
+        keys: how many were given.
+    """
+    batch, _, queries, _ = q.shape
     found = None
-    for mask, shape in ((attn_mask, (1, 1, q.shape[-2], -1)), (padding, (q.shape[0], 1, 1, -1))):
-        if mask is not None:
-            added = torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, -math.inf) if _is_bool(mask) else mask
-            added = F.pad(added, (0, k.shape[-2] - mask.shape[-1])).view(shape)
-            found = added if found is None else found + added
+    for name, mask, shape, spread in (
+        ("attn_mask", attn_mask, (queries, keys), (1, 1, queries, -1)),
+        ("key_padding_mask", padding, (batch, keys), (batch, 1, 1, -1)),
+    ):
+        if mask is None:
+            continue
+        if tuple(mask.shape) != shape:
+            raise ValueError(
+                f"Argument {name} should be of the shape {shape}, but given {tuple(mask.shape)}; heads may have been "
+                "pruned, so a mask of each is not taken"
+            )
+        is_bool = mask.dtype == torch.bool
+        if not (is_bool or mask.is_floating_point()):
+            raise TypeError(f"Argument {name} should be of torch.bool or floating point, but given {mask.dtype}")
+        added = torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, -math.inf) if is_bool else mask
+        added = F.pad(added, (0, k.shape[-2] - keys)).view(spread)
+        found = added if found is None else found + added
     return found
-
-
-def _is_bool(mask: Tensor) -> bool:
-    return mask.dtype == torch.bool
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:

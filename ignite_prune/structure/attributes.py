@@ -76,8 +76,10 @@ def _recurrent(module: Any) -> Attributes:
 
 def _attention(module: Any) -> Attributes:
     embedding, inner = module.out_proj.weight.shape
+    into = [module.in_proj_weight] * 2 if module.q_proj_weight is None else [module.k_proj_weight, module.v_proj_weight]
     # The last one is why layers around it may not call a kernel that reads the heads from the embedding's width.
-    return {"embed_dim": embedding, "num_heads": inner // module.head_dim, "_qkv_same_embed_dim": False}
+    widths = {"embed_dim": embedding, "kdim": into[0].shape[1], "vdim": into[1].shape[1]}
+    return {**widths, "num_heads": inner // module.head_dim, "_qkv_same_embed_dim": False}
 
 
 def _conv1d(module: Any) -> Attributes:

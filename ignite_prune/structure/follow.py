@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from ignite_prune.structure.attention import take_heads
 from ignite_prune.structure.rules import RULES, Op
-from ignite_prune.structure.units import Units
+from ignite_prune.structure.units import TiesAlone, Units
 from ignite_prune.structure.value import Dim, Value
 from ignite_prune.structure.work import Product, products
 
@@ -61,6 +61,7 @@ def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
     exported = _exported(model, args, kwargs)
     units, modules = Units(), dict(model.named_modules())
     traced = Traced(units, _fresh(model, units))
+    alive = _alive(exported.graph)
     values: dict[fx.Node, Any] = {}
     given = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     for node in exported.graph.nodes:
@@ -70,13 +71,24 @@ def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
             masked = spec.kind == InputKind.PARAMETER
             values[node] = Value(traced.held[spec.target], zero=masked) if known else _fixed(node)
         elif node.op == "call_function":
-            values[node] = _called(node, values, traced, modules, through_norms)
+            values[node] = _called(
+                node, values, traced, units if node in alive else TiesAlone(units), modules, through_norms
+            )
         elif node.op == "output":
             fx.map_arg(node.args, lambda each: _stay(values[each], units))
         else:
             values[node] = _fixed(node)
     _freeze_unused(traced.held, exported, units)
     return traced
+
+
+def _alive(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that the outputs, or anything that is written to, come of."""
+    alive: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op != "call_function" or node.is_impure() or any(user in alive for user in node.users):
+            alive.add(node)
+    return alive
 
 
 def _freeze_unused(held: Mapping[str, tuple[Dim, ...]], exported: Any, units: Units) -> None:
@@ -108,9 +120,10 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             warnings.simplefilter("ignore")
             twin = _twin(model).eval()
             take_heads(twin)
-            exported = torch.export.export(twin, args, dict(kwargs), strict=False)
-            exported.graph.eliminate_dead_code()  # what nobody reads holds no unit
-            return exported
+            try:
+                return torch.export.export(twin, args, dict(kwargs), strict=False)
+            except Exception:  # heads with a mask each cannot be told apart from their number
+                return torch.export.export(_twin(model).eval(), args, dict(kwargs), strict=False)
     except Exception as error:
         raise ValueError(
             "The model cannot be exported by torch.export, so its structure is not known; structure.declare(model, "
@@ -139,6 +152,7 @@ def _called(
     node: fx.Node,
     values: Mapping[fx.Node, Any],
     traced: Traced,
+    units: Units,
     modules: Mapping[str, nn.Module],
     through_norms: bool,
 ) -> Any:
@@ -155,15 +169,15 @@ def _called(
     name = _name(node.target)
     where = _where(node)
     path = where.partition("@")[0]  # "@1": the module's second call
-    op = Op(traced.units, name, where, shapes, modules.get(path), through_norms)
+    op = Op(units, name, where, shapes, modules.get(path), through_norms, _named(node.target, args, kwargs))
     taken = [each for each in _leaves((args, kwargs)) if isinstance(each, Value)]
-    if name in RULES:
+    try:
         found = RULES[name](op, *args, **kwargs)
-    else:
+        _check(op, found)
+    except Exception:  # without a rule, or called in a way that its rule does not know
         traced.unknown.append(op.told)
         found = op.freeze_all(taken, "is not known")
         found = found if isinstance(made, (list, tuple)) else found[0]
-    _check(op, found)
     if op.normalised is not None:
         traced.normalised[path] = op.normalised
     traced.makers.update(map(id, op.makes))
@@ -172,6 +186,12 @@ def _called(
     if isinstance(op.module, nn.modules.dropout._DropoutNd) and taken:
         traced.dropped.setdefault(path, []).append(taken[0].dims)
     return found
+
+
+def _named(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an operation's arguments by their names."""
+    schema = getattr(target, "_schema", None)
+    return {**{each.name: value for each, value in zip(schema.arguments if schema else (), args)}, **kwargs}
 
 
 def _name(target: Any) -> str:

@@ -49,7 +49,10 @@ class Gathered:
         for root in sorted(where):
             alike.setdefault(tuple(where[root]), []).append(root)
         makers = {(name, d) for name in names for d, ids in enumerate(traced.held[name]) if id(ids) in traced.makers}
-        groups = [_group([places[i] for i in numbers], torch.tensor(roots), makers) for numbers, roots in alike.items()]
+        groups: list[UnitGroup] = []
+        for numbers, units in alike.items():
+            taken = {group.name for group in groups}
+            groups.append(_group([places[i] for i in numbers], torch.tensor(units), makers, taken))
         for number, units in enumerate(alike.values()):
             self._whose[0, units], self._whose[1, units] = number, torch.arange(len(units))
         self._names = [group.name for group in groups]
@@ -74,11 +77,19 @@ class Gathered:
         return Work(flops // max(1, math.prod(axis.size for axis in axes)), axes)
 
 
-def _group(places: Sequence[Place], units: Tensor, makers: Collection[tuple[str, int]]) -> UnitGroup:
+def _group(
+    places: Sequence[Place], units: Tensor, makers: Collection[tuple[str, int]], taken: Collection[str]
+) -> UnitGroup:
+    """Return a group, named by the first weight that makes its units and that names no other."""
     slots = tuple(Slot(name, dim, _numbers(units, roots)) for name, dim, roots, _ in places)
     likely = [(slot.name, slot.dim) in makers for slot in slots], [slot.dim == 0 for slot in slots], [True]
-    maker = next(each.index(True) for each in likely if any(each))
-    name = slots[maker].name + (f"[{slots[maker].dim}]" if slots[maker].dim else "")
+    order = [number for each in likely for number, is_so in enumerate(each[: len(slots)]) if is_so]
+    names = [slot.name + (f"[{slot.dim}]" if slot.dim else "") for slot in slots]
+    maker = next((number for number in order if names[number] not in taken), order[0])
+    name, more = names[maker], 1
+    while name in taken:  # units that lie in different parts of the same weights
+        more += 1
+        name = f"{names[maker]}#{more}"
     return UnitGroup(name, len(units), slots, maker)
 
 

@@ -25,7 +25,7 @@ from ignite_prune.structure.comparing import (
     runs_in_training,
     tolerance,
 )
-from ignite_prune.structure.slicing import Indices, Surgery, undone_on_error
+from ignite_prune.structure.slicing import Indices, Surgery, check_mine, undone_on_error
 from ignite_prune.structure.slots import Kept
 from ignite_prune.structure.structure import Structure
 from ignite_prune.structure.tracing import shapes_of, trace
@@ -139,7 +139,7 @@ def sliced(
     Args and raises as :func:`shrink`'s, checked; ``kept`` are the units that the masks keep.
     """
     _check_not_empty(structure, kept)
-    _check_optimizers(model, optimizers)
+    check_mine(model, optimizers)
     indices = structure.indices(kept)
     rates = dropout_rates(model)
     rates = {path: rates[path] * left for path, left in structure.rates(kept).items()} if scale_dropout else {}
@@ -211,14 +211,6 @@ def _check_not_empty(structure: Structure, kept: Kept) -> None:
     for group in structure:
         if not kept[group.name].any():
             raise ValueError(f"All {group.size} units of {group.name!r} are pruned: the layer would be empty")
-
-
-def _check_optimizers(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    mine = set(model.parameters())
-    for optimizer in optimizers:
-        held = {each for group in optimizer.param_groups for each in group["params"]}
-        if not held & mine:
-            raise ValueError("Argument optimizer holds none of the model's parameters")
 
 
 def _count(model: nn.Module) -> int:

@@ -107,6 +107,15 @@ class Surgery:
         module._init_flat_weights()
 
 
+def check_mine(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Raise where an optimizer holds nothing of a model."""
+    mine = set(model.parameters())
+    for optimizer in optimizers:
+        held = {each for group in optimizer.param_groups for each in group["params"]}
+        if not held & mine:
+            raise ValueError("Argument optimizer holds none of the model's parameters")
+
+
 def _laid_as(before: Tensor, tensor: Tensor) -> Tensor:
     """Return a tensor laid out in memory as another: with channels last, where that is."""
     for kind, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
@@ -142,7 +151,9 @@ def slice_(module: nn.Module, indices: Mapping[str, Mapping[int, Sequence[int]]]
         if name not in tensors:
             raise ValueError(f"The module has no {name!r}; {near(name, list(tensors))}")
         stay[name] = {dim: _as_indices(name, dim, each, tensors[name]) for dim, each in dims.items()}
-    surgery = Surgery(module, as_optimizers(optimizer))
+    optimizers = as_optimizers(optimizer)
+    check_mine(module, optimizers)
+    surgery = Surgery(module, optimizers)
     with undone_on_error([surgery]):
         surgery.slice(stay)
 

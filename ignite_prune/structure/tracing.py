@@ -65,8 +65,11 @@ def trace(
         for name, other in others:
             traced.units.tie(traced.held[first][dim], traced.held[name][other], "it is tied by hand")
     for name in kept:
-        traced.units.freeze(traced.held[name][0], "it is kept by hand")
+        made = [ids for ids in traced.held[name] if id(ids) in traced.makers]
+        for ids in made or traced.held[name]:
+            traced.units.freeze(ids, "it is kept by hand")
     shapes, parameters = shapes_of(model), list(named_parameters(model))
+    trial = Trial(model, args, kwargs)
     while True:
         found = Gathered(traced, list(shapes))
         structure = Structure(
@@ -80,14 +83,17 @@ def trace(
             found.normalised,
         )
         told = {name: why for dim, why in traced.fixed_sizes for name in found.along(dim)}
-        failing = Trial(model, args, kwargs).failing(structure, told) if told else []
+        failing = trial.failing(structure)
         if not failing:
             _warn_of_norms(structure)
             return structure
-        for name in failing:
+        for name, error in failing.items():
             maker = structure.groups[name].slots[structure.groups[name].maker]
             ids = traced.held[maker.name][maker.dim][maker.units >= 0]
-            traced.units.freeze(ids, f"{told[name]} writes its size in the program, where -1 would leave it open")
+            why = f"without one of its units the model fails, {error}"
+            if name in told:
+                why = f"{told[name]} writes its size in the program, where -1 would leave it open"
+            traced.units.freeze(ids, why)
 
 
 def _warn_of_norms(structure: Structure) -> None:
@@ -149,7 +155,9 @@ def read_place(text: str, model: nn.Module) -> tuple[str, int]:
     shapes = shapes_of(model)
     if name not in shapes:
         raise ValueError(f"The model has no parameter {name!r}; {near(name, list(shapes))}")
-    number = int(dim) if dim.lstrip("-").isdigit() else 0
+    if dim and not dim.lstrip("-").isdigit():
+        raise ValueError(f"A parameter's dimension should be told as 'name' or 'name[1]', but given {text!r}")
+    number = int(dim or 0)
     if not -len(shapes[name]) <= number < len(shapes[name]):
         raise ValueError(f"Parameter {name!r} has {len(shapes[name])} dimensions, and no dimension {number}")
     return name, number % len(shapes[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ignite_prune.structure.structure import Structure
 
 
 class Trial:
-    """Runs slices of a model without data, on the meta device.
+    """Runs sliced copies of a model: without data on the meta device, or with it where the model does not run there.
 
     Args:
         model: unwrapped; it is left as it is.
@@ -24,27 +24,44 @@ class Trial:
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._model = _without_data(model).eval()
-        self._inputs = tree_map_only(Tensor, lambda each: each.to("meta"), (args, dict(kwargs)))
+        given = args, dict(kwargs)
+        self._model, self._inputs = _without_data(model), tree_map_only(Tensor, lambda each: each.to("meta"), given)
+        if _fails(self._model.eval(), self._inputs):
+            self._model, self._inputs = copy.deepcopy(model), given
+        self._modes = [mode for mode in (False, True) if not _fails(self._model.train(mode), self._inputs)]
 
-    def failing(self, structure: Structure, groups: Collection[str]) -> list[str]:
-        """Return the groups without one of whose units the model does not run."""
-        if not groups or self._runs(structure, groups) or not self._runs(structure, ()):
-            return []  # where it does not run whole either, nothing is known
-        failing = [name for name in groups if not self._runs(structure, [name])]
-        return failing or list(groups)
+    def failing(self, structure: Structure) -> dict[str, str]:
+        """Return the groups without one of whose units the model does not run, and what it raises."""
+        return self._among([group.name for group in structure if group.size > 1], [], structure)
 
-    def _runs(self, structure: Structure, groups: Collection[str]) -> bool:
+    def _among(self, groups: Sequence[str], sound: Sequence[str], structure: Structure) -> dict[str, str]:
+        """Return which of ``groups`` fail beside those that are sound, found by halving."""
+        error = self._error([*sound, *groups], structure) if groups else ""
+        if not error:
+            return {}
+        if len(groups) == 1:
+            return {groups[0]: error}
+        first, second = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+        found = self._among(first, sound, structure)
+        return found | self._among(second, [*sound, *(name for name in first if name not in found)], structure)
+
+    def _error(self, groups: Sequence[str], structure: Structure) -> str:
         kept = {name: torch.arange(structure.groups[name].size) > 0 for name in groups}
         model = copy.deepcopy(self._model)
-        args, kwargs = self._inputs
-        try:
-            with torch.no_grad():
-                Surgery(model).slice(structure.indices(kept))
-                model(*args, **kwargs)
-        except Exception:
-            return False
-        return True
+        Surgery(model).slice(structure.indices(kept))
+        errors = (_fails(model.train(mode), self._inputs) for mode in self._modes)
+        return next((error for error in errors if error), "")
+
+
+def _fails(model: nn.Module, inputs: Any) -> str:
+    """Run a model and return what it raises, empty where it runs."""
+    args, kwargs = inputs
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            model(*args, **kwargs)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return ""
 
 
 def _without_data(model: nn.Module) -> nn.Module:

@@ -85,3 +85,34 @@ class Units:
         if free.numel():
             self._frozen[self.find(free)] = True
             self.reasons.append((free, why))
+
+
+class TiesAlone(Units):
+    """The same ids for code whose results nobody reads: what goes together there has to, but nothing has to stay.
+
+    Args:
+        units: which.
+    """
+
+    def __init__(self, units: Units) -> None:
+        self._units = units
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def new(self, size: int) -> Tensor:
+        return self._units.new(size)
+
+    def find(self, ids: Tensor) -> Tensor:
+        return self._units.find(ids)
+
+    def is_frozen(self, ids: Tensor) -> Tensor:
+        return self._units.is_frozen(ids)
+
+    def tie(self, first: Tensor, second: Tensor, why: str = "") -> None:
+        first, second = (self.find(each.flatten()) for each in torch.broadcast_tensors(first, second))  # type: ignore[no-untyped-call]
+        free = (first != FIXED) & (second != FIXED)
+        self._units.tie(first[free], second[free], why)
+
+    def freeze(self, ids: Tensor, why: str) -> None:
+        """Do nothing."""

@@ -29,19 +29,19 @@ def _numel(value: Value) -> int:
 
 
 def _linear(out: Value, x: Value, weight: Value, *args: Any) -> list[Product]:
-    return [(2 * _numel(out) * weight.shape[1], weight.dims)]
+    return [(2 * _numel(out) * weight.shape[1], (*out.dims, weight.dims[1]))]
 
 
 def _addmm(out: Value, bias: Value, x: Value, weight: Value) -> list[Product]:
-    return [(2 * _numel(out) * weight.shape[0], weight.dims)]
+    return [(2 * _numel(out) * weight.shape[0], (*out.dims, weight.dims[0]))]
 
 
 def _conv(out: Value, x: Value, weight: Value, *args: Any) -> list[Product]:
-    return [(2 * _numel(out) * math.prod(weight.shape[1:]), weight.dims[:2])]
+    return [(2 * _numel(out) * math.prod(weight.shape[1:]), (*out.dims, weight.dims[1]))]
 
 
 def _conv_transpose(out: Value, x: Value, weight: Value, *args: Any) -> list[Product]:
-    return [(2 * _numel(x) * math.prod(weight.shape[1:]), weight.dims[:2])]
+    return [(2 * _numel(x) * math.prod(weight.shape[1:]), (*x.dims, weight.dims[1]))]
 
 
 def _matmul(out: Value, first: Value, second: Value) -> list[Product]:
@@ -67,7 +67,8 @@ def _attention(out: Value, query: Value, key: Value, value: Value, *args: Any) -
 
 def _recurrent(out: list[Value], x: Value, hidden: Any, weights: Sequence[Value], *args: Any) -> list[Product]:
     positions = _numel(x) // max(1, x.shape[-1])
-    return [(2 * positions * _numel(weight), weight.dims) for weight in weights if len(weight.dims) == 2]
+    each = (weight for weight in weights if len(weight.dims) == 2)
+    return [(2 * positions * _numel(weight), (*x.dims[:-1], *weight.dims)) for weight in each]
 
 
 _WORK: dict[str, Callable[..., list[Product]]] = {

@@ -261,10 +261,8 @@ def test_nothing_leaks():
                 handler.detach()
     assert {e: len(h) for e, h in trainer._event_handlers.items() if h} == {e: len(h) for e, h in state.items() if h}
     assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
-    assert everyone == (
-        len(torch_optimizer._global_optimizer_pre_hooks),
-        len(torch_optimizer._global_optimizer_post_hooks),
-    )
+    now = len(torch_optimizer._global_optimizer_pre_hooks), len(torch_optimizer._global_optimizer_post_hooks)
+    assert now <= everyone  # hooks of other tests' objects, gone by now, may have been swept up
     copy.deepcopy(model)
 
 

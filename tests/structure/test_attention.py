@@ -54,8 +54,11 @@ def test_a_mask_of_each_head_is_refused():
     layer = nn.MultiheadAttention(8, 2, batch_first=True)
     layer.__class__ = HeadsAttention
     x = torch.randn(3, 4, 8)
-    with pytest.raises(ValueError, match="heads have been pruned"):
-        layer(x, x, x, attn_mask=torch.zeros(6, 4, 4))
+    for mask in (torch.zeros(6, 4, 4), torch.zeros(4, 3), torch.zeros(4, 1)):
+        with pytest.raises(ValueError, match="heads may have been pruned"):
+            layer(x, x, x, attn_mask=mask)
+    with pytest.raises(TypeError, match="uint8"):
+        layer(x, x, x, attn_mask=torch.zeros(4, 4, dtype=torch.uint8))
     with pytest.raises(ValueError, match="attn_mask should be given"):
         layer(x, x, x, is_causal=True)
 

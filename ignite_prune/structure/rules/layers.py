@@ -13,13 +13,21 @@ def linear(op: Op, x: Value, weight: Value, bias: Value | None = None) -> Value:
     outputs, inputs = weight.dims
     op.makes.append(outputs)
     op.tie(x.dims[-1], inputs)
+    _summed(op, x, weight, inputs)
     if bias is not None:
         op.tie(outputs, bias.dims[0])
     return Value((*x.dims[:-1], outputs))
 
 
+def _summed(op: Op, x: Value, weight: Value, inputs: Dim) -> None:
+    """Let what is summed over stay, but where a factor is 0 for a masked unit: a parameter is, not one made of it."""
+    if not (x.zero or weight.zero):
+        op.freeze(inputs, "sums over it, with a weight that its mask does not make 0")
+
+
 def addmm(op: Op, bias: Value, x: Value, weight: Value, **kwargs: Any) -> Value:
     op.tie(x.dims[1], weight.dims[0])
+    _summed(op, x, weight, weight.dims[0])
     op.tie(weight.dims[1], bias.dims[-1])
     op.makes.append(weight.dims[1])
     return Value((x.dims[0], weight.dims[1]))
@@ -32,6 +40,8 @@ def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *args: Any,
     op.makes.append(outputs)
     batch = len(x.dims) - len(weight.dims) + 1
     _grouped(op, x.dims[batch], weight.dims[1], outputs, groups)
+    if len(weight.dims[1]) > 1 or groups == 1:
+        _summed(op, x, weight, weight.dims[1])
     return _convolved(op, x, weight, batch, outputs, bias)
 
 
@@ -39,6 +49,7 @@ def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *
     groups = kwargs.get("groups", args[3] if len(args) > 3 else 1)
     batch = len(x.dims) - len(weight.dims) + 1
     op.tie(x.dims[batch], weight.dims[0])
+    _summed(op, x, weight, weight.dims[0])
     outputs = weight.dims[1]
     op.makes.append(outputs)
     if groups > 1:

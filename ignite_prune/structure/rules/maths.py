@@ -15,8 +15,8 @@ def keeping_zero(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
 
 
 def moving_zero(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
-    """Map entries, 0 to something else."""
-    return Value(x.dims)
+    """Map entries, 0 to something else; bounds may be tensors."""
+    return Value(elementwise(op, x, *args, *kwargs.values()).dims)
 
 
 def elementwise(op: Op, *args: Any, **kwargs: Any) -> Value:
@@ -56,7 +56,7 @@ def reduce(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value | list[Value]:
     """Reduce dimensions: they must stay, but that zeros may go from a sum. Of two tensors, ``min`` is elementwise."""
     if args and isinstance(args[0], Value):
         return elementwise(op, x, *args)
-    dim, keep = _reduced(args, kwargs)
+    dim, keep = _reduced(op)
     gone = {d % len(x.dims) for d in (range(len(x.dims)) if dim is None or dim == [] else dim)} if x.dims else set()
     for d in gone:
         if not (op.name == "sum" and x.zero):
@@ -66,10 +66,9 @@ def reduce(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value | list[Value]:
     return out if len(op.shapes) == 1 else [out] * len(op.shapes)
 
 
-def _reduced(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[int] | None, bool]:
-    dim: Any = kwargs.get("dim", args[0] if args else None)
-    keep = kwargs.get("keepdim", next((each for each in args[1:] if isinstance(each, bool)), False))
-    return [dim] if isinstance(dim, int) and not isinstance(dim, bool) else dim, bool(keep)
+def _reduced(op: Op) -> tuple[list[int] | None, bool]:
+    dim = op.named.get("dim")
+    return [dim] if isinstance(dim, int) else dim, bool(op.named.get("keepdim"))
 
 
 def pool(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value | list[Value]:
@@ -182,6 +181,7 @@ _ELEMENTWISE = (
     "add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "pow", "maximum", "minimum", "eq", "ne", "lt",
     "le", "gt", "ge", "logical_and", "logical_or", "bitwise_and", "bitwise_or", "__and__", "__or__", "remainder",
     "fmod", "floor_divide", "atan2", "logical_xor",
+    "lerp", "addcmul", "addcdiv",
 )  # fmt: skip
 
 RULES: dict[str, Rule] = {
@@ -192,7 +192,23 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("masked_fill", "masked_fill_"), where_filled),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), softmax),
     **dict.fromkeys(
-        ("sum", "mean", "amax", "amin", "max", "min", "var", "std", "argmax", "norm", "any", "all"), reduce
+        (
+            "sum",
+            "mean",
+            "amax",
+            "amin",
+            "max",
+            "min",
+            "var",
+            "std",
+            "argmax",
+            "norm",
+            "any",
+            "all",
+            "prod",
+            "logsumexp",
+        ),
+        reduce,
     ),
     **dict.fromkeys(
         (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,7 @@ class Op:
         shapes: of its outputs.
         module: the one that calls it.
         through_norms: whether what a norm goes over may go.
+        named: its arguments by their names.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class Op:
         shapes: Sequence[tuple[int, ...]],
         module: nn.Module | None = None,
         through_norms: bool = False,
+        named: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.units, self.name, self.where, self.shapes, self.module = units, name, where, shapes, module
+        self.named = named
         self.through_norms = through_norms and isinstance(module, NORMS)
         self.normalised: Dim | None = None
         """A dimension that it normalises over, where its units may go all the same."""

@@ -92,6 +92,13 @@ def repeat(op: Op, x: Value, times: Sequence[int]) -> Value:
     return Value(tuple(dims), x.zero)
 
 
+def repeat_interleave(op: Op, x: Value, times: int, dim: int | None = None, **kwargs: Any) -> Value:
+    """Repeat each index in its place, as of keys that several queries share."""
+    if dim is None or not isinstance(times, int):
+        return op.freeze_all([x], "repeats its entries")[0]
+    return x.put(dim % len(x.dims), x.dims[dim].repeat_interleave(times))
+
+
 def cat(op: Op, tensors: Sequence[Value], dim: int = 0) -> Value:
     tensors = [each for each in tensors if each.shape != (0,)]  # as torch does
     first, at = tensors[0], dim % len(tensors[0].dims)
@@ -241,6 +248,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("expand", "broadcast_to"), expand),
     **dict.fromkeys(("expand_as", "view_as", "reshape_as"), shaped_as),
     "repeat": repeat,
+    "repeat_interleave": repeat_interleave,
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
     "stack": stack,
     "chunk": chunk,
