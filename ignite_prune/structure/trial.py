@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,15 +24,26 @@ class Trial:
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        given = args, dict(kwargs)
-        self._model, self._inputs = _without_data(model), tree_map_only(Tensor, lambda each: each.to("meta"), given)
-        if _fails(self._model.eval(), self._inputs):
-            self._model, self._inputs = copy.deepcopy(model), given
-        self._modes = [mode for mode in (False, True) if not _fails(self._model.train(mode), self._inputs)]
+        self._model, self._given = model, (args, dict(kwargs))
+        self._meta = tree_map_only(Tensor, lambda each: each.to("meta"), self._given)
+        self._copy: Callable[[nn.Module], nn.Module] = _without_data
+        self._inputs = self._meta
+        self._modes: tuple[bool, ...] = (False, True)
 
     def failing(self, structure: Structure) -> dict[str, str]:
         """Return the groups without one of whose units the model does not run, and what it raises."""
-        return self._among([group.name for group in structure if group.size > 1], [], structure)
+        groups = [group.name for group in structure if group.size > 1]
+        if not self._error(groups, structure):
+            return {}
+        self._look()
+        return self._among(groups, [], structure)
+
+    def _look(self) -> None:
+        """Find out where and in which modes the model runs whole."""
+        if _fails(_without_data(self._model).eval(), self._meta):
+            self._copy, self._inputs = copy.deepcopy, self._given
+        whole = self._copy(self._model)
+        self._modes = tuple(mode for mode in (False, True) if not _fails(whole.train(mode), self._inputs))
 
     def _among(self, groups: Sequence[str], sound: Sequence[str], structure: Structure) -> dict[str, str]:
         """Return which of ``groups`` fail beside those that are sound, found by halving."""
@@ -47,7 +58,7 @@ class Trial:
 
     def _error(self, groups: Sequence[str], structure: Structure) -> str:
         kept = {name: torch.arange(structure.groups[name].size) > 0 for name in groups}
-        model = copy.deepcopy(self._model)
+        model = self._copy(self._model)
         Surgery(model).slice(structure.indices(kept))
         errors = (_fails(model.train(mode), self._inputs) for mode in self._modes)
         return next((error for error in errors if error), "")
