@@ -121,8 +121,9 @@ def make_differences(records: Sequence[Record], tasks: Sequence[Task]) -> Table:
     for method, other in (pair for pair in PAIRS if set(pair) <= set(here)):
         cells = []
         for task in tasks:
-            if abs(ended(records, task, method) - ended(records, task, other)) > 0.01:
-                cells.append("not as sparse")
+            left = sorted(1 - ended(records, task, each) for each in (method, other))
+            if left[1] > 1.5 * left[0]:
+                cells.append("another sparsity")
                 continue
             better = gains(records, task, method, other)
             wins = sum(gain > 0 for gain in better)
@@ -142,7 +143,9 @@ def draw(records: Sequence[Record], tasks: Sequence[Task], sparsity: float, file
         draw_task(axes, records, task)
     labels = [_label(records, tasks, method, sparsity) for method in methods_of(records)]
     panels[0].set_yticks(range(rows), labels[::-1])
-    figure.suptitle(f"{sparsity:.0%} of the connections are gone; each dot is a seed, the line its mean", fontsize=11)
+    gone = f"{sparsity:.0%} of the connections are gone"
+    others = ", or what stands in brackets" if any("(" in label for label in labels) else ""
+    figure.suptitle(f"{gone}{others}; each dot is a seed, the line its mean", fontsize=11)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
@@ -150,9 +153,9 @@ def draw(records: Sequence[Record], tasks: Sequence[Task], sparsity: float, file
 def _label(records: Sequence[Record], tasks: Sequence[Task], method: str, sparsity: float) -> str:
     """Return a method's name, and its sparsities where they are other than that of the title."""
     found = [ended(records, task, method) for task in tasks]
-    if method == "dense" or all(abs(each - sparsity) < 0.01 for each in found):
+    if method == "dense" or all(abs(each - sparsity) < 5e-4 for each in found):
         return method
-    return f"{method} (at {' and '.join(f'{each:.0%}' for each in found)})"
+    return f"{method} ({' and '.join(f'{each:.1%}' for each in found)})"
 
 
 def draw_task(axes: Axes, records: Sequence[Record], task: Task) -> None:
