@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune.evidence.attention import Attention
-from ignite_prune.evidence.base import Gatherer, wide
+from ignite_prune.evidence.base import Gatherer, kept_of, wide
 from ignite_prune.saliency.needs import Activations, FollowingScale, HeadGates
 
 
@@ -79,6 +79,9 @@ class ActivationMeans(Gatherer):
             return z
         return z.flatten(2) if z.ndim > 2 else z.unsqueeze(2)
 
+    def _cut(self, name: str, total: Tensor, stay: Mapping[int, Tensor]) -> Tensor:
+        return kept_of(total, {0: stay[0]} if 0 in stay else {})
+
     def answer(self, name: str, total: Tensor, count: float) -> Tensor:
         return total / count
 
@@ -115,6 +118,9 @@ class FollowingScales(Gatherer):
                 self._norms[name] = scale
                 self.running(name)
                 self.counts[name] = 1.0
+
+    def _cut(self, name: str, total: Tensor, stay: Mapping[int, Tensor]) -> Tensor:
+        return kept_of(total, {0: stay[0]} if 0 in stay else {})
 
     def settled(self) -> None:
         for name, scale in self._norms.items():

@@ -143,6 +143,23 @@ class Gatherer(ABC):
             "stale": self.stale,
         }
 
+    def sliced_state(self, indices: Mapping[str, Mapping[int, Tensor]]) -> dict[str, Any]:
+        """Return the state that is left of it where parameters keep these indices of their dimensions.
+
+        Args:
+            indices: by name and dimension; of the parameters as they are before slicing.
+        """
+        state = self.state_dict()
+        left = {name: self._cut(name, total, indices.get(name, {})) for name, total in state["sums"].items()}
+        sums = {name: total for name, total in left.items() if total is not None}
+        return {**state, "sums": sums, "counts": {name: state["counts"][name] for name in sums}}
+
+    def _cut(self, name: str, total: Tensor, stay: Mapping[int, Tensor]) -> Tensor | None:
+        """Return what is left of a parameter's sum: its part, or None where the sum is worth nothing then."""
+        if stay and total.shape != self.parameters[name].shape:
+            return None
+        return kept_of(total, stay)
+
     def checked(self, state: Any) -> dict[str, Any]:
         """Return a state that fits, or raise.
 
@@ -173,6 +190,13 @@ class Gatherer(ABC):
         self.sums = {name: held.to(self.parameters[name].device, copy=True) for name, held in state["sums"].items()}
         self.counts = {name: float(number) for name, number in state["counts"].items()}
         self.stale = bool(state.get("stale", False))
+
+
+def kept_of(tensor: Tensor, stay: Mapping[int, Tensor]) -> Tensor:
+    """Return what stays of a tensor, ``(dim: which indices)``."""
+    for dim, indices in stay.items():
+        tensor = tensor.index_select(dim, indices.to(tensor.device))
+    return tensor
 
 
 def wide(parameter: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:

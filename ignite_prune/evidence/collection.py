@@ -158,6 +158,15 @@ class Evidence:
             for gatherer in self.gatherers.values()
         ]
 
+    def sliced_state(
+        self, indices: Mapping[str, Mapping[int, Tensor]], lasting_alone: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return the state that is left of it where parameters keep these indices of their dimensions."""
+        return [
+            gatherer.sliced_state(indices) if not lasting_alone or isinstance(gatherer, InitialValues) else {}
+            for gatherer in self.gatherers.values()
+        ]
+
     def checked(self, state: Any) -> list[dict[str, Any]]:
         """Return a state that fits, or raise.
 

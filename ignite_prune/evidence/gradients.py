@@ -174,6 +174,11 @@ class FisherBlockSums(GradientGatherer):
     def answer(self, name: str, total: Tensor, count: float) -> Fisher:
         return Fisher(total, count)
 
+    def sliced_state(self, indices: Mapping[str, Mapping[int, Tensor]]) -> dict[str, Any]:
+        state = super().sliced_state(indices)
+        waiting = {name: held for name, held in state["waiting"].items() if name in state["sums"]}
+        return {**state, "waiting": waiting}
+
     def state_dict(self) -> dict[str, Any]:
         waiting = {name: torch.stack(held) for name, held in self._waiting.items() if held}
         return {**super().state_dict(), "waiting": waiting}

@@ -39,6 +39,16 @@ class InputGatherer(Gatherer):
         shape, (_, transposed) = self.parameters[name].shape, self.forms.get(name, (1, False))
         return shape[0] if transposed else math.prod(shape[1:])
 
+    def kept_inputs(self, name: str, stay: Mapping[int, Tensor]) -> Tensor | None:
+        """Return which inputs stay where the weight keeps these indices; None, nothing is known, in groups."""
+        groups, transposed = self.forms.get(name, (1, False))
+        if groups > 1 and stay:
+            return None
+        shape = self.parameters[name].shape
+        places = torch.arange(shape[0]) if transposed else torch.arange(math.prod(shape[1:])).view(shape[1:])
+        along = 0 if transposed else 1
+        return places.index_select(0, stay[along].cpu()).flatten() if along in stay else places.flatten()
+
     def used(self, name: str, use: Use) -> None:
         refused = _refusal(use)
         if refused:
@@ -111,6 +121,10 @@ class InputNormSums(InputGatherer):
         running[2] += math.prod(seen.shape[i] for i in positions) * len(x)
         self.count(name)
 
+    def _cut(self, name: str, total: Tensor, stay: Mapping[int, Tensor]) -> Tensor | None:
+        kept = self.kept_inputs(name, stay)
+        return None if kept is None else total[:, kept]
+
     def answer(self, name: str, total: Tensor, count: float) -> Tensor:
         groups, transposed = self.forms[name]
         shape = self.parameters[name].shape
@@ -175,6 +189,10 @@ class InputMomentSums(InputGatherer):
         parts = columns.to(running.dtype).reshape(-1, groups, inputs).transpose(0, 1)
         running.baddbmm_(parts.transpose(1, 2), parts)
         self.count(name, columns.shape[0])
+
+    def _cut(self, name: str, total: Tensor, stay: Mapping[int, Tensor]) -> Tensor | None:
+        kept = self.kept_inputs(name, stay)
+        return None if kept is None else total[:, kept][:, :, kept]
 
     def answer(self, name: str, total: Tensor, count: float) -> Moments:
         return Moments(total, 2 / count, bool(self.forms[name][1]))

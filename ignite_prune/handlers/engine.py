@@ -222,8 +222,7 @@ class PruningEngine(Engine):
             )
 
     def _publish(self) -> None:
-        sparsities = {"global": self.pruner.sparsity, **self.pruner.masks.sparsities()}
-        vars(self.state).update(results=self._results, sparsity=sparsities)
+        vars(self.state).update(results=self._results, sparsity=self.pruner.pruning.told())
         self.state.metrics["sparsity"] = self.pruner.sparsity
 
     # Checkpoints

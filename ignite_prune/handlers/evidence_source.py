@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor
 from torch.optim import Optimizer
 
 from ignite_prune.arguments import check_callable
@@ -102,6 +101,10 @@ class EvidenceSource:
         """Return what is gathered; nothing of what comes from data anew at each update."""
         return self.evidence.state_dict(lasting_alone=self.calibration is not None)
 
+    def sliced_state(self, indices: Indices) -> list[dict[str, Any]]:
+        """Return what is left of it where the parameters keep these indices; nothing of what comes from data anew."""
+        return self.evidence.sliced_state(indices, lasting_alone=self.calibration is not None)
+
     def checked(self, state: Any) -> list[dict[str, Any]]:
         """Return a state that fits, or raise."""
         return self.evidence.checked(state)
@@ -138,27 +141,3 @@ def _check(
         raise ValueError(
             "A saliency or repair needs gradients: give the PruneHandler the optimizer that steps with them, or data="
         )
-
-
-def cut_evidence(
-    state: Sequence[Mapping[str, Any]], parameters: Mapping[str, Tensor], indices: Indices
-) -> list[dict[str, Any]]:
-    """Return what a state of evidence is worth for a sliced model: sums shaped as their parameter, cut as it was.
-
-    Args:
-        state: from :meth:`EvidenceSource.state_dict`.
-        parameters: before they were sliced.
-        indices: which of their indices stay.
-    """
-    from ignite_prune.structure.slicing import cut  # slow to import
-
-    found = []
-    for each in state:
-        fits = {
-            name: cut(total, indices.get(name, {}))
-            for name, total in each.get("sums", {}).items()
-            if total.shape == parameters[name].shape or name not in indices
-        }
-        counts = {name: each["counts"][name] for name in fits}
-        found.append({**each, "sums": fits, "counts": counts} if each else {})
-    return found

@@ -12,7 +12,7 @@ from ignite_prune.dense import DenseValues
 from ignite_prune.enforce import Enforcer
 from ignite_prune.groups import Group, as_sparsity, build
 from ignite_prune.handlers import ranks
-from ignite_prune.handlers.evidence_source import EvidenceSource, cut_evidence
+from ignite_prune.handlers.evidence_source import EvidenceSource
 from ignite_prune.handlers.state import PrunerState
 from ignite_prune.masks import MaskStore
 from ignite_prune.optimizer_state import check_held
@@ -103,14 +103,13 @@ class Pruning:
         from ignite_prune.structure.slicing import cut  # slow to import
 
         masks = {name: cut(mask, indices.get(name, {})) for name, mask in self.masks.items()}
-        evidence = cut_evidence(self.source.state_dict(), self.masks.parameters, indices)
-        self.remove()
         params, settings, sources = self._given
         made = Pruning(self.model, self.optimizers, params, {**settings, "structure": structure}, sources, masks)
         for group, before in zip(made.groups, self.groups):
-            group["sparsity"] = before["sparsity"]
+            group.update({key: before[key] for key in ("sparsity", "schedule", "allocation")})  # changed since, perhaps
         made.updater.set_generator_states(self.updater.generator_states())
-        made.source.load_state_dict(made.source.checked(evidence))
+        made.source.load_state_dict(made.source.checked(self.source.sliced_state(indices)))
+        self.remove()  # nothing has been let go of where one of the above raises
         made.keep()
         return made
 

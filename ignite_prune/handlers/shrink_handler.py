@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.structure import Indices, Report, shrink
+from ignite_prune.structure import Indices, Report
 from ignite_prune.structure.attributes import dropout_rates
 from ignite_prune.structure.kept import from_plain, rates_from_plain, then, to_plain
-from ignite_prune.structure.shrinking import as_copies
+from ignite_prune.structure.shrinking import as_copies, sliced
 from ignite_prune.structure.slicing import Surgery, undone_on_error
 
 
@@ -126,18 +126,20 @@ class ShrinkHandler:
         assert structure is not None
         kept = structure.kept(pruner.masks)
         self._check_hooks(structure.indices(kept))
-        report = shrink(
-            pruner.pruning.model,
-            pruner.masks,
+        pruning = pruner.pruning
+        with sliced(
+            pruning.model,
+            pruning.masks,
+            kept,
             self._inputs,
-            optimizer=pruner.pruning.optimizers,
-            ema=self._ema,
-            structure=structure,
-            scale_dropout=self._scale_dropout,
-        )
-        if report.indices:
-            pruner.follow(structure.sliced(kept), report.indices)
-            self.left = then(self.left, report.indices)
+            structure,
+            pruning.optimizers,
+            self._ema,
+            self._scale_dropout,
+        ) as report:
+            if report.indices:
+                pruner.follow(structure.sliced(kept), report.indices)
+        self.left = then(self.left, report.indices)
         self.reports.append(report)
         self._publish()
         return report

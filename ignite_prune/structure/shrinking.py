@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +13,22 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from ignite_prune.evidence.batch import undisturbed
 from ignite_prune.optimizer_state import as_optimizers
-from ignite_prune.select import named_parameters, unwrap
+from ignite_prune.select import unwrap
 from ignite_prune.structure.attributes import dropout_rates
-from ignite_prune.structure.slicing import Indices, Surgery, slice_, undone_on_error
+from ignite_prune.structure.comparing import (
+    difference,
+    first_difference,
+    masked_twin,
+    run,
+    run_in_training,
+    runs_in_training,
+    tolerance,
+)
+from ignite_prune.structure.slicing import Indices, Surgery, undone_on_error
 from ignite_prune.structure.slots import Kept
 from ignite_prune.structure.structure import Structure
-from ignite_prune.structure.tracing import as_arguments, trace
+from ignite_prune.structure.tracing import shapes_of, trace
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,9 @@ def shrink(
 
     Args:
         model: bare, or wrapped in ``torch.compile``; of a DDP model give the module inside, and wrap it anew.
-        masks: a ``PruneHandler``, a ``MaskStore`` or a mapping, made of whole units; or by hand the numbers of the
-            units that go, ``{"conv1.weight": [0, 3]}``, see :meth:`Structure.without`.
+        masks: a ``PruneHandler`` (whose structure and optimizers are taken then), a ``MaskStore`` or a mapping, made of
+            whole units; or by hand the numbers of the units that go, ``{"conv1.weight": [0, 3]}``, see
+            :meth:`Structure.without`.
         example_inputs: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
         optimizer: those that train the model; they go on with the new parameters.
         ema: copies of the model to be cut alike.
@@ -101,38 +109,62 @@ def shrink(
             f"Argument model is wrapped in {type(model).__name__}, which holds on to the old parameters; give "
             "model.module, and wrap it again afterwards"
         )
-    model = unwrap(model)
-    structure = trace(model, example_inputs) if structure is None else structure
-    masks, kept = _read(masks, structure)
-    _check_not_empty(structure, kept)
+    model, pruning = unwrap(model), getattr(masks, "pruning", None)  # a PruneHandler's parts, from a floor above
+    if pruning is not None and pruning.model is not model:
+        raise ValueError("Argument masks is a PruneHandler of another model")
     optimizers = as_optimizers(optimizer)
+    if pruning is not None:
+        structure = structure or pruning.structure
+        optimizers += [each for each in pruning.optimizers if each not in optimizers]
+    structure = trace(model, example_inputs) if structure is None else structure
+    _check_shapes(model, structure)
+    held, kept = _read(masks, structure)
+    with sliced(model, held, kept, example_inputs, structure, optimizers, as_copies(ema), scale_dropout) as report:
+        return report
+
+
+@contextmanager
+def sliced(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    kept: Kept,
+    example_inputs: Any,
+    structure: Structure,
+    optimizers: Sequence[Optimizer],
+    copies: Sequence[nn.Module],
+    scale_dropout: bool,
+) -> Iterator[Report]:
+    """Slice a model; where something is raised, inside too, everything is put back.
+
+    Args and raises as :func:`shrink`'s, checked; ``kept`` are the units that the masks keep.
+    """
+    _check_not_empty(structure, kept)
     _check_optimizers(model, optimizers)
-    copies = as_copies(ema)
     indices = structure.indices(kept)
     rates = dropout_rates(model)
     rates = {path: rates[path] * left for path, left in structure.rates(kept).items()} if scale_dropout else {}
     before = _count(model)
-    twin = _masked(model, {**masks, **structure.masks(kept)})
-    _normalise_over(twin, structure.normalised(kept))
-    expected, flops = _outputs(twin, example_inputs)
-    trains = model.training and _trains(twin, example_inputs)
+    twin = masked_twin(model, {**masks, **structure.masks(kept)}, structure.normalised(kept))
+    expected, flops = run(twin, example_inputs)
+    trains = model.training and runs_in_training(twin, example_inputs)
     surgeries = [Surgery(model, optimizers), *(Surgery(each) for each in copies)]
     with undone_on_error(surgeries):
         try:
             for surgery in surgeries:
                 surgery.slice(indices, rates)
-            found, fewer = _outputs(model, example_inputs)
-            error = _difference(found, expected)
-            if trains and not _trains(model, example_inputs):
-                raise ValueError("in training mode it fails, where the masked model does not")
+            found, fewer = run(model, example_inputs)
+            error = difference(found, expected)
+            if trains:
+                run_in_training(model, example_inputs)
         except Exception as problem:
             raise ValueError(f"The sliced model does not run, so it was put back: {problem}") from problem
-        if not error <= _tolerance(model):
+        if not error <= tolerance(model):
             raise ValueError(
-                f"The sliced model's outputs differ from the masked model's by {error:.1e}; it was put back"
+                f"The sliced model's outputs differ from the masked model's by {error:.1e}, so it was put back; "
+                f"{first_difference(twin, model, example_inputs)}"
             )
-    units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
-    return Report(units, (before, _count(model)), (flops, fewer), error, indices)
+        units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
+        yield Report(units, (before, _count(model)), (flops, fewer), error, indices)
 
 
 def as_copies(ema: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
@@ -146,10 +178,33 @@ def _read(masks: Any, structure: Structure) -> tuple[Mapping[str, Tensor], Kept]
     held = getattr(masks, "masks", masks)
     if not isinstance(held, Mapping):
         raise TypeError(f"Argument masks should be a PruneHandler, a MaskStore or a mapping, but given {type(masks)}")
-    if held and all(isinstance(each, (list, tuple, range)) for each in held.values()):
-        kept = structure.without(held)
-        return structure.masks(kept), kept
-    return held, structure.kept(held)
+    by_mask = [isinstance(each, Tensor) and each.dtype == torch.bool for each in held.values()]
+    if all(by_mask):
+        kept = structure.kept(held)
+        if all(each.all() for each in kept.values()) and not all(mask.all() for mask in held.values()):
+            raise ValueError("Argument masks prunes no whole unit of the structure, so there is nothing to slice off")
+        return held, kept
+    if any(by_mask):
+        raise TypeError("Argument masks should hold bool masks alone, or the numbers of units that go alone")
+    kept = structure.without({name: _numbers(name, each) for name, each in held.items()})
+    return structure.masks(kept), kept
+
+
+def _numbers(name: str, units: Any) -> list[int]:
+    """Return numbers of units as a list, from a list, a set, a range or an integer tensor."""
+    try:
+        return units.tolist() if isinstance(units, Tensor) else list(units)
+    except TypeError:
+        raise TypeError(f"The units of {name!r} should be told as numbers, [0, 3], but given {units!r:.60}") from None
+
+
+def _check_shapes(model: nn.Module, structure: Structure) -> None:
+    """Raise where a structure is of another model, or of this one before it was sliced."""
+    other = [name for name, shape in shapes_of(model).items() if structure.shapes.get(name) != shape]
+    if other:
+        raise ValueError(
+            f"Argument structure does not fit the model, whose {other[0]!r} has another shape; trace it as it is now"
+        )
 
 
 def _check_not_empty(structure: Structure, kept: Kept) -> None:
@@ -168,110 +223,3 @@ def _check_optimizers(model: nn.Module, optimizers: Sequence[Optimizer]) -> None
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-    """Return a copy with masked weights; the others are over the same memory."""
-    memo: dict[int, Any] = {}
-    with torch.no_grad():
-        for name, parameter in named_parameters(model).items():
-            values = parameter * masks[name].to(parameter.device) if name in masks else parameter.detach()
-            memo[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
-    return copy.deepcopy(model, memo)
-
-
-def _normalise_over(twin: nn.Module, left: Mapping[str, Tensor]) -> None:
-    """Let norms go over what is left alone, as they will in the sliced model."""
-    for path, stay in left.items():
-        if not stay.all():
-            owner, _, name = path.rpartition(".")
-            setattr(twin.get_submodule(owner), name, _NormOfSome(twin.get_submodule(path), stay))
-
-
-class _NormOfSome(nn.Module):
-    """A norm over some channels; the others are 0.
-
-    Args:
-        norm: of all of them.
-        stay: which, bool.
-    """
-
-    def __init__(self, norm: nn.Module, stay: Tensor) -> None:
-        super().__init__()
-        self._stay, self._dim = stay.nonzero().squeeze(1), 1 if isinstance(norm, nn.GroupNorm) else -1
-        self.norm = copy.deepcopy(norm)
-        names = [name for name, _ in norm.named_parameters()]
-        slice_(self.norm, {name: {0: self._stay.tolist()} for name in names})
-
-    def forward(self, x: Tensor) -> Tensor:
-        stay = self._stay.to(x.device)
-        return torch.zeros_like(x).index_copy(self._dim, stay, self.norm(x.index_select(self._dim, stay)))
-
-
-def _trains(model: nn.Module, example_inputs: Any) -> bool:
-    """Whether a copy of a model runs in training mode, where its program may be another."""
-    args, kwargs = as_arguments(example_inputs)
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            copy.deepcopy(model).train()(*args, **kwargs)
-    except Exception:  # BatchNorm, of a batch of one, say
-        return False
-    return True
-
-
-def _outputs(model: nn.Module, example_inputs: Any) -> tuple[list[Tensor], int]:
-    """Run a model in eval mode, with its FLOPs counted; it is left as it was."""
-    from torch.utils.flop_counter import FlopCounterMode  # slow to import
-
-    args, kwargs = as_arguments(example_inputs)
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    kernel = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # which pads its answer otherwise than the layers themselves
-    try:
-        # The counter knows attention by its products.
-        counted = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
-        with undisturbed(model), torch.no_grad(), counted[0], counted[1] as counter:
-            torch.manual_seed(0)
-            return _tensors(model(*args, **kwargs)), counter.get_total_flops()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(kernel)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [each for held in value.values() for each in _tensors(held)]
-    if isinstance(value, (tuple, list)):
-        return [each for held in value for each in _tensors(held)]
-    return [each for held in getattr(value, "__dict__", {}).values() for each in _tensors(held)]
-
-
-def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    worst = 0.0
-    if not expected:
-        raise ValueError("its outputs hold no tensor to compare")
-    if len(found) != len(expected):
-        raise ValueError(f"it gives {len(found)} outputs instead of {len(expected)}")
-    for mine, its in zip(found, expected):
-        if mine.shape != its.shape:
-            raise ValueError(f"an output has the shape {tuple(mine.shape)} instead of {tuple(its.shape)}")
-        worst = max(worst, _relative(mine, its))
-    return worst
-
-
-def _relative(mine: Tensor, its: Tensor) -> float:
-    """Return the greatest difference over the greatest number; infinite where NaN and infinity are not alike."""
-    if mine.is_complex():
-        mine, its = torch.view_as_real(mine), torch.view_as_real(its)
-    finite = its.isfinite()
-    if not torch.equal(mine.isfinite(), finite) or not torch.allclose(mine[~finite], its[~finite], equal_nan=True):
-        return math.inf
-    mine, its = mine[finite].double(), its[finite].double()
-    return float((mine - its).abs().max()) / max(float(its.abs().max()), 1e-12) if its.numel() else 0.0
-
-
-def _tolerance(model: nn.Module) -> float:
-    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    return min(max((torch.finfo(kind).eps for kind in kinds), default=1e-7) * 1e4, 0.05)

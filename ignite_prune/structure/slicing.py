@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ignite_prune.evidence.base import kept_of
 from ignite_prune.optimizer_state import as_optimizers, exchange
 from ignite_prune.select import near
 from ignite_prune.structure.attention import HeadsAttention
@@ -28,9 +29,7 @@ def cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
         tensor([[0, 2],
                 [3, 5]])
     """
-    for dim, stay in dims.items():
-        tensor = tensor.index_select(dim, stay.to(tensor.device))
-    return tensor
+    return kept_of(tensor, dims)
 
 
 class Surgery:
@@ -74,10 +73,11 @@ class Surgery:
             self._undo.pop()()
 
     def _cut(self, tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-        made = cut(tensor.detach(), dims)
+        made = _laid_as(tensor, cut(tensor.detach(), dims))
         if not isinstance(tensor, nn.Parameter):
             return made
         parameter = nn.Parameter(made, requires_grad=tensor.requires_grad)
+        parameter.__dict__.update(tensor.__dict__)  # what users note on it
         if tensor.grad is not None:
             parameter.grad = cut(tensor.grad, dims)
         for optimizer in self._optimizers:
@@ -105,6 +105,14 @@ class Surgery:
         """Let a recurrent layer's flat list hold the new weights."""
         self._undo.insert(0, module._init_flat_weights)  # undone last, when the old weights are back
         module._init_flat_weights()
+
+
+def _laid_as(before: Tensor, tensor: Tensor) -> Tensor:
+    """Return a tensor laid out in memory as another: with channels last, where that is."""
+    for kind, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if before.dim() == rank and before.is_contiguous(memory_format=kind) and not before.is_contiguous():
+            return tensor.contiguous(memory_format=kind)
+    return tensor
 
 
 def slice_(module: nn.Module, indices: Mapping[str, Mapping[int, Sequence[int]]], *, optimizer: Any = None) -> None:
@@ -142,6 +150,8 @@ def slice_(module: nn.Module, indices: Mapping[str, Mapping[int, Sequence[int]]]
 def _as_indices(name: str, dim: int, stay: Sequence[int], tensor: Tensor) -> Tensor:
     if type(dim) is not int or not 0 <= dim < tensor.dim():
         raise ValueError(f"{name!r} has {tensor.dim()} dimensions, and no dimension {dim!r}")
+    if not len(stay):
+        raise ValueError(f"Nothing would be left of dimension {dim} of {name!r}")
     found = torch.as_tensor(stay)
     if found.dtype != torch.int64 or found.dim() != 1:
         raise TypeError(f"What stays of {name!r} should be told as whole numbers, but given {stay!r:.60}")
@@ -155,7 +165,7 @@ def undone_on_error(surgeries: Sequence[Surgery]) -> Iterator[None]:
     """Put everything back where what is inside raises."""
     try:
         yield
-    except Exception:
+    except BaseException:  # an interrupted one too
         for surgery in reversed(surgeries):
             surgery.undo()
         raise

@@ -42,6 +42,8 @@ class Structure:
         origin: tuple[Structure, Kept] | None = None,
     ) -> None:
         self.groups = {group.name: group for group in groups}
+        if len(self.groups) < len(groups):
+            raise ValueError("Groups of units should have names of their own")
         self.shapes, self.frozen, self.unknown = dict(shapes), dict(frozen), tuple(dict.fromkeys(unknown))
         self._parameters, self._work, self._dropouts = frozenset(parameters), tuple(work), dict(dropouts)
         self._normalised = dict(normalised)
@@ -189,6 +191,12 @@ class Structure:
         unknown = set(masks) - set(self.shapes)
         if unknown:
             raise ValueError(f"The model has no parameter {min(unknown)!r}; {near(min(unknown), list(self.shapes))}")
+        for name, mask in masks.items():
+            if mask.shape != self.shapes[name]:
+                raise ValueError(
+                    f"The mask of {name!r} is {tuple(mask.shape)}, but in the structure it is "
+                    f"{tuple(self.shapes[name])}: has the model been sliced since it was traced?"
+                )
         kept = {group.name: self._alive(group, masks) for group in self}
         for name, mask in self.masks(kept).items():
             if name in masks and not torch.equal(mask, masks[name].cpu()):
