@@ -128,12 +128,12 @@ def draw(figures: Figures, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), width_ratios=(1.5, 1), layout="constrained")
     dense = [each.accuracy for each in figures.records if each.name == "dense"]
     left.axhline(spread(dense)[0], color="#333333", lw=1, ls=(0, (6, 4)), label="dense")
-    shuffled = min(spread(figures.accuracies("shuffled", density))[0] for density in figures.densities)
+    lowest = min(mean - each for d in figures.densities for mean, each in [spread(figures.accuracies("shuffled", d))])
     for name in STYLES:
         draw_line(left, name, figures.densities, [figures.accuracies(name, d) for d in figures.densities])
     for name in ("ticket", "shuffled"):
         draw_line(right, name, figures.densities, [figures.barriers(name, d) for d in figures.densities])
-    left.set(title="Accuracy on unseen digits", ylabel="accuracy (%)", ylim=(max(0, shuffled - 8), 100.5))
+    left.set(title="Accuracy on unseen digits", ylabel="accuracy (%)", ylim=(max(0, lowest - 2), 100.5))
     right.set(title="Error barrier between two orders of the data", ylabel="error (points)")
     for axes in (left, right):
         axes.set_xscale("log")

@@ -28,10 +28,25 @@ COLOURS = {
     "static": "#56B4E9",
     "SET": "#0072B2",
     "RigL": "#D55E00",
+    "SRigL": "#E69F00",
     "sparse momentum": "#CC79A7",
+    "Top-KAST": "#882255",
+    "AC/DC": "#332288",
+    "one shot": "#8A8A3A",
     "gradual": "#009E73",
+    "STR": "#000000",
 }
-PAIRS = (("SET", "static"), ("RigL", "SET"), ("sparse momentum", "RigL"), ("gradual", "RigL"))
+PAIRS = (
+    ("SET", "static"),
+    ("RigL", "SET"),
+    ("SRigL", "RigL"),
+    ("sparse momentum", "RigL"),
+    ("Top-KAST", "RigL"),
+    ("gradual", "RigL"),
+    ("AC/DC", "gradual"),
+    ("one shot", "gradual"),
+    ("STR", "gradual"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,11 @@ def values(records: Sequence[Record], task: Task, method: str) -> list[float]:
     return [each.value for each in records if (each.task, each.method) == (task.name, method)]
 
 
+def ended(records: Sequence[Record], task: Task, method: str) -> float:
+    """Return the mean sparsity that a method ended at."""
+    return statistics.mean(each.sparsity for each in records if (each.task, each.method) == (task.name, method))
+
+
 def told(numbers: Sequence[float], digits: int, sign: str = "") -> str:
     spread = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
     return f"{statistics.mean(numbers):{sign}.{digits}f} ± {spread:.{digits}f}"
@@ -69,20 +89,45 @@ def gains(records: Sequence[Record], task: Task, method: str, other: str) -> lis
     return [sign * (a - b) for a, b in zip(values(records, task, method), values(records, task, other))]
 
 
+def methods_of(records: Sequence[Record]) -> list[str]:
+    """Return what was trained, in the colours' order."""
+    return [method for method in COLOURS if any(each.method == method for each in records)]
+
+
 def make_table(records: Sequence[Record], tasks: Sequence[Task], sparsity: float) -> Table:
+    """Return every method's measures; where a method ends at another sparsity, it says at which."""
     table = Table(title=f"Trained at {sparsity:.0%} sparsity, mean ± std over the seeds", box=box.SIMPLE_HEAD)
     table.add_column("method")
     for task in tasks:
         table.add_column(f"{task.name}: {task.measure}", justify="right")
-    for method in COLOURS:
-        table.add_row(method, *(told(values(records, task, method), _digits(task)) for task in tasks))
-    table.add_section()
-    for method, other in PAIRS:
+    for method in methods_of(records):
+        table.add_row(method, *(_cell(records, task, method, sparsity) for task in tasks))
+    return table
+
+
+def _cell(records: Sequence[Record], task: Task, method: str, sparsity: float) -> str:
+    found = ended(records, task, method)
+    other = "" if method == "dense" or abs(found - sparsity) < 5e-4 else f"(at {found:.1%}) "
+    return other + told(values(records, task, method), _digits(task))
+
+
+def make_differences(records: Sequence[Record], tasks: Sequence[Task]) -> Table:
+    title = "Seed by seed: by how much better (in how many seeds)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("")
+    for task in tasks:
+        table.add_column(task.name, justify="right")
+    here = methods_of(records)
+    for method, other in (pair for pair in PAIRS if set(pair) <= set(here)):
         cells = []
         for task in tasks:
+            left = sorted(1 - ended(records, task, each) for each in (method, other))
+            if left[1] > 1.5 * left[0]:
+                cells.append("another sparsity")
+                continue
             better = gains(records, task, method, other)
             wins = sum(gain > 0 for gain in better)
-            cells.append(f"{told(better, _digits(task), '+')}, better in {wins} of {len(better)}")
+            cells.append(f"{told(better, _digits(task), '+')} ({wins} of {len(better)})")
         table.add_row(f"{method} against {other}", *cells)
     return table
 
@@ -92,21 +137,33 @@ def _digits(task: Task) -> int:
 
 
 def draw(records: Sequence[Record], tasks: Sequence[Task], sparsity: float, file: Path) -> None:
-    figure, panels = plt.subplots(1, len(tasks), figsize=(11, 3.6), layout="constrained")
+    rows = len(methods_of(records))
+    figure, panels = plt.subplots(1, len(tasks), figsize=(11, 1.2 + 0.4 * rows), sharey=True, layout="constrained")
     for axes, task in zip(panels, tasks):
         draw_task(axes, records, task)
-    figure.suptitle(f"{sparsity:.0%} of the connections are gone; each dot is a seed, the line its mean", fontsize=11)
+    labels = [_label(records, tasks, method, sparsity) for method in methods_of(records)]
+    panels[0].set_yticks(range(rows), labels[::-1])
+    gone = f"{sparsity:.0%} of the connections are gone"
+    others = ", or what stands in brackets" if any("(" in label for label in labels) else ""
+    figure.suptitle(f"{gone}{others}; each dot is a seed, the line its mean", fontsize=11)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
 
+def _label(records: Sequence[Record], tasks: Sequence[Task], method: str, sparsity: float) -> str:
+    """Return a method's name, and its sparsities where they are other than that of the title."""
+    found = [ended(records, task, method) for task in tasks]
+    if method == "dense" or all(abs(each - sparsity) < 5e-4 for each in found):
+        return method
+    return f"{method} ({' and '.join(f'{each:.1%}' for each in found)})"
+
+
 def draw_task(axes: Axes, records: Sequence[Record], task: Task) -> None:
-    methods = list(COLOURS)[::-1]
+    methods = methods_of(records)[::-1]
     for row, method in enumerate(methods):
         found = values(records, task, method)
         axes.plot(found, [row] * len(found), "o", color=COLOURS[method], alpha=0.5, markersize=6, markeredgewidth=0)
         axes.plot([statistics.mean(found)] * 2, [row - 0.32, row + 0.32], color=COLOURS[method], linewidth=2.5)
-    axes.set_yticks(range(len(methods)), methods)
     axes.set_xlabel(task.measure + ("" if task.more_is_better else " (less is better)"))
     axes.set_title(task.name, loc="left", fontsize=10)
     axes.grid(axis="x", color="#E5E5E5")
@@ -121,6 +178,7 @@ def report(records: Sequence[Record], settings: Any, tasks: Sequence[Task], seco
     """Print the table, draw the picture and write all figures."""
     console = Console(highlight=False)
     console.print(make_table(records, tasks, settings.sparsity))
+    console.print(make_differences(records, tasks))
     draw(records, tasks, settings.sparsity, folder / "picture.png")
     about = {"settings": asdict(settings), "torch": torch.__version__, "python": platform.python_version()}
     figures = {**about, "seconds": round(seconds, 1), "records": [asdict(each) for each in records]}

@@ -2,8 +2,8 @@
 
 Two nets, each trained from several seeds: an MLP that reads handwritten digits, and a language model that reads
 Python's standard library character by character. Dynamic sparse training never has more than 2 % of the connections;
-gradual pruning ends with as few but begins dense. All share start, batches and the number of connections of each layer,
-so differences are paired:
+gradual pruning ends with as few but begins dense. All share start, batches and iterations, so differences are paired.
+Connections are divided over the layers by ERK, unless the method does so itself:
 
 - static: connections drawn once, and kept
 - SET: the smallest go, others grow at random
@@ -11,9 +11,18 @@ so differences are paired:
 - sparse momentum: those of the largest momentum grow, and layers share what there is
 - gradual: dense at first, the smallest pruned step by step
 
-It ends with a table, a picture and all figures as JSON (under three minutes on two cores):
+and with --all
+
+- SRigL: RigL with as many inputs for each neuron of a layer, poor neurons ablated
+- Top-KAST: dense in storage; forward with the largest, gradients for ten times as many
+- AC/DC: dense and sparse phases in turn, a tenth of the training each
+- one shot: dense for a quarter of the training, pruned at once, fine-tuned for the rest
+- STR: a threshold for each layer is learnt, and so is how many connections stay; the table tells
+
+It ends with a table, a picture and all figures as JSON (under three minutes on two cores, under six with --all):
 
     python examples/sparse_training.py
+    python examples/sparse_training.py --all
     python examples/sparse_training.py --quick
 """
 
@@ -23,23 +32,19 @@ import argparse
 import multiprocessing
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from command_line import Parser
-from ignite.engine import Engine, Events, create_supervised_trainer
+from ignite.engine import create_supervised_trainer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from sparse_methods import METHODS, MORE
 from sparse_report import Record, report
 from sparse_tasks import DIGITS, LANGUAGE, Task
 from torch import nn
-from torch.optim import Optimizer
-
-from ignite_prune import PruneHandler, allocation, schedule
-from ignite_prune.handlers import SET, RigL, SparseMomentum
-from ignite_prune.regrow import CosineDrop
 
 
 @dataclass(frozen=True)
@@ -49,55 +54,13 @@ class Settings:
     seeds: int = 8
     sparsity: float = 0.98
     share: float = 1.0  # of each training's iterations
+    methods: tuple[str, ...] = tuple(METHODS)
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"--seeds should be at least 1, but given {self.seeds}")
         if not 0 < self.sparsity < 1:
             raise ValueError(f"--sparsity should be between 0 and 1, but given {self.sparsity:g}")
-
-
-Attach = Callable[[nn.Module, Optimizer, Engine, Task, Settings], None]
-
-
-def dense(model: nn.Module, optimizer: Optimizer, trainer: Engine, task: Task, settings: Settings) -> None:
-    pass
-
-
-def static(model: nn.Module, optimizer: Optimizer, trainer: Engine, task: Task, settings: Settings) -> None:
-    SET(model, optimizer, sparsity=settings.sparsity, end=1).attach(trainer)  # ends before its first update
-
-
-def evolutionary(model: nn.Module, optimizer: Optimizer, trainer: Engine, task: Task, settings: Settings) -> None:
-    drop = CosineDrop(task.drop)
-    SET(model, optimizer, sparsity=settings.sparsity, every=task.every, drop_fraction=drop).attach(trainer)
-
-
-def rigged(model: nn.Module, optimizer: Optimizer, trainer: Engine, task: Task, settings: Settings) -> None:
-    RigL(model, optimizer, sparsity=settings.sparsity, every=task.every, drop_fraction=task.drop).attach(trainer)
-
-
-def momentum(model: nn.Module, optimizer: Optimizer, trainer: Engine, task: Task, settings: Settings) -> None:
-    pruner = SparseMomentum(
-        model, optimizer, sparsity=settings.sparsity, every=task.every, drop_fraction=task.drop
-    )  # fmt: skip
-    pruner.attach(trainer)
-
-
-def gradual(model: nn.Module, optimizer: Optimizer, trainer: Engine, task: Task, settings: Settings) -> None:
-    rise = schedule.Polynomial(settings.sparsity, begin=0.1 * task.iterations, end=0.75 * task.iterations)
-    pruner = PruneHandler(model, optimizer, schedule=rise, allocation=allocation.ERK())
-    pruner.attach(trainer, Events.ITERATION_COMPLETED(every=task.every))
-
-
-METHODS: dict[str, Attach] = {
-    "dense": dense,
-    "static": static,
-    "SET": evolutionary,
-    "RigL": rigged,
-    "sparse momentum": momentum,
-    "gradual": gradual,
-}
 
 
 def run(name: str, task: Task, settings: Settings, seed: int) -> Record:
@@ -109,16 +72,21 @@ def run(name: str, task: Task, settings: Settings, seed: int) -> Record:
     trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Pruning left less than 1 %")  # that is what is looked at here
-        METHODS[name](model, optimizer, trainer, task, settings)
+        pruner, sparsity = None, 0.0
+        if method := {**METHODS, **MORE}[name]:
+            pruner, event = method(model, optimizer, task, settings.sparsity)
+            pruner.attach(trainer, *event)
         trainer.run(task.batches(seed, task.iterations), max_epochs=1, epoch_length=task.iterations)
-    sparsity = trainer.state.metrics.get("sparsity", 0.0)
-    return Record(task.name, name, seed, task.evaluate(model.eval(), seed), float(sparsity))
+        if pruner is not None:
+            sparsity = pruner.sparsity
+    return Record(task.name, name, seed, task.evaluate(model.eval(), seed), sparsity)
 
 
 def run_all(settings: Settings, workers: int) -> list[Record]:
     """Run every task, method and seed, ``workers`` at a time."""
     shortened = [replace(task, iterations=round(task.iterations * settings.share)) for task in (DIGITS, LANGUAGE)]
-    jobs = [(name, task, settings, seed) for seed in range(settings.seeds) for task in shortened for name in METHODS]
+    nets = [(name, task) for task in shortened for name in settings.methods]
+    jobs = [(name, task, settings, seed) for seed in range(settings.seeds) for name, task in nets]
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns) as progress:
         shown = progress.add_task(f"0 of {len(jobs)} nets trained", total=len(jobs))
@@ -148,6 +116,7 @@ def make_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, base = parser.add_argument, Settings()
     add("--quick", action="store_true", help="2 seeds, a fifth of the iterations: a look, no figures to quote")
+    add("--all", action="store_true", help="SRigL, Top-KAST, AC/DC, one shot and STR too")
     add("--seeds", type=int, help=f"trainings of each net and method, from seed 0 up ({base.seeds})")
     add("--sparsity", type=float, help=f"of the selected weights, 0 to 1 ({base.sparsity})")
     add("--workers", type=int, default=2, help="processes; each trains one net at a time (2)")
@@ -159,8 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
     """Run the comparison, print and write what came out, and return it."""
     parser = make_parser()
     options = vars(parser.parse_args(arguments))
-    workers, output, quick = (options.pop(name) for name in ("workers", "output", "quick"))
+    workers, output, quick, more = (options.pop(name) for name in ("workers", "output", "quick", "all"))
     chosen = {name: value for name, value in options.items() if value is not None}
+    chosen["methods"] = (*METHODS, *MORE) if more else tuple(METHODS)
     try:
         settings = replace(Settings(seeds=2, share=0.2) if quick else Settings(), **chosen)
         if workers < 1:

@@ -73,7 +73,7 @@ def test_lottery_ticket_help_and_refusals(tmp_path):
     assert "Traceback" not in told and "--seeds" in told and "0" in told
 
 
-@pytest.mark.parametrize("name", ["01_gradual_pruning", "02_saliency", "03_structured", "04_lottery_tickets"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
 def test_notebook(name):
     nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     path = ROOT / "notebooks" / f"{name}.ipynb"

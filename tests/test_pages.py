@@ -1,0 +1,39 @@
+"""Pages whose code is run as it stands there, block after block in one space, as a reader would."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def blocks_of(page):
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def regimes():
+    torch.manual_seed(0)
+    space = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch.ao's, and that of its tensors
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
+        for block in blocks_of("regimes.md"):
+            exec(compile(block, "regimes.md", "exec"), space)
+    return space
+
+
+def test_regimes_run_and_end_as_sparse_as_they_say(regimes):
+    assert len(blocks_of("regimes.md")) == 15
+    for name in ("gradual", "one_shot", "locked", "rigged", "even", "shared", "top", "alternating"):
+        assert regimes[name].sparsity == pytest.approx(0.9, abs=0.01), name
+
+
+def test_links_of_regimes_lead_somewhere():
+    text = (DOCS / "regimes.md").read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (DOCS / target).exists(), target
