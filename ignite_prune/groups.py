@@ -112,6 +112,8 @@ def _take_structure(model: nn.Module, group: Group) -> None:
     if isinstance(group["pattern"], Unstructured):
         group["pattern"] = Coupled()
     pattern = group["pattern"]
+    if not isinstance(pattern, Coupled):
+        raise ValueError(f"With structure= units are a structure's: pattern.Coupled() goes with it, not {pattern}")
     if structure is structure.origin and all(pattern.left(0, each.size) == each.size for each in units):
         raise ValueError(f"With {pattern} no group may lose a unit; they have {[each.size for each in units][:8]}")
     if group["target"] is not None and not group["target"].measured and group["sparsity"] is not None:

@@ -141,6 +141,11 @@ class PruneHandler:
     # What it knows
 
     @property
+    def attached_to(self) -> Engine | None:
+        """The engine that it is attached to."""
+        return None if self._attachment is None else self._attachment.engine
+
+    @property
     def masks(self) -> MaskStore:
         """The masks, a mapping ``{name: bool tensor}``, True = kept."""
         return self.pruning.masks
@@ -157,7 +162,7 @@ class PruneHandler:
 
     @property
     def units(self) -> dict[str, tuple[int, int]]:
-        """How many units of a structure's groups are left, and how many there were; empty without a structure."""
+        """How many units of a structure's groups there were, and are left; empty without a structure."""
         return self.pruning.units
 
     @property

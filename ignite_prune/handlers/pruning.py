@@ -59,6 +59,9 @@ class Pruning:
         chosen = {name: everything[name] for group in self.groups for name in group["params"]}
         check_held(chosen, optimizers)
         shapes = {} if self.structure is None else self.structure.origin.shapes
+        if self.structure is not None and masks is not None:  # of some of what goes with a unit: all of it
+            whole = self.structure.masks(self.structure.kept(masks))
+            masks = {name: whole[name] for name in chosen}
         self.masks = MaskStore(chosen, masks, {name: shapes[name].numel() for name in chosen if name in shapes})
         remembered = [name for group in self.groups if group["keep_dense"] for name in group["params"]]
         self._dense = DenseValues({name: chosen[name] for name in remembered})
@@ -78,18 +81,18 @@ class Pruning:
 
     @property
     def units(self) -> dict[str, tuple[int, int]]:
-        """How many units of a structure's groups are left, and how many there were."""
+        """How many units of a structure's groups there were, and are left."""
         if self.structure is None:
             return {}
         origin, kept = self.structure.origin.groups, self.structure.kept(self.masks)
         names = [name for group in self.groups for name in group["units"]]
-        return {name: (int(kept[name].count_nonzero()), origin[name].size) for name in names}
+        return {name: (origin[name].size, int(kept[name].count_nonzero())) for name in names}
 
     def told(self) -> dict[str, float]:
         """Return what is published: sparsities."""
         told = {"global": self.masks.sparsity, **self.masks.sparsities()}
         if self.structure is not None:
-            left, whole = map(sum, zip(*self.units.values()))
+            whole, left = map(sum, zip(*self.units.values()))
             told["units"] = 1 - left / whole
         return told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,7 @@ class ShrinkHandler:
         self.left: dict[str, dict[int, Tensor]] = {}
         self._progress = Progress()
         self._attachment: Attachment | None = None
+        self._is_before = False
 
     def attach(self, engine: Engine, event: AnyEvent = Events.COMPLETED, name: str = "shrunk") -> None:
         """Slice on ``event`` of ``engine``; attach it after the pruner, so that masks are updated before.
@@ -98,6 +100,7 @@ class ShrinkHandler:
                 "The pruner's model is wrapped in DDP, which would hold on to the old parameters; call shrink() "
                 "between two runs, and wrap the model again"
             )
+        self._is_before = self._pruner.attached_to is None
         self._attachment = Attachment(engine, event, self._progress, self._shrink, name)
         self._publish()
 
@@ -108,6 +111,13 @@ class ShrinkHandler:
             self._attachment = None
 
     def _shrink(self, step: int, done: Callable[[], None]) -> None:
+        if self._is_before and self._pruner.attached_to is not None:
+            self._is_before = False
+            warnings.warn(
+                "The ShrinkHandler was attached before the pruner: at one event it slices before the masks are "
+                "updated. Attach the pruner first",
+                stacklevel=2,
+            )
         self.shrink()
         done()
 

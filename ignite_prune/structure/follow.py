@@ -125,10 +125,20 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             except Exception:  # heads with a mask each cannot be told apart from their number
                 return torch.export.export(_twin(model).eval(), args, dict(kwargs), strict=False)
     except Exception as error:
+        _check_runs(model, args, kwargs)
         raise ValueError(
             "The model cannot be exported by torch.export, so its structure is not known; structure.declare(model, "
             f"groups) takes it by hand. {error}"
         ) from error
+
+
+def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise where a model does not take these inputs at all."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            copy.deepcopy(model).eval()(*args, **kwargs)
+    except Exception as error:
+        raise ValueError(f"Argument example_inputs: the model does not run with them: {error}") from error
 
 
 def _fresh(model: nn.Module, units: Units) -> dict[str, tuple[Dim, ...]]:

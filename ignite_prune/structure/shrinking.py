@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from ignite_prune.structure.structure import Structure
 from ignite_prune.structure.tracing import shapes_of, trace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What a model was and is.
 
@@ -48,6 +49,10 @@ class Report:
     flops: tuple[int, int]
     error: float
     indices: Indices
+
+    def __repr__(self) -> str:
+        before, after = self.parameters
+        return f"Report({before:,} → {after:,} parameters, {len(self.units)} groups smaller)"
 
     def __str__(self) -> str:
         lines = [
@@ -119,6 +124,8 @@ def shrink(
     structure = trace(model, example_inputs) if structure is None else structure
     _check_shapes(model, structure)
     held, kept = _read(masks, structure)
+    if pruning is not None and pruning.structure is None:
+        _warn_of_change(model, masked_twin(model, structure.masks(kept), {}), example_inputs)
     with sliced(model, held, kept, example_inputs, structure, optimizers, as_copies(ema), scale_dropout) as report:
         return report
 
@@ -165,6 +172,17 @@ def sliced(
             )
         units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
         yield Report(units, (before, _count(model)), (flops, fewer), error, indices)
+
+
+def _warn_of_change(model: nn.Module, twin: nn.Module, example_inputs: Any) -> None:
+    """Warn where masks over weights alone have left something of a unit: a bias, a norm's shift."""
+    change = difference(run(twin, example_inputs)[0], run(model, example_inputs)[0])
+    if not change <= tolerance(model):
+        warnings.warn(
+            f"The pruned units still give something, by their biases or norms: without them the outputs change by "
+            f"{change:.1e}. PruneHandler(structure=trace(model, inputs)) masks all that goes with a unit",
+            stacklevel=3,
+        )
 
 
 def as_copies(ema: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:

@@ -33,7 +33,7 @@ def pruner_for(shape, optimizer=None, model=None, **options):
 
 
 def left(pruner):
-    return [kept for kept, _ in pruner.units.values()]
+    return [kept for _, kept in pruner.units.values()]
 
 
 @pytest.mark.parametrize(("row", "shape"), FITTING)
@@ -43,7 +43,7 @@ def test_counts_are_exact(row, shape):
     pruner = PruneHandler(model, structure=trace(model, X), **options)
     for sparsity in (0.0, 0.1, 0.37, 0.5):
         pruner.step(sparsity)
-        units = sum(whole for _, whole in pruner.units.values())
+        units = sum(whole for whole, _ in pruner.units.values())
         if shape.notes.get("exact"):
             assert sum(left(pruner)) == units - round(sparsity * units)
         else:

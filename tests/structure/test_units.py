@@ -333,16 +333,16 @@ def test_groups_of_units_with_settings_of_their_own():
     groups = [{"params": name, "sparsity": rate} for name, rate in rates.items()]
     pruner = PruneHandler(copy.deepcopy(model), params=groups, structure=structure)
     pruner.step()
-    assert pruner.units == {"0.weight": (2, 8), "2.weight": (6, 12)}
+    assert pruner.units == {"0.weight": (8, 2), "2.weight": (12, 6)}
     for name, rate in rates.items():
         alone = prune_model(model, name, sparsity=rate, structure=structure, inplace=False)[1]
         assert torch.equal(structure.kept(alone)[name], structure.kept(pruner.masks)[name])
     shrinker = ShrinkHandler(pruner, x)
     shrinker.shrink()
-    assert pruner.units == {"0.weight": (2, 8), "2.weight": (6, 12)} and pruner.structure.groups["2.weight"].size == 6
+    assert pruner.units == {"0.weight": (8, 2), "2.weight": (12, 6)} and pruner.structure.groups["2.weight"].size == 6
     pruner.param_groups[1]["sparsity"] = 0.75
     pruner.step()
-    assert pruner.units == {"0.weight": (2, 8), "2.weight": (3, 12)}
+    assert pruner.units == {"0.weight": (8, 2), "2.weight": (12, 3)}
     shrinker.shrink()
     assert [tuple(each.shape) for each in pruner.masks.parameters.values()][:3] == [(2, 4), (2,), (3, 2)]
 
