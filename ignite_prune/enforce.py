@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -73,29 +74,28 @@ class Enforcer:
         self._hooked.clear()
         self._clean.clear()
 
-    def apply(self) -> None:
-        """Mask weights, gradients and slots now; masks have changed."""
-        if self._weights:
-            self._masks.apply_()
+    @torch.no_grad()
+    def apply(self, kept: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        """Mask weights, gradients and slots now; masks have changed.
+
+        Args:
+            kept: what keeps its weight and its slots, by name: less than the mask, where entries begin anew from 0.
+        """
         self._probes.clear()
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
             if mask is not None and parameter.grad is not None:
                 self._zero_gradient(name, parameter.grad, mask)
-        for optimizer in self._optimizers:
-            for _, parameter, mask in self._pruned(optimizer):
-                zero_slots_(optimizer, parameter, mask)
-            if any(self._masks.flips.values()):
+            mask = kept.get(name, mask)
+            if mask is not None:
+                if self._weights:
+                    zero_(parameter, mask)
+                for optimizer in self._optimizers:
+                    zero_slots_(optimizer, parameter, mask)
+        if any(self._masks.flips.values()):
+            for optimizer in self._optimizers:
                 masks_changed(optimizer)
         self._applied = self._masks.changes
-
-    @torch.no_grad()
-    def begin_anew(self, kept: Mapping[str, Tensor]) -> None:
-        """Make weights and slots 0 wherever a mask of ``kept`` is False: what grows there starts from nothing."""
-        for name, mask in kept.items():
-            zero_(self._masks.parameters[name], mask)
-            for optimizer in self._optimizers:
-                zero_slots_(optimizer, self._masks.parameters[name], mask)
 
     def settle(self) -> None:
         """Mask what is not yet 0 and leave the rest untouched to the bit; a state has been loaded."""

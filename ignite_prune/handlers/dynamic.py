@@ -200,8 +200,7 @@ class DynamicSparse(Sister):
         masks = self._agreed(plan)
         survivors = self._agreed(lambda: {name: stays for name, (stays, _) in planned.items()})
         self._masks.update(masks, copy=False)
-        self._enforcer.apply()
-        self._enforcer.begin_anew(survivors)
+        self._enforcer.apply(survivors)
 
     def _plan(self, fraction: float) -> dict[str, tuple[Tensor, Tensor]]:
         """Return survivors and new masks, by name; where it raises the generator has not moved."""
