@@ -15,11 +15,9 @@ from torch.optim import Optimizer
 from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.arguments import check_generator, check_positive
 from ignite_prune.enforce import Enforcer
-from ignite_prune.handlers import ranks
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.sister import Sister
 from ignite_prune.masks import MaskStore
-from ignite_prune.plan import Plan
 from ignite_prune.regrow.base import Connections, Move
 from ignite_prune.regrow.fraction import CosineDrop, DropFraction
 from ignite_prune.regrow.listening import Listening, Nothing
@@ -219,14 +217,6 @@ class DynamicSparse(Sister):
             self._generator.set_state(held)
             raise
         return {layer.name: (each.survivors, each.mask) for layer, each in zip(layers, rewired)}
-
-    def _agreed(self, plan: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return rank 0's masks on every rank, those alone that differ from the present ones where there are several.
-
-        Raises:
-            ValueError: it failed on another rank.
-        """
-        return ranks.agree(lambda: Plan(plan()), self._masks).masks if ranks.several() else plan()
 
     def _install(self) -> None:
         self._enforcer.install()

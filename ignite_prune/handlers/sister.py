@@ -14,10 +14,12 @@ from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune.allocation import Allocation
 from ignite_prune.groups import Group, build
+from ignite_prune.handlers import ranks
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.events import PruneEvents, fire, register
 from ignite_prune.masks import MaskStore
 from ignite_prune.optimizer_state import as_optimizers, check_held
+from ignite_prune.plan import Plan
 from ignite_prune.select import named_parameters, near, unwrap
 
 _SETTINGS = ("params", "sparsity", "allocation", "exclude")
@@ -55,6 +57,7 @@ class Sister(ABC):
         everything = named_parameters(self._model)
         self._parameters = {name: everything[name] for group in self._groups for name in group["params"]}
         check_held(self._parameters, self._optimizers)
+        self._names = {parameter: name for name, parameter in self._parameters.items()}
         self._masks = MaskStore(self._parameters)
         self._progress = Progress()
         self._attachment: Attachment | None = None
@@ -69,6 +72,24 @@ class Sister(ABC):
                     "Argument optimizer: LBFGS keeps one history over all weights at once, in which no single weight "
                     "can begin anew; take another optimizer"
                 )
+
+    def _mine(self, optimizer: Optimizer) -> list[tuple[str, Tensor]]:
+        """The optimizer's parameters of now that there are masks over, with their names."""
+        held = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        return [(self._names[parameter], parameter) for parameter in held if parameter in self._names]
+
+    def _agreed(self, plan: Callable[[], dict[str, Tensor]], store: MaskStore | None = None) -> dict[str, Tensor]:
+        """Return the planned masks, on every rank those of rank 0.
+
+        Args:
+            plan: this rank's; a parameter that it leaves out keeps its mask.
+            store: of the masks so far; None: the handler's own.
+
+        Raises:
+            ValueError: it failed on another rank.
+        """
+        store = self._masks if store is None else store
+        return {**store, **ranks.agree(lambda: Plan(plan()), store).masks} if ranks.several() else plan()
 
     # What it knows
 
