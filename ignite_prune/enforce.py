@@ -1,8 +1,8 @@
 """Zero stays zero: hooks that keep pruned gradients, weights and optimizer slots at exactly 0.
 
-Gradients are masked as soon as they are accumulated, while they are in the cache and before anything clips them, and
-again before the step where something has written to them since; weights are masked after every step, whatever the
-optimizer or anybody did to them. Where gradient and slots are 0, most optimizers leave the slots so;
+Gradients are masked as soon as they are accumulated, while they are in the cache and before anything clips them;
+weights are masked after every step, whatever the optimizer did to them; both again before the step where something has
+written to them since. Where gradient, weight and slots are 0, most optimizers leave the slots so;
 ``optimizer_state`` knows which do not.
 """
 
@@ -46,6 +46,7 @@ class Enforcer:
         self._hooked: dict[str, RemovableHandle] = {}
         self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}  # gradients masked, at which version
         self._probes: dict[str, Tensor] = {}  # a few pruned positions, by name
+        self._zeroed: dict[str, int] = {}  # at which version weights were masked
         self._loaded = False  # slots have been loaded since they were last masked
         self._applied = -1  # which state of the masks the slots were masked for
 
@@ -139,15 +140,18 @@ class Enforcer:
         if self._loaded:
             self.settle()
         for name, parameter, mask in self._pruned(optimizer):
+            if self._weights and parameter._version != self._zeroed.get(name):  # decay would move a weight's slots
+                zero_(parameter.detach(), mask)
             grad = parameter.grad
             if grad is not None and name not in self.passing and not self._is_clean(name, grad, mask):
                 self._zero_gradient(name, grad, mask)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for _, parameter, mask in self._pruned(optimizer):
+        for name, parameter, mask in self._pruned(optimizer):
             if self._weights:
                 zero_(parameter, mask)
+                self._zeroed[name] = parameter._version
             # A weight that is not 0 may move its slots by itself: weight decay does.
             slots = slots_to_repair(optimizer, parameter) if self._weights else None
             if slots != ():

@@ -57,6 +57,9 @@ class Move(ABC):
         """Return the mask to begin with, given one whose entries were drawn at random."""
         return mask
 
+    def check(self, name: str, mask: Tensor) -> None:
+        """Raise ValueError where the move cannot begin with a mask that the user gives."""
+
     @abstractmethod
     def __call__(self, layers: Sequence[Connections], fraction: float, generator: torch.Generator) -> list[Rewired]:
         """Drop ``fraction`` of the active entries and grow others.

@@ -57,7 +57,10 @@ class Units(ABC):
     def add_(self, name: str, total: Tensor, weight: Tensor, factors: Tensor) -> None:
         """Add a weight times its units' factors to ``total``."""
         for sizes, values in self.places(name, weight, factors, rest=0.0):
-            total.view(sizes).addcmul_(weight.view(sizes), values.to(weight.dtype))
+            if total.itemsize < 4:  # one over a small norm is infinite there
+                total.view(sizes).add_(weight.view(sizes) * values)
+            else:
+                total.view(sizes).addcmul_(weight.view(sizes), values.to(weight.dtype))
 
 
 class GridUnits(Units):

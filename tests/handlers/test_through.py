@@ -328,9 +328,10 @@ def test_bad_phases():
         ({"sparsity": 1.5}, "final"), ({"begin": 6}, "begin should be at most end"), ({"phase": 0}, "phase"),
         ({"phase": 1.5}, "phase"), ({"reset_momentum": 1}, "reset_momentum"),
         ({"schedule": None}, "makes its schedule"),
+        ({"optimizer": None, "reset_momentum": True}, "needs the optimizer"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=text):
-            AlternatingSparse(model, sgd(model), **{**good, **bad})
+            AlternatingSparse(model, **{"optimizer": sgd(model), **good, **bad})
 
 
 def test_nan_chooses_nothing():
