@@ -103,7 +103,6 @@ class LearntSparsity(Regulariser):
         self._whole: dict[str, Tensor] = {}
         self._stepping: list[str] = []  # parameters that hold the whole weights now
         self._watch: RemovableHandle | None = None
-        self._finished = False
 
     def _start(self, name: str) -> nn.Parameter:
         learnt = self._group_of[name]["gate"].start(self._parameters[name].detach())
@@ -149,8 +148,6 @@ class LearntSparsity(Regulariser):
             ValueError: attached already, finished, an event that the engine does not know, a name that is taken, or
                 parameters of the model that have been replaced.
         """
-        if self._finished:
-            raise ValueError("This LearntSparsity is finished: finalize() was called; make a new one")
         super().attach(engine, event, name)
         assert self._attachment is not None
         self._attachment.add(Events.ITERATION_STARTED, self._put_back)
@@ -175,8 +172,7 @@ class LearntSparsity(Regulariser):
         Raises:
             ValueError: finished already.
         """
-        if self._finished:
-            raise ValueError("This LearntSparsity is finished: finalize() was called already")
+        self._check_usable()
         self.detach()
         self._whole.clear()
         self._finished = True
@@ -272,8 +268,7 @@ class LearntSparsity(Regulariser):
             TypeError: not a state_dict of this class.
             ValueError: of other parameters, shapes or groups, of a later version, damaged, or this one is finished.
         """
-        if self._finished:
-            raise ValueError("This LearntSparsity is finished: finalize() was called; make a new one")
+        self._check_usable()
         self._checked(state_dict, "whole", "learnt", "learner")
         learnt, whole = state_dict["learnt"], state_dict["whole"]
         _check_tensors("learnt", learnt, self._learnt)

@@ -15,6 +15,7 @@ from ignite_prune import saliency as saliencies
 from ignite_prune.allocation import Allocation
 from ignite_prune.groups import Group, build
 from ignite_prune.handlers import ranks
+from ignite_prune.handlers.attached import Attached, check_same
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.events import PruneEvents, fire, register
 from ignite_prune.masks import MaskStore
@@ -25,7 +26,7 @@ from ignite_prune.select import named_parameters, near, unwrap
 _SETTINGS = ("params", "sparsity", "allocation", "exclude")
 
 
-class Sister(ABC):
+class Sister(Attached, ABC):
     """A handler that owns masks over some of a model's parameters.
 
     Args:
@@ -60,8 +61,6 @@ class Sister(ABC):
         self._names = {parameter: name for name, parameter in self._parameters.items()}
         self._masks = MaskStore(self._parameters)
         self._progress = Progress()
-        self._attachment: Attachment | None = None
-        self._finished = False
 
     def _check_optimizers(self) -> None:
         if not self._optimizers:
@@ -148,11 +147,7 @@ class Sister(ABC):
             ValueError: attached already, finished, a name that is taken, or parameters of the model that have been
                 replaced.
         """
-        self._check_usable()
-        if not isinstance(engine, Engine):
-            raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
-        if self._attachment is not None:
-            raise ValueError(f"This {type(self).__name__} is attached already; detach() it first")
+        self._check_attachable(engine)
         self._check_parameters()
         register(engine)
         self._attachment = Attachment(engine, self._event(), self._progress, self._update_at, name)
@@ -162,9 +157,7 @@ class Sister(ABC):
 
     def detach(self) -> None:
         """Take every hook and handler off; weights stay as they are. It may be attached again."""
-        if self._attachment is not None:
-            self._attachment.remove()
-            self._attachment = None
+        self._let_go()
         self._remove()
 
     def finalize(self) -> None:
@@ -192,18 +185,7 @@ class Sister(ABC):
             state.metrics[self._attachment.name] = self.sparsity
 
     def _check_parameters(self) -> None:
-        """Raise where the model has other parameter objects by now than those the masks lie over."""
-        now = named_parameters(self._model)
-        replaced = [name for name, parameter in self._parameters.items() if now.get(name) is not parameter]
-        if replaced:
-            raise ValueError(
-                f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged, "
-                f"or a state_dict loaded with assign=True); make a new {type(self).__name__}"
-            )
-
-    def _check_usable(self) -> None:
-        if self._finished:
-            raise ValueError(f"This {type(self).__name__} is finished: finalize() was called; make a new one")
+        check_same(self._model, self._parameters, type(self).__name__)
 
     # Checkpoints
 
