@@ -91,6 +91,7 @@ class Enforcer:
             if mask is not None:
                 if self._weights:
                     zero_(parameter, mask)
+                    self._zeroed[name] = parameter._version
                 for optimizer in self._optimizers:
                     zero_slots_(optimizer, parameter, mask)
         if any(self._masks.flips.values()):

@@ -21,7 +21,8 @@ class StepHooks:
 
     Args:
         optimizers: whose; empty for every optimizer of this process, whenever it is made. Either way ``before`` comes
-            before the hooks that the optimizer itself has, and ``after`` after them.
+            before the hooks that the optimizer itself has, and ``after`` after them. An optimizer that is given keeps
+            the hooks alive.
         before: called with the optimizer, and its closure or None, before a step; returns the closure to take instead.
         after: called with the optimizer after a step, and whether it was one: AMP may have left it out.
     """
@@ -43,8 +44,9 @@ class StepHooks:
             register_optimizer_step_pre_hook(_weak(self._before)),
             register_optimizer_step_post_hook(_weak(self._after)),
         ]
+        self._handles += [optimizer.register_step_pre_hook(self._stay) for optimizer in self._optimizers]
         _sweep()
-        _GLOBAL.extend((weakref.ref(self), handle) for handle in self._handles)
+        _GLOBAL.extend((weakref.ref(self), handle) for handle in self._handles[:2])
 
     def remove(self) -> None:
         """Take them off."""
@@ -52,6 +54,9 @@ class StepHooks:
             handle.remove()
         self._handles.clear()
         _GLOBAL[:] = [(reference, handle) for reference, handle in _GLOBAL if reference() is not self]
+
+    def _stay(self, *_: Any) -> None:
+        """Do nothing: as a hook of an optimizer, let these hooks live as long as that does."""
 
     def _is_mine(self, optimizer: Optimizer) -> bool:
         return not self._optimizers or optimizer in self._optimizers

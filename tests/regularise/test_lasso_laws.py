@@ -273,8 +273,10 @@ def test_nothing_leaks():
 
 
 def test_a_forgotten_handler_dies_with_its_engine():
+    before = set(torch_optimizer._global_optimizer_pre_hooks)
     handler = lasso(small_net())
     handler.attach(Engine(lambda engine, batch: None))
+    made = set(torch_optimizer._global_optimizer_pre_hooks) - before
     forgotten = weakref.ref(handler)
     del handler
     gc.collect()
@@ -282,7 +284,7 @@ def test_a_forgotten_handler_dies_with_its_engine():
     other = lasso(small_net())
     other.attach(Engine(lambda engine, batch: None))  # sweeps
     other.detach()
-    assert not torch_optimizer._global_optimizer_pre_hooks and not torch_optimizer._global_optimizer_post_hooks
+    assert made and made.isdisjoint(torch_optimizer._global_optimizer_pre_hooks)
 
 
 def test_a_handler_may_die_in_the_middle_of_a_step():
@@ -390,3 +392,14 @@ def test_empty_units_of_half_precision_get_no_gradient(dtype):
     torch.optim.SGD(layer.parameters(), lr=0.1).step()
     norms = layer.weight.grad.float().norm(dim=1)
     assert norms[0] == 0 and norms[1:].tolist() == pytest.approx([0.01] * 3, rel=0.02)
+
+
+def test_an_optimizer_that_is_given_keeps_the_handler():
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    lasso(model, optimizer=optimizer, strength=1.0, proximal=False).attach(Engine(lambda engine, batch: None))
+    gc.collect()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert model[5].weight.grad.any()
