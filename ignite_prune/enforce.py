@@ -1,8 +1,8 @@
 """Zero stays zero: hooks that keep pruned gradients, weights and optimizer slots at exactly 0.
 
-Gradients are masked as soon as they are accumulated, while they are in the cache and before anything clips them, and
-again before the step where something has written to them since; weights are masked after every step, whatever the
-optimizer or anybody did to them. Where gradient and slots are 0, most optimizers leave the slots so;
+Gradients are masked as soon as they are accumulated, while they are in the cache and before anything clips them;
+weights are masked after every step, whatever the optimizer did to them; both again before the step where something has
+written to them since. Where gradient, weight and slots are 0, most optimizers leave the slots so;
 ``optimizer_state`` knows which do not.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Enforcer:
         self._hooked: dict[str, RemovableHandle] = {}
         self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}  # gradients masked, at which version
         self._probes: dict[str, Tensor] = {}  # a few pruned positions, by name
+        self._zeroed: dict[str, int] = {}  # at which version weights were masked
         self._loaded = False  # slots have been loaded since they were last masked
         self._applied = -1  # which state of the masks the slots were masked for
 
@@ -73,29 +75,29 @@ class Enforcer:
         self._hooked.clear()
         self._clean.clear()
 
-    def apply(self) -> None:
-        """Mask weights, gradients and slots now; masks have changed."""
-        if self._weights:
-            self._masks.apply_()
+    @torch.no_grad()
+    def apply(self, kept: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        """Mask weights, gradients and slots now; masks have changed.
+
+        Args:
+            kept: what keeps its weight and its slots, by name: less than the mask, where entries begin anew from 0.
+        """
         self._probes.clear()
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
             if mask is not None and parameter.grad is not None:
                 self._zero_gradient(name, parameter.grad, mask)
-        for optimizer in self._optimizers:
-            for _, parameter, mask in self._pruned(optimizer):
-                zero_slots_(optimizer, parameter, mask)
-            if any(self._masks.flips.values()):
+            mask = kept.get(name, mask)
+            if mask is not None:
+                if self._weights:
+                    zero_(parameter, mask)
+                    self._zeroed[name] = parameter._version
+                for optimizer in self._optimizers:
+                    zero_slots_(optimizer, parameter, mask)
+        if any(self._masks.flips.values()):
+            for optimizer in self._optimizers:
                 masks_changed(optimizer)
         self._applied = self._masks.changes
-
-    @torch.no_grad()
-    def begin_anew(self, kept: Mapping[str, Tensor]) -> None:
-        """Make weights and slots 0 wherever a mask of ``kept`` is False: what grows there starts from nothing."""
-        for name, mask in kept.items():
-            zero_(self._masks.parameters[name], mask)
-            for optimizer in self._optimizers:
-                zero_slots_(optimizer, self._masks.parameters[name], mask)
 
     def settle(self) -> None:
         """Mask what is not yet 0 and leave the rest untouched to the bit; a state has been loaded."""
@@ -139,15 +141,18 @@ class Enforcer:
         if self._loaded:
             self.settle()
         for name, parameter, mask in self._pruned(optimizer):
+            if self._weights and parameter._version != self._zeroed.get(name):  # decay would move a weight's slots
+                zero_(parameter.detach(), mask)
             grad = parameter.grad
             if grad is not None and name not in self.passing and not self._is_clean(name, grad, mask):
                 self._zero_gradient(name, grad, mask)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for _, parameter, mask in self._pruned(optimizer):
+        for name, parameter, mask in self._pruned(optimizer):
             if self._weights:
                 zero_(parameter, mask)
+                self._zeroed[name] = parameter._version
             # A weight that is not 0 may move its slots by itself: weight decay does.
             slots = slots_to_repair(optimizer, parameter) if self._weights else None
             if slots != ():

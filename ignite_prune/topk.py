@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-_SAMPLE = 1 << 18
+_LEAST, _MOST = 1 << 12, 1 << 18  # scores in a sample
 
 
 def keep_top(
@@ -212,9 +212,10 @@ def _bracket(
 ) -> tuple[float, float]:
     """Return scores that lie ``spread`` standard errors to both sides of the ``rank``-th smallest, by a sample."""
     total = sum(living)
-    if total <= _SAMPLE or spread == math.inf:
+    if total <= _LEAST or spread == math.inf:
         return -math.inf, math.inf
-    stride = total // _SAMPLE | 1  # odd: in step with no power of two
+    # Its size weighs the work on the sample against that on the candidates. Odd: in step with no power of two.
+    stride = total // min(max(total // 32, _LEAST), _MOST) | 1
     entries = sum(n if mask is None else mask.numel() for mask, n in zip(alive, living))
     room, n = None, 0  # one tensor for all: small ones between large would leave holes in memory
     for score, mask in zip(scores, alive):

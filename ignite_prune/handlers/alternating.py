@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ignite_prune.arguments import check_is, check_positive
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.optimizer_state import zero_slots_
+from ignite_prune.optimizer_state import as_optimizers, zero_slots_
 from ignite_prune.schedule import DenseSparse
 
 
@@ -75,6 +75,8 @@ class AlternatingSparse(PruneHandler):
                 "AlternatingSparse makes its schedule of begin, phase and end; take PruneHandler for another"
             )
         phases = DenseSparse(sparsity, begin=begin, end=end, sparse=phase, dense=phase)
+        if reset_momentum and not as_optimizers(optimizer):
+            raise ValueError("reset_momentum=True needs the optimizer that trains the model, but given none")
         super().__init__(model, optimizer, params, schedule=phases, **settings)
         self._reset_momentum = reset_momentum
 

@@ -15,11 +15,9 @@ from torch.optim import Optimizer
 from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.arguments import check_generator, check_positive
 from ignite_prune.enforce import Enforcer
-from ignite_prune.handlers import ranks
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.sister import Sister
 from ignite_prune.masks import MaskStore
-from ignite_prune.plan import Plan
 from ignite_prune.regrow.base import Connections, Move
 from ignite_prune.regrow.fraction import CosineDrop, DropFraction
 from ignite_prune.regrow.listening import Listening, Nothing
@@ -104,7 +102,10 @@ class DynamicSparse(Sister):
         if masks is not None:
             if any(group["sparsity"] is not None for group in self._groups):
                 raise ValueError("Give a sparsity or masks to start from, not both")
-            return dict(MaskStore(self._parameters, masks))
+            given = dict(MaskStore(self._parameters, masks))
+            for name, mask in given.items():
+                self._move.check(name, mask)
+            return given
 
         def dice(weight: Tensor) -> Tensor:
             drawn = torch.rand(weight.shape, generator=self._generator, device=self._generator.device)
@@ -118,6 +119,13 @@ class DynamicSparse(Sister):
             raise ValueError("Every layer is full, so nothing can grow: give a larger sparsity")
         if not any(bool(masks[name].any()) if name in masks else True for name in self._masks):
             raise ValueError("No connection is left to train: give a smaller sparsity")
+        empty = [name for name, mask in masks.items() if mask.numel() and not mask.any()]
+        if empty:
+            warnings.warn(
+                f"No connection is left in {', '.join(empty)}, and none grows where none is: give a smaller sparsity, "
+                "or exclude them",
+                stacklevel=3,
+            )
 
     # When
 
@@ -132,18 +140,20 @@ class DynamicSparse(Sister):
         self._last(engine)  # raises now, not at the first update
         if self._stepped is None or engine.state.iteration < self._stepped:  # a new run
             self._stepped, self._due = engine.state.iteration, False
+            self._listening.used()  # an update that the last run has left undone
 
     def _last(self, engine: Engine) -> float:
         """The iteration from which no update is made."""
         if self._end is not None:
             return self._end
-        epochs, length = engine.state.max_epochs, engine.state.epoch_length
-        if not epochs or not length:
+        state = engine.state
+        whole = state.max_iters or (state.max_epochs or 0) * (state.epoch_length or 0)
+        if not whole:
             raise ValueError(
                 f"The run's length is not known, so {type(self).__name__} needs end=: from which iteration no update "
                 "is made; or give the trainer epoch_length="
             )
-        return 0.75 * epochs * length
+        return 0.75 * whole
 
     def _expect(self, engine: Engine) -> None:
         """Listen where the coming optimizer step is the one that an update is due at.
@@ -200,8 +210,7 @@ class DynamicSparse(Sister):
         masks = self._agreed(plan)
         survivors = self._agreed(lambda: {name: stays for name, (stays, _) in planned.items()})
         self._masks.update(masks, copy=False)
-        self._enforcer.apply()
-        self._enforcer.begin_anew(survivors)
+        self._enforcer.apply(survivors)
 
     def _plan(self, fraction: float) -> dict[str, tuple[Tensor, Tensor]]:
         """Return survivors and new masks, by name; where it raises the generator has not moved."""
@@ -210,7 +219,7 @@ class DynamicSparse(Sister):
         layers = [
             Connections(name, parameter.detach(), self._masks[name], found.get(name), self._budgets[name])
             for name, parameter in self._parameters.items()
-            if name in found or self._listens is Nothing
+            if parameter.requires_grad and (name in found or self._listens is Nothing)
         ]
         try:
             for layer in layers:
@@ -220,14 +229,6 @@ class DynamicSparse(Sister):
             self._generator.set_state(held)
             raise
         return {layer.name: (each.survivors, each.mask) for layer, each in zip(layers, rewired)}
-
-    def _agreed(self, plan: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return rank 0's masks on every rank, those alone that differ from the present ones where there are several.
-
-        Raises:
-            ValueError: it failed on another rank.
-        """
-        return ranks.agree(lambda: Plan(plan()), self._masks).masks if ranks.several() else plan()
 
     def _install(self) -> None:
         self._enforcer.install()

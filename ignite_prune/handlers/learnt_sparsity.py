@@ -9,15 +9,19 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from ignite_prune.groups import Group
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.regulariser import Regulariser
-from ignite_prune.handlers.steps import Closure, loss_scale
+from ignite_prune.handlers.steps import Closure, loss_scale, overflowed
 from ignite_prune.masks import MaskStore
+from ignite_prune.regrow.through import Hook
 from ignite_prune.regularise import Gate, SoftThreshold
 from ignite_prune.regularise.groups import build
+from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
+from ignite_prune.scorer import all_finite
 from ignite_prune.select import unwrap
 
 
@@ -97,7 +101,8 @@ class LearntSparsity(Regulariser):
         if not isinstance(self.learner, Optimizer):
             raise TypeError(f"Argument learner should return a torch.optim.Optimizer, but it gave {self.learner!r}")
         self._whole: dict[str, Tensor] = {}
-        self._finished = False
+        self._stepping: list[str] = []  # parameters that hold the whole weights now
+        self._watch: RemovableHandle | None = None
 
     def _start(self, name: str) -> nn.Parameter:
         learnt = self._group_of[name]["gate"].start(self._parameters[name].detach())
@@ -112,6 +117,7 @@ class LearntSparsity(Regulariser):
     @property
     def masks(self) -> MaskStore:
         """The masks of now: kept where the weight that the model works with is not 0."""
+        self._put_back()
         return MaskStore.from_nonzero(self._parameters)
 
     @property
@@ -142,14 +148,23 @@ class LearntSparsity(Regulariser):
             ValueError: attached already, finished, an event that the engine does not know, a name that is taken, or
                 parameters of the model that have been replaced.
         """
-        if self._finished:
-            raise ValueError("This LearntSparsity is finished: finalize() was called; make a new one")
         super().attach(engine, event, name)
+        assert self._attachment is not None
+        self._attachment.add(Events.ITERATION_STARTED, self._put_back)
+        self._watch = self._model.register_state_dict_pre_hook(Hook(self._put_back))  # type: ignore[no-untyped-call]
         if not self._whole:
             self._whole = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
             for parameter_name in self._parameters:
                 self._let_through(parameter_name)
             self._publish()
+
+    def detach(self) -> None:
+        """Take every hook and handler off; the model stays as sparse as it is. It may be attached again."""
+        self._put_back()
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+        super().detach()
 
     def finalize(self) -> None:
         """Let go: a plain model that is as sparse as it has become. This object is finished then.
@@ -157,8 +172,7 @@ class LearntSparsity(Regulariser):
         Raises:
             ValueError: finished already.
         """
-        if self._finished:
-            raise ValueError("This LearntSparsity is finished: finalize() was called already")
+        self._check_usable()
         self.detach()
         self._whole.clear()
         self._finished = True
@@ -179,11 +193,25 @@ class LearntSparsity(Regulariser):
                 f"{type(optimizer).__name__} was given a closure, which evaluates the model within the step, when its "
                 "parameters hold the whole weights; LearntSparsity takes optimizers that step without"
             )
-        for name in held:
-            self._to_whole(name, loss_scale(optimizer))
+        if not held:  # the learner's own, within the step of another
+            return closure
+        self._put_back()
+        try:
+            for name in held:
+                self._to_whole(name, optimizer)
+        except Exception:
+            self._put_back()
+            raise
         return closure
 
-    def _to_whole(self, name: str, scale: Tensor | float) -> None:
+    def _put_back(self, *_: Any) -> None:
+        """Let the gates work again where a step never came to its end: it raised."""
+        for name in self._stepping:
+            self._let_through(name)
+            self._learnt[name].grad = None
+        self._stepping.clear()
+
+    def _to_whole(self, name: str, optimizer: Optimizer) -> None:
         """Put the whole weight and its gradient into the parameter, and the gradient of what is learnt beside."""
         parameter, learnt, group = self._parameters[name], self._learnt[name], self._group_of[name]
         gradient = parameter.grad
@@ -197,10 +225,16 @@ class LearntSparsity(Regulariser):
             work = self._work(name, whole)
             of_whole, of_learnt = torch.autograd.grad(work, (whole, learnt), gradient.to(work.dtype))
             (of_penalty,) = torch.autograd.grad(group["gate"].penalty(learnt), (learnt,))
+        if not overflowed(optimizer) and not all_finite(of_learnt):
+            raise NonFiniteSaliency(
+                f"The gradient of {name!r} has values that are NaN or infinite, from which nothing can be learnt; the "
+                "step is not made. Has training diverged?"
+            )
+        self._stepping.append(name)
         with torch.no_grad():
             pruned = (parameter == 0) & (work != 0)
             self._whole[name] = whole.detach().masked_fill_(pruned, 0)
-            learnt.grad = of_learnt / scale + group["strength"] * of_penalty
+            learnt.grad = of_learnt / loss_scale(optimizer) + group["strength"] * of_penalty
             gradient.copy_(of_whole)
             parameter.copy_(self._whole[name])
 
@@ -213,11 +247,13 @@ class LearntSparsity(Regulariser):
         self.learner.zero_grad()
         for name in held:
             self._let_through(name)
+        self._stepping.clear()
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole weights, what is learnt, its optimizer's state, strengths and progress as plain data."""
+        self._put_back()
         return {
             **super().state_dict(),
             "whole": {name: whole.detach().clone() for name, whole in self._whole.items()},
@@ -232,8 +268,7 @@ class LearntSparsity(Regulariser):
             TypeError: not a state_dict of this class.
             ValueError: of other parameters, shapes or groups, of a later version, damaged, or this one is finished.
         """
-        if self._finished:
-            raise ValueError("This LearntSparsity is finished: finalize() was called; make a new one")
+        self._check_usable()
         self._checked(state_dict, "whole", "learnt", "learner")
         learnt, whole = state_dict["learnt"], state_dict["whole"]
         _check_tensors("learnt", learnt, self._learnt)

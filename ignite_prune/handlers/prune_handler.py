@@ -18,6 +18,7 @@ from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune.evidence.batch import LossFn, PrepareBatch
 from ignite_prune.groups import Group, as_sparsity
+from ignite_prune.handlers.attached import Attached
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
 from ignite_prune.handlers.events import PruneEvents, fire, register
 from ignite_prune.handlers.pruning import Pruning
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from ignite_prune.structure import Cost, Indices, Structure
 
 
-class PruneHandler:
+class PruneHandler(Attached):
     """Raises a model's sparsity on an engine's events and keeps its zeros zero in between.
 
     Masks lie over the model's own parameters; nothing is renamed or wrapped, and the optimizers keep training what is
@@ -122,8 +123,6 @@ class PruneHandler:
         self.is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
         self.pruning = Pruning(unwrap(model), as_optimizers(optimizer), params, settings, sources, masks)
         self._progress = Progress()
-        self._attachment: Attachment | None = None
-        self._finished = False
         self._told: set[str] = set()  # parameters that a warning has named
         self.pruning.source.install()
         if masks is not None:
@@ -203,11 +202,7 @@ class PruneHandler:
         self._attach(engine, event, name, self._update_at)
 
     def _attach(self, engine: Engine, event: AnyEvent, name: str, update: Update) -> None:
-        self._check_usable()
-        if not isinstance(engine, Engine):
-            raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
-        if self._attachment is not None:
-            raise ValueError("This PruneHandler is attached already; detach() it first")
+        self._check_attachable(engine)
         self.pruning.check_parameters()
         register(engine)
         self._attachment = Attachment(engine, event, self._progress, update, name)
@@ -219,9 +214,7 @@ class PruneHandler:
 
     def detach(self) -> None:
         """Take every hook and handler off; weights stay as they are. It may be attached again."""
-        if self._attachment is not None:
-            self._attachment.remove()
-            self._attachment = None
+        self._let_go()
         self.pruning.remove()
 
     # Updating
@@ -300,10 +293,6 @@ class PruneHandler:
             state = self._attachment.engine.state
             setattr(state, self._attachment.name, self.pruning.told())
             state.metrics[self._attachment.name] = self.sparsity
-
-    def _check_usable(self) -> None:
-        if self._finished:
-            raise ValueError("This PruneHandler is finished: finalize() was called; make a new one to prune further")
 
     # Checkpoints
 

@@ -12,6 +12,7 @@ from ignite_prune.dense import DenseValues
 from ignite_prune.enforce import Enforcer
 from ignite_prune.groups import Group, as_sparsity, build
 from ignite_prune.handlers import ranks
+from ignite_prune.handlers.attached import check_same
 from ignite_prune.handlers.evidence_source import EvidenceSource
 from ignite_prune.handlers.state import PrunerState
 from ignite_prune.masks import MaskStore
@@ -147,13 +148,7 @@ class Pruning:
 
     def check_parameters(self) -> None:
         """Raise where the model has other parameter objects by now than those the masks lie over."""
-        now = named_parameters(self.model)
-        replaced = [name for name, parameter in self.masks.parameters.items() if now.get(name) is not parameter]
-        if replaced:
-            raise ValueError(
-                f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged, "
-                "or a state_dict loaded with assign=True); make a new PruneHandler, with masks=pruner.masks"
-            )
+        check_same(self.model, self.masks.parameters, "PruneHandler, with masks=pruner.masks")
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks (one bit an entry), targets, generators, kept values and evidence as plain data."""

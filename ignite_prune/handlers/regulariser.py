@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ignite_prune.groups import Group
+from ignite_prune.handlers.attached import Attached, check_same
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.steps import Closure, StepHooks
 from ignite_prune.optimizer_state import as_optimizers, check_held
@@ -20,7 +21,7 @@ from ignite_prune.select import named_parameters
 VERSION = 1
 
 
-class Regulariser(ABC):
+class Regulariser(Attached, ABC):
     """A handler that acts around optimizers' steps with the strengths in its ``param_groups``.
 
     Args:
@@ -41,7 +42,6 @@ class Regulariser(ABC):
         check_held(self._parameters, optimizers)
         self._hooks = StepHooks(optimizers, self._before_step, self._after_step)
         self._progress = Progress()
-        self._attachment: Attachment | None = None
 
     @property
     def param_groups(self) -> list[Group]:
@@ -80,10 +80,7 @@ class Regulariser(ABC):
             ValueError: attached already, an event that the engine does not know, a name that is taken, or parameters of
                 the model that have been replaced.
         """
-        if not isinstance(engine, Engine):
-            raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
-        if self._attachment is not None:
-            raise ValueError(f"This {type(self).__name__} is attached already; detach() it first")
+        self._check_attachable(engine)
         self._check_parameters()
         name = self.NAME if name is None else name
         self._attachment = Attachment(engine, event, self._progress, self._update_at, name)
@@ -93,9 +90,7 @@ class Regulariser(ABC):
 
     def detach(self) -> None:
         """Take every hook and handler off; weights stay as they are. It may be attached again."""
-        if self._attachment is not None:
-            self._attachment.remove()
-            self._attachment = None
+        self._let_go()
         self._hooks.remove()
 
     def _held(self, optimizer: Optimizer) -> dict[str, Group]:
@@ -130,13 +125,7 @@ class Regulariser(ABC):
             state.metrics[name] = report["penalty"]
 
     def _check_parameters(self) -> None:
-        now = named_parameters(self._model)
-        replaced = [name for name, parameter in self._parameters.items() if now.get(name) is not parameter]
-        if replaced:
-            raise ValueError(
-                f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged or "
-                f"sliced, or a state_dict loaded with assign=True); make a new {type(self).__name__}"
-            )
+        check_same(self._model, self._parameters, type(self).__name__)
 
     def state_dict(self) -> dict[str, Any]:
         """Return strengths and progress as plain data."""

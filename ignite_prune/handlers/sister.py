@@ -14,16 +14,19 @@ from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune.allocation import Allocation
 from ignite_prune.groups import Group, build
+from ignite_prune.handlers import ranks
+from ignite_prune.handlers.attached import Attached, check_same
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.events import PruneEvents, fire, register
 from ignite_prune.masks import MaskStore
 from ignite_prune.optimizer_state import as_optimizers, check_held
+from ignite_prune.plan import Plan
 from ignite_prune.select import named_parameters, near, unwrap
 
 _SETTINGS = ("params", "sparsity", "allocation", "exclude")
 
 
-class Sister(ABC):
+class Sister(Attached, ABC):
     """A handler that owns masks over some of a model's parameters.
 
     Args:
@@ -55,10 +58,9 @@ class Sister(ABC):
         everything = named_parameters(self._model)
         self._parameters = {name: everything[name] for group in self._groups for name in group["params"]}
         check_held(self._parameters, self._optimizers)
+        self._names = {parameter: name for name, parameter in self._parameters.items()}
         self._masks = MaskStore(self._parameters)
         self._progress = Progress()
-        self._attachment: Attachment | None = None
-        self._finished = False
 
     def _check_optimizers(self) -> None:
         if not self._optimizers:
@@ -69,6 +71,24 @@ class Sister(ABC):
                     "Argument optimizer: LBFGS keeps one history over all weights at once, in which no single weight "
                     "can begin anew; take another optimizer"
                 )
+
+    def _mine(self, optimizer: Optimizer) -> list[tuple[str, Tensor]]:
+        """The optimizer's parameters of now that there are masks over, with their names."""
+        held = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        return [(self._names[parameter], parameter) for parameter in held if parameter in self._names]
+
+    def _agreed(self, plan: Callable[[], dict[str, Tensor]], store: MaskStore | None = None) -> dict[str, Tensor]:
+        """Return the planned masks, on every rank those of rank 0.
+
+        Args:
+            plan: this rank's; a parameter that it leaves out keeps its mask.
+            store: of the masks so far; None: the handler's own.
+
+        Raises:
+            ValueError: it failed on another rank.
+        """
+        store = self._masks if store is None else store
+        return {**store, **ranks.agree(lambda: Plan(plan()), store).masks} if ranks.several() else plan()
 
     # What it knows
 
@@ -127,11 +147,7 @@ class Sister(ABC):
             ValueError: attached already, finished, a name that is taken, or parameters of the model that have been
                 replaced.
         """
-        self._check_usable()
-        if not isinstance(engine, Engine):
-            raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
-        if self._attachment is not None:
-            raise ValueError(f"This {type(self).__name__} is attached already; detach() it first")
+        self._check_attachable(engine)
         self._check_parameters()
         register(engine)
         self._attachment = Attachment(engine, self._event(), self._progress, self._update_at, name)
@@ -141,9 +157,7 @@ class Sister(ABC):
 
     def detach(self) -> None:
         """Take every hook and handler off; weights stay as they are. It may be attached again."""
-        if self._attachment is not None:
-            self._attachment.remove()
-            self._attachment = None
+        self._let_go()
         self._remove()
 
     def finalize(self) -> None:
@@ -171,18 +185,7 @@ class Sister(ABC):
             state.metrics[self._attachment.name] = self.sparsity
 
     def _check_parameters(self) -> None:
-        """Raise where the model has other parameter objects by now than those the masks lie over."""
-        now = named_parameters(self._model)
-        replaced = [name for name, parameter in self._parameters.items() if now.get(name) is not parameter]
-        if replaced:
-            raise ValueError(
-                f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged, "
-                f"or a state_dict loaded with assign=True); make a new {type(self).__name__}"
-            )
-
-    def _check_usable(self) -> None:
-        if self._finished:
-            raise ValueError(f"This {type(self).__name__} is finished: finalize() was called; make a new one")
+        check_same(self._model, self._parameters, type(self).__name__)
 
     # Checkpoints
 

@@ -34,8 +34,8 @@ class SRSTE(Sister):
     Where it does not fall, a larger strength helps.
 
     Args:
-        model: bare or DDP-wrapped; weights change places around its own forward (see ``regrow.through``), so parts of
-            it that are called by themselves, activation checkpointing among them, compute densely.
+        model: bare, DDP-wrapped or compiled; weights change places around forwards (see ``regrow.through``), so what
+            reads a layer's weight outside any module's forward computes densely.
         optimizer: the optimizer(s) that train it; any but LBFGS.
         params: as of :class:`~ignite_prune.PruneHandler`, recurrent layers excepted.
         pattern: how many of how many are kept.
@@ -78,10 +78,9 @@ class SRSTE(Sister):
         super().__init__(model, optimizer, params, None, Uniform(), exclude, pattern)
         self._pattern, self._strength = pattern, float(strength)
         self._through = Through(model, self._masks)
-        self._names = {parameter: name for name, parameter in self._parameters.items()}
         self._ready = Ready(self._optimizers, self._hold_back)
         self._flips = dict.fromkeys(self._parameters, 0)
-        self._masks.update(self._chosen())
+        self._masks.update(self._agreed(self._chosen))
         self._install()
 
     @property
@@ -94,7 +93,7 @@ class SRSTE(Sister):
         return Events.ITERATION_COMPLETED
 
     def _update(self, step: int, done: Callable[[], None]) -> None:
-        self._masks.update(self._chosen(), copy=False)
+        self._masks.update(self._agreed(self._chosen), copy=False)
         self._flips = dict(self._masks.flips)
         done()
 
@@ -127,12 +126,12 @@ class SRSTE(Sister):
 
     @torch.no_grad()
     def _hold_back(self, optimizer: Optimizer) -> None:
-        scale = fused_scale(optimizer)
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                mask = self._masks.pruned(self._names[parameter]) if parameter in self._names else None
-                if mask is not None and parameter.grad is not None and scale is not None:
-                    parameter.grad.add_(parameter * ~mask * scale, alpha=self._strength)
+        scale, held = fused_scale(optimizer), self._mine(optimizer)
+        self._through.check([name for name, parameter in held if parameter.grad is not None])
+        for name, parameter in held:
+            mask = self._masks.pruned(name)
+            if mask is not None and parameter.grad is not None and scale is not None:
+                parameter.grad.add_(parameter * ~mask * scale, alpha=self._strength)
 
     # Checkpoints
 

@@ -20,7 +20,9 @@ class StepHooks:
     """Hooks around the steps of some optimizers, or of all that there are.
 
     Args:
-        optimizers: whose; empty for every optimizer of this process, whenever it is made.
+        optimizers: whose; empty for every optimizer of this process, whenever it is made. Either way ``before`` comes
+            before the hooks that the optimizer itself has, and ``after`` after them. An optimizer that is given keeps
+            the hooks alive.
         before: called with the optimizer, and its closure or None, before a step; returns the closure to take instead.
         after: called with the optimizer after a step, and whether it was one: AMP may have left it out.
     """
@@ -38,18 +40,13 @@ class StepHooks:
         """Put the hooks on, where they are not."""
         if self._handles:
             return
-        if not self._optimizers:
-            self._handles = [
-                register_optimizer_step_pre_hook(_weak(self._before)),
-                register_optimizer_step_post_hook(_weak(self._after)),
-            ]
-            _sweep()
-            _GLOBAL.extend((weakref.ref(self), handle) for handle in self._handles)
-        for optimizer in self._optimizers:
-            self._handles += [
-                optimizer.register_step_pre_hook(self._before),
-                optimizer.register_step_post_hook(self._after),
-            ]
+        self._handles = [
+            register_optimizer_step_pre_hook(_weak(self._before)),
+            register_optimizer_step_post_hook(_weak(self._after)),
+        ]
+        self._handles += [optimizer.register_step_pre_hook(self._stay) for optimizer in self._optimizers]
+        _sweep()
+        _GLOBAL.extend((weakref.ref(self), handle) for handle in self._handles[:2])
 
     def remove(self) -> None:
         """Take them off."""
@@ -58,7 +55,15 @@ class StepHooks:
         self._handles.clear()
         _GLOBAL[:] = [(reference, handle) for reference, handle in _GLOBAL if reference() is not self]
 
+    def _stay(self, *_: Any) -> None:
+        """Do nothing: as a hook of an optimizer, let these hooks live as long as that does."""
+
+    def _is_mine(self, optimizer: Optimizer) -> bool:
+        return not self._optimizers or optimizer in self._optimizers
+
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if not self._is_mine(optimizer):
+            return None
         given = args[1] if len(args) > 1 else kwargs.get("closure")
         closure = self._before_step(optimizer, given)
         if closure is given:
@@ -67,7 +72,8 @@ class StepHooks:
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._after_step(optimizer, not overflowed(optimizer))
+        if self._is_mine(optimizer):
+            self._after_step(optimizer, not overflowed(optimizer))
 
 
 def _sweep() -> None:

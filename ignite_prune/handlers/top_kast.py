@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,9 @@ from ignite_prune.arguments import check_positive
 from ignite_prune.enforce import Enforcer
 from ignite_prune.evidence.training import fused_scale
 from ignite_prune.groups import Group, as_sparsity
-from ignite_prune.handlers import ranks
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.sister import Sister
 from ignite_prune.masks import MaskStore
-from ignite_prune.plan import Plan
 from ignite_prune.regrow.ready import Ready
 from ignite_prune.regrow.start import checked_sparsity, start
 from ignite_prune.regrow.through import Through
@@ -37,8 +35,8 @@ class TopKAST(Sister):
     in storage are dense: ``masks`` is A, and :meth:`finalize` bakes it in.
 
     Args:
-        model: bare or DDP-wrapped; weights change places around its own forward (see ``regrow.through``), so parts of
-            it that are called by themselves, activation checkpointing among them, compute densely.
+        model: bare, DDP-wrapped or compiled; weights change places around forwards (see ``regrow.through``), so what
+            reads a layer's weight outside any module's forward computes densely.
         optimizer: the optimizer(s) that train it; any but LBFGS.
         params: as of :class:`~ignite_prune.PruneHandler`, recurrent layers excepted.
         sparsity: 1 − D, in (0, 1).
@@ -93,7 +91,6 @@ class TopKAST(Sister):
         self._explored = MaskStore(self._parameters)
         self._enforcer = Enforcer(self._explored, self._optimizers, weights=False)
         self._through = Through(model, self._masks)
-        self._names = {parameter: name for name, parameter in self._parameters.items()}
         self._ready = Ready(self._optimizers, self._hold_back)
         self._handles: list[RemovableHandle] = []
         self._unused: dict[str, Tensor] = {}  # during a step: the weights that it must leave as they are
@@ -116,8 +113,8 @@ class TopKAST(Sister):
         done()
 
     def _choose(self) -> None:
-        forward = self._agreed(self._masks, lambda: self._top(checked_sparsity))
-        backward = self._agreed(self._explored, lambda: self._top(self._backward_sparsity))
+        forward = self._agreed(lambda: self._top(checked_sparsity))
+        backward = self._agreed(lambda: self._top(self._backward_sparsity), self._explored)
         self._masks.update(forward)
         # An allocation that is no longer monotone might leave an active weight out.
         self._explored.update({name: mask | self._masks[name] for name, mask in backward.items()})
@@ -135,10 +132,6 @@ class TopKAST(Sister):
             name: torch.ones_like(p, dtype=torch.bool) for name, p in self._parameters.items() if name not in chosen
         }
         return chosen | full
-
-    @staticmethod
-    def _agreed(store: MaskStore, plan: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {**store, **ranks.agree(lambda: Plan(plan()), store).masks} if ranks.several() else plan()
 
     # Hooks
 
@@ -163,16 +156,11 @@ class TopKAST(Sister):
         self._through.remove()
         self._enforcer.remove()
 
-    def _mine(self, optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter in self._names:
-                    yield self._names[parameter], parameter
-
     @torch.no_grad()
     def _hold_back(self, optimizer: Optimizer) -> None:
-        scale = fused_scale(optimizer)
-        for name, parameter in self._mine(optimizer):
+        scale, held = fused_scale(optimizer), self._mine(optimizer)
+        self._through.check([name for name, parameter in held if parameter.grad is not None])
+        for name, parameter in held:
             if parameter.grad is not None and self._strength and scale is not None:
                 parameter.grad.add_(self._penalty(name, parameter) * scale)
 

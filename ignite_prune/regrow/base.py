@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Connections:
     evidence: Tensor | None = None
     budget: int | None = None
 
-    @property
+    @cached_property
     def active(self) -> int:
         """How many entries are active."""
         return int(self.mask.count_nonzero())
@@ -56,6 +57,9 @@ class Move(ABC):
         """Return the mask to begin with, given one whose entries were drawn at random."""
         return mask
 
+    def check(self, name: str, mask: Tensor) -> None:
+        """Raise ValueError where the move cannot begin with a mask that the user gives."""
+
     @abstractmethod
     def __call__(self, layers: Sequence[Connections], fraction: float, generator: torch.Generator) -> list[Rewired]:
         """Drop ``fraction`` of the active entries and grow others.
@@ -70,8 +74,14 @@ class Move(ABC):
         """
 
 
-def drop_smallest(weight: Tensor, mask: Tensor, count: int) -> Tensor:
+def drop_smallest(weight: Tensor, mask: Tensor, count: int, active: int | None = None) -> Tensor:
     """Return ``mask`` without its ``count`` smallest weights; of equal ones the last are dropped.
+
+    Args:
+        weight: the values.
+        mask: bool, True = active.
+        count: how many go.
+        active: how many are active, where that is known.
 
     Raises:
         ValueError: fewer than ``count`` are active.
@@ -80,16 +90,21 @@ def drop_smallest(weight: Tensor, mask: Tensor, count: int) -> Tensor:
         >>> drop_smallest(torch.tensor([3.0, -1.0, 0.0, 2.0]), torch.tensor([True, True, False, True]), 1)
         tensor([ True, False, False,  True])
     """
-    active = int(mask.count_nonzero())
+    active = int(mask.count_nonzero()) if active is None else active
     if not 0 <= count <= active:
         raise ValueError(f"Argument count should be from 0 to {active}, the active entries, but given {count}")
-    sizes = weight.detach()[mask].abs()  # the few active ones alone, in their order
-    (stay,) = keep_top([lambda: sizes], [None], [active], active - count)
-    return torch.zeros_like(mask).masked_scatter_(mask, stay)
+    sizes = weight.detach().abs()
+    return keep_top([lambda: sizes], [mask], [active], active - count)[0]
 
 
-def grow_best(mask: Tensor, scores: Tensor, count: int) -> Tensor:
+def grow_best(mask: Tensor, scores: Tensor, count: int, free: int | None = None) -> Tensor:
     """Return ``mask`` with the ``count`` inactive entries of the largest scores; of equal ones the first.
+
+    Args:
+        mask: bool, True = active.
+        scores: of its shape.
+        count: how many grow.
+        free: how many are inactive, where that is known.
 
     Raises:
         ValueError: the layer is too full to grow so many.
@@ -98,7 +113,7 @@ def grow_best(mask: Tensor, scores: Tensor, count: int) -> Tensor:
         >>> grow_best(torch.tensor([True, False, False]), torch.tensor([9.0, 1.0, 2.0]), 1)
         tensor([ True, False,  True])
     """
-    free = mask.numel() - int(mask.count_nonzero())
+    free = mask.numel() - int(mask.count_nonzero()) if free is None else free
     if not 0 <= count <= free:
         raise ValueError(f"Argument count should be from 0 to {free}, the entries that are free, but given {count}")
-    return keep_top([lambda: scores], [~mask], [free], count)[0] | mask
+    return keep_top([lambda: scores], [~mask], [free], count)[0].logical_or_(mask)

@@ -50,6 +50,14 @@ class ConstantFanIn(Move):
         dice = torch.rand(mask.shape, generator=generator, device=generator.device).to(mask.device)
         return keep_top_by_row(dice, None, fan_in * rows)
 
+    def check(self, name: str, mask: Tensor) -> None:
+        """Raise ValueError unless every neuron that has inputs has the same number of them."""
+        inputs = sorted(set(mask.flatten(1).sum(1).tolist()))
+        if len([each for each in inputs if each]) > 1:
+            raise ValueError(
+                f"The mask of {name!r} should give each living neuron the same number of inputs, but given {inputs}"
+            )
+
     def __call__(self, layers: Sequence[Connections], fraction: float, generator: torch.Generator) -> list[Rewired]:
         return [self._rewired(layer, fraction, generator) for layer in layers]
 

@@ -145,7 +145,7 @@ class DueGradients(Listening):
                 self._mask(name, grad)
             return
         for name, grad, _ in self._gradients(optimizer):
-            self._held[name] = grad.detach().to_dense() if grad.is_sparse else grad.detach()
+            self._held[name] = _own(grad.detach())
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -202,7 +202,9 @@ class DenseMomentum(Listening):
         scale = fused_scale(optimizer)
         for name, grad, group in self._gradients(optimizer):
             if scale is not None:
-                self._take(name, (grad.to_dense() if grad.is_sparse else grad) / scale, _betas(group))
+                dense = grad.to_dense() if grad.is_sparse else grad
+                wide = torch.promote_types(grad.dtype, torch.float32)  # a half-precision average stands still
+                self._take(name, dense.to(wide) / scale, _betas(group))
             self._mask(name, grad)
 
     def _take(self, name: str, grad: Tensor, betas: tuple[float, float] | float | None) -> None:
@@ -236,6 +238,13 @@ class DenseMomentum(Listening):
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _own(grad: Tensor) -> Tensor:
+    """Return a dense gradient that the next backward pass does not write to, as it does to a view of DDP's buckets."""
+    if grad.is_sparse:
+        return grad.to_dense()
+    return grad.clone() if grad.untyped_storage().nbytes() > grad.nbytes else grad
 
 
 def _betas(group: Mapping[str, Any]) -> tuple[float, float] | float | None:

@@ -37,5 +37,6 @@ class PerLayer(Move):
         count = int(layer.active * fraction)
         if count == 0 or layer.active == layer.mask.numel():
             return Rewired(layer.mask, layer.mask)
-        survivors = drop_smallest(layer.weight, layer.mask, count)
-        return Rewired(survivors, grow_best(survivors, self.growth.scores(layer, generator), count))
+        survivors = drop_smallest(layer.weight, layer.mask, count, layer.active)
+        free = layer.mask.numel() - layer.active + count
+        return Rewired(survivors, grow_best(survivors, self.growth.scores(layer, generator), count, free))

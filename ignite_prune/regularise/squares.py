@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 _PIECE = 1 << 17
-_FEW = 16
+FEW = 16
 
 
 def wide(tensor: Tensor) -> torch.dtype:
@@ -35,19 +35,13 @@ def squares(tensor: Tensor, dims: Sequence[int]) -> Tensor:
 
 def _piece(piece: Tensor, dims: list[int]) -> Tensor:
     last = piece.ndim - 1
-    if dims == [last] and piece.shape[last] > _FEW // 2:
+    dims = [dim for dim in dims if piece.shape[dim] > 1]
+    if dims == [last] and piece.shape[last] > FEW // 2:
         norms: Tensor = torch.linalg.vector_norm(piece, dim=last, keepdim=True)
         return norms.square_()
-    if dims[0] != last and piece.shape[dims[0]] <= _FEW:
-        first, *others = piece.unbind(dims[0])
-        found = first.square()
-        for other in others:
-            found.addcmul_(other, other)
-        found = found.unsqueeze(dims.pop(0))
-    else:
-        found = piece.square()
+    found = piece.square()
     for dim in dims:
-        if dim == last and found.shape[last] <= _FEW:  # a sum over few neighbours is slow, a product is not
+        if dim == last and found.shape[last] <= FEW:  # a sum over few neighbours is slow, a product is not
             found = found @ found.new_ones(found.shape[last], 1)
         else:
             found = found.sum(dim, keepdim=True)

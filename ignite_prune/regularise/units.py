@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune.pattern import Pattern
-from ignite_prune.regularise.squares import squares
+from ignite_prune.regularise.squares import FEW, squares
 from ignite_prune.structure import UnitGroup
 
 Weights = Mapping[str, Tensor]
@@ -57,7 +57,10 @@ class Units(ABC):
     def add_(self, name: str, total: Tensor, weight: Tensor, factors: Tensor) -> None:
         """Add a weight times its units' factors to ``total``."""
         for sizes, values in self.places(name, weight, factors, rest=0.0):
-            total.view(sizes).addcmul_(weight.view(sizes), values.to(weight.dtype))
+            if total.itemsize < 4:  # one over a small norm is infinite there
+                total.view(sizes).add_(weight.view(sizes) * values)
+            else:
+                total.view(sizes).addcmul_(weight.view(sizes), values.to(weight.dtype))
 
 
 class GridUnits(Units):
@@ -87,8 +90,13 @@ class GridUnits(Units):
         return torch.tensor(self._of_each)
 
     def places(self, name: str, weight: Tensor, values: Tensor, rest: float) -> Iterator[Place]:
-        going = self._going(weight)
-        yield Place(self._sizes, values if going is None else torch.where(going, values, rest))
+        going, sizes = self._going(weight), self._sizes
+        if going is not None:
+            values = torch.where(going, values, rest)
+        elif weight.is_contiguous() and 1 < sizes[-1] <= FEW and values.shape[-2:] == (*sizes[-2:-1], 1):
+            values = values.expand(*values.shape[:-1], sizes[-1]).flatten(-2)  # a value for few neighbours is slow
+            sizes = (*sizes[:-2], sizes[-2] * sizes[-1])
+        yield Place(sizes, values)
 
 
 class IndexedUnits(Units):

@@ -523,3 +523,108 @@ def test_nan_rewires_nothing():
             trainer.run(batches())
         assert all(torch.equal(pruner.masks[name], mask) for name, mask in before.items())
         assert torch.equal(pruner._generator.get_state(), state)
+
+
+# In other people's loops
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_frozen_layer_is_left_alone(handler):
+    model = small_net()
+    model[5].weight.requires_grad_(False)
+    model, _, trainer, pruner = make(handler, model, every=1)
+    weight, mask = model[5].weight.clone(), pruner.masks["5.weight"]
+    pruner.attach(trainer)
+    trainer.run(batches(), max_epochs=2)
+    assert torch.equal(model[5].weight, weight) and torch.equal(pruner.masks["5.weight"], mask)
+    moved = pruner.masks["7.weight"]
+    model[7].weight.requires_grad_(False)  # in the middle of training
+    trainer.run(batches(), max_epochs=4)
+    assert torch.equal(pruner.masks["7.weight"], moved)
+
+
+def test_held_gradients_are_nobody_elses():
+    """With ``gradient_as_bucket_view`` DDP writes the next gradients into the memory of these."""
+    model, optimizer, trainer, pruner = make(RigL, every=2)
+    pruner.attach(trainer)
+    buckets = {p: torch.zeros(2 * p.numel()) for p in model.parameters()}
+
+    def as_view(*_):
+        for p, bucket in buckets.items():
+            if p.grad is not None:
+                bucket[: p.numel()] = p.grad.flatten()
+                p.grad = bucket[: p.numel()].view(p.shape)
+
+    pruner.detach()
+    optimizer.register_step_pre_hook(as_view)
+    pruner.attach(trainer)
+    _, _, plain, expected = make(RigL, every=2)
+    for each in (plain, trainer):
+        first = expected if each is plain else pruner
+        if each is plain:
+            first.attach(each)
+        else:
+            optimizer.register_step_post_hook(lambda *_: [bucket.fill_(0) for bucket in buckets.values()])
+        each.run(batches(2))
+    assert all(torch.equal(expected.masks[name], mask) for name, mask in pruner.masks.items())
+
+
+def test_a_run_cut_short_leaves_nothing_to_the_next():
+    model = small_net()
+    first, second = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[:5], model[5:]))
+    pruner = RigL(model, [first, second], sparsity=0.8, every=2, end=100)
+
+    def update(engine, batch):
+        model.zero_grad()
+        nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
+        first.step()
+        if engine.state.iteration == 2 and len(runs) == 1:
+            engine.terminate()  # before the second step
+        else:
+            second.step()
+
+    trainer, runs = Engine(update), [1]
+    pruner.attach(trainer)
+    trainer.run(batches(4))
+    assert pruner.state_dict()["heard"]["caught"] == [0]
+    runs.append(2)
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=1), lambda: runs.append(pruner.state_dict()["heard"]))
+    trainer.run(batches(4))
+    assert runs[2] == {"gradients": {}, "caught": []}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sparse_momentum_of_half_precision(dtype):
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).to(dtype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-4)
+    trainer = create_supervised_trainer(model, optimizer, lambda output, _: output.square().mean())
+    pruner = SparseMomentum(model, optimizer, sparsity=0.75, every=2, end=100)
+    pruner.attach(trainer)
+    trainer.run([(torch.randn(8, 16, dtype=dtype), torch.zeros(1))] * 4, max_epochs=2)
+    assert pruner.sparsity == 0.75
+    before = pruner.state_dict()["heard"]["second"]["0.weight"].float()
+    pruner._listening._take("0.weight", torch.zeros(32, 16), (0.9, 0.999))
+    assert torch.allclose(pruner.state_dict()["heard"]["second"]["0.weight"].float(), 0.999 * before, rtol=1e-5)
+
+
+def test_max_iters_tell_how_long_a_run_is():
+    _, _, trainer, pruner = make(SET, every=3, end=None)
+    at = []
+    pruner.attach(trainer)
+    trainer.add_event_handler(PruneEvents.MASKS_UPDATED, lambda: at.append(trainer.state.iteration))
+    trainer.run(batches(), max_iters=16)
+    assert at == [3, 6, 9]
+
+
+def test_masks_without_a_constant_fan_in_and_layers_without_connections():
+    mask = torch.zeros(16, 128, dtype=torch.bool)
+    mask[:4], mask[4:8, :3] = True, True
+    with pytest.raises(ValueError, match=r"'5.weight' should give each living neuron the same.*given \[0, 3, 128\]"):
+        make(SRigL, sparsity=None, masks={"5.weight": mask})
+    mask[:4] = False
+    _, _, trainer, pruner = make(SRigL, sparsity=None, masks={"5.weight": mask}, every=1)
+    pruner.attach(trainer)
+    trainer.run(batches())
+    assert pruner.masks.kept("5.weight") == 12
+    with pytest.warns(UserWarning, match="No connection is left in 0.weight, 7.weight"):
+        make(SET, sparsity=0.999)

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from ignite.engine import Engine, Events, create_supervised_evaluator, create_supervised_trainer
 from ignite.metrics import Loss
 from torch import nn
@@ -15,6 +16,7 @@ from ignite_prune.regrow.through import Through
 from tests.catalogue import OPTIMIZERS
 from tests.golden_values import arrays
 from tests.models import Net, batches, small_net
+from tests.ranks import on_two_ranks
 
 PLAIN = [row for row in OPTIMIZERS if not row.notes]
 
@@ -326,9 +328,10 @@ def test_bad_phases():
         ({"sparsity": 1.5}, "final"), ({"begin": 6}, "begin should be at most end"), ({"phase": 0}, "phase"),
         ({"phase": 1.5}, "phase"), ({"reset_momentum": 1}, "reset_momentum"),
         ({"schedule": None}, "makes its schedule"),
+        ({"optimizer": None, "reset_momentum": True}, "needs the optimizer"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=text):
-            AlternatingSparse(model, sgd(model), **{**good, **bad})
+            AlternatingSparse(model, **{"optimizer": sgd(model), **good, **bad})
 
 
 def test_nan_chooses_nothing():
@@ -349,3 +352,58 @@ def test_through_is_quiet_where_nothing_is_pruned():
     through = Through(model, type(pruner.masks)({"5.weight": model[5].weight}))
     through.install()
     assert torch.equal(model.eval()(batches()[0][0]), small_net().eval()(batches()[0][0]))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+        self.out, self.reentrant = nn.Linear(8, 4), reentrant
+
+    def forward(self, x):
+        if self.reentrant is None:
+            return self.out(self.body(x))
+        return self.out(torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("make", [TopKAST, SRSTE])
+def test_activation_checkpointing_sees_the_masks(make):
+    x, gradients = torch.randn(5, 8).requires_grad_(), []
+    for reentrant in (None, False, True):
+        net = Checkpointed(reentrant)
+        make(net, sgd(net), **({"sparsity": 0.5} if make is TopKAST else {}))
+        net(x).square().sum().backward()
+        gradients.append(net.body[0].weight.grad)
+    assert gradients[0].any() and all(torch.equal(gradients[0], each) for each in gradients[1:])
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know", "ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("make", [top_kast, sr_ste])
+def test_compiled_models_are_masked_or_refused(make):
+    (x, y), *_ = batches()
+    for first in (False, True):
+        torch._dynamo.reset()
+        model = small_net().eval()
+        compiled = torch.compile(model, backend="eager")
+        if first:
+            compiled(x)
+        _, optimizer, _, pruner = make(model)
+        nn.functional.cross_entropy(compiled(x), y).backward()
+        if first:
+            with pytest.raises(RuntimeError, match="'0.weight' did not come through its mask.*before its first call"):
+                optimizer.step()
+        else:
+            assert torch.equal(compiled(x), masked(model, pruner).eval()(x))
+            optimizer.step()
+
+
+def on_a_rank_that_drifts(rank):
+    model = small_net(seed=rank)
+    pruner = SRSTE(model, sgd(model))
+    return {name: mask.tolist() for name, mask in pruner.masks.items()}
+
+
+def test_sr_ste_has_rank_0s_masks():
+    first, second = on_two_ranks(on_a_rank_that_drifts)
+    assert first == second

@@ -244,3 +244,22 @@ def test_the_model_moves_to_another_type():
         nn.functional.cross_entropy(model(x.double()), y).backward()
         optimizer.step()
         assert_zero(pruner, optimizer)
+
+
+@pytest.mark.parametrize("row", [row for row in OPTIMIZERS if not row.notes], ids=str)
+def test_a_weight_written_before_a_step_leaves_no_trace(row):
+    """A model's checkpoint loaded, weights clipped or averaged: decay would put the weight into the slots."""
+    model = small_net()
+    optimizer = row.make(model.parameters())
+    for group in optimizer.param_groups:
+        if "weight_decay" in group:
+            group["weight_decay"] = 0.1
+    pruner = PruneHandler(model, optimizer)
+    pruner.step(0.5)
+    for batch in batches(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
+        with torch.no_grad():
+            model[5].weight.add_(1.0)
+        optimizer.step()
+        assert_zero(pruner, optimizer)

@@ -253,6 +253,10 @@ def test_nothing_leaks():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = create_supervised_trainer(model, optimizer, cross_entropy)
     state = copy.deepcopy(trainer._event_handlers)
+    gc.collect()
+    handler = lasso(model)
+    handler.attach(trainer)  # sweeps what others have forgotten
+    handler.detach()
     everyone = len(torch_optimizer._global_optimizer_pre_hooks), len(torch_optimizer._global_optimizer_post_hooks)
     for given in (None, optimizer):
         for handler in (lasso(model, optimizer=given), Slimming(model, strength=0.1, optimizer=given)):
@@ -267,8 +271,10 @@ def test_nothing_leaks():
 
 
 def test_a_forgotten_handler_dies_with_its_engine():
+    before = set(torch_optimizer._global_optimizer_pre_hooks)
     handler = lasso(small_net())
     handler.attach(Engine(lambda engine, batch: None))
+    made = set(torch_optimizer._global_optimizer_pre_hooks) - before
     forgotten = weakref.ref(handler)
     del handler
     gc.collect()
@@ -276,7 +282,7 @@ def test_a_forgotten_handler_dies_with_its_engine():
     other = lasso(small_net())
     other.attach(Engine(lambda engine, batch: None))  # sweeps
     other.detach()
-    assert not torch_optimizer._global_optimizer_pre_hooks and not torch_optimizer._global_optimizer_post_hooks
+    assert made and made.isdisjoint(torch_optimizer._global_optimizer_pre_hooks)
 
 
 def test_a_handler_may_die_in_the_middle_of_a_step():
@@ -372,3 +378,26 @@ def test_sparse_gradients_take_the_proximal_form():
                     optimizer.step()
         finally:
             handler.detach()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_empty_units_of_half_precision_get_no_gradient(dtype):
+    layer = nn.Linear(8, 4).to(dtype)
+    with torch.no_grad():
+        layer.weight[:2] = torch.tensor([[0.0], [1e-7]])
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    lasso(layer, strength=0.01, pattern=pattern.Channel(), proximal=False).attach(Engine(lambda engine, batch: None))
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    norms = layer.weight.grad.float().norm(dim=1)
+    assert norms[0] == 0 and norms[1:].tolist() == pytest.approx([0.01] * 3, rel=0.02)
+
+
+def test_an_optimizer_that_is_given_keeps_the_handler():
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    lasso(model, optimizer=optimizer, strength=1.0, proximal=False).attach(Engine(lambda engine, batch: None))
+    gc.collect()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert model[5].weight.grad.any()

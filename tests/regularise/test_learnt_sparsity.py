@@ -283,3 +283,71 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="lacks"):
         handler.load_state_dict(missing)
     handler.detach()
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("first", ["pruner", "learnt"])
+def test_decay_leaves_no_trace_beside_a_pruner(first, given):
+    model = small_net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=0.1)
+    learnt = LearntSparsity(
+        model, gate=SoftThreshold(start_at=-3.0), strength=0.1, optimizer=optimizer if given else None
+    )
+    engine = Engine(lambda engine, batch: None)
+    if first == "learnt":
+        learnt.attach(engine)
+    pruner = PruneHandler(model, optimizer)
+    if first == "pruner":
+        learnt.attach(engine)
+    for number, batch in enumerate(batches(5)):
+        train_step(model, optimizer, batch)
+        pruner.step(0.15 * (number + 1))
+        train_step(model, optimizer, batch)
+        assert_zero(pruner, optimizer)
+    learnt.detach()
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_step_that_raises_is_undone(given):
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    learnt = LearntSparsity(
+        model, gate=SoftThreshold(start_at=-3.0), strength=0.1, optimizer=optimizer if given else None
+    )
+    trainer = create_supervised_trainer(model, optimizer, cross_entropy)
+    learnt.attach(trainer)
+    trainer.run(batches(3))
+    before = copy.deepcopy(model.state_dict())
+
+    def fail(*args):
+        raise RuntimeError("on purpose")
+
+    handle = optimizer.register_step_pre_hook(fail)
+    for look in (model.state_dict, lambda: learnt.masks and model.state_dict(), learnt.state_dict):
+        cross_entropy(model(batches(1)[0][0]), batches(1)[0][1]).backward()
+        with pytest.raises(RuntimeError, match="on purpose"):
+            optimizer.step()
+        look()
+        for name, parameter in learnt._parameters.items():
+            assert torch.equal(parameter, before[name]), name
+    handle.remove()
+    learnt.detach()
+    assert not model._state_dict_pre_hooks
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_nan_learns_nothing(gate):
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    learnt = LearntSparsity(model, gate=GATES[gate], strength=0.1)
+    learnt.attach(Engine(lambda engine, batch: None))
+    before = copy.deepcopy((model.state_dict(), learnt.state_dict()))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    model[5].weight.grad[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="gradient of '5.weight' has values that are NaN"):
+        optimizer.step()
+    for then, now in zip(before, (model.state_dict(), learnt.state_dict())):
+        assert all(torch.equal(now[key], value) for key, value in then.items() if isinstance(value, torch.Tensor))
+        assert all(torch.equal(now["learnt"][key], value) for key, value in then.get("learnt", {}).items())
+    learnt.detach()
