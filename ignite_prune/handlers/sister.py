@@ -26,6 +26,16 @@ from ignite_prune.select import named_parameters, near, unwrap
 _SETTINGS = ("params", "sparsity", "allocation", "exclude")
 
 
+class _Fixed(dict[str, Any]):
+    """A group whose settings were decided on when its handler was made."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise ValueError(
+            f"Setting {key!r} of this handler's groups is fixed, so no ParamScheduler can drive it; what decays is "
+            "told when it is made: drop_fraction=regrow.CosineDrop(...)"
+        )
+
+
 class Sister(Attached, ABC):
     """A handler that owns masks over some of a model's parameters.
 
@@ -104,8 +114,8 @@ class Sister(Attached, ABC):
 
     @property
     def param_groups(self) -> list[Group]:
-        """The groups, each with its ``"params"``, ``"sparsity"`` and ``"allocation"``."""
-        return self._groups
+        """The groups, each with its ``"params"``, ``"sparsity"`` and ``"allocation"``; they cannot be changed."""
+        return [_Fixed(group) for group in self._groups]
 
     def scores(self) -> dict[str, Tensor]:
         """Return every selected parameter's magnitude as of now, by which connections stay."""
@@ -148,6 +158,8 @@ class Sister(Attached, ABC):
                 replaced.
         """
         self._check_attachable(engine)
+        if not isinstance(name, str):
+            raise TypeError(f"{type(self).__name__} knows when it is due and takes no event, but given {name!r:.60}")
         self._check_parameters()
         register(engine)
         self._attachment = Attachment(engine, self._event(), self._progress, self._update_at, name)

@@ -628,3 +628,14 @@ def test_masks_without_a_constant_fan_in_and_layers_without_connections():
     assert pruner.masks.kept("5.weight") == 12
     with pytest.warns(UserWarning, match="No connection is left in 0.weight, 7.weight"):
         make(SET, sparsity=0.999)
+
+
+def test_settings_are_fixed_and_no_event_is_taken():
+    model = small_net()
+    handler = SET(model, torch.optim.SGD(model.parameters(), lr=0.1), sparsity=0.5, end=10)
+    trainer = Engine(lambda engine, batch: None)
+    with pytest.raises(TypeError, match="takes no event"):
+        handler.attach(trainer, Events.EPOCH_COMPLETED)
+    with pytest.raises(ValueError, match="no ParamScheduler can drive it"):
+        handler.param_groups[0]["sparsity"] = 0.9
+    assert handler.param_groups[0]["sparsity"] == 0.5
