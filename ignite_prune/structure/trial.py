@@ -15,7 +15,7 @@ from ignite_prune.structure.structure import Structure
 
 
 class Trial:
-    """Runs sliced copies of a model: without data on the meta device, or with it where the model does not run there.
+    """Runs sliced copies of a model: without data on the meta device, or with it where something fails there.
 
     Args:
         model: unwrapped; it is left as it is.
@@ -25,9 +25,8 @@ class Trial:
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._model, self._given = model, (args, dict(kwargs))
-        self._meta = tree_map_only(Tensor, lambda each: each.to("meta"), self._given)
         self._copy: Callable[[nn.Module], nn.Module] = _without_data
-        self._inputs = self._meta
+        self._inputs = tree_map_only(Tensor, lambda each: each.to("meta"), self._given)
         self._modes: tuple[bool, ...] = (False, True)
 
     def failing(self, structure: Structure) -> dict[str, str]:
@@ -39,9 +38,8 @@ class Trial:
         return self._among(groups, [], structure)
 
     def _look(self) -> None:
-        """Find out where and in which modes the model runs whole."""
-        if _fails(_without_data(self._model).eval(), self._meta):
-            self._copy, self._inputs = copy.deepcopy, self._given
+        """Go on with data, in the modes that the model runs in whole: without, devices may not fit."""
+        self._copy, self._inputs = copy.deepcopy, self._given
         whole = self._copy(self._model)
         self._modes = tuple(mode for mode in (False, True) if not _fails(whole.train(mode), self._inputs))
 

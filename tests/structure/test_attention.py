@@ -8,6 +8,7 @@ from torch import nn
 
 from ignite_prune import shrink, trace
 from ignite_prune.structure.attention import HeadsAttention
+from tests.structure.zoo import MODELS
 
 LAYERS = list(itertools.product((False, True), repeat=4))  # batch first, bias, bias_kv and zero_attn, other widths
 CALLS = list(
@@ -97,3 +98,10 @@ def test_a_subclass_of_it_stays_as_it_is():
     structure = trace(Model(), torch.randn(2, 5, 16))
     assert [group.name for group in structure] == ["attention.out_proj.weight"]
     assert ("attention.in_proj_weight", 0) in structure.frozen
+
+
+@pytest.mark.parametrize("name", ["attention", "encoder and decoder", "attention, any width", "encoder"])
+def test_heads_are_found(name):
+    model, x = MODELS[name]()
+    sizes = {group.size for group in trace(model.double(), x) if "attn" in group.name or "attend" in group.name}
+    assert 4 in sizes
