@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from clock import Contestant, race
 from ignite_prune import PruneHandler, ShrinkHandler, shrink, trace
 from ignite_prune.allocation import Uniform
-from ignite_prune.structure import Structure
+from ignite_prune.structure import Report, Structure
 from nets import resnet18
 from rows import Missing, Row, Settings, ratio_row
+
+
+_TIMES = 3  # the best of them: in the first, memory is found
 
 
 def slicing(settings: Settings) -> Iterator[Row | Missing]:
@@ -40,16 +43,22 @@ def slicing(settings: Settings) -> Iterator[Row | Missing]:
         ("Llama, 2 layers", 2.0, lambda: transformers.LlamaModel(llama), {"input_ids": tokens, "use_cache": False}),
     ]
     for name, most, build, inputs in models:
-        model = build().eval()
-        start = time.perf_counter()
-        report = shrink(model, _half(model, structure := trace(model, inputs)), inputs, structure=structure)
-        seconds = time.perf_counter() - start
+        seconds, report = min((_ours(build().eval(), inputs) for _ in range(_TIMES)), key=lambda each: each[0])
         note = f"{report.parameters[0] / 1e6:.1f} → {report.parameters[1] / 1e6:.1f} M parameters"
         yield Row(f"tracing and slicing {name}", seconds, "s", at_most=most, note=note)
         if isinstance(inputs, Tensor):
-            theirs = _theirs(build().eval(), inputs)
             what = "  against torch-pruning"
-            yield Missing(what, "not installed") if theirs is None else Row(what, seconds / theirs, "×", at_most=4.0)
+            if _module("torch_pruning") is None:
+                yield Missing(what, "not installed")
+            else:
+                theirs = min(_theirs(build().eval(), inputs) for _ in range(_TIMES))
+                yield Row(what, seconds / theirs, "×", at_most=4.0)
+
+
+def _ours(model: nn.Module, inputs: Any) -> tuple[float, Report]:
+    start = time.perf_counter()
+    report = shrink(model, _half(model, structure := trace(model, inputs)), inputs, structure=structure)
+    return time.perf_counter() - start, report
 
 
 def _half(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
@@ -62,10 +71,8 @@ def _half(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
     return masks
 
 
-def _theirs(model: nn.Module, inputs: Tensor) -> float | None:
+def _theirs(model: nn.Module, inputs: Tensor) -> float:
     peer = _module("torch_pruning")
-    if peer is None:
-        return None
     importance = peer.importance.MagnitudeImportance(p=2)
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -85,8 +85,8 @@ def run_in_training(model: nn.Module, example_inputs: Any) -> None:
         model(*args, **kwargs)
 
 
-def run(model: nn.Module, example_inputs: Any) -> tuple[list[Tensor], int]:
-    """Run a model in eval mode and return its outputs and FLOPs; it is left as it was.
+def run(model: nn.Module, example_inputs: Any, counting: bool = False) -> tuple[list[Tensor], int]:
+    """Run a model in eval mode and return its outputs, and FLOPs where they are counted; it is left as it was.
 
     Raises:
         ValueError: it fails; names the layer.
@@ -97,9 +97,12 @@ def run(model: nn.Module, example_inputs: Any) -> tuple[list[Tensor], int]:
     args, kwargs = as_arguments(example_inputs)
     kernel = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # which pads its answer otherwise than the layers themselves
-    counter = FlopCounterMode(display=False)  # it knows attention by its products
+    counter = FlopCounterMode(display=False)
     try:
-        with undisturbed(model), torch.no_grad(), _naming(model), sdpa_kernel(SDPBackend.MATH), counter:
+        with undisturbed(model), torch.no_grad(), _naming(model), ExitStack() as stack:
+            if counting:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the counter knows attention by its products
+                stack.enter_context(counter)
             torch.manual_seed(0)
             return _tensors(model(*args, **kwargs)), counter.get_total_flops()
     finally:

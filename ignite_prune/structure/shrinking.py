@@ -39,7 +39,9 @@ class Report:
     Args:
         units: of each group that lost some: how many there were and are.
         parameters: how many numbers before and after.
-        flops: of a forward pass over the example inputs before and after, by ``torch.utils.flop_counter``.
+        flops: of a forward pass before and after, over the inputs that the model was traced with: see
+            :meth:`Structure.flops`; of a structure declared by hand over the example inputs, by
+            ``torch.utils.flop_counter``.
         error: the greatest difference from the masked model's output, relative to its greatest number.
         indices: which indices of which dimensions were kept, by parameter and buffer.
     """
@@ -151,15 +153,17 @@ def sliced(
     rates = dropout_rates(model)
     rates = {path: rates[path] * left for path, left in structure.rates(kept).items()} if scale_dropout else {}
     before = _count(model)
-    twin = masked_twin(model, {**masks, **structure.masks(kept)}, structure.normalised(kept))
-    expected, flops = run(twin, example_inputs)
+    rest = structure.masks(kept, without=masks)
+    twin = masked_twin(model, {**masks, **rest}, structure.normalised(kept))
+    counting = not structure.counts_flops
+    expected, flops = run(twin, example_inputs, counting)
     trains = model.training and runs_in_training(twin, example_inputs)
     surgeries = [Surgery(model, optimizers), *(Surgery(each) for each in copies)]
     with undone_on_error(surgeries):
         try:
             for surgery in surgeries:
                 surgery.slice(indices, rates)
-            found, fewer = run(model, example_inputs)
+            found, fewer = run(model, example_inputs, counting)
             error = difference(found, expected)
             if trains:
                 run_in_training(model, example_inputs)
@@ -171,7 +175,8 @@ def sliced(
                 f"{first_difference(twin, model, example_inputs)}"
             )
         units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
-        yield Report(units, (before, _count(model)), (flops, fewer), error, indices)
+        work = (flops, fewer) if counting else (structure.flops(), structure.flops(kept))
+        yield Report(units, (before, _count(model)), work, error, indices)
 
 
 def _warn_of_change(model: nn.Module, twin: nn.Module, example_inputs: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -118,6 +118,11 @@ class Structure:
         shapes = ((left.get(name, {}), self.shapes[name]) for name in self._parameters)
         return sum(math.prod(dims.get(d, size) for d, size in enumerate(shape)) for dims, shape in shapes)
 
+    @property
+    def counts_flops(self) -> bool:
+        """Whether operations are known: one that was declared by hand knows none."""
+        return bool(self.origin._work)
+
     def flops(self, kept: Kept = NOTHING) -> int:
         """Return the floating-point operations of a forward pass over the inputs that the model was traced with.
 
@@ -130,7 +135,7 @@ class Structure:
         Raises:
             ValueError: a structure that was declared by hand knows no operations.
         """
-        if not self.origin._work:
+        if not self.counts_flops:
             raise ValueError("No operations are known of this structure, as it was not traced")
         whole = self._of_origin(kept)
         return sum(work.left(whole) for work in self.origin._work)
@@ -172,10 +177,17 @@ class Structure:
             found[name] = left
         return found
 
-    def masks(self, kept: Kept) -> dict[str, Tensor]:
-        """Return masks, True = kept, of every tensor that has units: they cover all that goes with a unit."""
+    def masks(self, kept: Kept, without: Container[str] = ()) -> dict[str, Tensor]:
+        """Return masks, True = kept, of every tensor that has units: they cover all that goes with a unit.
+
+        Args:
+            kept: which units are.
+            without: tensors whose masks are not asked for.
+        """
         masks = {}
         for name, dims in self._stay(kept).items():
+            if name in without:
+                continue
             mask = torch.ones(self.shapes[name], dtype=torch.bool)
             for dim, stay in dims.items():
                 mask &= stay.view([-1 if d == dim else 1 for d in range(mask.dim())])
@@ -198,8 +210,8 @@ class Structure:
                     f"{tuple(self.shapes[name])}: has the model been sliced since it was traced?"
                 )
         kept = {group.name: self._alive(group, masks) for group in self}
-        for name, mask in self.masks(kept).items():
-            if name in masks and not torch.equal(mask, masks[name].cpu()):
+        for name, mask in self.masks(kept, without=self.shapes.keys() - masks.keys()).items():
+            if not torch.equal(mask, masks[name].cpu()):
                 raise ValueError(
                     f"The mask of {name!r} is not made of whole units; prune with PruneHandler(structure=...)"
                 )

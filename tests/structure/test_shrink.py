@@ -7,7 +7,9 @@ import pytest
 import torch
 from ignite.engine import Events, create_supervised_trainer
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 from ignite_prune import PruneHandler, allocation, pattern, saliency, schedule
 from ignite_prune.handlers import ShrinkHandler
@@ -41,6 +43,18 @@ def masked(model, masks):
     return model
 
 
+@torch.no_grad()
+def counted(model, x):
+    """Return torch's count of the floating-point operations."""
+    counter, trains = FlopCounterMode(display=False), model.training
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        torch.backends.mha.set_fastpath_enabled(False)
+        model.eval()(x)
+    torch.backends.mha.set_fastpath_enabled(True)
+    model.train(trains)
+    return counter.get_total_flops()
+
+
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3, amsgrad=True),
@@ -63,10 +77,11 @@ def test_shrunk_equals_masked(name):
     masks = structure.masks(kept)
     twin = masked(copy.deepcopy(model), masks).eval()
     masked(model, masks)
+    whole = counted(model, x)
     report = shrink(model, masks, x, optimizer=optimizer)
     left = structure.sliced(kept)
     assert report.parameters == (structure.parameters(), structure.parameters(kept))
-    assert report.flops == (structure.flops(), structure.flops(kept))
+    assert report.flops == (whole, counted(model, x)) == (structure.flops(), structure.flops(kept))
     assert report.flops[1] == left.flops() and report.parameters[1] == left.parameters() < report.parameters[0]
     assert {n: t.shape for n, t in model.named_parameters()} == {n: left.shapes[n] for n, _ in model.named_parameters()}
     torch.testing.assert_close(model.eval()(x), twin(x), rtol=1e-10, atol=1e-10)
