@@ -119,7 +119,8 @@ class Sparsifier(nn.Module, ABC):
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(counts)
         if self.duty.numel() == 0:
-            self.duty = torch.zeros(units, device=won.device)
+            with torch.inference_mode(False):  # else it could not be trained with later
+                self.duty = torch.zeros(units, device=won.device)
         places, batch = counts[-2], counts[-1]
         self.seen += batch
         # An average over fewer samples than the batch has would count backwards.
