@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ignite_prune.activation.base import Sparsifier
 from ignite_prune.bits import masked_copy_
 from ignite_prune.masks import MaskStore
 from ignite_prune.optimizer_state import as_optimizers, put_slots, slots_of
@@ -19,6 +20,7 @@ from ignite_prune.select import named_parameters, unwrap
 VERSION = 1
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """What has a state: a learning-rate scheduler of torch or of Ignite."""
 
@@ -114,6 +116,11 @@ class Snapshot:
             raise TypeError(f"Argument rewind should be a Rewind, but given {rewind!r}")
         self.rewind = rewind
         self._model, self._optimizers = unwrap(model), as_optimizers(optimizer)
+        if not isinstance(schedulers, Sequence) or not all(isinstance(each, Stateful) for each in schedulers):
+            raise TypeError(
+                "Argument schedulers should be a sequence of learning-rate schedulers, each with state_dict and "
+                f"load_state_dict, but given {schedulers!r:.80}"
+            )
         self.schedulers = list(schedulers)
         self._held: dict[str, Any] | None = None
 
@@ -150,7 +157,13 @@ class Snapshot:
         self._check(self._held)
         for name, tensor in self._tensors() if self.rewind.weights else ():
             pruned = masks.pruned(name) if masks is not None and name in masks else None
-            masked_copy_(tensor, self._held["tensors"][name], pruned)
+            held = self._held["tensors"][name]
+            if tensor.shape != held.shape:  # a buffer that is empty before the first batch
+                tensor.resize_(held.shape)
+            masked_copy_(tensor, held, pruned)
+        for module in self._model.modules() if self.rewind.weights else ():
+            if isinstance(module, Sparsifier):
+                module.reread()
         by_parameter: dict[Tensor, Tensor] = {}
         if masks is not None:
             found = ((parameter, masks.pruned(name)) for name, parameter in masks.parameters.items())
@@ -179,6 +192,9 @@ class Snapshot:
         if "tensors" in held:
             now = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors()}
             then = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in held["tensors"].items()}
+            for name in now.keys() & then.keys() - named_parameters(self._model).keys():
+                if (0,) in (now[name][0], then[name][0]) and now[name][1] == then[name][1]:
+                    now[name] = then[name]  # a buffer that has no size before the first batch
             other = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
             if other:
                 raise ValueError(
