@@ -69,6 +69,19 @@ def test_run_ends_with_the_ticket_trained_and_goes_on_from_its_beginning():
     assert not torch.equal(model[5].weight, begun[-1][0]["5.weight"])
 
 
+def test_as_many_rounds_again_leave_the_ticket_and_its_beginning():
+    model, _, ticket = make()
+    ticket.run(rounds=2)
+    trained, results = bits(model), copy.deepcopy(ticket.engine.results)
+    held = copy.deepcopy(ticket.engine.snapshot.state_dict())
+    assert ticket.run(rounds=2) == results
+    for rounds, error in ((1, ValueError), (0, ValueError), (2.0, TypeError)):
+        with pytest.raises(error, match="rounds"):
+            ticket.run(rounds=rounds)
+    assert_same_bits(trained, bits(model))
+    assert_same_bits(held, ticket.engine.snapshot.state_dict())
+
+
 @pytest.mark.parametrize("rewind", [Rewind(), Rewind(to=2), Rewind(to=3, optimizer=False)])
 def test_the_ticket_trained_again_is_the_same_and_nothing_changes(rewind):
     model, optimizer, ticket = make(rewind=rewind)

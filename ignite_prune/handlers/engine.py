@@ -7,12 +7,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from ignite.engine import Engine, Events
+from ignite.engine import Engine, Events, State
 
+from ignite_prune.arguments import check_positive
 from ignite_prune.handlers import ranks, rounds
 from ignite_prune.handlers.events import PruningEvents, fire, register
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.handlers.stretch import Stretch
+from ignite_prune.handlers.stretch import Stretch, forget_failure
 from ignite_prune.rewind import Snapshot
 
 VERSION = 1
@@ -70,6 +71,26 @@ class PruningEngine(Engine):
         """
         return {**objects, "pruner": self.pruner, "trainer": self.trainer, "pruning_engine": self}
 
+    def run(
+        self,
+        data: Any = None,
+        max_epochs: int | None = None,
+        max_iters: int | None = None,
+        epoch_length: int | None = None,
+    ) -> State:
+        """Run up to ``max_epochs`` rounds.
+
+        Raises:
+            ValueError: given data or an epoch's length; the trainer's are given where this engine is made.
+        """
+        if data is not None or epoch_length not in (None, 1):
+            raise ValueError(
+                "A pruning engine's epochs are rounds: run(max_epochs=rounds) takes no data and no epoch_length; those "
+                "of the trainer are given to create_pruning_engine"
+            )
+        forget_failure(self)
+        return super().run(max_epochs=max_epochs, max_iters=max_iters)
+
     def train(self, epochs: int | None = None) -> dict[str, Any]:
         """Train the model as it is now once more, outside the rounds, and return the evaluator's metrics.
 
@@ -77,8 +98,10 @@ class PruningEngine(Engine):
             epochs: None: as a round does, from the moment that is rewound to.
 
         Raises:
-            ValueError: in the middle of a round.
+            TypeError, ValueError: not a number of epochs, or in the middle of a round.
         """
+        if epochs is not None:
+            check_positive("epochs", epochs, whole=True)
         if self._phase != BETWEEN:
             raise ValueError(f"Round {self._completed + 1} is not over; run() this engine to its end first")
         self._stretch.begin(epochs or self._epochs, 0 if epochs else self._skipped)
@@ -212,7 +235,8 @@ class PruningEngine(Engine):
 
     def _is_below_floor(self) -> bool:
         last = self.results[-1]["metrics"] if self.results else {}
-        return ranks.any_of(any(last[name] < value for name, value in self._floor.items() if name in last))
+        below = any(not last[name] >= value for name, value in self._floor.items() if name in last)  # NaN too
+        return ranks.any_of(below)
 
     def _check_floor(self, metrics: Mapping[str, Any]) -> None:
         missing = [name for name in self._floor if not isinstance(metrics.get(name), float)]

@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any
 
 from ignite.engine import Engine, EventEnum
+from torch.optim import Optimizer
 
 from ignite_prune.arguments import check_positive
 from ignite_prune.groups import as_sparsity
@@ -62,7 +63,7 @@ def create_pruning_engine(
         floor: ``{metric: value}``: where one falls below, the run stops before it prunes further.
         target: a sparsity at which the run stops.
         schedulers: learning-rate schedulers to rewind; None: those of Ignite that are handlers of the trainer. A
-            scheduler of torch that a handler of yours steps has to be given.
+            scheduler of torch that a handler of yours steps has to be given, and so has one on an evaluator.
         epoch_length: iterations an epoch, for a loader without a length.
 
     Raises:
@@ -115,8 +116,15 @@ def create_pruning_engine(
             f"Argument trainer is pruned already, by a handler that publishes trainer.state.{rivals[0]}; detach() it, "
             "and give the pruner to the pruning engine alone"
         )
-    found = schedulers_on(trainer) if schedulers is None else list(schedulers)
-    snapshot = None if rewind is None else Snapshot(rewind, pruner.pruning.model, pruner.pruning.optimizers, found)
+    optimizers = pruner.pruning.optimizers
+    found = schedulers_on(trainer) if schedulers is None else schedulers
+    unseen = schedulers is None and not found and any(map(_is_scheduled, optimizers))
+    if unseen and rewind is not None and rewind.schedule:
+        raise ValueError(
+            "Argument schedulers: a scheduler of torch was made for the optimizer, and no handler of the trainer is a "
+            "scheduler; give schedulers=[it], or schedulers=[] where none is to be rewound"
+        )
+    snapshot = None if rewind is None else Snapshot(rewind, pruner.pruning.model, optimizers, found)
     if not trainer.has_registered_events(_Trainers.BETWEEN_ROUNDS):
         trainer.register_events(*_Trainers)
     pruner.attach(trainer, _Trainers.BETWEEN_ROUNDS)
@@ -124,6 +132,11 @@ def create_pruning_engine(
     return PruningEngine(
         stretch, pruner, snapshot, evaluate, epochs=epochs, fine_tune=fine_tune, floor=floor, target=target
     )
+
+
+def _is_scheduled(optimizer: Optimizer) -> bool:
+    """Whether a learning-rate scheduler of torch was made for an optimizer: it wraps ``step``."""
+    return bool(getattr(optimizer.step, "_wrapped_by_lr_sched", False))
 
 
 def _check_floor(floor: Any, evaluator: Any) -> None:
