@@ -227,6 +227,12 @@ class Snapshot:
             TypeError: not a state of a Snapshot.
             ValueError: of another rewinding, or one that does not fit; nothing has changed then.
         """
+        self.check_state(state)
+        held = state["held"]
+        self._held = None if held is None else copy.deepcopy(dict(held))
+
+    def check_state(self, state: Any) -> None:
+        """Raise, as :meth:`load_state_dict` does, where a state does not fit."""
         if not isinstance(state, Mapping) or not {"version", "rewind", "held"} <= set(state):
             raise TypeError("A Snapshot's state_dict should be a mapping with 'version', 'rewind' and 'held'")
         if state["version"] != VERSION:
@@ -235,10 +241,24 @@ class Snapshot:
             raise ValueError(f"The checkpoint rewinds by {state['rewind']}, this one by {self.rewind}")
         held = state["held"]
         if held is not None:
-            if not isinstance(held, Mapping):
-                raise TypeError(f"A Snapshot's state_dict should hold a mapping, but holds {type(held)}")
+            if not isinstance(held, Mapping) or not _is_well_formed(held):
+                raise TypeError(
+                    "A Snapshot's state_dict should hold a mapping of tensors by name, slots and settings, but does not"
+                )
             self._check(held)
-        self._held = None if held is None else copy.deepcopy(dict(held))
+
+
+def _is_well_formed(held: Mapping[str, Any]) -> bool:
+    tensors = held.get("tensors", {})
+    lists = [held.get(name, []) for name in ("slots", "settings", "schedulers")]
+    if not isinstance(tensors, Mapping) or not all(isinstance(each, list) for each in lists):
+        return False
+    slots, settings, _ = lists
+    return (
+        all(isinstance(each, Tensor) for each in tensors.values())
+        and all(isinstance(each, Mapping) and all(isinstance(v, Mapping) for v in each.values()) for each in slots)
+        and all(isinstance(each, list) and all(isinstance(v, Mapping) for v in each) for each in settings)
+    )
 
 
 def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:

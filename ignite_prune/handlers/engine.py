@@ -279,6 +279,10 @@ class PruningEngine(Engine):
         place, results = self._stretch.checked(state["trainer"]), rounds.checked_results(state["results"])
         if (state["snapshot"] is None) != (self.snapshot is None):
             raise ValueError("The checkpoint's pruning engine and this one should both rewind, or neither")
+        if self.snapshot is not None:
+            self.snapshot.check_state(state["snapshot"])
+        if type(state_dict.get("iteration")) is not int or state_dict["iteration"] < 0:
+            raise ValueError("Argument state_dict should hold how many rounds are done, 'iteration', an int from 0 on")
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "pruning"})
         if self.snapshot is not None:
             self.snapshot.load_state_dict(state["snapshot"])

@@ -395,6 +395,11 @@ def test_a_floor_on_a_metric_that_is_not_there():
         engine.run(max_epochs=1)
 
 
+def with_held(state, **changed):
+    snapshot = state["pruning"]["snapshot"]
+    return {**state, "pruning": {**state["pruning"], "snapshot": {**snapshot, "held": {**snapshot["held"], **changed}}}}
+
+
 DAMAGES = [
     (TypeError, lambda s: {**s, "pruning": None}),
     (TypeError, lambda s: {key: value for key, value in s.items() if key != "pruning"}),
@@ -407,7 +412,14 @@ DAMAGES = [
         lambda s: {**s, "pruning": {**s["pruning"], "trainer": {**s["pruning"]["trainer"], "epoch_length": 9}}},
     ),
     (ValueError, lambda s: {**s, "pruning": {**s["pruning"], "snapshot": None}}),
+    (TypeError, lambda s: {**s, "pruning": {**s["pruning"], "trainer": {**s["pruning"]["trainer"], "first": -1}}}),
+    (TypeError, lambda s: {**s, "pruning": {**s["pruning"], "snapshot": 3}}),
+    (TypeError, lambda s: with_held(s, tensors=None)),
+    (TypeError, lambda s: with_held(s, slots=[3])),
+    (TypeError, lambda s: with_held(s, settings=[{}])),
+    (ValueError, lambda s: with_held(s, tensors={})),
     (ValueError, lambda s: {key: value for key, value in s.items() if key != "iteration"}),
+    (ValueError, lambda s: {**s, "iteration": -1}),
 ]
 
 
