@@ -161,11 +161,11 @@ class PruningEngine(Engine):
             return
         self._check_snapshot()
         metrics = rounds.as_plain(self._evaluate())
+        self._check_floor(metrics)
         number = self._completed + 1
         result = {"round": number, "stage": stage, "sparsity": self.pruner.sparsity, "metrics": metrics}
         self._results.append(result)
         self.state.metrics.update({name: value for name, value in metrics.items() if isinstance(value, float)})
-        self._check_floor(metrics)
         self._enter(then)
         fire(self, PruningEvents.TRAINED)
 

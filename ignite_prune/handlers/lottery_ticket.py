@@ -78,7 +78,8 @@ class LotteryTicket:
         saliency: what an entry is worth.
         allocation: how a sparsity is divided over the layers (but the output's); ``Global()`` for deep nets.
         rewind: ``Rewind()`` to the beginning, ``Rewind(to=k)``, ``Rewind(weights=False)`` for learning-rate rewinding.
-        reset: draws the model's weights anew, ``reset(model)``, for ``Control.REINIT``; None: as its modules do.
+        reset: draws the model's weights anew, ``reset(model)``, for ``Control.REINIT``; None: as its modules do,
+            but frozen ones.
         settings: of :func:`create_pruning_engine`: evaluator, data, floor, target, schedulers, epoch_length.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -146,5 +147,7 @@ def _check_floor(floor: Any, evaluator: Any) -> None:
         isinstance(name, str) and isinstance(value, Real) for name, value in floor.items()
     ):
         raise TypeError(f"Argument floor should be a mapping {{metric: value}}, but given {floor!r}")
+    if any(math.isnan(value) for value in floor.values()):
+        raise ValueError(f"Argument floor should hold numbers, and not NaN, but given {floor!r}")
     if evaluator is None:
         raise ValueError("Argument floor needs an evaluator that gives the metric")

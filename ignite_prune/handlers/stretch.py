@@ -88,8 +88,10 @@ class Stretch:
     def checked(self, state: Any) -> Mapping[str, int]:
         """Return a state that fits, or raise TypeError or ValueError."""
         names = {"iteration", "first", "last", "epoch_length"}
-        if not isinstance(state, Mapping) or set(state) != names or not all(
-            type(value) is int and value >= 0 for value in state.values()
+        if (
+            not isinstance(state, Mapping)
+            or set(state) != names
+            or not all(type(value) is int and value >= 0 for value in state.values())
         ):
             raise TypeError(
                 f"The trainer's position in a pruning engine's state_dict should hold ints from 0 on, {sorted(names)}"

@@ -359,6 +359,7 @@ def test_bad_arguments_are_refused_and_nothing_changes():
     refused(ValueError, "data", data=batches(1))
     refused(ValueError, "evaluator", floor={"accuracy": 0.9})
     refused(TypeError, "floor", floor=0.9, evaluator=dict)
+    refused(ValueError, "NaN", floor={"accuracy": float("nan")}, evaluator=dict)
     refused(ValueError, "target", target=1.5)
     another = PruneHandler(model, optimizer)
     another.attach(trainer, name="other")
@@ -393,6 +394,7 @@ def test_a_floor_on_a_metric_that_is_not_there():
     engine = make(1, evaluator=lambda: {"loss": 1.0}, floor={"accuracy": 0.9})
     with pytest.raises(ValueError, match="'accuracy'.*'loss'"):
         engine.run(max_epochs=1)
+    assert engine.results == []  # nor twice, where it is run again
 
 
 def with_held(state, **changed):
