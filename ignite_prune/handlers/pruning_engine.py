@@ -64,7 +64,8 @@ def create_pruning_engine(
         floor: ``{metric: value}``: where one falls below, the run stops before it prunes further.
         target: a sparsity at which the run stops.
         schedulers: learning-rate schedulers to rewind; None: those of Ignite that are handlers of the trainer. A
-            scheduler of torch that a handler of yours steps has to be given, and so has one on an evaluator.
+            scheduler of torch that a handler of yours steps has to be given, and so has one on an evaluator;
+            Ignite's ``ReduceLROnPlateauScheduler`` has no state that could be brought back whole.
         epoch_length: iterations an epoch, for a loader without a length.
 
     Raises:

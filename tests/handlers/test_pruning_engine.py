@@ -257,6 +257,22 @@ def test_stops_at_the_target_and_below_the_floor():
     assert again.results == engine.results  # it knows that it had stopped
 
 
+def test_an_evaluator_that_raised_is_asked_again():
+    failures = [OSError]
+
+    def evaluate(_engine, _batch):
+        if engine.results and failures:
+            raise failures.pop()
+
+    evaluator = Engine(evaluate)
+    evaluator.add_event_handler(Events.COMPLETED, lambda e: e.state.metrics.update(loss=1.0))
+    engine = make(1, evaluator=evaluator)
+    with pytest.raises(OSError):
+        engine.run(max_epochs=2)
+    engine.run(max_epochs=2)
+    assert [each["metrics"] for each in engine.results] == [{"loss": 1.0}] * 2
+
+
 def test_a_metric_that_is_nan_is_below_every_floor():
     engine = make(1, evaluator=lambda: {"accuracy": float("nan")}, floor={"accuracy": 0.1})
     engine.run(max_epochs=3)
