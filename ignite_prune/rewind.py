@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ignite_prune.activation.base import Sparsifier
 from ignite_prune.bits import masked_copy_
 from ignite_prune.masks import MaskStore
 from ignite_prune.optimizer_state import as_optimizers, put_slots, slots_of
@@ -161,9 +160,8 @@ class Snapshot:
             if tensor.shape != held.shape:  # a buffer that is empty before the first batch
                 tensor.resize_(held.shape)
             masked_copy_(tensor, held, pruned)
-        for module in self._model.modules() if self.rewind.weights else ():
-            if isinstance(module, Sparsifier):
-                module.reread()
+        if self.rewind.weights:
+            reread_buffers(self._model)
         by_parameter: dict[Tensor, Tensor] = {}
         if masks is not None:
             found = ((parameter, masks.pruned(name)) for name, parameter in masks.parameters.items())
@@ -246,6 +244,14 @@ class Snapshot:
                     "A Snapshot's state_dict should hold a mapping of tensors by name, slots and settings, but does not"
                 )
             self._check(held)
+
+
+def reread_buffers(model: nn.Module) -> None:
+    """Let modules that hold a number beside its buffer, as sparsifiers do, take it from there again."""
+    for module in model.modules():
+        reread = getattr(module, "reread_buffers", None)  # by name: sparsifiers are made of what is made of this
+        if callable(reread):
+            reread()
 
 
 def _is_well_formed(held: Mapping[str, Any]) -> bool:

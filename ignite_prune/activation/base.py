@@ -159,9 +159,9 @@ class Sparsifier(nn.Module, ABC):
         if isinstance(duty, Tensor) and duty.ndim == 1 and 0 in (duty.numel(), self.duty.numel()):
             self.duty = self.duty.new_zeros(duty.numel())  # as many units as the one that was saved
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.reread()
+        self.reread_buffers()
 
-    def reread(self) -> None:
+    def reread_buffers(self) -> None:
         """Take the sparsity from the buffer that holds it, which was written into."""
         self._sparsity = float(self.held_sparsity)
 
