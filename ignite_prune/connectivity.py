@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ignite_prune.arguments import check_callable, check_positive
 from ignite_prune.evidence.batch import LossFn, PrepareBatch, batches
 from ignite_prune.repair.batch_norm import Norm, averaging
+from ignite_prune.rewind import reread_buffers
 from ignite_prune.select import unwrap
 
 
@@ -112,6 +113,7 @@ def _place(carrier: nn.Module, a: dict[str, Tensor], b: dict[str, Tensor], alpha
         first, second = a[name], b[name].to(a[name].device)
         between = first.is_floating_point() and 0 < alpha < 1
         tensor.copy_(torch.lerp(first, second, alpha) if between else second if alpha == 1 else first)
+    reread_buffers(carrier)
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ def _itself(values: Tensor) -> Tensor:
 
 
 def reinitialise(model: nn.Module, seed: int, reset: Callable[[nn.Module], None] | None = None) -> None:
-    """Draw every weight anew; random numbers elsewhere are not disturbed.
+    """Draw every trained weight anew; random numbers elsewhere are not disturbed.
 
     The draw is not the one of ``torch.manual_seed(seed)``: the model may well have been made under that very seed, and
     would get the weights again that it began with.
@@ -84,7 +84,8 @@ def reinitialise(model: nn.Module, seed: int, reset: Callable[[nn.Module], None]
     Args:
         model: its weights are replaced.
         seed: of the draw.
-        reset: ``reset(model)`` draws; None: ``reset_parameters()`` of every module, as when it was made.
+        reset: ``reset(model)`` draws; None: ``reset_parameters()`` of every module, as when it was made, but of those
+            that are frozen.
 
     Raises:
         ValueError: a module has parameters of its own and does not say how they begin; nothing has changed then.
@@ -99,10 +100,13 @@ def reinitialise(model: nn.Module, seed: int, reset: Callable[[nn.Module], None]
 def _resets(model: nn.Module) -> list[Callable[[], Any]]:
     found: list[Callable[[], Any]] = []  # asked for by name, as torch's modules have it without a class in common
     for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            continue
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
             found.append(reset)
-        elif next(module.parameters(recurse=False), None) is not None:
+        elif own:
             raise ValueError(
                 f"Module {name!r} ({type(module).__name__}) has parameters and no reset_parameters(): give reset=, a "
                 "function that draws the model's weights anew"

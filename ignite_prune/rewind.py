@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ignite_prune.select import named_parameters, unwrap
 VERSION = 1
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """What has a state: a learning-rate scheduler of torch or of Ignite."""
 
@@ -114,6 +115,11 @@ class Snapshot:
             raise TypeError(f"Argument rewind should be a Rewind, but given {rewind!r}")
         self.rewind = rewind
         self._model, self._optimizers = unwrap(model), as_optimizers(optimizer)
+        if not isinstance(schedulers, Sequence) or not all(isinstance(each, Stateful) for each in schedulers):
+            raise TypeError(
+                "Argument schedulers should be a sequence of learning-rate schedulers, each with state_dict and "
+                f"load_state_dict, but given {schedulers!r:.80}"
+            )
         self.schedulers = list(schedulers)
         self._held: dict[str, Any] | None = None
 
@@ -150,7 +156,12 @@ class Snapshot:
         self._check(self._held)
         for name, tensor in self._tensors() if self.rewind.weights else ():
             pruned = masks.pruned(name) if masks is not None and name in masks else None
-            masked_copy_(tensor, self._held["tensors"][name], pruned)
+            held = self._held["tensors"][name]
+            if tensor.shape != held.shape:  # a buffer that is empty before the first batch
+                tensor.resize_(held.shape)
+            masked_copy_(tensor, held, pruned)
+        if self.rewind.weights:
+            reread_buffers(self._model)
         by_parameter: dict[Tensor, Tensor] = {}
         if masks is not None:
             found = ((parameter, masks.pruned(name)) for name, parameter in masks.parameters.items())
@@ -179,6 +190,9 @@ class Snapshot:
         if "tensors" in held:
             now = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors()}
             then = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in held["tensors"].items()}
+            for name in now.keys() & then.keys() - named_parameters(self._model).keys():
+                if (0,) in (now[name][0], then[name][0]) and now[name][1] == then[name][1]:
+                    now[name] = then[name]  # a buffer that has no size before the first batch
             other = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
             if other:
                 raise ValueError(
@@ -211,6 +225,12 @@ class Snapshot:
             TypeError: not a state of a Snapshot.
             ValueError: of another rewinding, or one that does not fit; nothing has changed then.
         """
+        self.check_state(state)
+        held = state["held"]
+        self._held = None if held is None else copy.deepcopy(dict(held))
+
+    def check_state(self, state: Any) -> None:
+        """Raise, as :meth:`load_state_dict` does, where a state does not fit."""
         if not isinstance(state, Mapping) or not {"version", "rewind", "held"} <= set(state):
             raise TypeError("A Snapshot's state_dict should be a mapping with 'version', 'rewind' and 'held'")
         if state["version"] != VERSION:
@@ -219,10 +239,32 @@ class Snapshot:
             raise ValueError(f"The checkpoint rewinds by {state['rewind']}, this one by {self.rewind}")
         held = state["held"]
         if held is not None:
-            if not isinstance(held, Mapping):
-                raise TypeError(f"A Snapshot's state_dict should hold a mapping, but holds {type(held)}")
+            if not isinstance(held, Mapping) or not _is_well_formed(held):
+                raise TypeError(
+                    "A Snapshot's state_dict should hold a mapping of tensors by name, slots and settings, but does not"
+                )
             self._check(held)
-        self._held = None if held is None else copy.deepcopy(dict(held))
+
+
+def reread_buffers(model: nn.Module) -> None:
+    """Let modules that hold a number beside its buffer, as sparsifiers do, take it from there again."""
+    for module in model.modules():
+        reread = getattr(module, "reread_buffers", None)  # by name: sparsifiers are made of what is made of this
+        if callable(reread):
+            reread()
+
+
+def _is_well_formed(held: Mapping[str, Any]) -> bool:
+    tensors = held.get("tensors", {})
+    lists = [held.get(name, []) for name in ("slots", "settings", "schedulers")]
+    if not isinstance(tensors, Mapping) or not all(isinstance(each, list) for each in lists):
+        return False
+    slots, settings, _ = lists
+    return (
+        all(isinstance(each, Tensor) for each in tensors.values())
+        and all(isinstance(each, Mapping) and all(isinstance(v, Mapping) for v in each.values()) for each in slots)
+        and all(isinstance(each, list) and all(isinstance(v, Mapping) for v in each) for each in settings)
+    )
 
 
 def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:

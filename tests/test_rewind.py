@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ignite_prune import PruneHandler, Rewind
+from ignite_prune.activation import KWinners
 from ignite_prune.bits import masked_copy_
 from ignite_prune.masks import MaskStore
 from ignite_prune.rewind import Snapshot
@@ -116,6 +117,28 @@ def test_buffers_outside_the_state_dict_come_back_too():
     model.seen.add_(1)
     snapshot.restore()
     assert model.seen.tolist() == [0, 0]
+
+
+def test_sparsifiers_in_the_model_come_back_with_their_amounts():
+    """Their duty cycles have no size before the first batch; their amount is a buffer and a float."""
+    layer = KWinners(density=0.5)
+    model = nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2))
+    snapshot, later = Snapshot(Rewind(), model), Snapshot(Rewind(), model)
+    snapshot.take()
+    before = state_of(model)
+    model(torch.randn(3, 4))
+    layer.sparsity = 0.75
+    later.take()
+    after = state_of(model)
+    snapshot.load_state_dict(snapshot.state_dict())
+    snapshot.restore()
+    assert_same_bits(before, state_of(model))
+    assert layer.sparsity == 0.5 and layer.duty.numel() == 0
+    later.load_state_dict(later.state_dict())  # in a new process the model has not seen a batch
+    later.restore()
+    assert_same_bits(after, state_of(model))
+    assert layer.sparsity == 0.75
+    model(torch.randn(3, 4))
 
 
 def test_tied_weights_and_wrapped_models():

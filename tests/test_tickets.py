@@ -8,6 +8,7 @@ from ignite.engine import Events, create_supervised_trainer
 from torch import nn
 
 from ignite_prune import LotteryTicket, MaskStore, PruneHandler, Rewind, allocation, barrier, pattern, saliency
+from ignite_prune.activation import TopK
 from ignite_prune.connectivity import losses_between
 from ignite_prune.controls import drawn, inverted, reinitialise, shuffled
 from ignite_prune.handlers import Control
@@ -67,6 +68,19 @@ def test_run_ends_with_the_ticket_trained_and_goes_on_from_its_beginning():
             assert torch.equal(value, start[name] * masks[name] if name in masks else start[name]), name
     assert_zero(ticket.pruner, optimizer)
     assert not torch.equal(model[5].weight, begun[-1][0]["5.weight"])
+
+
+def test_as_many_rounds_again_leave_the_ticket_and_its_beginning():
+    model, _, ticket = make()
+    ticket.run(rounds=2)
+    trained, results = bits(model), copy.deepcopy(ticket.engine.results)
+    held = copy.deepcopy(ticket.engine.snapshot.state_dict())
+    assert ticket.run(rounds=2) == results
+    for rounds, error in ((1, ValueError), (0, ValueError), (2.0, TypeError)):
+        with pytest.raises(error, match="rounds"):
+            ticket.run(rounds=rounds)
+    assert_same_bits(trained, bits(model))
+    assert_same_bits(held, ticket.engine.snapshot.state_dict())
 
 
 @pytest.mark.parametrize("rewind", [Rewind(), Rewind(to=2), Rewind(to=3, optimizer=False)])
@@ -245,6 +259,17 @@ def test_weights_are_drawn_anew_or_refused():
 # The barrier
 
 
+def test_frozen_weights_are_not_drawn_anew():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    model(torch.randn(6, 4))
+    model[:2].requires_grad_(False)
+    before = bits(model)
+    reinitialise(model, seed=0)
+    after = bits(model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"2.weight", "2.bias"}
+
+
 def quadratic(x, y):
     return (x - y).square().mean()
 
@@ -300,6 +325,17 @@ def test_batch_norm_is_interpolated_or_estimated_anew():
         middle[1].running_var.copy_(torch.stack(spread).mean(0))
         assert anew[1] == pytest.approx(sum(float(middle(x).mean()) for x, _ in data) / 2, abs=1e-5)
     assert_same_bits(before, (bits(a), bits(b)))
+
+
+def test_sparsifiers_are_as_sparse_as_each_end():
+    ends = [nn.Sequential(nn.Linear(4, 8), TopK(amount), nn.Linear(8, 3)) for amount in (0.75, 0.25)]
+    data = [(torch.randn(6, 4), torch.randint(3, (6,)))]
+    for each in ends:
+        each(data[0][0])
+        each.eval()
+    losses = losses_between(*ends, data, nn.functional.cross_entropy, points=3)
+    wanted = [nn.functional.cross_entropy(each(data[0][0]), data[0][1]).item() for each in ends]
+    assert losses[::2] == pytest.approx(wanted)
 
 
 def test_barriers_refuse():

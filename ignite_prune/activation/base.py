@@ -119,7 +119,8 @@ class Sparsifier(nn.Module, ABC):
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(counts)
         if self.duty.numel() == 0:
-            self.duty = torch.zeros(units, device=won.device)
+            with torch.inference_mode(False):  # else it could not be trained with later
+                self.duty = torch.zeros(units, device=won.device)
         places, batch = counts[-2], counts[-1]
         self.seen += batch
         # An average over fewer samples than the batch has would count backwards.
@@ -158,6 +159,10 @@ class Sparsifier(nn.Module, ABC):
         if isinstance(duty, Tensor) and duty.ndim == 1 and 0 in (duty.numel(), self.duty.numel()):
             self.duty = self.duty.new_zeros(duty.numel())  # as many units as the one that was saved
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.reread_buffers()
+
+    def reread_buffers(self) -> None:
+        """Take the sparsity from the buffer that holds it, which was written into."""
         self._sparsity = float(self.held_sparsity)
 
     def check_state(self) -> None:

@@ -74,7 +74,8 @@ class Inserted:
             self.calls += 1
         sparsifier = self.sparsifier
         if sparsifier.seen.device != output.device:
-            sparsifier.to(output.device)
+            with torch.inference_mode(False):  # else it could not be trained with later
+                sparsifier.to(output.device)
         if sparsifier.training != self.layer.training:
             sparsifier.train(self.layer.training)
         result: Tensor = sparsifier(output)

@@ -146,7 +146,7 @@ class KWinners2d(KWinners):
         self.local = local
 
     def as_rows(self, x: Tensor) -> Tensor:
-        return x.movedim(1, -1).reshape(-1, x.shape[1]) if self.local else x.reshape(len(x), -1)
+        return x.movedim(1, -1).reshape(-1, x.shape[1]) if self.local else x.flatten(1)
 
     def as_rows_were(self, rows: Tensor, x: Tensor) -> Tensor:
         return rows.view(x.movedim(1, -1).shape).movedim(-1, 1) if self.local else rows.view(x.shape)

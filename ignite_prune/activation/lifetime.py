@@ -44,7 +44,7 @@ class Lifetime(Sparsifier):
         return x
 
     def select(self, x: Tensor) -> Tensor:
-        maps = x.reshape(x.shape[0], x.shape[1], -1)
+        maps = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
         k = max(round((1 - self.sparsity) * len(x)), 1)
         best = maps.amax(dim=2)  # NaN where there is one
         won = top_of_rows(best.t(), k).t().unsqueeze(2)

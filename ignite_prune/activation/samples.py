@@ -35,7 +35,8 @@ class Samples:
         if self._batched is not None:
             self._grouped = self._batched.group(scores, None)
         else:
-            self._grouped = torch.stack([pattern.group(sample, None) for sample in scores])
+            groups = [pattern.group(sample, None) for sample in scores]
+            self._grouped = torch.stack(groups) if groups else scores.new_zeros(0, self.units)
 
     def keep(self, units: int) -> Tensor:
         """Return the mask with so many units of each sample, the best; among equals the first."""
@@ -43,7 +44,8 @@ class Samples:
         kept = top_of_rows(rows, units).view(self._grouped.shape)
         if self._batched is not None:
             return self._batched.spread(kept, self._scores, None)
-        return torch.stack([self._pattern.spread(each, sample, None) for each, sample in zip(kept, self._scores)])
+        masks = [self._pattern.spread(each, sample, None) for each, sample in zip(kept, self._scores)]
+        return torch.stack(masks) if masks else torch.zeros_like(self._scores, dtype=torch.bool)
 
 
 def _over_batch(pattern: Pattern, ndim: int) -> Pattern | None:

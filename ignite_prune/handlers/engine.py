@@ -7,12 +7,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from ignite.engine import Engine, Events
+from ignite.engine import Engine, Events, State
 
+from ignite_prune.arguments import check_positive
 from ignite_prune.handlers import ranks, rounds
 from ignite_prune.handlers.events import PruningEvents, fire, register
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.handlers.stretch import Stretch
+from ignite_prune.handlers.stretch import Stretch, forget_failure
 from ignite_prune.rewind import Snapshot
 
 VERSION = 1
@@ -70,6 +71,26 @@ class PruningEngine(Engine):
         """
         return {**objects, "pruner": self.pruner, "trainer": self.trainer, "pruning_engine": self}
 
+    def run(
+        self,
+        data: Any = None,
+        max_epochs: int | None = None,
+        max_iters: int | None = None,
+        epoch_length: int | None = None,
+    ) -> State:
+        """Run up to ``max_epochs`` rounds.
+
+        Raises:
+            ValueError: given data or an epoch's length; the trainer's are given where this engine is made.
+        """
+        if data is not None or epoch_length not in (None, 1):
+            raise ValueError(
+                "A pruning engine's epochs are rounds: run(max_epochs=rounds) takes no data and no epoch_length; those "
+                "of the trainer are given to create_pruning_engine"
+            )
+        forget_failure(self)
+        return super().run(max_epochs=max_epochs, max_iters=max_iters)
+
     def train(self, epochs: int | None = None) -> dict[str, Any]:
         """Train the model as it is now once more, outside the rounds, and return the evaluator's metrics.
 
@@ -77,8 +98,10 @@ class PruningEngine(Engine):
             epochs: None: as a round does, from the moment that is rewound to.
 
         Raises:
-            ValueError: in the middle of a round.
+            TypeError, ValueError: not a number of epochs, or in the middle of a round.
         """
+        if epochs is not None:
+            check_positive("epochs", epochs, whole=True)
         if self._phase != BETWEEN:
             raise ValueError(f"Round {self._completed + 1} is not over; run() this engine to its end first")
         self._stretch.begin(epochs or self._epochs, 0 if epochs else self._skipped)
@@ -138,11 +161,11 @@ class PruningEngine(Engine):
             return
         self._check_snapshot()
         metrics = rounds.as_plain(self._evaluate())
+        self._check_floor(metrics)
         number = self._completed + 1
         result = {"round": number, "stage": stage, "sparsity": self.pruner.sparsity, "metrics": metrics}
         self._results.append(result)
         self.state.metrics.update({name: value for name, value in metrics.items() if isinstance(value, float)})
-        self._check_floor(metrics)
         self._enter(then)
         fire(self, PruningEvents.TRAINED)
 
@@ -212,7 +235,8 @@ class PruningEngine(Engine):
 
     def _is_below_floor(self) -> bool:
         last = self.results[-1]["metrics"] if self.results else {}
-        return ranks.any_of(any(last[name] < value for name, value in self._floor.items() if name in last))
+        below = any(not last[name] >= value for name, value in self._floor.items() if name in last)  # NaN too
+        return ranks.any_of(below)
 
     def _check_floor(self, metrics: Mapping[str, Any]) -> None:
         missing = [name for name in self._floor if not isinstance(metrics.get(name), float)]
@@ -255,6 +279,10 @@ class PruningEngine(Engine):
         place, results = self._stretch.checked(state["trainer"]), rounds.checked_results(state["results"])
         if (state["snapshot"] is None) != (self.snapshot is None):
             raise ValueError("The checkpoint's pruning engine and this one should both rewind, or neither")
+        if self.snapshot is not None:
+            self.snapshot.check_state(state["snapshot"])
+        if type(state_dict.get("iteration")) is not int or state_dict["iteration"] < 0:
+            raise ValueError("Argument state_dict should hold how many rounds are done, 'iteration', an int from 0 on")
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "pruning"})
         if self.snapshot is not None:
             self.snapshot.load_state_dict(state["snapshot"])

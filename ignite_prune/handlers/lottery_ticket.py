@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from ignite_prune import controls
 from ignite_prune.allocation import Allocation, Uniform
-from ignite_prune.arguments import check_callable, check_seed
+from ignite_prune.arguments import check_callable, check_positive, check_seed
 from ignite_prune.groups import as_sparsity
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.handlers.pruning_engine import create_pruning_engine
@@ -78,7 +78,8 @@ class LotteryTicket:
         saliency: what an entry is worth.
         allocation: how a sparsity is divided over the layers (but the output's); ``Global()`` for deep nets.
         rewind: ``Rewind()`` to the beginning, ``Rewind(to=k)``, ``Rewind(weights=False)`` for learning-rate rewinding.
-        reset: draws the model's weights anew, ``reset(model)``, for ``Control.REINIT``; None: as its modules do.
+        reset: draws the model's weights anew, ``reset(model)``, for ``Control.REINIT``; None: as its modules do,
+            but frozen ones.
         settings: of :func:`create_pruning_engine`: evaluator, data, floor, target, schedulers, epoch_length.
 
     Attributes:
@@ -142,9 +143,17 @@ class LotteryTicket:
     def run(self, rounds: int) -> list[Result]:
         """Prune ``rounds`` times, train the ticket that is left, and return every training's result.
 
-        A run that was cut short goes on where it was.
+        A run that was cut short goes on where it was; one to more rounds goes on from those that are done.
+
+        Raises:
+            TypeError, ValueError: not a number of rounds, or fewer than are done.
         """
-        self.engine.run(max_epochs=rounds)
+        check_positive("rounds", rounds, whole=True)
+        done = self.engine.state.epoch
+        if rounds < done:
+            raise ValueError(f"Argument rounds: {done} are done already, {rounds} are fewer; make a new LotteryTicket")
+        if rounds > done:  # else Ignite would begin anew, with the trained ticket for a beginning
+            self.engine.run(max_epochs=rounds)
         return self.engine.results
 
     def controls(self, *which: Control, seed: int = 0) -> dict[str, Trained]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from ignite.engine import Engine, EventEnum
+from torch.optim import Optimizer
 
 from ignite_prune.arguments import check_positive
 from ignite_prune.groups import as_sparsity
@@ -62,7 +64,8 @@ def create_pruning_engine(
         floor: ``{metric: value}``: where one falls below, the run stops before it prunes further.
         target: a sparsity at which the run stops.
         schedulers: learning-rate schedulers to rewind; None: those of Ignite that are handlers of the trainer. A
-            scheduler of torch that a handler of yours steps has to be given.
+            scheduler of torch that a handler of yours steps has to be given, and so has one on an evaluator;
+            Ignite's ``ReduceLROnPlateauScheduler`` has no state that could be brought back whole.
         epoch_length: iterations an epoch, for a loader without a length.
 
     Raises:
@@ -115,8 +118,15 @@ def create_pruning_engine(
             f"Argument trainer is pruned already, by a handler that publishes trainer.state.{rivals[0]}; detach() it, "
             "and give the pruner to the pruning engine alone"
         )
-    found = schedulers_on(trainer) if schedulers is None else list(schedulers)
-    snapshot = None if rewind is None else Snapshot(rewind, pruner.pruning.model, pruner.pruning.optimizers, found)
+    optimizers = pruner.pruning.optimizers
+    found = schedulers_on(trainer) if schedulers is None else schedulers
+    unseen = schedulers is None and not found and any(map(_is_scheduled, optimizers))
+    if unseen and rewind is not None and rewind.schedule:
+        raise ValueError(
+            "Argument schedulers: a scheduler of torch was made for the optimizer, and no handler of the trainer is a "
+            "scheduler; give schedulers=[it], or schedulers=[] where none is to be rewound"
+        )
+    snapshot = None if rewind is None else Snapshot(rewind, pruner.pruning.model, optimizers, found)
     if not trainer.has_registered_events(_Trainers.BETWEEN_ROUNDS):
         trainer.register_events(*_Trainers)
     pruner.attach(trainer, _Trainers.BETWEEN_ROUNDS)
@@ -126,6 +136,11 @@ def create_pruning_engine(
     )
 
 
+def _is_scheduled(optimizer: Optimizer) -> bool:
+    """Whether a learning-rate scheduler of torch was made for an optimizer: it wraps ``step``."""
+    return bool(getattr(optimizer.step, "_wrapped_by_lr_sched", False))
+
+
 def _check_floor(floor: Any, evaluator: Any) -> None:
     if floor is None:
         return
@@ -133,5 +148,7 @@ def _check_floor(floor: Any, evaluator: Any) -> None:
         isinstance(name, str) and isinstance(value, Real) for name, value in floor.items()
     ):
         raise TypeError(f"Argument floor should be a mapping {{metric: value}}, but given {floor!r}")
+    if any(math.isnan(value) for value in floor.values()):
+        raise ValueError(f"Argument floor should hold numbers, and not NaN, but given {floor!r}")
     if evaluator is None:
         raise ValueError("Argument floor needs an evaluator that gives the metric")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine
 from torch import Tensor
 
+from ignite_prune.handlers.stretch import forget_failure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -36,13 +38,21 @@ def as_evaluate(evaluator: Any, data: Iterable[Any] | None, loader: Iterable[Any
     if evaluator is None:
         return dict
     if isinstance(evaluator, Engine):
-        return lambda: dict(evaluator.run(loader if data is None else data).metrics)
+        return _run(evaluator, loader if data is None else data)
     if not callable(evaluator):
         raise TypeError(
             "Argument evaluator should be an ignite.engine.Engine, a function that gives {name: value}, or None, but "
             f"given {type(evaluator)}"
         )
     return _told(evaluator)
+
+
+def _run(evaluator: Engine, data: Iterable[Any]) -> Evaluate:
+    def evaluate() -> Mapping[str, Any]:
+        forget_failure(evaluator)
+        return dict(evaluator.run(data).metrics)
+
+    return evaluate
 
 
 def _told(function: Callable[[], Any]) -> Evaluate:

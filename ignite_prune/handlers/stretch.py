@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from ignite.handlers.param_scheduler import BaseParamScheduler, ParamGroupScheduler
 
 Handler = tuple[Any, Callable[[Engine], None]]
@@ -35,7 +35,8 @@ class Stretch:
 
     def begin(self, epochs: int, skipped: int = 0) -> None:
         """Begin the next stretch: ``epochs``, the first ``skipped`` iterations of them left out."""
-        self._first = -(-self.trainer.state.iteration // self.epoch_length)  # an epoch cut short is over
+        state = self.trainer.state
+        self._first = max(-(-state.iteration // self.epoch_length), state.epoch)  # an epoch cut short is over
         self._last = self._first + epochs
         self._place(self._first * self.epoch_length + skipped)
 
@@ -53,13 +54,17 @@ class Stretch:
             return
         self._place(trainer.state.iteration)
         trainer.should_terminate = False  # else Ignite would begin the epoch anew
+        forget_failure(trainer)
+        cut: list[int] = []  # epochs that were ended early
+        handlers = [*handlers, (Events.TERMINATE_SINGLE_EPOCH, lambda *_, **__: cut.append(trainer.state.epoch))]
         handles = [trainer.add_event_handler(event, handler) for event, handler in handlers]
         try:
             trainer.run(self._loader, max_epochs=self._last, epoch_length=self.epoch_length)
         finally:
             for handle in handles:
                 handle.remove()
-        if trainer.state.iteration < self._last * self.epoch_length and not trainer.should_terminate:
+        over = trainer.should_terminate or (cut and trainer.state.epoch >= self._last)
+        if trainer.state.iteration < self._last * self.epoch_length and not over:
             raise RuntimeError(
                 f"The trainer stopped at iteration {self.position} of {(self._last - self._first) * self.epoch_length} "
                 "without being terminated: it was interrupted, an EXCEPTION_RAISED handler swallowed its error, or the "
@@ -83,8 +88,14 @@ class Stretch:
     def checked(self, state: Any) -> Mapping[str, int]:
         """Return a state that fits, or raise TypeError or ValueError."""
         names = {"iteration", "first", "last", "epoch_length"}
-        if not isinstance(state, Mapping) or set(state) != names or not all(type(v) is int for v in state.values()):
-            raise TypeError(f"The trainer's position in a pruning engine's state_dict should hold ints {sorted(names)}")
+        if (
+            not isinstance(state, Mapping)
+            or set(state) != names
+            or not all(type(value) is int and value >= 0 for value in state.values())
+        ):
+            raise TypeError(
+                f"The trainer's position in a pruning engine's state_dict should hold ints from 0 on, {sorted(names)}"
+            )
         if state["epoch_length"] != self.epoch_length:
             raise ValueError(
                 f"The checkpoint's epochs have {state['epoch_length']} iterations, this loader's {self.epoch_length}"
@@ -96,6 +107,13 @@ class Stretch:
         self._first, self._last = state["first"], state["last"]
         if self._last:
             self._place(state["iteration"])
+
+
+def forget_failure(engine: Engine) -> None:
+    """Let an engine whose last run raised (a Ctrl-C, too) run again: Ignite's next run would do nothing at all."""
+    run = getattr(engine, "_internal_run_generator", None)
+    if run is not None and inspect.getgeneratorstate(run) == inspect.GEN_CLOSED:
+        engine._internal_run_generator = None
 
 
 def epoch_length_of(loader: Any, epoch_length: int | None) -> int:

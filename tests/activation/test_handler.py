@@ -318,3 +318,13 @@ def test_an_evaluator_sees_the_same_sparse_model_and_moves_nothing():
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(batches(1)))
     trainer.run(batches(2), max_epochs=2)
     assert kept == [3, 3, 4, 3, 3, 4]
+
+
+def test_training_goes_on_after_inference_on_another_device():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    handler = ActivationSparsity(model, {"0": KWinners(2)})
+    handler.install()
+    model.to("meta").eval()
+    with torch.inference_mode():
+        model(torch.randn(3, 4, device="meta"))
+    assert not any(buffer.is_inference() for buffer in handler.sparsifiers["0"].buffers())

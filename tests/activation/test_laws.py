@@ -151,6 +151,26 @@ def test_channels_last_stays(row):
 
 
 @rows
+def test_an_empty_batch_changes_nothing(row):
+    layer, x = row.make(), torch.randn(row.shape)
+    layer(x)
+    before = copy.deepcopy(dict(layer.state_dict()))
+    for _ in range(2):
+        assert layer(x[:0]).shape == x[:0].shape
+        layer.eval()
+    assert_same_bits(before, dict(layer.state_dict()))
+
+
+@rows
+def test_training_goes_on_after_inference_mode(row):
+    layer, x = row.make(), torch.randn(row.shape)
+    with torch.inference_mode():
+        layer(x)
+    layer(x)
+    assert int(layer.seen) == 2 * len(x)
+
+
+@rows
 def test_evaluation_counts_nothing(row):
     layer = row.make()
     layer(torch.randn(row.shape))

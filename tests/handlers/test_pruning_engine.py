@@ -99,6 +99,28 @@ def test_cut_short_and_run_again_in_the_same_process():
 # Rounds
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_run_that_raised_goes_on_in_the_same_process(inside):
+    """Ignite's own next run would return at once and have done nothing."""
+    failures = [KeyboardInterrupt]
+
+    def fail():
+        for error in failures[:] if engine.results else ():
+            failures.clear()
+            raise error
+
+    engine = make(2, rewind=Rewind())
+    if inside:
+        engine.trainer.add_event_handler(Events.EPOCH_COMPLETED, fail)
+    else:
+        engine.add_event_handler(PruningEvents.PRUNED, fail)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(max_epochs=3)
+    engine.run(max_epochs=3)
+    assert [each["sparsity"] for each in engine.results] == [0.0, 0.5, 0.75]
+    assert engine.pruner.sparsity == 0.875 and engine.trainer.state.epoch == 6
+
+
 def test_rounds_train_prune_and_rewind_in_this_order():
     engine, told = make(rewind=Rewind()), []
     for event in PruningEvents:
@@ -235,6 +257,28 @@ def test_stops_at_the_target_and_below_the_floor():
     assert again.results == engine.results  # it knows that it had stopped
 
 
+def test_an_evaluator_that_raised_is_asked_again():
+    failures = [OSError]
+
+    def evaluate(_engine, _batch):
+        if engine.results and failures:
+            raise failures.pop()
+
+    evaluator = Engine(evaluate)
+    evaluator.add_event_handler(Events.COMPLETED, lambda e: e.state.metrics.update(loss=1.0))
+    engine = make(1, evaluator=evaluator)
+    with pytest.raises(OSError):
+        engine.run(max_epochs=2)
+    engine.run(max_epochs=2)
+    assert [each["metrics"] for each in engine.results] == [{"loss": 1.0}] * 2
+
+
+def test_a_metric_that_is_nan_is_below_every_floor():
+    engine = make(1, evaluator=lambda: {"accuracy": float("nan")}, floor={"accuracy": 0.1})
+    engine.run(max_epochs=3)
+    assert len(engine.results) == 1 and engine.pruner.sparsity == 0
+
+
 def test_fine_tuning_follows_the_last_round_alone():
     engine = make(2, fine_tune=3, evaluator=lambda: {}, target=0.75)
     engine.run(max_epochs=9)
@@ -260,6 +304,15 @@ def test_a_trainer_that_ends_early_ends_its_round():
     engine.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda e: e.terminate() if e.state.epoch == 2 else None)
     engine.run(max_epochs=2)
     assert engine.trainer.state.epoch == 2 + 3 and engine.pruner.sparsity == 0.75
+
+
+def test_a_trainer_may_end_its_epochs_early():
+    engine = make(2, rewind=Rewind(to=1))
+    trainer, epochs = engine.trainer, []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: e.state.iteration % 3 == 1 and e.terminate_epoch())
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda e: epochs.append(e.state.epoch))
+    engine.run(max_epochs=2)
+    assert len(engine.results) == 2 and epochs == sorted(epochs)
 
 
 def test_a_trainer_that_was_interrupted_is_told():
@@ -322,6 +375,7 @@ def test_bad_arguments_are_refused_and_nothing_changes():
     refused(ValueError, "data", data=batches(1))
     refused(ValueError, "evaluator", floor={"accuracy": 0.9})
     refused(TypeError, "floor", floor=0.9, evaluator=dict)
+    refused(ValueError, "NaN", floor={"accuracy": float("nan")}, evaluator=dict)
     refused(ValueError, "target", target=1.5)
     another = PruneHandler(model, optimizer)
     another.attach(trainer, name="other")
@@ -356,6 +410,12 @@ def test_a_floor_on_a_metric_that_is_not_there():
     engine = make(1, evaluator=lambda: {"loss": 1.0}, floor={"accuracy": 0.9})
     with pytest.raises(ValueError, match="'accuracy'.*'loss'"):
         engine.run(max_epochs=1)
+    assert engine.results == []  # nor twice, where it is run again
+
+
+def with_held(state, **changed):
+    snapshot = state["pruning"]["snapshot"]
+    return {**state, "pruning": {**state["pruning"], "snapshot": {**snapshot, "held": {**snapshot["held"], **changed}}}}
 
 
 DAMAGES = [
@@ -370,7 +430,14 @@ DAMAGES = [
         lambda s: {**s, "pruning": {**s["pruning"], "trainer": {**s["pruning"]["trainer"], "epoch_length": 9}}},
     ),
     (ValueError, lambda s: {**s, "pruning": {**s["pruning"], "snapshot": None}}),
+    (TypeError, lambda s: {**s, "pruning": {**s["pruning"], "trainer": {**s["pruning"]["trainer"], "first": -1}}}),
+    (TypeError, lambda s: {**s, "pruning": {**s["pruning"], "snapshot": 3}}),
+    (TypeError, lambda s: with_held(s, tensors=None)),
+    (TypeError, lambda s: with_held(s, slots=[3])),
+    (TypeError, lambda s: with_held(s, settings=[{}])),
+    (ValueError, lambda s: with_held(s, tensors={})),
     (ValueError, lambda s: {key: value for key, value in s.items() if key != "iteration"}),
+    (ValueError, lambda s: {**s, "iteration": -1}),
 ]
 
 
@@ -463,6 +530,32 @@ def test_a_scheduler_of_torch_is_given():
     settings = {"epochs": 2, "rewind": Rewind(), "schedulers": [scheduler]}
     create_pruning_engine(trainer, pruner, batches(3), **settings).run(max_epochs=2)
     assert scheduler.last_epoch == 0 and optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_a_scheduler_of_torch_that_nobody_would_rewind_is_told():
+    _, optimizer, trainer, pruner = parts()
+    scheduler = LR.LambdaLR(optimizer, lambda epoch: 0.1**epoch)
+    before = snapshot_of(trainer)
+    with pytest.raises(ValueError, match="schedulers"):
+        create_pruning_engine(trainer, pruner, batches(3), epochs=2, rewind=Rewind())
+    for wrong in ([3], scheduler, 5):
+        with pytest.raises(TypeError, match="schedulers"):
+            create_pruning_engine(trainer, pruner, batches(3), epochs=2, rewind=Rewind(), schedulers=wrong)
+    assert snapshot_of(trainer) == before
+    create_pruning_engine(trainer, pruner, batches(3), epochs=2, rewind=Rewind(), schedulers=[])
+
+
+def test_rounds_take_no_data_and_no_length():
+    engine = make(1)
+    for settings in ({"data": batches(3)}, {"epoch_length": 3}):
+        with pytest.raises(ValueError, match="epochs are rounds"):
+            engine.run(max_epochs=2, **settings)
+    for epochs, error in ((0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="epochs"):
+            engine.train(epochs)
+    assert engine.trainer.state.iteration == 0
+    engine.run(max_epochs=2)
+    assert engine.trainer.state.epoch == 2 and engine.pruner.sparsity == 0.75
 
 
 def test_masks_scores_and_graph_of_each_step():
