@@ -166,7 +166,8 @@ class LotteryTicket:
         Raises:
             TypeError, ValueError: as :meth:`train`.
         """
-        return {control.value: self.train(control, seed=seed) for control in which or Control}
+        trained = [(control, self.train(control, seed=seed)) for control in which or Control]
+        return {control.value: each for control, each in trained}
 
     def train(self, control: Control = Control.TICKET, *, seed: int = 0, order: int | None = None) -> Trained:
         """Train one of the controls from its beginning, and leave everything as it was.
@@ -184,7 +185,7 @@ class LotteryTicket:
             ValueError: nothing to go back to: not run yet, in the middle of a round, or ``Rewind(weights=False)``.
         """
         if not isinstance(control, Control):
-            raise TypeError(f"Argument control should be a Control, but given {control!r}")
+            raise TypeError(f"Argument control should be a handlers.Control, as Control.REINIT, but given {control!r}")
         check_seed(seed)
         if order is not None:
             check_seed(order)
