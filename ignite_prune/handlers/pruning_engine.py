@@ -50,7 +50,9 @@ def create_pruning_engine(
     first did after its k-th iteration.
 
     A ``Checkpoint`` of ``engine.to_save(model=..., optimizer=..., lr_scheduler=...)`` on any event of the trainer or of
-    this engine resumes exactly, in the middle of any round.
+    this engine resumes exactly, in the middle of any round; but one on ITERATION_STARTED, with which Ignite loses an
+    iteration, and for what handlers of your own do on EPOCH_COMPLETED one on the last ITERATION_COMPLETED before it,
+    after which Ignite does not fire it again.
 
     Args:
         trainer: what trains the model; no pruner may be attached to it.
