@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import multiprocessing
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import Parser
+from command_line import Parser, in_processes
 from compare_methods import (
     AT_INIT,
     BATCH_NORM,
@@ -206,26 +204,12 @@ def run_all(settings: Settings, workers: int) -> list[Record]:
     with Progress(*columns) as progress:
         task = progress.add_task(f"0 of {len(jobs)} nets trained and pruned", total=len(jobs))
         records: list[Record] = []
-        for count, done in enumerate(_results(jobs, workers), start=1):
+        for count, done in enumerate(in_processes(run, jobs, workers), start=1):
             records += done
             dense = next(each for each in done if each.method == "dense")
             told = f"the last one dense {dense.pruned:.1%}"
             progress.update(task, advance=1, description=f"{count} of {len(jobs)} nets trained and pruned, {told}")
     return sorted(records, key=lambda each: each.seed)
-
-
-def _results(jobs: Sequence[tuple[str, Settings, int]], workers: int) -> Iterator[list[Record]]:
-    if workers == 1:
-        yield from (run(*job) for job in jobs)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        futures: list[Future[list[Record]]] = [pool.submit(run, *job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def make_parser() -> Parser:

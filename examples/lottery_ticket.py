@@ -20,7 +20,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -156,14 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> Figures:
     parser = make_parser()
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     quick, folder = options.pop("quick"), options.pop("output")
-    try:
-        chosen = {name: value for name, value in options.items() if value is not None}
-        settings = replace(QUICK if quick else Settings(), **chosen)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        parser.error(f"--output: {folder}: {problem.strerror}")
-    except ValueError as problem:
-        parser.error(str(problem))
+    settings = parser.settle(QUICK if quick else Settings(), options, folder)
     figures = Figures()
     with ProcessPoolExecutor(settings.workers, get_context("spawn")) as pool, Progress(transient=True) as bar:
         seeds = pool.map(partial(measure, settings), range(settings.seeds))

@@ -15,7 +15,7 @@ import argparse
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -219,14 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> Figures:
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     quick, folder = options.pop("quick"), options.pop("output")
     torch.set_num_threads(1)  # the same numbers however many cores there are
-    try:
-        chosen = {name: value for name, value in options.items() if value is not None}
-        settings = replace(QUICK if quick else Settings(), **chosen)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--output: {folder}: {error.strerror}")
-    except ValueError as error:
-        parser.error(str(error))
+    settings = parser.settle(QUICK if quick else Settings(), options, folder)
     figures = run(settings, folder)
     report(figures, folder)
     return figures

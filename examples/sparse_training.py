@@ -29,16 +29,14 @@ It ends with a table, a picture and all figures as JSON (under three minutes on 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from command_line import Parser
+from command_line import Parser, in_processes
 from ignite.engine import create_supervised_trainer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sparse_methods import METHODS, MORE
@@ -91,25 +89,11 @@ def run_all(settings: Settings, workers: int) -> list[Record]:
     with Progress(*columns) as progress:
         shown = progress.add_task(f"0 of {len(jobs)} nets trained", total=len(jobs))
         records = []
-        for count, record in enumerate(_results(jobs, workers), start=1):
+        for count, record in enumerate(in_processes(run, jobs, workers), start=1):
             records.append(record)
             told = f"{record.task}, {record.method}: {record.value:.2f}"
             progress.update(shown, advance=1, description=f"{count} of {len(jobs)} nets trained, {told}")
     return sorted(records, key=lambda each: each.seed)
-
-
-def _results(jobs: Sequence[tuple[str, Task, Settings, int]], workers: int) -> Iterator[Record]:
-    if workers == 1:
-        yield from (run(*job) for job in jobs)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        futures = [pool.submit(run, *job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def make_parser() -> Parser:

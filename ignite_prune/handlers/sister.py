@@ -21,6 +21,8 @@ from ignite_prune.handlers.events import PruneEvents, fire, register
 from ignite_prune.masks import MaskStore
 from ignite_prune.optimizer_state import as_optimizers, check_held
 from ignite_prune.plan import Plan
+from ignite_prune.saliency import NonFiniteSaliency
+from ignite_prune.scorer import all_finite
 from ignite_prune.select import named_parameters, near, unwrap
 
 _SETTINGS = ("params", "sparsity", "allocation", "exclude")
@@ -120,6 +122,13 @@ class Sister(Attached, ABC):
     def scores(self) -> dict[str, Tensor]:
         """Return every selected parameter's magnitude as of now, by which connections stay."""
         return {name: parameter.detach().abs() for name, parameter in self._parameters.items()}
+
+    def _magnitudes(self, name: str) -> Tensor:
+        """Return a parameter's magnitudes, or raise where something would be chosen by NaN or infinity."""
+        magnitudes = self._parameters[name].detach().abs()
+        if not all_finite(magnitudes):
+            raise NonFiniteSaliency(f"Parameter {name!r} has values that are NaN or infinite; nothing was chosen")
+        return magnitudes
 
     # Attaching
 

@@ -18,8 +18,6 @@ from ignite_prune.handlers.sister import Sister
 from ignite_prune.pattern import NofM
 from ignite_prune.regrow.ready import Ready
 from ignite_prune.regrow.through import Through
-from ignite_prune.saliency import NonFiniteSaliency
-from ignite_prune.scorer import all_finite
 
 
 class SRSTE(Sister):
@@ -99,10 +97,8 @@ class SRSTE(Sister):
 
     def _chosen(self) -> dict[str, Tensor]:
         masks = {}
-        for name, parameter in self._parameters.items():
-            scores = parameter.detach().abs()
-            if not all_finite(scores):
-                raise NonFiniteSaliency(f"Parameter {name!r} has values that are NaN or infinite; nothing was chosen")
+        for name in self._parameters:
+            scores = self._magnitudes(name)
             none = torch.zeros(self._pattern.count(scores.shape), dtype=torch.bool, device=scores.device)
             masks[name] = self._pattern.spread(none.view(self._pattern.group(scores, None).shape), scores, None)
         return masks

@@ -22,8 +22,6 @@ from ignite_prune.masks import MaskStore
 from ignite_prune.regrow.ready import Ready
 from ignite_prune.regrow.start import checked_sparsity, start
 from ignite_prune.regrow.through import Through
-from ignite_prune.saliency import NonFiniteSaliency
-from ignite_prune.scorer import all_finite
 
 
 class TopKAST(Sister):
@@ -124,9 +122,8 @@ class TopKAST(Sister):
         return max(0.0, 1 - 1.5 * (1 - sparsity)) if self._backward is None else float(self._backward)
 
     def _top(self, sparsity: Callable[[Group], float]) -> dict[str, Tensor]:
-        for name, parameter in self._parameters.items():
-            if not all_finite(parameter.detach().abs()):
-                raise NonFiniteSaliency(f"Parameter {name!r} has values that are NaN or infinite; nothing was chosen")
+        for name in self._parameters:
+            self._magnitudes(name)
         chosen = start(self._groups, self._parameters, torch.abs, sparsity)
         full = {
             name: torch.ones_like(p, dtype=torch.bool) for name, p in self._parameters.items() if name not in chosen

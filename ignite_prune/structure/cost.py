@@ -16,7 +16,7 @@ from ignite_prune.select import unwrap
 from ignite_prune.structure.slicing import Surgery
 from ignite_prune.structure.slots import Kept
 from ignite_prune.structure.structure import Structure
-from ignite_prune.structure.tracing import as_arguments, shapes_of
+from ignite_prune.structure.tracing import as_arguments, misfit
 
 
 class Cost(ABC):
@@ -83,9 +83,9 @@ class Latency(Cost):
         self._whole = self._seconds(self._model)
 
     def __call__(self, structure: Structure, kept: Kept) -> float:
-        other = [name for name, shape in shapes_of(self._model).items() if structure.shapes.get(name) != shape]
-        if other:
-            raise ValueError(f"Latency was made with another model than is pruned: its {other[0]!r} has another shape")
+        other = misfit(self._model, structure)
+        if other is not None:
+            raise ValueError(f"Latency was made with another model than is pruned: its {other!r} has another shape")
         copied = copy.deepcopy(self._model)
         Surgery(copied).slice(structure.indices(kept))
         return self._seconds(copied)

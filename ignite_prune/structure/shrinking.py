@@ -29,7 +29,7 @@ from ignite_prune.structure.comparing import (
 from ignite_prune.structure.slicing import Indices, Surgery, check_mine, undone_on_error
 from ignite_prune.structure.slots import Kept
 from ignite_prune.structure.structure import Structure
-from ignite_prune.structure.tracing import shapes_of, trace
+from ignite_prune.structure.tracing import misfit, trace
 
 
 @dataclass(frozen=True, repr=False)
@@ -223,10 +223,10 @@ def _numbers(name: str, units: Any) -> list[int]:
 
 def _check_shapes(model: nn.Module, structure: Structure) -> None:
     """Raise where a structure is of another model, or of this one before it was sliced."""
-    other = [name for name, shape in shapes_of(model).items() if structure.shapes.get(name) != shape]
-    if other:
+    other = misfit(model, structure)
+    if other is not None:
         raise ValueError(
-            f"Argument structure does not fit the model, whose {other[0]!r} has another shape; trace it as it is now"
+            f"Argument structure does not fit the model, whose {other!r} has another shape; trace it as it is now"
         )
 
 

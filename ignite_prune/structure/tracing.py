@@ -142,6 +142,12 @@ def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in {**named_parameters(model), **dict(model.named_buffers())}.items()}
 
 
+def misfit(model: nn.Module, structure: Structure) -> str | None:
+    """Return a tensor of a model that is of another shape in a structure: of another model, or not as it is now."""
+    shapes = shapes_of(model)
+    return next((name for name, shape in shapes.items() if structure.shapes.get(name) != shape), None)
+
+
 def read_place(text: str, model: nn.Module) -> tuple[str, int]:
     """Return name and dimension of ``"name"`` or ``"name[dim]"``.
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ignite_prune import PruneEvents
 from ignite_prune.handlers import SET, SRSTE, AlternatingSparse, RigL, SparseMomentum, SRigL, TopKAST
+from tests.laws.resume_run import _Rest
 from tests.models import batches, small_net
 
 EVENTS = {
@@ -74,14 +75,3 @@ def run(options):
     result = {name: thing.state_dict() for name, thing in objects.items()}
     result["published"] = dict(trainer.state.sparsity)
     torch.save(result, folder / options["result"])
-
-
-class _Rest:
-    """Batches that start in the middle the first time round: Ignite itself would begin a resumed epoch at its first."""
-
-    def __init__(self, data, start):
-        self.data, self.start = data, start
-
-    def __iter__(self):
-        start, self.start = self.start, 0
-        return iter(self.data[start:])

@@ -31,15 +31,19 @@ def shrinks(model, x, **options):
 X = torch.randn(3, 6, dtype=torch.float64)
 
 
-def test_two_groups_made_by_one_weight_have_names_of_their_own():
-    model = Net(
+def crossing():
+    """Two groups of units whose first maker is one weight."""
+    return Net(
         lambda net, x: net.o(torch.relu(net.short(x) + torch.cat([net.b1(x), net.b2(x)], 1))),
         short=nn.Conv2d(3, 16, 1),
         b1=nn.Conv2d(3, 8, 1),
         b2=nn.Conv2d(3, 8, 1),
         o=nn.Conv2d(16, 2, 1),
-    ).double()
-    structure = shrinks(model, torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    )
+
+
+def test_two_groups_made_by_one_weight_have_names_of_their_own():
+    structure = shrinks(crossing(), torch.randn(2, 3, 4, 4, dtype=torch.float64))
     assert {group.name: group.size for group in structure} == {"short.weight": 8, "b2.weight": 8}
 
 
@@ -242,14 +246,7 @@ def test_what_users_note_on_parameters_and_how_they_lie_in_memory_stays():
 
 
 def test_flops_are_a_target_where_two_groups_share_a_weight():
-    model = Net(
-        lambda net, x: net.o(torch.relu(net.short(x) + torch.cat([net.b1(x), net.b2(x)], 1))),
-        short=nn.Conv2d(3, 16, 1),
-        b1=nn.Conv2d(3, 8, 1),
-        b2=nn.Conv2d(3, 8, 1),
-        o=nn.Conv2d(16, 2, 1),
-    )
-    x = torch.randn(2, 3, 4, 4)
+    model, x = crossing(), torch.randn(2, 3, 4, 4)
     structure = trace(model, x)
     masks = prune_model(model, sparsity=0.25, structure=structure, target=Flops())
     report = shrink(model, masks, x, structure=structure)
