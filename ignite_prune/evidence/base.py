@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ignite_prune.evidence.attention import Attention
 from ignite_prune.evidence.batch import Batch
 from ignite_prune.evidence.uses import Use
+from ignite_prune.evidence.version_2 import told
 from ignite_prune.saliency.needs import Need
 
 
@@ -137,7 +138,7 @@ class Gatherer(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return all that is gathered as plain data."""
         return {
-            "need": self.need.told,
+            "need": self.need.key,
             "sums": dict(self.sums),
             "counts": dict(self.counts),
             "stale": self.stale,
@@ -168,8 +169,11 @@ class Gatherer(ABC):
         """
         if not isinstance(state, Mapping) or not all(isinstance(state.get(k), Mapping) for k in ("sums", "counts")):
             raise TypeError("The evidence of a pruner's state_dict should be mappings 'sums' and 'counts'")
-        if state.get("need", self.need.told) != self.need.told:
-            raise ValueError(f"The checkpoint's evidence is {state['need']}, but this pruner gathers {self.need.told}")
+        if state.get("need", self.need.key) not in (self.need.key, told(self.need)):
+            raise ValueError(
+                f"The checkpoint's evidence is {state['need']!r}, but this pruner gathers {self.need.key!r}; make the "
+                "pruner with the saliency and repair of the one that wrote the checkpoint"
+            )
         for name, held in state["sums"].items():
             if name not in self.parameters or not isinstance(held, Tensor):
                 raise ValueError(f"The checkpoint's evidence is of another parameter: {name!r}")

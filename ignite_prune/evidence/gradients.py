@@ -79,7 +79,7 @@ class GradientSums(GradientGatherer):
             if not isinstance(after, Tensor) or after.shape != running.shape:
                 told = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
                 raise TypeError(
-                    f"The term of {self.need.told} should return the new sum, a Tensor of {tuple(running.shape)}, but "
+                    f"The term of {self.need.key!r} should return the new sum, a Tensor of {tuple(running.shape)}, but "
                     f"gave {told}"
                 )
             self.sums[name] = after

@@ -78,7 +78,7 @@ def _told(gatherer: Gatherer) -> Sequence[Told]:
 def _learn(gatherer: Gatherer, name: str, forms: Sequence[tuple[int, ...]]) -> None:
     if len(set(forms)) > 1:
         raise ValueError(
-            f"{gatherer.need.told} of parameter {name!r} cannot be added up: ranks use it in different ways (with "
+            f"{gatherer.need.key} of parameter {name!r} cannot be added up: ranks use it in different ways (with "
             "other groups or heads, or the other way round)"
         )
     if forms[0]:

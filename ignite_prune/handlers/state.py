@@ -11,7 +11,7 @@ import torch
 from ignite_prune.groups import Group, as_sparsity
 from ignite_prune.handlers.attachment import Progress
 
-VERSION = 2  # 1 had no evidence
+VERSION = 3  # 1 had no evidence; 2 named evidence by the representation of its fields
 
 
 @dataclass(frozen=True)

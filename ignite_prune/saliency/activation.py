@@ -55,7 +55,7 @@ class APoZ(Informed):
 
     @property
     def need(self) -> Activations:
-        return Activations(active_share)
+        return Activations(active_share, name="active-share")
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return evidence
@@ -75,7 +75,7 @@ class HRank(Informed):
 
     @property
     def need(self) -> Activations:
-        return Activations(map_rank, maps=True)
+        return Activations(map_rank, maps=True, name="rank")
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return evidence
@@ -94,7 +94,7 @@ class Sensitivity(Informed):
 
     @property
     def need(self) -> Activations:
-        return Activations(gradient_size, gradient=True)
+        return Activations(gradient_size, gradient=True, name="abs-gradient")
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return evidence
@@ -124,7 +124,8 @@ class ActivationTaylor(Informed):
 
     @property
     def need(self) -> Activations:
-        return Activations(product if self.signed else product_size, gradient=True)
+        measure, name = (product, "product") if self.signed else (product_size, "abs-product")
+        return Activations(measure, gradient=True, name=name)
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return evidence

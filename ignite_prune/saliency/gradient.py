@@ -66,7 +66,7 @@ class Gradient(Informed):
 
     @property
     def need(self) -> Gradients:
-        return Gradients(add_size, self.memory)
+        return Gradients(add_size, self.memory, name="abs")
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return evidence
@@ -111,8 +111,8 @@ class Taylor(Informed):
 
     @property
     def need(self) -> Gradients:
-        term = add_product_square if self.squared else add_product_size
-        return Gradients(term, self.memory, mean=True, by_unit=self.by_unit)
+        term, name = (add_product_square, "square-product") if self.squared else (add_product_size, "abs-product")
+        return Gradients(term, self.memory, mean=True, by_unit=self.by_unit, name=name)
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return evidence
@@ -151,7 +151,7 @@ class Movement(Informed):
 
     @property
     def need(self) -> Gradients:
-        return Gradients(add_product, self.memory)
+        return Gradients(add_product, self.memory, name="product")
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return evidence * -self.scale

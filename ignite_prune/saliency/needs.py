@@ -6,8 +6,10 @@ A record is a value: two groups that ask for equal ones share what is gathered.
 from __future__ import annotations
 
 import inspect
+import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -44,15 +46,22 @@ class Memory:
         if not isinstance(self.lasting, bool):
             raise TypeError(f"Argument lasting should be a bool, but given {self.lasting!r}")
 
+    @property
+    def keys(self) -> list[str]:
+        """The parts of a need's key that differ from the defaults."""
+        decay = [] if self.decay == 1 else [f"decay={float(self.decay)!r}"]
+        dtype = [] if self.dtype is None else [str(self.dtype).removeprefix("torch.")]
+        return [*decay, *dtype, *(["lasting"] if self.lasting else [])]
+
 
 @dataclass(frozen=True)
-class Need:
+class Need(ABC):
     """A kind of evidence; the subclasses are all there are."""
 
     @property
-    def told(self) -> str:
-        """What it is, the same in every process: checkpoints hold it."""
-        return f"{type(self).__name__}({', '.join(_told(getattr(self, each.name)) for each in fields(self))})"
+    @abstractmethod
+    def key(self) -> str:
+        """Identifies the evidence in checkpoints: short, and independent of the names of classes and functions."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Gradients(Need):
         mean: divide by the number of steps.
         per_sample: in a calibration pass take every sample's own gradient (one backward pass a sample).
         by_unit: add the product of gradient and weight up over each slice of dim 0 (its bias too) before the term.
+        name: identifies the term in checkpoints; None: the function's module and name.
     """
 
     term: Term
@@ -75,11 +85,22 @@ class Gradients(Need):
     mean: bool = False
     per_sample: bool = False
     by_unit: bool = False
+    name: str | None = None
+
+    @property
+    def key(self) -> str:
+        name = function_key(self.term) if self.name is None else self.name
+        flags = {"mean": self.mean, "per-sample": self.per_sample, "by-unit": self.by_unit}
+        return "/".join(["gradients", name, *(flag for flag, is_set in flags.items() if is_set), *self.memory.keys])
 
 
 @dataclass(frozen=True)
 class Initial(Need):
     """The parameter's value when gathering began. Memory: one number an entry."""
+
+    @property
+    def key(self) -> str:
+        return "initial"
 
 
 @dataclass(frozen=True)
@@ -96,6 +117,10 @@ class FisherBlocks(Need):
     block: int
     per_sample: bool = True
 
+    @property
+    def key(self) -> str:
+        return f"fisher-blocks/{self.block}" + ("" if self.per_sample else "/batch")
+
 
 @dataclass(frozen=True)
 class InputNorms(Need):
@@ -104,6 +129,10 @@ class InputNorms(Need):
     Memory: three numbers a layer input (for a convolution: an input of its kernel). Time: one pass over the inputs.
     """
 
+    @property
+    def key(self) -> str:
+        return "input-norms"
+
 
 @dataclass(frozen=True)
 class InputMoments(Need):
@@ -111,6 +140,10 @@ class InputMoments(Need):
 
     Memory: the square of the number of inputs. Time: as many products as the layer itself times inputs/outputs.
     """
+
+    @property
+    def key(self) -> str:
+        return "input-moments"
 
 
 @dataclass(frozen=True)
@@ -124,16 +157,28 @@ class Activations(Need):
             own loss, or None.
         gradient: whether the gradient is needed.
         maps: refuse layers without feature maps.
+        name: identifies the measure in checkpoints; None: the function's module and name.
     """
 
     measure: Callable[[Tensor, Tensor | None], Tensor]
     gradient: bool = False
     maps: bool = False
+    name: str | None = None
+
+    @property
+    def key(self) -> str:
+        flags = {"gradient": self.gradient, "maps": self.maps}
+        name = function_key(self.measure) if self.name is None else self.name
+        return "/".join(["activations", name, *(flag for flag, is_set in flags.items() if is_set)])
 
 
 @dataclass(frozen=True)
 class FollowingScale(Need):
     """The scale of the BatchNorm that a layer's output goes through. Memory: one number a unit."""
+
+    @property
+    def key(self) -> str:
+        return "following-scale"
 
 
 @dataclass(frozen=True)
@@ -148,6 +193,10 @@ class HeadGates(Need):
 
     per_sample: bool = True
 
+    @property
+    def key(self) -> str:
+        return "head-gates" if self.per_sample else "head-gates/batch"
+
 
 @dataclass(frozen=True)
 class Curvature(Need):
@@ -157,6 +206,10 @@ class Curvature(Need):
     """
 
     method: Any
+
+    @property
+    def key(self) -> str:
+        return f"curvature/{self.method.key}"
 
 
 @dataclass(frozen=True)
@@ -168,6 +221,10 @@ class HessianGradient(Need):
 
     temperature: float
 
+    @property
+    def key(self) -> str:
+        return f"hessian-gradient/temperature={float(self.temperature)!r}"
+
 
 @dataclass(frozen=True)
 class SynapticFlow(Need):
@@ -178,6 +235,10 @@ class SynapticFlow(Need):
     """
 
     bias: bool = True
+
+    @property
+    def key(self) -> str:
+        return "synaptic-flow" if self.bias else "synaptic-flow/no-bias"
 
 
 @dataclass(frozen=True)
@@ -193,6 +254,10 @@ class UnitRemoval(Need):
     samples: int
     seed: int
     exact: int = 8
+
+    @property
+    def key(self) -> str:
+        return f"unit-removal/samples={self.samples}/seed={self.seed}/exact={self.exact}"
 
 
 class Fisher(NamedTuple):
@@ -221,5 +286,12 @@ class Moments(NamedTuple):
     transposed: bool = False
 
 
-def _told(value: Any) -> str:
-    return str(value.__qualname__) if inspect.isfunction(value) else repr(value)
+def function_key(function: Callable[..., Any]) -> str:
+    """Return what identifies a function in checkpoints: its module and name, and for a lambda or a local function a
+    checksum of its code too, since several have one name.
+    """
+    name = f"{function.__module__}.{function.__qualname__}" if inspect.isfunction(function) else repr(function)
+    if not inspect.isfunction(function) or "<" not in name:
+        return name
+    code = function.__code__
+    return f"{name}#{zlib.crc32(repr((code.co_code, code.co_consts, code.co_names)).encode()):08x}"

@@ -38,7 +38,7 @@ class EmpiricalFisher:
 
     @property
     def need(self) -> Need:
-        return Gradients(add_square, self.memory, mean=True, per_sample=self.per_sample)
+        return Gradients(add_square, self.memory, mean=True, per_sample=self.per_sample, name="square")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Exact:
     def need(self) -> Need:
         return Curvature(self)
 
+    @property
+    def key(self) -> str:
+        """Identifies the method in checkpoints."""
+        return "exact"
+
 
 @dataclass(frozen=True)
 class GaussNewton:
@@ -74,6 +79,11 @@ class GaussNewton:
     @property
     def need(self) -> Need:
         return Curvature(self)
+
+    @property
+    def key(self) -> str:
+        """Identifies the method in checkpoints."""
+        return "gauss-newton"
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,11 @@ class Hutchinson:
     @property
     def need(self) -> Need:
         return Curvature(self)
+
+    @property
+    def key(self) -> str:
+        """Identifies the method in checkpoints."""
+        return f"hutchinson/samples={self.samples}/seed={self.seed}"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class SNIP(Informed):
 
     @property
     def need(self) -> Gradients:
-        return Gradients(add_product)
+        return Gradients(add_product, name="product")
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return evidence.abs()
@@ -81,7 +81,7 @@ class SNIPMomentum(Informed):
 
     @property
     def need(self) -> Gradients:
-        return Gradients(add_product_size, Memory(self.decay, lasting=True))
+        return Gradients(add_product_size, Memory(self.decay, lasting=True), name="abs-product")
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return evidence
