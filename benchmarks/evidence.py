@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from clock import Contestant, race
 from ignite_prune import PruneHandler, saliency, score
 from ignite_prune.allocation import Uniform
-from ignite_prune.evidence.gradients import FisherBlockSums
+from ignite_prune.evidence.collectors.gradients import FisherBlockSums
 from ignite_prune.repair.sparsegpt_sweep import block_counts, by_count, sweep
 from ignite_prune.saliency.needs import FisherBlocks
 from nets import Stack, resnet18

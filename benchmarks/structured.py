@@ -18,10 +18,10 @@ from clock import Contestant, race
 from ignite_prune import PruneHandler, ShrinkHandler, shrink, trace
 from ignite_prune.allocation import Uniform
 from ignite_prune.structure import Report, Structure
-from ignite_prune.structure.follow import follow
-from ignite_prune.structure.gather import Gathered
-from ignite_prune.structure.slicing import Surgery
-from ignite_prune.structure.tracing import shapes_of
+from ignite_prune.structure.slicing.model_edit import ModelEdit
+from ignite_prune.structure.tracing.export import follow
+from ignite_prune.structure.tracing.trace import shapes_of
+from ignite_prune.structure.tracing.unit_grouping import UnitGrouping
 from nets import resnet18
 from rows import Missing, Row, Settings, ratio_row
 
@@ -75,9 +75,11 @@ def _unchecked(model: nn.Module, inputs: Tensor) -> float:
     """Trace and slice as a library does that checks nothing."""
     start = time.perf_counter()
     traced, shapes = follow(model, (inputs,), {}), shapes_of(model)
-    structure = Structure(Gathered(traced, list(shapes)).groups, shapes, [name for name, _ in model.named_parameters()])
+    structure = Structure(
+        UnitGrouping(traced, list(shapes)).groups, shapes, [name for name, _ in model.named_parameters()]
+    )
     kept = structure.kept(_half(model, structure))
-    Surgery(model).slice(structure.indices(kept))
+    ModelEdit(model).slice(structure.indices(kept))
     return time.perf_counter() - start
 
 

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune import PruneHandler, pattern, prune_model, saliency, score
-from ignite_prune.select import select
+from ignite_prune.core.selection import select
 
 Scores = dict[str, Tensor]
 REPAIRED = (0.5, 0.8, 0.9)

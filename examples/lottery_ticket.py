@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from ignite_prune import LotteryTicket, PruneHandler, allocation, barrier, create_pruning_engine
 from ignite_prune.handlers import Control
-from ignite_prune.handlers.lottery_ticket import rates
+from ignite_prune.handlers.lottery.lottery_ticket import rates
 
 CONTROLS = {"ticket": Control.TICKET, "reinit": Control.REINIT, "shuffled": Control.SHUFFLED}
 

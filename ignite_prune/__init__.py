@@ -1,21 +1,23 @@
 """ignite_prune: a model becomes sparse while PyTorch-Ignite trains it."""
 
+import sys
 from typing import TYPE_CHECKING
 
 from ignite_prune import activation, allocation, functional, pattern, repair, saliency, schedule, structure
+from ignite_prune._utils.lazy import importer
+from ignite_prune._utils.renamed import RenamedModules
+from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.handlers import PruneEvents, PruneHandler
-from ignite_prune.lazy import importer
-from ignite_prune.masks import MaskStore
-from ignite_prune.prune import prune_model
-from ignite_prune.scoring import score
+from ignite_prune.update.one_shot import prune_model
+from ignite_prune.update.scoring import score
 
 if TYPE_CHECKING:
-    from ignite_prune.connectivity import barrier
-    from ignite_prune.graph import to_networkx
-    from ignite_prune.handlers.lottery_ticket import LotteryTicket
-    from ignite_prune.handlers.pruning_engine import create_pruning_engine
+    from ignite_prune.export.networkx_graph import to_networkx
+    from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_engine
+    from ignite_prune.handlers.lottery.lottery_ticket import LotteryTicket
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
-    from ignite_prune.rewind import Rewind
+    from ignite_prune.lottery.mode_connectivity import barrier
+    from ignite_prune.lottery.rewind import Rewind
     from ignite_prune.structure import load_shrunk, shrink, trace
 
 __version__ = "0.1.0"
@@ -46,14 +48,25 @@ __all__ = [
 ]
 
 _FILES = {
-    "LotteryTicket": "handlers.lottery_ticket",
-    "Rewind": "rewind",
+    "LotteryTicket": "handlers.lottery.lottery_ticket",
+    "Rewind": "lottery.rewind",
     "ShrinkHandler": "handlers.shrink_handler",
-    "barrier": "connectivity",
-    "create_pruning_engine": "handlers.pruning_engine",
-    "load_shrunk": "structure.load",
-    "shrink": "structure.shrinking",
-    "to_networkx": "graph",
-    "trace": "structure.tracing",
+    "barrier": "lottery.mode_connectivity",
+    "create_pruning_engine": "handlers.lottery.create_pruning_engine",
+    "load_shrunk": "structure.slicing.checkpoint",
+    "shrink": "structure.slicing.shrink",
+    "to_networkx": "export.networkx_graph",
+    "trace": "structure.tracing.trace",
 }
 __getattr__ = importer(__name__, _FILES)
+sys.meta_path.append(
+    RenamedModules(
+        {
+            "ignite_prune.connectivity": "ignite_prune.lottery.mode_connectivity",
+            "ignite_prune.handlers.lottery_ticket": "ignite_prune.handlers.lottery.lottery_ticket",
+            "ignite_prune.masks": "ignite_prune.core.mask_store",
+            "ignite_prune.rewind": "ignite_prune.lottery.rewind",
+            "ignite_prune.select": "ignite_prune.core.selection",
+        }
+    )
+)

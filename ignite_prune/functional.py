@@ -12,13 +12,14 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.arguments import as_sparsity
+from ignite_prune._utils.bits import zero_
 from ignite_prune.allocation import Layer, Pool
-from ignite_prune.bits import zero_
-from ignite_prune.divide import divide
-from ignite_prune.groups import as_sparsity, as_unit_fraction
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.saliency import Given, Magnitude
-from ignite_prune.scorer import Scorer
+from ignite_prune.update.choose_units import divide
+from ignite_prune.update.param_groups import as_unit_fraction
+from ignite_prune.update.scores import ParameterScores
 
 
 class _Exactly:
@@ -63,7 +64,7 @@ def mask(
     units = pattern.count(tuple(tensor.shape))
     pruned = _pruned_units(amount, units, pattern)
     saliency = Magnitude() if scores is None else Given({"tensor": scores})
-    scorer = Scorer("tensor", tensor.detach(), saliency, pattern, mask)
+    scorer = ParameterScores("tensor", tensor.detach(), saliency, pattern, mask)
     group = {"pattern": pattern, "allocation": _Exactly(units - pruned), "sparsity": 0.0, "saliency": saliency}
     chosen = divide({"tensor": scorer}, {"tensor": mask}, group)
     if "tensor" in chosen:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ignite_prune import PruneHandler, pattern, prune_model
-from ignite_prune.select import select
+from ignite_prune.core.selection import select
 from tests.models import WEIGHTS, small_net
 
 

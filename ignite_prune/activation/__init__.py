@@ -11,7 +11,7 @@ Example:
 
 from typing import TYPE_CHECKING
 
-from ignite_prune.lazy import importer
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.activation.base import Sparsifier

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
-from ignite_prune.arguments import check_positive
+from ignite_prune._utils.arguments import check_positive
 from ignite_prune.schedule import Schedule
 from ignite_prune.schedule.base import check_sparsity
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.arguments import check_positive
 from ignite_prune.activation.base import Sparsifier, as_sparsity_of, recomputing
-from ignite_prune.activation.rows import top_of_rows
-from ignite_prune.arguments import check_positive
+from ignite_prune.activation.row_top_k import top_of_rows
 from ignite_prune.schedule import Schedule
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ignite_prune.arguments import check_positive
+from ignite_prune._utils.arguments import check_positive
 from ignite_prune.schedule.base import check_sparsity
 
 

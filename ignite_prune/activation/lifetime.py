@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ignite_prune.activation.base import Sparsifier, as_sparsity_of
-from ignite_prune.activation.rows import top_of_rows
+from ignite_prune.activation.row_top_k import top_of_rows
 from ignite_prune.schedule import Schedule
 
 

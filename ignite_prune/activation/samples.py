@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ignite_prune.activation.rows import top_of_rows
+from ignite_prune.activation.row_top_k import top_of_rows
 from ignite_prune.pattern import Block, Channel, NofM, Pattern, Unstructured
 
 

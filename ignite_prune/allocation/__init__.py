@@ -8,7 +8,7 @@ Example:
 
 from typing import TYPE_CHECKING
 
-from ignite_prune.lazy import importer
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.allocation.base import Allocation, Layer, Pool

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ignite_prune.evidence.activations import ActivationMeans, FollowingScales, HeadGateMeans
-from ignite_prune.evidence.base import Gatherer
-from ignite_prune.evidence.batch import Batch, LossFn, PrepareBatch, batches, undisturbed
-from ignite_prune.evidence.curvature import CurvatureSums, HessianGradients, gradients_of
-from ignite_prune.evidence.gradients import FisherBlockSums, GradientSums
-from ignite_prune.evidence.initial import InitialValues
-from ignite_prune.evidence.inputs import InputMomentSums, InputNormSums
-from ignite_prune.evidence.ranks import agree_on, totals
-from ignite_prune.evidence.removal import RemovalValues
-from ignite_prune.evidence.synaptic_flow import InputShapes
-from ignite_prune.evidence.watching import watch_for
+from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches, undisturbed
+from ignite_prune.evidence.collectors.activations import ActivationMeans, FollowingScales, HeadGateMeans
+from ignite_prune.evidence.collectors.base import Gatherer
+from ignite_prune.evidence.collectors.curvature import CurvatureSums, HessianGradients, gradients_of
+from ignite_prune.evidence.collectors.gradients import FisherBlockSums, GradientSums
+from ignite_prune.evidence.collectors.initial import InitialValues
+from ignite_prune.evidence.collectors.inputs import InputMomentSums, InputNormSums
+from ignite_prune.evidence.collectors.shapley import RemovalValues
+from ignite_prune.evidence.collectors.synflow import InputShapes
+from ignite_prune.evidence.dispatch import watch_for
+from ignite_prune.evidence.reduce import agree_on, totals
 from ignite_prune.saliency import needs
 from ignite_prune.saliency.needs import Need
 

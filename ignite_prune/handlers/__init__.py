@@ -2,45 +2,47 @@
 
 from typing import TYPE_CHECKING
 
+from ignite_prune._utils.lazy import importer
 from ignite_prune.handlers.events import PruneEvents, PruningEvents
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.handlers.activation_sparsity import ActivationSparsity
-    from ignite_prune.handlers.alternating import AlternatingSparse
-    from ignite_prune.handlers.dynamic import DynamicSparse
-    from ignite_prune.handlers.engine import PruningEngine
-    from ignite_prune.handlers.group_lasso import GroupLasso
-    from ignite_prune.handlers.learnt_sparsity import LearntSparsity
-    from ignite_prune.handlers.lottery_ticket import Control, LotteryTicket
+    from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_engine
+    from ignite_prune.handlers.lottery.lottery_ticket import Control, LotteryTicket
+    from ignite_prune.handlers.lottery.pruning_engine import PruningEngine
     from ignite_prune.handlers.progressive_masks import ProgressiveMasks
-    from ignite_prune.handlers.pruning_engine import create_pruning_engine
-    from ignite_prune.handlers.regrowing import SET, RigL, SparseMomentum, SRigL
+    from ignite_prune.handlers.regularisers.group_lasso import GroupLasso
+    from ignite_prune.handlers.regularisers.learnt_sparsity import LearntSparsity
+    from ignite_prune.handlers.regularisers.slimming import Slimming
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
-    from ignite_prune.handlers.slimming import Slimming
-    from ignite_prune.handlers.sr_ste import SRSTE
-    from ignite_prune.handlers.top_kast import TopKAST
+    from ignite_prune.handlers.sparse_training.alternating_sparse import AlternatingSparse
+    from ignite_prune.handlers.sparse_training.dynamic_sparse import DynamicSparse
+    from ignite_prune.handlers.sparse_training.rigl import RigL, SRigL
+    from ignite_prune.handlers.sparse_training.set import SET
+    from ignite_prune.handlers.sparse_training.sparse_momentum import SparseMomentum
+    from ignite_prune.handlers.sparse_training.sr_ste import SRSTE
+    from ignite_prune.handlers.sparse_training.top_kast import TopKAST
 
 _FILES = {
     "ActivationSparsity": "activation_sparsity",
-    "AlternatingSparse": "alternating",
-    "Control": "lottery_ticket",
-    "DynamicSparse": "dynamic",
-    "GroupLasso": "group_lasso",
-    "LearntSparsity": "learnt_sparsity",
-    "LotteryTicket": "lottery_ticket",
+    "AlternatingSparse": "sparse_training.alternating_sparse",
+    "Control": "lottery.lottery_ticket",
+    "DynamicSparse": "sparse_training.dynamic_sparse",
+    "GroupLasso": "regularisers.group_lasso",
+    "LearntSparsity": "regularisers.learnt_sparsity",
+    "LotteryTicket": "lottery.lottery_ticket",
     "ProgressiveMasks": "progressive_masks",
-    "PruningEngine": "engine",
-    "RigL": "regrowing",
-    "SET": "regrowing",
-    "SRSTE": "sr_ste",
-    "SRigL": "regrowing",
+    "PruningEngine": "lottery.pruning_engine",
+    "RigL": "sparse_training.rigl",
+    "SET": "sparse_training.set",
+    "SRSTE": "sparse_training.sr_ste",
+    "SRigL": "sparse_training.rigl",
     "ShrinkHandler": "shrink_handler",
-    "Slimming": "slimming",
-    "SparseMomentum": "regrowing",
-    "TopKAST": "top_kast",
-    "create_pruning_engine": "pruning_engine",
+    "Slimming": "regularisers.slimming",
+    "SparseMomentum": "sparse_training.sparse_momentum",
+    "TopKAST": "sparse_training.top_kast",
+    "create_pruning_engine": "lottery.create_pruning_engine",
 }
 __all__ = [
     "SET",

@@ -11,14 +11,14 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
+from ignite_prune.activation.after_activation import AfterActivation
 from ignite_prune.activation.base import Sparsifier
-from ignite_prune.activation.behind import Behind
-from ignite_prune.activation.inserted import insertions, plain
 from ignite_prune.activation.k_winners import KWinners
 from ignite_prune.activation.learnt import Learnt
+from ignite_prune.activation.output_hook import insertions, plain
+from ignite_prune.core.selection import unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.schedule.base import check_steps
-from ignite_prune.select import unwrap
 
 
 class ActivationSparsity:
@@ -74,7 +74,7 @@ class ActivationSparsity:
         if not self._inserted and not mine:
             raise ValueError("Argument layers should name a layer, as the model has no sparsifier of its own")
         self.sparsifiers: dict[str, Sparsifier] = {each.name: each.sparsifier for each in self._inserted} | mine
-        self._behind = Behind(model, self._inserted) if after_activation else None
+        self._behind = AfterActivation(model, self._inserted) if after_activation else None
         self._decay = float(boost_decay)
         self._progress, self._epochs = Progress(), Progress()
         self._attachments: list[Attachment] = []

@@ -8,8 +8,8 @@ from typing import Any
 from ignite.engine import Engine
 from torch import nn
 
+from ignite_prune.core.selection import named_parameters
 from ignite_prune.handlers.attachment import Attachment
-from ignite_prune.select import named_parameters
 
 
 class Attached:

@@ -8,14 +8,13 @@ from typing import Any
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from ignite_prune.arguments import check_positive
-from ignite_prune.groups import as_sparsity
-from ignite_prune.handlers import ranks
+from ignite_prune._utils.arguments import as_sparsity, check_positive
+from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.masks import MaskStore
-from ignite_prune.plan import Plan
 from ignite_prune.regularise.progressive import part_way
+from ignite_prune.update import agreement as ranks
+from ignite_prune.update.plan import Plan
 
 
 class ProgressiveMasks:

@@ -16,20 +16,21 @@ from ignite_prune import allocation as allocations
 from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
-from ignite_prune.evidence.batch import LossFn, PrepareBatch
-from ignite_prune.groups import Group, as_sparsity
+from ignite_prune._utils.arguments import as_sparsity
+from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.optimizer_state import as_optimizers
+from ignite_prune.core.selection import unwrap
+from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.handlers.attached import Attached
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
 from ignite_prune.handlers.events import PruneEvents, fire, register
-from ignite_prune.handlers.pruning import Pruning
+from ignite_prune.handlers.pruner import Pruner
 from ignite_prune.handlers.state import VERSION, PrunerState
-from ignite_prune.masks import MaskStore
-from ignite_prune.optimizer_state import as_optimizers
-from ignite_prune.prune import warn_of_thin
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
 from ignite_prune.schedule.base import check_steps
-from ignite_prune.select import unwrap
+from ignite_prune.update.one_shot import warn_of_thin
+from ignite_prune.update.param_groups import Group
 
 if TYPE_CHECKING:
     from ignite_prune.structure import Cost, Indices, Structure
@@ -121,7 +122,7 @@ class PruneHandler(Attached):
         }
         sources = data, loss_fn, prepare_batch, scaler
         self.is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
-        self.pruning = Pruning(unwrap(model), as_optimizers(optimizer), params, settings, sources, masks)
+        self.pruning = Pruner(unwrap(model), as_optimizers(optimizer), params, settings, sources, masks)
         self._progress = Progress()
         self._told: set[str] = set()  # parameters that a warning has named
         self.pruning.source.install()

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.structure import Indices, Report
-from ignite_prune.structure.attributes import dropout_rates
-from ignite_prune.structure.kept import from_plain, rates_from_plain, then, to_plain
-from ignite_prune.structure.shrinking import as_copies, sliced
-from ignite_prune.structure.slicing import Surgery, undone_on_error
+from ignite_prune.structure.slicing.kept import from_plain, rates_from_plain, then, to_plain
+from ignite_prune.structure.slicing.model_edit import ModelEdit, undone_on_error
+from ignite_prune.structure.slicing.module_attributes import dropout_rates
+from ignite_prune.structure.slicing.shrink import as_copies, sliced
 
 
 class ShrinkHandler:
@@ -199,7 +199,10 @@ class ShrinkHandler:
         indices = from_plain(state["left"], pruner.pruning.model)
         rates = rates_from_plain(state.get("rates", {}), pruner.pruning.model)
         kept = structure.kept_by(indices)
-        surgeries = [Surgery(pruner.pruning.model, pruner.pruning.optimizers), *(Surgery(each) for each in self._ema)]
+        surgeries = [
+            ModelEdit(pruner.pruning.model, pruner.pruning.optimizers),
+            *(ModelEdit(each) for each in self._ema),
+        ]
         with undone_on_error(surgeries):
             for surgery in surgeries:
                 surgery.slice(indices, rates)

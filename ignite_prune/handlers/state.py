@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from ignite_prune.groups import Group, as_sparsity
+from ignite_prune._utils.arguments import as_sparsity
 from ignite_prune.handlers.attachment import Progress
+from ignite_prune.update.param_groups import Group
 
 VERSION = 3  # 1 had no evidence; 2 named evidence by the representation of its fields
 

@@ -9,11 +9,11 @@ from ignite.engine import Engine
 from ignite.handlers.tensorboard_logger import TensorboardLogger
 from torch import Tensor
 
+from ignite_prune._utils.arguments import near
 from ignite_prune.handlers import PruneHandler
-from ignite_prune.handlers.sister import Sister
+from ignite_prune.handlers.sparse_training.base import Sister
 from ignite_prune.loggers.picture import mask_picture
 from ignite_prune.saliency import NonFiniteSaliency
-from ignite_prune.select import near
 
 
 class MaskHandler:

@@ -5,7 +5,7 @@ Pure moves over weights, masks and evidence; ``ignite_prune.handlers`` makes the
 
 from typing import TYPE_CHECKING
 
-from ignite_prune.lazy import importer
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.regrow.base import Connections, Move, Rewired, drop_smallest, grow_best

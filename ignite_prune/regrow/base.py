@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ignite_prune.topk import keep_top
+from ignite_prune._utils.topk import keep_top
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.topk import keep_top_by_row
 from ignite_prune.regrow.base import Connections, Move, Rewired, drop_smallest, grow_best
 from ignite_prune.regrow.fraction import check_fraction
 from ignite_prune.regrow.growth import ByGradient, Growth
-from ignite_prune.topk import keep_top_by_row
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ignite_prune._utils.arguments import check_is
 from ignite_prune.allocation.erk import apportion
-from ignite_prune.arguments import check_is
 from ignite_prune.regrow.base import Connections, Move, Rewired, drop_smallest, grow_best
 from ignite_prune.regrow.fraction import check_fraction
 from ignite_prune.regrow.growth import ByMomentum, Growth, _magnitude

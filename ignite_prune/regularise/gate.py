@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ignite_prune.arguments import check_finite
+from ignite_prune._utils.arguments import check_finite
+from ignite_prune._utils.topk import keep_top
 from ignite_prune.regularise.soft import soft_threshold, straight_through
-from ignite_prune.topk import keep_top
 
 
 class Gate(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ignite_prune.topk import keep_top
+from ignite_prune._utils.topk import keep_top
 
 
 def part_way(before: Tensor, after: Tensor, scores: Tensor, share: float) -> Tensor:

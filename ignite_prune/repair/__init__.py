@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from ignite_prune.lazy import importer
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.repair.base import Repair

@@ -14,7 +14,7 @@ from ignite_prune.saliency import MissingEvidence, Saliency
 from ignite_prune.saliency.base import SOURCES
 
 if TYPE_CHECKING:
-    from ignite_prune.evidence.batch import Batch
+    from ignite_prune.evidence.calibration import Batch
     from ignite_prune.saliency.needs import Need
 
 Passes = Callable[[], "Iterator[Batch]"]
@@ -22,7 +22,7 @@ Passes = Callable[[], "Iterator[Batch]"]
 
 
 @dataclass
-class Patient:
+class RepairContext:
     """A model about to be pruned: what is planned for it. A repair changes the plan, never the model.
 
     Args:
@@ -50,7 +50,7 @@ class Patient:
 
 
 @dataclass(frozen=True)
-class Cut:
+class PrunedParameter:
     """One parameter that gets sparser.
 
     Args:
@@ -81,7 +81,7 @@ class Repair(ABC):
         return ()
 
     @abstractmethod
-    def __call__(self, patient: Patient, cuts: Sequence[Cut]) -> None:
+    def __call__(self, patient: RepairContext, cuts: Sequence[PrunedParameter]) -> None:
         """Change what is planned for the parameters that get sparser.
 
         Raises:
@@ -89,7 +89,7 @@ class Repair(ABC):
         """
 
 
-def evidence_for(patient: Patient, repair: Repair, name: str) -> Any:
+def evidence_for(patient: RepairContext, repair: Repair, name: str) -> Any:
     """Return a parameter's evidence.
 
     Raises:

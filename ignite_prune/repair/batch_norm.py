@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ignite_prune.evidence.batch import Batch, undisturbed
-from ignite_prune.evidence.ranks import agree_on, summed
-from ignite_prune.repair.base import Cut, Patient, Repair
-from ignite_prune.select import named_parameters
+from ignite_prune.core.selection import named_parameters
+from ignite_prune.evidence.calibration import Batch, undisturbed
+from ignite_prune.evidence.reduce import agree_on, summed
+from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext
 
 Norm = nn.modules.batchnorm._BatchNorm
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -51,7 +51,7 @@ class BatchNorm(Repair):
         if not isinstance(self.variance_repair, bool):
             raise TypeError(f"Argument variance_repair should be a bool, but given {self.variance_repair!r}")
 
-    def __call__(self, patient: Patient, cuts: Sequence[Cut]) -> None:
+    def __call__(self, patient: RepairContext, cuts: Sequence[PrunedParameter]) -> None:
         norms = {
             name: module
             for name, module in patient.model.named_modules()
@@ -64,7 +64,7 @@ class BatchNorm(Repair):
         patient.values |= found
 
 
-def _over_ranks(patient: Patient, norms: Mapping[str, Norm]) -> dict[str, Tensor]:
+def _over_ranks(patient: RepairContext, norms: Mapping[str, Norm]) -> dict[str, Tensor]:
     """Return the running statistics over every rank's batches, of those BatchNorms that one has reached."""
     own: dict[str, Tensor] = {}
     error: Exception | None = None
@@ -84,7 +84,7 @@ def _over_ranks(patient: Patient, norms: Mapping[str, Norm]) -> dict[str, Tensor
 
 
 @torch.no_grad()
-def _estimated(patient: Patient, norms: Mapping[str, Norm]) -> dict[str, Tensor]:
+def _estimated(patient: RepairContext, norms: Mapping[str, Norm]) -> dict[str, Tensor]:
     """Return the running statistics of the model as planned, over this rank's batches."""
     if not norms:
         raise ValueError("repair.BatchNorm() found no BatchNorm with running statistics in the model")
@@ -132,7 +132,7 @@ def averaging(norms: Mapping[str, Norm]) -> Iterator[None]:
             module.momentum = momentum
 
 
-def _scales(patient: Patient, norms: Mapping[str, Norm], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _scales(patient: RepairContext, norms: Mapping[str, Norm], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     scales = {}
     for name, module in norms.items():
         after = found.get(f"{name}.running_var".lstrip("."))
@@ -147,5 +147,5 @@ def _scales(patient: Patient, norms: Mapping[str, Norm], found: Mapping[str, Ten
     return scales
 
 
-def _everything(patient: Patient) -> Mapping[str, nn.Parameter]:
+def _everything(patient: RepairContext) -> Mapping[str, nn.Parameter]:
     return named_parameters(patient.model)

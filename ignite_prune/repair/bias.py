@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ignite_prune.repair.base import Cut, Patient, Repair, evidence_for
+from ignite_prune.core.selection import named_parameters
+from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext, evidence_for
 from ignite_prune.saliency.needs import InputNorms
-from ignite_prune.select import named_parameters
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Bias(Repair):
     def needs(self) -> tuple[InputNorms]:
         return (InputNorms(),)
 
-    def __call__(self, patient: Patient, cuts: Sequence[Cut]) -> None:
+    def __call__(self, patient: RepairContext, cuts: Sequence[PrunedParameter]) -> None:
         everything, found = named_parameters(patient.model), False
         for cut in cuts:
             head, dot, leaf = cut.name.rpartition(".")
@@ -44,7 +44,7 @@ class Bias(Repair):
         if cuts and not found:
             raise ValueError(f"repair.Bias() found no bias beside {', '.join(cut.name for cut in cuts)}")
 
-    def _lost(self, patient: Patient, name: str, sums: Tensor) -> Tensor:
+    def _lost(self, patient: RepairContext, name: str, sums: Tensor) -> Tensor:
         """What each output loses on average."""
         was, mask = patient.parameters[name].detach(), patient.masks[name]
         now = patient.weight(name) * mask

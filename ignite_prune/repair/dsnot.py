@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ignite_prune.arguments import check_positive
+from ignite_prune._utils.arguments import check_positive
 from ignite_prune.pattern import Unstructured
-from ignite_prune.repair.base import Cut, Patient, Repair, evidence_for
+from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext, evidence_for
 from ignite_prune.repair.swap import swap
 from ignite_prune.saliency.needs import InputNorms
 
@@ -46,14 +46,14 @@ class DSnoT(Repair):
     def needs(self) -> tuple[InputNorms]:
         return (InputNorms(),)
 
-    def __call__(self, patient: Patient, cuts: Sequence[Cut]) -> None:
+    def __call__(self, patient: RepairContext, cuts: Sequence[PrunedParameter]) -> None:
         for cut in cuts:
             if not isinstance(cut.pattern, Unstructured):
                 raise ValueError(f"repair.DSnoT() swaps single entries, but {cut.name!r} is pruned by {cut.pattern}")
             sums = evidence_for(patient, self, cut.name)
             patient.masks[cut.name] = self._swapped(patient, cut.name, sums)
 
-    def _swapped(self, patient: Patient, name: str, sums: Tensor) -> Tensor:
+    def _swapped(self, patient: RepairContext, name: str, sums: Tensor) -> Tensor:
         weight, mask, before = patient.weight(name), patient.masks[name], patient.before[name]
         transposed = sums.ndim == 3 and sums.shape[2] == 1 and sums.shape[1] > 1
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ignite_prune.arguments import check_positive
-from ignite_prune.repair.base import Cut, Patient, Repair, evidence_for
+from ignite_prune._utils.arguments import check_positive
+from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext, evidence_for
 from ignite_prune.saliency.needs import Fisher, FisherBlocks
 from ignite_prune.saliency.obs import joint_update
 
@@ -41,7 +41,7 @@ class OBS(Repair):
     def needs(self) -> tuple[FisherBlocks]:
         return (FisherBlocks(self.block),)
 
-    def __call__(self, patient: Patient, cuts: Sequence[Cut]) -> None:
+    def __call__(self, patient: RepairContext, cuts: Sequence[PrunedParameter]) -> None:
         for cut in cuts:
             fisher: Fisher = evidence_for(patient, self, cut.name)
             weight, mask = patient.weight(cut.name), patient.masks[cut.name]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ignite_prune import saliency
-from ignite_prune.arguments import check_positive
+from ignite_prune._utils.arguments import check_positive
 from ignite_prune.pattern import NofM, Unstructured
-from ignite_prune.repair.base import Cut, Patient, Repair, evidence_for
+from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext, evidence_for
 from ignite_prune.repair.sparsegpt_sweep import block_counts, by_count, by_group, sweep
 from ignite_prune.saliency.needs import InputMoments, Moments
 
@@ -46,7 +46,7 @@ class SparseGPT(Repair):
     def needs(self) -> tuple[InputMoments]:
         return (InputMoments(),)
 
-    def __call__(self, patient: Patient, cuts: Sequence[Cut]) -> None:
+    def __call__(self, patient: RepairContext, cuts: Sequence[PrunedParameter]) -> None:
         for cut in cuts:
             moments: Moments = evidence_for(patient, self, cut.name)
             weight, mask, before = patient.weight(cut.name), patient.masks[cut.name], patient.before[cut.name]
@@ -65,7 +65,7 @@ class SparseGPT(Repair):
             patient.masks[cut.name] = form.back(torch.cat([kept for _, kept in swept]))
 
     def _sweep(
-        self, weight: Tensor, mask: Tensor, before: Tensor | None, hessian: Tensor, cut: Cut
+        self, weight: Tensor, mask: Tensor, before: Tensor | None, hessian: Tensor, cut: PrunedParameter
     ) -> tuple[Tensor, Tensor]:
         pattern, rows = cut.pattern, tuple(weight.shape)
         own = isinstance(cut.saliency, saliency.SparseGPT)

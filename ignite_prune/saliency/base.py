@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -131,25 +131,3 @@ class Bound(Saliency):
 
     def rows(self, name: str) -> int | None:
         return self.source.row_dim(self.found[name]) if name in self.found else None
-
-
-def as_saliency(value: Saliency | Callable[[str, Tensor], Tensor]) -> Saliency:
-    """Take a :class:`Saliency` as it is and wrap a plain callable ``(name, parameter) -> scores``.
-
-    Raises:
-        TypeError: ``value`` is neither.
-    """
-    from ignite_prune.saliency.given import FromCallable
-
-    if isinstance(value, Saliency):
-        return value
-    if isinstance(value, type) or not callable(value):
-        raise TypeError(
-            "Argument saliency should be one of ignite_prune.saliency (saliency.Magnitude(), ...) or a callable "
-            f"(name, parameter) -> scores, but given {_told(value)}"
-        )
-    return FromCallable(value)
-
-
-def _told(value: Any) -> str:
-    return f"the class {value.__name__} (write {value.__name__}())" if isinstance(value, type) else repr(value)

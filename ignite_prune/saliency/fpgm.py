@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ignite_prune.arguments import check_positive
+from ignite_prune._utils.arguments import check_positive
 from ignite_prune.saliency.base import Saliency
 
 

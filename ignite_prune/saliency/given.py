@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -43,30 +43,3 @@ class Given(Saliency):
             hint = f"near matches: {near}" if near else f"there are scores for {sorted(self.scores)[:5]}"
             raise ValueError(f"Given has no scores for parameter {name!r}; {hint}")
         return self.scores[name].detach()
-
-
-@dataclass(frozen=True)
-class FromCallable(Saliency):
-    """A plain function ``(name, parameter) -> scores`` as a saliency; asked once a parameter and update.
-
-    Raises:
-        TypeError: ``function`` is not callable, or gives something other than a tensor.
-
-    Example:
-        >>> import torch
-        >>> FromCallable(lambda name, p: -p)("fc.weight", torch.ones(2))
-        tensor([-1., -1.])
-    """
-
-    function: Callable[[str, Tensor], Tensor]
-    data_dependent: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise TypeError(f"Argument function should be callable, but given {self.function!r}")
-
-    def __call__(self, name: str, parameter: Tensor) -> Tensor:
-        scores = self.function(name, parameter)
-        if not isinstance(scores, Tensor):
-            raise TypeError(f"The saliency of parameter {name!r} should be a Tensor, but given {type(scores)}")
-        return scores.detach()

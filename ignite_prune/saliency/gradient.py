@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ignite_prune.arguments import check_is, check_positive
+from ignite_prune._utils.arguments import check_is
 from ignite_prune.saliency.base import Informed
 from ignite_prune.saliency.needs import Gradients, Memory
 
@@ -70,88 +70,3 @@ class Gradient(Informed):
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return evidence
-
-
-@dataclass(frozen=True)
-class Taylor(Informed):
-    r"""How much the loss would change without the weight, to first order: :math:`s = E_t |g_t w|`, or its square.
-
-    The mean is over the batches (training steps) since the last update. On a converged net the gradient has vanished
-    and with it what this can say: use :class:`OBD` there. Memory: one number an entry; time: one pass a step.
-
-    Args:
-        squared: :math:`(g w)^2` instead of :math:`|g w|`.
-        by_unit: one score for each slice of dim 0, of the *sum* :math:`\sum g w` over the slice and its bias: the
-            filter importance of the paper, and Neural Compressor's ``weighted_gradient``. For ``Channel()``. A
-            vector's slices are its entries.
-        memory: decay and type of the running sum.
-
-    Raises:
-        TypeError: ``squared`` or ``by_unit`` is not a bool, or ``memory`` not a ``Memory``.
-
-    Example:
-        >>> import torch
-        >>> w, g = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.25])
-        >>> Taylor().formula(w, (g * w).abs())
-        tensor([1.0000, 0.2500])
-
-    References:
-        Molchanov, Mallya, Tyree, Frosio, Kautz, "Importance estimation for neural network pruning", 2019,
-        arXiv 1906.10771.
-    """
-
-    squared: bool = False
-    by_unit: bool = False
-    memory: Memory = Memory()
-
-    def __post_init__(self) -> None:
-        check_is("squared", self.squared, bool)
-        check_is("by_unit", self.by_unit, bool)
-        check_is("memory", self.memory, Memory)
-
-    @property
-    def need(self) -> Gradients:
-        term, name = (add_product_square, "square-product") if self.squared else (add_product_size, "abs-product")
-        return Gradients(term, self.memory, mean=True, by_unit=self.by_unit, name=name)
-
-    def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
-        return evidence
-
-
-@dataclass(frozen=True)
-class Movement(Informed):
-    r"""Whether training moves the weight away from zero: :math:`s = -\alpha \sum_t g_t w_t`, over all of training.
-
-    A weight that grows scores high even while it is small: for fine-tuning, where magnitudes are inherited. Scores are
-    of either sign. Memory: one number an entry; time: one pass a step.
-
-    Args:
-        scale: :math:`\alpha`, the paper's learning rate of the scores; it changes no ranking.
-        memory: decay and type of the running sum.
-
-    Raises:
-        TypeError: ``memory`` is not a ``Memory``.
-        ValueError: ``scale`` is not a finite number above 0.
-
-    Example:
-        >>> import torch
-        >>> Movement().formula(torch.tensor([1.0, 1.0]), torch.tensor([-0.5, 0.5]))
-        tensor([ 0.5000, -0.5000])
-
-    References:
-        Sanh, Wolf, Rush, "Movement pruning", 2020, arXiv 2005.07683.
-    """
-
-    scale: float = 1.0
-    memory: Memory = Memory(lasting=True)
-
-    def __post_init__(self) -> None:
-        check_positive("scale", self.scale)
-        check_is("memory", self.memory, Memory)
-
-    @property
-    def need(self) -> Gradients:
-        return Gradients(add_product, self.memory, name="product")
-
-    def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
-        return evidence * -self.scale

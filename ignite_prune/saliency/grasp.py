@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ignite_prune.arguments import check_is, check_positive
+from ignite_prune._utils.arguments import check_is, check_positive
 from ignite_prune.saliency.base import Informed
 from ignite_prune.saliency.needs import HessianGradient
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ignite_prune.arguments import check_is
+from ignite_prune._utils.arguments import check_is
 from ignite_prune.saliency.base import Informed
 from ignite_prune.saliency.needs import HeadGates
 

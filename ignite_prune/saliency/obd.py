@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ignite_prune.arguments import check_is, check_positive, check_seed
+from ignite_prune._utils.arguments import check_is, check_positive, check_seed
 from ignite_prune.saliency.base import Informed
 from ignite_prune.saliency.gradient import add_square
 from ignite_prune.saliency.needs import Curvature, Gradients, Memory, Need

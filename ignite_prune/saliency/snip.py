@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ignite_prune.arguments import check_is
+from ignite_prune._utils.arguments import check_is
 from ignite_prune.saliency.base import Bound, Informed, Saliency
 from ignite_prune.saliency.gradient import add_product, add_product_size
 from ignite_prune.saliency.needs import Gradients, Memory

@@ -11,9 +11,14 @@ References:
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ignite_prune._utils.arguments import check_positive
+from ignite_prune.saliency.base import Informed
+from ignite_prune.saliency.needs import InputMoments, Moments
 
 _SMALL = 1024  # columns up to which float64 costs little
 _BASE = 256
@@ -106,3 +111,46 @@ def _inverse_of_lower(lower: Tensor) -> Tensor:
     inverse[half:, half:] = _inverse_of_lower(lower[half:, half:])
     inverse[half:, :half] = (inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])).neg_()
     return inverse
+
+
+@dataclass(frozen=True)
+class SparseGPT(Informed):
+    r"""What a weight costs its layer's output if the columns to its right make up for it: :math:`w_{ij}^2 / U_{jj}^2`.
+
+    :math:`U` is the upper Cholesky factor of the inverse of :math:`H = \tfrac2n \sum x x^T` over the layer's inputs (a
+    convolution's unfolded), damped. With ``repair.SparseGPT()`` the mask is chosen again block by block on the weights
+    as updated so far, as in the paper; the counts stay. Memory: the square of a layer's inputs.
+
+    Args:
+        block: columns a block.
+        damping: times the mean of H's diagonal.
+
+    Raises:
+        TypeError, ValueError: ``block`` is not an int of at least 1, or ``damping`` not a finite number above 0.
+
+    References:
+        Frantar, Alistarh, "SparseGPT", 2023, arXiv 2301.00774.
+    """
+
+    block: int = 128
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_positive("block", self.block, whole=True)
+        check_positive("damping", self.damping)
+
+    @property
+    def need(self) -> InputMoments:
+        return InputMoments()
+
+    def formula(self, weight: Tensor, evidence: Moments) -> Tensor:
+        if not weight.numel():
+            return torch.zeros_like(weight)
+        matrix = weight.t() if evidence.transposed else weight
+        rows = matrix.flatten(1).chunk(len(evidence.sums))  # a group of a convolution has inputs of its own
+        scores = []
+        for part, sums in zip(rows, evidence.sums):
+            hessian = sums.to(weight.device) * evidence.scale
+            scores.append(column_scores(part, inverse_factor(hessian, self.damping), dead_columns(hessian)))
+        found = torch.cat(scores).view(matrix.shape)
+        return found.t() if evidence.transposed else found

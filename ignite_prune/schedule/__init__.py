@@ -8,15 +8,20 @@ Example:
 
 from typing import TYPE_CHECKING
 
-from ignite_prune.lazy import importer
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.schedule.base import Ramp, Schedule
-    from ignite_prune.schedule.constant import Constant, OneShot, Steps
+    from ignite_prune.schedule.constant import Constant
+    from ignite_prune.schedule.cosine import Cosine
     from ignite_prune.schedule.dense_sparse import DenseSparse
-    from ignite_prune.schedule.exponential import Exponential, Geometric
-    from ignite_prune.schedule.polynomial import Linear, Polynomial
-    from ignite_prune.schedule.sigmoid import Cosine, OneCycle
+    from ignite_prune.schedule.exponential import Exponential
+    from ignite_prune.schedule.geometric import Geometric
+    from ignite_prune.schedule.linear import Linear
+    from ignite_prune.schedule.one_cycle import OneCycle
+    from ignite_prune.schedule.one_shot import OneShot
+    from ignite_prune.schedule.polynomial import Polynomial
+    from ignite_prune.schedule.steps import Steps
 
 __all__ = [
     "Constant",
@@ -37,14 +42,14 @@ _FILES = {
     "Ramp": "base",
     "Schedule": "base",
     "Constant": "constant",
-    "OneShot": "constant",
-    "Steps": "constant",
+    "OneShot": "one_shot",
+    "Steps": "steps",
     "DenseSparse": "dense_sparse",
     "Exponential": "exponential",
-    "Geometric": "exponential",
-    "Linear": "polynomial",
+    "Geometric": "geometric",
+    "Linear": "linear",
     "Polynomial": "polynomial",
-    "Cosine": "sigmoid",
-    "OneCycle": "sigmoid",
+    "Cosine": "cosine",
+    "OneCycle": "one_cycle",
 }
 __getattr__ = importer(__name__, _FILES)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ignite_prune.schedule.base import Schedule, check_sparsity, check_steps
+from ignite_prune.schedule.base import Schedule, check_sparsity
 
 
 @dataclass(frozen=True)
@@ -28,62 +27,3 @@ class Constant(Schedule):
 
     def __call__(self, step: float) -> float:
         return float(self.sparsity)
-
-
-@dataclass(frozen=True)
-class OneShot(Schedule):
-    """Dense before step ``at``, ``sparsity`` from it on.
-
-    Example:
-        >>> OneShot(0.8, at=2).values(4)
-        [0.0, 0.0, 0.8, 0.8]
-    """
-
-    sparsity: float
-    at: float
-
-    def __post_init__(self) -> None:
-        check_sparsity("sparsity", self.sparsity)
-        check_steps(at=self.at)
-
-    @property
-    def horizon(self) -> float:
-        return self.at
-
-    def __call__(self, step: float) -> float:
-        return float(self.sparsity) if step >= self.at else 0.0
-
-
-@dataclass(frozen=True)
-class Steps(Schedule):
-    """A table: each sparsity holds from its step until the next one's; before the first it is dense.
-
-    Args:
-        table: ``{step: sparsity}``, not empty, sparsities that never fall.
-
-    Example:
-        >>> Steps({1: 0.5, 3: 0.75}).values(5)
-        [0.0, 0.5, 0.5, 0.75, 0.75]
-    """
-
-    table: Mapping[float, float]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.table, Mapping) or not self.table:
-            raise TypeError(f"Argument table should be a mapping {{step: sparsity}}, but given {self.table!r}")
-        for step, sparsity in self.table.items():
-            check_steps(step=step)
-            check_sparsity(f"table[{step}]", sparsity)
-        rising = [self.table[step] for step in sorted(self.table)]
-        if rising != sorted(rising):
-            raise ValueError(f"Argument table should never fall, as masks only grow sparser, but given {self.table}")
-
-    def __hash__(self) -> int:
-        return hash(tuple(sorted(self.table.items())))
-
-    @property
-    def horizon(self) -> float:
-        return max(self.table)
-
-    def __call__(self, step: float) -> float:
-        return float(max((self.table[at] for at in self.table if at <= step), default=0.0))

@@ -44,16 +44,3 @@ class Polynomial(Ramp):
 
     def _inside(self, step: float) -> float:
         return float(self.final + (self.initial - self.final) * (1 - self._progress(step)) ** self.power)
-
-
-@dataclass(frozen=True)
-class Linear(Ramp):
-    """A straight line, :math:`s = s_i + (s_f - s_i) x`.
-
-    Example:
-        >>> Linear(final=0.8, begin=1, end=3).values(4)
-        [0.0, 0.0, 0.4, 0.8]
-    """
-
-    def _inside(self, step: float) -> float:
-        return self._between(self._progress(step))

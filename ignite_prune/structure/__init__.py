@@ -2,16 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from ignite_prune.lazy import importer
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.structure.cost import Cost, Flops, Latency, Parameters
-    from ignite_prune.structure.load import load_shrunk, shrunk_state
-    from ignite_prune.structure.shrinking import Report, shrink
-    from ignite_prune.structure.slicing import Indices, slice_
-    from ignite_prune.structure.slots import Kept, Slot, UnitGroup
+    from ignite_prune.structure.slicing.checkpoint import load_shrunk, shrunk_state
+    from ignite_prune.structure.slicing.model_edit import Indices, slice_
+    from ignite_prune.structure.slicing.shrink import Report, shrink
     from ignite_prune.structure.structure import Structure
-    from ignite_prune.structure.tracing import declare, trace
+    from ignite_prune.structure.tracing.trace import declare, trace
+    from ignite_prune.structure.unit_group import Kept, Slot, UnitGroup
 
 __all__ = [
     "Cost",
@@ -37,17 +37,17 @@ _FILES = {
     "Flops": "cost",
     "Latency": "cost",
     "Parameters": "cost",
-    "load_shrunk": "load",
-    "shrunk_state": "load",
-    "Report": "shrinking",
-    "shrink": "shrinking",
-    "Indices": "slicing",
-    "slice_": "slicing",
-    "Kept": "slots",
-    "Slot": "slots",
-    "UnitGroup": "slots",
+    "load_shrunk": "slicing.checkpoint",
+    "shrunk_state": "slicing.checkpoint",
+    "Report": "slicing.shrink",
+    "shrink": "slicing.shrink",
+    "Indices": "slicing.model_edit",
+    "slice_": "slicing.model_edit",
+    "Kept": "unit_group",
+    "Slot": "unit_group",
+    "UnitGroup": "unit_group",
     "Structure": "structure",
-    "declare": "tracing",
-    "trace": "tracing",
+    "declare": "tracing.trace",
+    "trace": "tracing.trace",
 }
 __getattr__ = importer(__name__, _FILES)

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ignite_prune.evidence.batch import undisturbed
-from ignite_prune.select import unwrap
-from ignite_prune.structure.slicing import Surgery
-from ignite_prune.structure.slots import Kept
+from ignite_prune.core.selection import unwrap
+from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.structure.slicing.model_edit import ModelEdit
 from ignite_prune.structure.structure import Structure
-from ignite_prune.structure.tracing import as_arguments, misfit
+from ignite_prune.structure.tracing.trace import as_arguments, misfit
+from ignite_prune.structure.unit_group import Kept
 
 
 class Cost(ABC):
@@ -87,7 +87,7 @@ class Latency(Cost):
         if other is not None:
             raise ValueError(f"Latency was made with another model than is pruned: its {other!r} has another shape")
         copied = copy.deepcopy(self._model)
-        Surgery(copied).slice(structure.indices(kept))
+        ModelEdit(copied).slice(structure.indices(kept))
         return self._seconds(copied)
 
     def whole(self, structure: Structure) -> float:

@@ -9,8 +9,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from ignite_prune.select import near
-from ignite_prune.structure.slots import Axis, Kept, UnitGroup, Work
+from ignite_prune._utils.arguments import near
+from ignite_prune.structure.unit_group import Axis, Kept, UnitGroup, Work
 
 NOTHING: Kept = MappingProxyType({})
 _TOLD = 4

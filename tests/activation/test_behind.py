@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ignite_prune import PruneHandler, pattern, saliency, schedule
 from ignite_prune.activation import KWinners, KWinners2d, Learnt, Lifetime, TopK
-from ignite_prune.activation.rows import top_of_rows
-from ignite_prune.evidence.watch import Watch, watching
+from ignite_prune.activation.row_top_k import top_of_rows
+from ignite_prune.evidence.forward.observer import Watch, watching
 from ignite_prune.handlers import ActivationSparsity
 from tests.activation.test_handler import hooks_of
 from tests.models import assert_same_bits, assert_zero, batches, small_net

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 
 from ignite_prune import functional, pattern, schedule
 from ignite_prune.activation import KWinners, KWinners2d, Learnt, Lifetime, TopK
-from ignite_prune.activation.rows import top_of_rows
+from ignite_prune.activation.row_top_k import top_of_rows
 from tests.activation.catalogue import FLAT, MAPS, ROWS
 from tests.models import assert_same_bits
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ignite_prune.evidence.watch import Watch, watching
+from ignite_prune.evidence.forward.observer import Watch, watching
 
 
 def heads(model, *args, exclude="embed", **kwargs):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ignite_prune import PruneHandler, prune_model, repair, score
-from ignite_prune.evidence import gradients
+from ignite_prune.evidence.collectors import gradients
 from ignite_prune.saliency import (
     APoZ,
     BatchNormScale,

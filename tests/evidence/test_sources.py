@@ -13,7 +13,7 @@ from ignite.engine import Events, create_supervised_trainer
 from torch import nn
 
 from ignite_prune import PruneHandler, pattern, prune_model, schedule, score
-from ignite_prune.masks import MaskStore
+from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.saliency import (
     OBD,
     OBS,
@@ -335,7 +335,7 @@ def test_a_singular_fisher(entry):
 @ENTRIES
 @pytest.mark.parametrize("formula", [OBS(block=16), SparseGPT()], ids=kind)
 def test_evidence_over_memory(entry, formula, monkeypatch):
-    monkeypatch.setattr("ignite_prune.evidence.gradients._free_memory", lambda device: 10)
+    monkeypatch.setattr("ignite_prune.evidence.collectors.gradients._free_memory", lambda device: 10)
     figure = r"would take \d+(\.\d+)? [KM]iB, but cpu has 10 B free"
     assert_refused(entry, net(), ValueError, figure, saliency=formula)
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
-from ignite_prune.evidence.tape import Cut, Tape
-from ignite_prune.evidence.watch import Watch, watching
+from ignite_prune.evidence.forward.observer import Watch, watching
+from ignite_prune.evidence.forward.tape import Cut, Tape
 from tests.models import Net
 
 

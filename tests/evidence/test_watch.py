@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
-from ignite_prune.evidence.watch import Watch, install, watching
+from ignite_prune.evidence.forward.observer import Watch, install, watching
 from tests.models import Net
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ignite_prune import PruneEvents, allocation, pattern
 from ignite_prune.handlers import SRSTE, AlternatingSparse, TopKAST
-from ignite_prune.regrow.through import Through
+from ignite_prune.handlers.sparse_training.masked_forward import MaskedForward
 from tests.catalogue import OPTIMIZERS
 from tests.golden_values import arrays
 from tests.models import Net, batches, small_net
@@ -349,7 +349,7 @@ def test_nan_chooses_nothing():
 def test_through_is_quiet_where_nothing_is_pruned():
     model = small_net()
     _, _, _, pruner = top_kast()
-    through = Through(model, type(pruner.masks)({"5.weight": model[5].weight}))
+    through = MaskedForward(model, type(pruner.masks)({"5.weight": model[5].weight}))
     through.install()
     assert torch.equal(model.eval()(batches()[0][0]), small_net().eval()(batches()[0][0]))
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ignite_prune import PruneEvents, PruneHandler
 from ignite_prune.handlers import PruningEvents, create_pruning_engine
-from ignite_prune.rewind import Rewind
+from ignite_prune.lottery.rewind import Rewind
 from tests.catalogue import OPTIMIZERS, SALIENCIES, SCHEDULES, net_for, options_for
 from tests.laws.resume_run import find
 from tests.models import batches

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ignite_prune import MaskStore, PruneHandler, functional, pattern, prune_model, saliency
+from ignite_prune._utils.topk import keep_top
 from ignite_prune.allocation import Global
-from ignite_prune.topk import keep_top
 from tests.catalogue import ALLOCATIONS, PATTERNS, REPAIRS, SALIENCIES, fits, net_for, options_for
 from tests.models import WEIGHTS, batches, small_net
 

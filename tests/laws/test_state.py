@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ignite_prune import PruneHandler, pattern, saliency
-from ignite_prune.bits import pack, unpack
+from ignite_prune._utils.bits import pack, unpack
 from tests.catalogue import PATTERNS, SALIENCIES, fits, options_for
 from tests.models import assert_same_bits, small_net
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ignite_prune import shrink, trace
-from ignite_prune.structure.attention import HeadsAttention
+from ignite_prune.structure.tracing.heads_attention import HeadsAttention
 from tests.structure.zoo import MODELS
 
 LAYERS = list(itertools.product((False, True), repeat=4))  # batch first, bias, bias_kv and zero_attn, other widths

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ignite_prune.structure import shrink, trace
-from ignite_prune.structure.slicing import Surgery
+from ignite_prune.structure.slicing.model_edit import ModelEdit
 
 transformers = pytest.importorskip("transformers")
 IDS = {"input_ids": torch.arange(12).view(2, 6)}
@@ -297,7 +297,7 @@ def test_everything_is_put_back(family):
     told = {name: attrgetter(name)(model) for name in TOLD[family]}
     config, expected = model.config.to_dict(), run(model.eval(), x)
     structure = trace(model, x)
-    surgery = Surgery(model)
+    surgery = ModelEdit(model)
     surgery.slice(structure.indices(kept(structure)))
     surgery.undo()
     assert {name: attrgetter(name)(model) for name in told} == told and model.config.to_dict() == config

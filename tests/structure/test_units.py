@@ -25,9 +25,9 @@ from ignite_prune import (
     trace,
 )
 from ignite_prune.structure import Flops, Latency, Parameters, declare
-from ignite_prune.structure.regroup import regroup
-from ignite_prune.structure.units import Units
-from ignite_prune.structure.value import fixed
+from ignite_prune.structure.tracing.reshape import regroup
+from ignite_prune.structure.tracing.traced_tensor import fixed
+from ignite_prune.structure.tracing.unit_ids import UnitIds
 from tests.ranks import on_two_ranks
 from tests.structure.zoo import MODELS, Residual, image
 
@@ -35,7 +35,7 @@ from tests.structure.zoo import MODELS, Residual, image
 @given(st.integers(0, 10**6))
 def test_ties_are_those_of_plain_sets(seed):
     dice = random.Random(seed)
-    units, n = Units(), dice.randint(1, 20)
+    units, n = UnitIds(), dice.randint(1, 20)
     ids = units.new(n)
     sets = {i: {i} for i in ids.tolist()}
     frozen = set()
@@ -72,7 +72,7 @@ def test_a_reshape_moves_units_as_it_moves_entries(atoms, seed):
         return sizes
 
     old, new = grouped(), grouped()
-    units, moving = Units(), dice.randrange(len(old))
+    units, moving = UnitIds(), dice.randrange(len(old))
     dims = tuple(units.new(size) if d == moving else fixed(size) for d, size in enumerate(old))
     free = dice.choice([None, *range(len(new))])
     made = regroup(units, dims, new, free, "view")

@@ -1,0 +1,81 @@
+"""Arguments checked at the door."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+
+
+def check_positive(argument: str, value: Any, whole: bool = False) -> None:
+    """Raise where an argument is not a finite number above 0 (a whole one of at least 1)."""
+    if whole:
+        if type(value) is not int:
+            raise TypeError(f"Argument {argument} should be an int, but given {value!r}")
+        if value < 1:
+            raise ValueError(f"Argument {argument} should be at least 1, but given {value}")
+    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"Argument {argument} should be a finite number above 0, but given {value!r}")
+
+
+def check_finite(argument: str, value: Any) -> float:
+    """Return an argument that is a finite number, or raise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Argument {argument} should be a number, but given {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"Argument {argument} should be finite, but given {value!r}")
+    return value
+
+
+def check_is(argument: str, value: Any, kind: type) -> None:
+    """Raise where an argument is not of its type."""
+    if not isinstance(value, kind):
+        raise TypeError(f"Argument {argument} should be a {kind.__name__}, but given {value!r}")
+
+
+def check_seed(value: Any) -> None:
+    """Raise where an argument ``seed`` is not an int that a ``torch.Generator`` takes."""
+    if type(value) is not int:
+        raise TypeError(f"Argument seed should be an int, but given {value!r}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"Argument seed should be in [-2**63, 2**63), but given {value}")
+
+
+def check_generator(value: Any) -> None:
+    """Raise where an argument ``generator`` is neither None nor a ``torch.Generator``."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"Argument generator should be a torch.Generator, but given {value!r}")
+
+
+def check_callable(argument: str, value: Any) -> None:
+    """Raise where an argument is neither None nor a function."""
+    if value is not None and not callable(value):
+        raise TypeError(f"Argument {argument} should be callable, but given {value!r}")
+
+
+def as_sparsity(value: Any, argument: str = "sparsity") -> float:
+    """Return ``value`` as a float in [0, 1].
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is outside [0, 1], or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"Argument {argument} should be a number in [0, 1], but given {value!r}")
+    if not 0 <= float(value) <= 1:
+        percent = f"; for {value} % write {float(value) / 100:g}" if 1 < float(value) <= 100 else ""
+        raise ValueError(f"Argument {argument} should be in [0, 1], but given {value!r}{percent}")
+    return float(value)
+
+
+def near(name: str, names: Sequence[str]) -> str:
+    """Return the end of a message about an unknown ``name``: near matches, or the first few there are."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"near matches: {', '.join(map(repr, close))}"
+    shown = ", ".join(map(repr, list(names)[:6]))
+    return f"there are {shown}{', ...' if len(names) > 6 else ''}"

@@ -1,0 +1,200 @@
+"""Which parameters: names, globs and layer types to ``{name: Parameter}``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from ignite_prune._utils.arguments import near
+
+Rule = str | type[nn.Module]
+
+PRUNABLE: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.modules.rnn.RNNCellBase,
+    nn.MultiheadAttention,
+)
+_COMPILED = "_orig_mod."
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile`` wrappers.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Argument model should be a torch.nn.Module, but given {type(model)}")
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = model.module
+        elif _COMPILED[:-1] in model._modules:  # torch.compile's OptimizedModule
+            model = model._modules[_COMPILED[:-1]]  # type: ignore[assignment]
+        else:
+            return model
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the unwrapped model's parameters by name; a tied one once, under its first name."""
+    return {name.replace(_COMPILED, ""): parameter for name, parameter in unwrap(model).named_parameters()}
+
+
+def select(
+    model: nn.Module, params: Rule | Sequence[Rule] | None = None, exclude: Rule | Sequence[Rule] = ()
+) -> dict[str, nn.Parameter]:
+    """Return the parameters that the rules name, in the model's order.
+
+    A rule is a parameter's name, a glob over names (``"features.*.weight"``), or a layer type (``nn.Conv2d``: the
+    weights of those layers). Globs are literal: ``"features.*"`` takes biases and norms too. A tied parameter may be
+    called by any of its names and is selected once.
+
+    Args:
+        model: bare, or wrapped in DDP or ``torch.compile``.
+        params: rules; None takes the weights of every linear, convolutional, recurrent and attention layer (no bias, no
+            norm, no embedding), and leaves reparametrised layers (spectral norm, weight norm) out with a warning.
+        exclude: rules for what to leave out.
+
+    Raises:
+        TypeError: a rule is neither a string nor a layer type.
+        ValueError: a rule matches nothing, everything is excluded, or a parameter cannot be pruned (reparametrised,
+            lazy, sparse, not floating point).
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+        >>> list(select(model)), list(select(model, "*.bias", exclude="1.*"))
+        (['0.weight', '2.weight'], ['0.bias', '2.bias'])
+    """
+    model = unwrap(model)
+    everything = named_parameters(model)
+    if not everything:
+        raise ValueError(f"The model {type(model).__name__} has no parameters to prune")
+    if params is None:
+        chosen = set(_default(model))
+    else:
+        chosen = {name for rule in as_rules("params", params) for name in _matches(model, rule, "params")}
+    dropped = {name for rule in as_rules("exclude", exclude) for name in _matches(model, rule, "exclude")}
+    selected = {name: p for name, p in everything.items() if name in chosen and name not in dropped}
+    if not selected:
+        why = "every one that params names is excluded" if chosen else "it has no layer that is pruned by default"
+        raise ValueError(f"No parameter of {type(model).__name__} is left to prune: {why}; name them with params=")
+    for name, parameter in selected.items():
+        _check(model, name, parameter)
+    return selected
+
+
+def as_rules(argument: str, rules: Any) -> list[Rule]:
+    """Return rules as a list; one rule alone is a list of one."""
+    listed = [rules] if isinstance(rules, (str, type)) else rules
+    if not isinstance(listed, Sequence) or isinstance(listed, (bytes, Tensor)):
+        raise TypeError(f"Argument {argument} should be a name, a glob or a sequence of them, but given {type(rules)}")
+    for rule in listed:
+        if not isinstance(rule, str) and not (isinstance(rule, type) and issubclass(rule, nn.Module)):
+            raise TypeError(
+                f"Argument {argument} should hold names, globs or layer types (nn.Conv2d), but given {type(rule)}: "
+                f"{rule!r:.80}"
+            )
+    return list(listed)
+
+
+def _matches(model: nn.Module, rule: Rule, argument: str) -> list[str]:
+    canonical = {id(p): name for name, p in named_parameters(model).items()}
+    aliases = {
+        name.replace(_COMPILED, ""): canonical[id(p)] for name, p in model.named_parameters(remove_duplicate=False)
+    }
+    if not isinstance(rule, str):
+        found = [aliases[name] for name, _ in _weights(model, (rule,)) if name in aliases]
+        if not found:
+            raise ValueError(f"Argument {argument}: the model has no weights in layers of type {rule.__name__}")
+        return found
+    found = [aliases[name] for name in aliases if name == rule] or [
+        aliases[name] for name in aliases if fnmatchcase(name, rule)
+    ]
+    if not found:
+        for name in _reparametrised(model):
+            if fnmatchcase(name, rule):
+                raise ValueError(f"Argument {argument}: {_REFUSED.format(name)}")
+        raise ValueError(f"Argument {argument}: no parameter matches {rule!r}; {near(rule, list(aliases))}")
+    return found
+
+
+def _weights(model: nn.Module, types: tuple[type[nn.Module], ...]) -> Iterator[tuple[str, nn.Parameter]]:
+    """The weights (not biases) that layers of ``types`` own themselves, under every name they have."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, types):
+            for name, parameter in module.named_parameters(recurse=False):
+                if "weight" in name:
+                    yield f"{prefix}.{name}".lstrip(".").replace(_COMPILED, ""), parameter
+
+
+def _default(model: nn.Module) -> Iterator[str]:
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    canonical = {id(p): name for name, p in named_parameters(model).items()}
+    left_out = sorted(_reparametrised(model))
+    if left_out:
+        warnings.warn(
+            f"Left out of pruning, as their layers are reparametrised (spectral norm, weight norm, ...): "
+            f"{', '.join(left_out)}",
+            stacklevel=4,
+        )
+    for name, parameter in _weights(model, PRUNABLE):
+        if id(parameter) not in embeddings and not is_part(model, name):
+            yield canonical[id(parameter)]
+
+
+_REFUSED = (
+    "the layer of {!r} is reparametrised (spectral norm, weight norm, torch.nn.utils.prune, ...), so its weight is "
+    "computed anew in each forward and a mask on its parts would not be one on the weight; remove the "
+    "reparametrisation first"
+)
+
+
+def _reparametrised(model: nn.Module) -> set[str]:
+    """Names of weights that a parametrisation, of torch's new or old kind, computes."""
+    names = set()
+    for prefix, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            names |= {f"{prefix}.{name}".lstrip(".") for name in module.parametrizations}
+        for part in module._parameters:
+            stem = _old_style_stem(module, part)
+            if stem:
+                names.add(f"{prefix}.{stem}".lstrip("."))
+    return names
+
+
+def _old_style_stem(module: nn.Module, part: str) -> str | None:
+    """``weight`` for a ``weight_g``, ``weight_v`` or ``weight_orig`` whose ``weight`` is a plain attribute."""
+    stem, _, suffix = part.rpartition("_")
+    return stem if suffix in ("g", "v", "orig") and stem in vars(module) else None
+
+
+def is_part(model: nn.Module, name: str) -> bool:
+    """Whether the parameter is a piece from which a reparametrised weight is computed."""
+    owner, _, leaf = name.rpartition(".")
+    module = model
+    for step in owner.split(".") if owner else []:
+        module = unwrap(module).get_submodule(step)
+    return ".parametrizations." in f".{name}" or _old_style_stem(module, leaf) is not None
+
+
+def _check(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    if is_part(model, name):
+        raise ValueError(_REFUSED.format(name))
+    if isinstance(parameter, UninitializedParameter):
+        raise ValueError(f"Parameter {name!r} is lazy and has no shape yet; run one forward of the model first")
+    if parameter.is_meta or parameter.is_sparse or type(parameter.data) is not Tensor:
+        raise ValueError(
+            f"Parameter {name!r} should be a plain dense tensor on a device, but it is {type(parameter.data).__name__} "
+            f"on {parameter.device}"
+        )
+    if not parameter.dtype.is_floating_point and not parameter.dtype.is_complex:
+        raise ValueError(f"Parameter {name!r} should be floating point, but it is {parameter.dtype}")

@@ -1,0 +1,1 @@
+"""Collectors: one running sum for each kind of evidence."""

@@ -1,0 +1,229 @@
+"""Evidence of second order: the Hessian's diagonal four ways, and the Hessian times the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ignite_prune.evidence.calibration import Batch, mapped, tensors_in
+from ignite_prune.evidence.collectors.base import Gatherer, wide
+from ignite_prune.saliency.needs import Curvature, HessianGradient
+from ignite_prune.saliency.obd import Exact, GaussNewton, Hutchinson
+
+_CHUNK = 64
+
+
+class SecondOrder(Gatherer):
+    """What gatherers with passes of their own share: one number an entry, a mean over samples."""
+
+    probes = True
+
+    @property
+    def backward(self) -> bool:
+        return True
+
+    def empty(self, name: str) -> Tensor:
+        parameter = self.parameters[name]
+        return torch.zeros_like(parameter, dtype=wide(parameter), requires_grad=False)
+
+    def answer(self, name: str, total: Tensor, count: float) -> Tensor:
+        return total / count
+
+    def reason(self, name: str) -> str:
+        if not self.parameters[name].requires_grad:
+            return "it is frozen (requires_grad=False) and has no gradient: leave it out with exclude="
+        return super().reason(name)
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.parameters.items() if p.requires_grad}
+
+    def _add(self, found: Mapping[str, Tensor | None], weight: float) -> None:
+        for name, value in found.items():
+            if value is not None:
+                running = self.running(name)
+                running.add_(value.detach().to(running.dtype), alpha=weight)
+                self.count(name, weight)
+
+
+class HessianGradients(SecondOrder):
+    """Gathers :class:`~ignite_prune.saliency.needs.HessianGradient`."""
+
+    def __init__(self, need: HessianGradient, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+        super().__init__(need, parameters, model)
+        self._temperature = need.temperature
+
+    def probe(self, batch: Batch) -> None:
+        trained = self._trained()
+        with twice_differentiable():
+            output = batch.output()
+        if not any(tensor.is_floating_point() for tensor in tensors_in(output)):
+            raise TypeError(
+                "GraSP() divides the model's outputs by its temperature, so they should be a tensor, or tensors in "
+                f"mappings, lists and tuples, but were {type(output)}"
+            )
+        cooled = mapped(output, lambda o: o / self._temperature if o.is_floating_point() else o)
+        first = gradients_of(batch.loss(cooled), trained, create_graph=True)
+        flow = sum((g * g.detach()).sum() for g in first.values())
+        self._add(gradients_of(flow, {name: trained[name] for name in first}), batch.size)
+
+
+class CurvatureSums(SecondOrder):
+    """Gathers :class:`~ignite_prune.saliency.needs.Curvature` by its method."""
+
+    def __init__(self, need: Curvature, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+        super().__init__(need, parameters, model)
+        self._method = need.method
+        entries = sum(p.numel() for p in parameters.values())
+        if isinstance(self._method, Exact) and entries > self._method.limit:
+            raise ValueError(
+                f"OBD(Exact()) takes a backward pass for each of {entries:,} weights, more than its limit of "
+                f"{self._method.limit:,}; use Hutchinson(), GaussNewton() or EmpiricalFisher(), or raise the limit"
+            )
+        self._signs = torch.Generator()
+        if isinstance(self._method, Hutchinson):
+            self._signs.manual_seed(self._method.seed)
+
+    def probe(self, batch: Batch) -> None:
+        method, trained = self._method, self._trained()
+        if isinstance(method, GaussNewton):
+            self._add(gauss_newton_diagonal(batch, trained), batch.size)
+            return
+        with twice_differentiable():
+            loss = batch.loss()
+        first = gradients_of(loss, trained, create_graph=True)
+        reached = {name: trained[name] for name in first}
+        if isinstance(method, Exact):
+            self._add(hessian_diagonal(first, reached), batch.size)
+            return
+        for _ in range(method.samples):
+            signs = {name: self._random_signs(p) for name, p in reached.items()}
+            product = gradients_of(_dot(first, signs), reached, retain_graph=True)
+            estimate = {name: v * product[name] for name, v in signs.items() if name in product}
+            self._add(estimate, batch.size / method.samples)
+
+    def _random_signs(self, like: Tensor) -> Tensor:
+        bits = torch.randint(0, 2, like.shape, generator=self._signs)
+        return bits.to(like.device, like.dtype).mul_(2).sub_(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "signs": self._signs.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._signs.set_state(state["signs"].cpu())
+
+
+def twice_differentiable() -> AbstractContextManager[Any]:
+    """Let attention be computed in a way that has a second derivative; torch before 2.3 cannot be told to."""
+    try:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+    except ImportError:
+        return nullcontext()
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def gradients_of(value: Any, parameters: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    """Return the gradients of a scalar in those parameters that it depends on; no ``.grad`` is touched."""
+    if not parameters or not isinstance(value, Tensor) or not value.requires_grad:
+        return {}
+    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, **options)
+    return {name: g for name, g in zip(parameters, found) if g is not None}
+
+
+def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Any:
+    return sum((x * b[name]).sum() for name, x in a.items())
+
+
+def hessian_diagonal(first: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    """Return the diagonal of the Hessian from gradients with a graph: one backward pass an entry, many at once."""
+    found: dict[str, Tensor | None] = {}
+    for name, gradient in first.items():
+        flat = gradient.reshape(-1)
+        if not flat.requires_grad:  # linear in this parameter alone
+            found[name] = torch.zeros_like(gradient)
+            continue
+        diagonal = torch.zeros_like(flat)
+        for start in range(0, flat.numel(), _CHUNK):
+            picks = torch.zeros_like(flat).repeat(min(_CHUNK, flat.numel() - start), 1)
+            picks.diagonal(start).fill_(1)
+            rows = _many_backwards(flat, parameters[name], picks)
+            if rows is not None:
+                diagonal[start : start + _CHUNK] = rows.flatten(1)[:, start : start + _CHUNK].diagonal()
+        found[name] = diagonal.view_as(gradient)
+    return found
+
+
+def gauss_newton_diagonal(batch: Batch, parameters: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    r"""Return the diagonal of :math:`J^T H_L J`, the loss's Hessian in the outputs taken sample by sample.
+
+    Raises:
+        TypeError: the model's output is not one tensor.
+        ValueError: the loss is not convex in the outputs, or has no gradient in them.
+    """
+    output = batch.output()
+    if not isinstance(output, Tensor):
+        raise TypeError(f"GaussNewton() needs a model whose output is one tensor, but it was {type(output)}")
+    if not output.requires_grad:
+        return {}
+    logits = output.detach().to(wide(output)).requires_grad_()
+    slope = gradients_of(batch.loss(logits), {"logits": logits}, create_graph=True).get("logits")
+    if slope is None:
+        raise ValueError(
+            "GaussNewton() needs a loss that depends on the model's output, but loss_fn gave one without a gradient in "
+            "it (detached, or computed under no_grad)"
+        )
+    n, k = output.shape[0], output[0].numel()
+    root = _root(slope, logits, n, k).to(output.dtype)
+    sums: dict[str, Tensor | None] = {}
+    flat = output.reshape(n * k)
+    for start in range(0, n * k, _CHUNK):
+        picks = _picks(root, start, min(start + _CHUNK, n * k))
+        for name, p in parameters.items():
+            rows = _many_backwards(flat, p, picks)
+            if rows is not None:
+                earlier = sums.get(name)
+                squares = rows.square().sum(0)
+                sums[name] = squares if earlier is None else earlier + squares
+    return sums
+
+
+def _root(slope: Tensor, logits: Tensor, n: int, k: int) -> Tensor:
+    """Return ``L`` with ``L Lᵀ`` the Hessian of the loss in each sample's outputs, ``(n, k, k)``."""
+    hessian = torch.zeros(n, k, k, dtype=logits.dtype, device=logits.device)
+    flat = slope.reshape(n, k)
+    if flat.requires_grad:
+        for j in range(k):
+            (row,) = torch.autograd.grad(flat[:, j].sum(), logits, retain_graph=True)
+            hessian[:, j] = row.reshape(n, k)
+    values, vectors = torch.linalg.eigh(hessian.double())
+    if values.min() < -1e-6 * values.abs().max():
+        raise ValueError("GaussNewton() needs a loss that is convex in the model's outputs, and this one is not")
+    root: Tensor = vectors * values.clamp(min=0).sqrt().unsqueeze(1)
+    return root.to(logits.dtype)
+
+
+def _picks(root: Tensor, start: int, stop: int) -> Tensor:
+    """Return some rows of the block-diagonal matrix of every sample's ``Lᵀ``: all at once they would be its square."""
+    n, k, _ = root.shape
+    rows = torch.arange(start, stop, device=root.device)
+    sample = rows // k
+    picks = root.new_zeros(len(rows), n, k)
+    picks[rows - start, sample] = root[sample, :, rows % k]
+    return picks.view(len(rows), n * k)
+
+
+def _many_backwards(values: Tensor, parameter: Tensor, picks: Tensor) -> Tensor | None:
+    """Return the gradients of ``picks @ values``, one a row; batched where every operation allows it."""
+    backward: Callable[..., Any] = torch.autograd.grad
+    try:
+        (rows,) = backward(
+            values, parameter, grad_outputs=picks, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )
+        return None if rows is None else rows
+    except RuntimeError:  # an operation without a batching rule
+        one_by_one = [backward(values, parameter, p, retain_graph=True, allow_unused=True)[0] for p in picks]
+        return None if one_by_one[0] is None else torch.stack(one_by_one)

@@ -1,0 +1,245 @@
+"""Evidence from gradients: running sums, and the blocks of the Fisher matrix."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ignite_prune.core.selection import named_parameters
+from ignite_prune.evidence.collectors.base import Gatherer, wide
+from ignite_prune.saliency.needs import Fisher, FisherBlocks, Gradients
+from ignite_prune.saliency.obs import add_outer_
+
+
+class GradientGatherer(Gatherer):
+    """What everything that listens to gradients shares."""
+
+    replicated = True
+
+    @property
+    def backward(self) -> bool:
+        return True
+
+    @property
+    def differentiated(self) -> Mapping[str, nn.Parameter]:
+        return self.parameters
+
+    def reason(self, name: str) -> str:
+        if not self.parameters[name].requires_grad:
+            return "it is frozen (requires_grad=False) and has no gradient: leave it out with exclude="
+        if self.counts:
+            return "it got no gradient: the loss does not depend on it"
+        return "no gradient has been seen yet"
+
+
+class GradientSums(GradientGatherer):
+    """Gathers :class:`~ignite_prune.saliency.needs.Gradients`."""
+
+    def __init__(self, need: Gradients, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+        super().__init__(need, parameters, model)
+        self._need = need
+        self._biases = _biases(model, self.parameters) if need.by_unit else {}
+
+    @property
+    def lasting(self) -> bool:
+        return self._need.memory.lasting
+
+    @property
+    def per_sample(self) -> bool:
+        return self._need.per_sample
+
+    @property
+    def differentiated(self) -> Mapping[str, nn.Parameter]:
+        return {**self.parameters, **dict(self._biases.values())}
+
+    def empty(self, name: str) -> Tensor:
+        parameter, dtype = self.parameters[name], wide(self.parameters[name], self._need.memory.dtype)
+        if self._need.by_unit:
+            return torch.zeros(parameter.shape[:1], dtype=dtype, device=parameter.device)
+        return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+
+    @torch.no_grad()
+    def gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        decay = self._need.memory.decay
+        for name, parameter in self.parameters.items():
+            if name not in gradients:
+                continue
+            running = self.running(name)
+            if decay != 1:
+                running.mul_(decay)
+            gradient, weight = gradients[name], parameter.detach()
+            if self._need.by_unit:
+                gradient, weight = self._by_unit(name, gradient, weight, gradients)
+            after = self._need.term(running, gradient.to(running.dtype), weight.to(running.dtype))
+            if not isinstance(after, Tensor) or after.shape != running.shape:
+                told = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
+                raise TypeError(
+                    f"The term of {self.need.key!r} should return the new sum, a Tensor of {tuple(running.shape)}, but "
+                    f"gave {told}"
+                )
+            self.sums[name] = after
+            self.count(name, decay=decay)
+
+    def _by_unit(self, name: str, gradient: Tensor, weight: Tensor, gradients: Mapping[str, Tensor]) -> Any:
+        dtype = wide(weight)
+        product = gradient.to(dtype) * weight.to(dtype)
+        product = product.flatten(1).sum(1) if product.ndim > 1 else product  # a vector's units are its entries
+        if name in self._biases and self._biases[name][0] in gradients:
+            bias_name, bias = self._biases[name]
+            product += gradients[bias_name].to(dtype) * bias.detach().to(dtype)
+        return product, torch.ones_like(product)
+
+    def answer(self, name: str, total: Tensor, count: float) -> Tensor:
+        return total / count if self._need.mean else total
+
+
+def _biases(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[str, nn.Parameter]]:
+    """The bias beside each weight that has one, a number a slice of dim 0."""
+    everything, found = named_parameters(model), {}
+    for name, parameter in parameters.items():
+        head, dot, leaf = name.rpartition(".")
+        bias_name = f"{head}{dot}{leaf.replace('weight', 'bias')}"
+        bias = everything.get(bias_name)
+        if bias is not None and bias_name != name and bias.shape == parameter.shape[:1]:
+            found[name] = (bias_name, bias)
+    return found
+
+
+_AT_ONCE = 4
+
+
+class FisherBlockSums(GradientGatherer):
+    """Gathers :class:`~ignite_prune.saliency.needs.FisherBlocks`.
+
+    Gradients are added a few at a time, so that the blocks are passed over less often; those that wait are part of the
+    state.
+
+    Raises:
+        ValueError: the blocks would not fit in memory.
+    """
+
+    def __init__(self, need: FisherBlocks, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+        super().__init__(need, parameters, model)
+        self._need = need
+        self._waiting: dict[str, list[Tensor]] = {}
+        size = sum(math.prod(self._shape(name)) * wide(p).itemsize for name, p in self.parameters.items())
+        device = next(iter(self.parameters.values())).device
+        what = f"Fisher blocks of {need.block} over {_entries(parameters):,} weights"
+        check_memory(size, device, what, "take fewer parameters, or smaller blocks")
+
+    def _shape(self, name: str) -> tuple[int, int, int]:
+        """Return the form of a parameter's blocks: the last is padded, so none is larger than the parameter."""
+        entries = self.parameters[name].numel()
+        block = max(1, min(self._need.block, entries))
+        return -(-entries // block), block, block
+
+    @property
+    def per_sample(self) -> bool:
+        return self._need.per_sample
+
+    def empty(self, name: str) -> Tensor:
+        parameter = self.parameters[name]
+        return torch.zeros(self._shape(name), dtype=wide(parameter), device=parameter.device)
+
+    @torch.no_grad()
+    def gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        for name in self.parameters:
+            if name in gradients:
+                running = self.running(name)
+                waiting = self._waiting.setdefault(name, [])
+                waiting.append(gradients[name].detach().reshape(-1).to(running.dtype, copy=True))
+                self.count(name)
+                if len(waiting) == _AT_ONCE:
+                    self._settle(name)
+
+    def _settle(self, name: str) -> None:
+        waiting = self._waiting.pop(name, [])
+        if waiting:
+            add_outer_(self.running(name), waiting)
+
+    def settled(self) -> None:
+        """Add what waits; the next gradients begin a new round."""
+        for name in list(self._waiting):
+            self._settle(name)
+
+    def reset(self) -> None:
+        super().reset()
+        self._waiting = {}
+
+    def answer(self, name: str, total: Tensor, count: float) -> Fisher:
+        return Fisher(total, count)
+
+    def sliced_state(self, indices: Mapping[str, Mapping[int, Tensor]]) -> dict[str, Any]:
+        state = super().sliced_state(indices)
+        waiting = {name: held for name, held in state["waiting"].items() if name in state["sums"]}
+        return {**state, "waiting": waiting}
+
+    def state_dict(self) -> dict[str, Any]:
+        waiting = {name: torch.stack(held) for name, held in self._waiting.items() if held}
+        return {**super().state_dict(), "waiting": waiting}
+
+    def checked(self, state: Any) -> dict[str, Any]:
+        checked = super().checked(state)
+        waiting = checked.get("waiting")
+        if not isinstance(waiting, Mapping):
+            raise ValueError("The checkpoint's evidence is damaged: it lacks 'waiting'")
+        for name, held in waiting.items():
+            if name not in self.parameters or held.shape[1:] != (self.parameters[name].numel(),):
+                raise ValueError(f"The checkpoint's evidence is of another parameter: {name!r}")
+        return checked
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._waiting = {
+            name: list(held.to(self.parameters[name].device, copy=True)) for name, held in state["waiting"].items()
+        }
+
+
+def _entries(parameters: Mapping[str, nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters.values())
+
+
+def check_memory(size: int, device: torch.device, what: str, advice: str) -> None:
+    """Refuse what would not fit, before anything is allocated.
+
+    Args:
+        size: bytes.
+        device: where they would lie.
+        what: would take them.
+        advice: what to do instead.
+
+    Raises:
+        ValueError: with both figures.
+    """
+    free = _free_memory(device)
+    if free is not None and size > free:
+        raise ValueError(f"{what} would take {_told(size)}, but {device} has {_told(free)} free; {advice}")
+
+
+def _told(size: int) -> str:
+    """Return bytes in the unit that fits them."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(max(size.bit_length() - 1, 0) // 10, len(units) - 1)
+    return f"{size / 1024**power:.4g} {units[power]}"
+
+
+def _free_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":  # what torch has put by and does not use is free too
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -1,0 +1,97 @@
+"""Synaptic flow: what ones become in the network of absolute weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ignite_prune.evidence.calibration import mapped, tensors_in, undisturbed
+from ignite_prune.evidence.collectors.base import Gatherer
+from ignite_prune.saliency.needs import SynapticFlow
+
+
+class InputShapes(Gatherer):
+    """Gathers :class:`~ignite_prune.saliency.needs.SynapticFlow`: the shapes of one input; the flows when asked.
+
+    Its state is the shapes. The flow of a network is a pure function of its weights, masks and these.
+    """
+
+    replicated = True
+
+    def __init__(self, need: SynapticFlow, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+        super().__init__(need, parameters, model)
+        self._bias = need.bias
+        self.shapes: Any = None
+
+    @property
+    def lasting(self) -> bool:
+        return True
+
+    def empty(self, name: str) -> Tensor:
+        return torch.zeros(())
+
+    def entered(self, args: Any, kwargs: Any) -> None:
+        """Remember the shapes of an input, less the batch's.
+
+        Raises:
+            TypeError: the model's input is not floating point.
+        """
+        if self.shapes is None:
+            given = [*args, *kwargs.values()]
+            if not given or not all(t.is_floating_point() for t in tensors_in(given)):
+                raise TypeError("SynFlow needs a model of floating-point inputs: it sends ones through the network")
+            self.shapes = {
+                "args": [mapped(each, _shape) for each in args],
+                "kwargs": {key: mapped(each, _shape) for key, each in kwargs.items()},
+            }
+            self.counts = dict.fromkeys(self.parameters, 1.0)
+
+    def flows(self, masks: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        r"""Return :math:`\partial R/\partial|\theta|` of every parameter, float64, under masks."""
+        if self.shapes is None:
+            return {}
+        values = {name: p.detach().double().abs() for name, p in self.model.named_parameters()}
+        inside = {parameter: name for name, parameter in self.model.named_parameters()}  # a compiled part adds to names
+        if not self._bias:
+            values |= {name: torch.zeros_like(v) for name, v in values.items() if name.rpartition(".")[2] == "bias"}
+        for name, mask in masks.items():
+            if mask is not None and name in self.parameters:
+                values[inside[self.parameters[name]]] *= mask
+        chosen = [values[inside[parameter]].requires_grad_() for parameter in self.parameters.values()]
+        buffers = {n: b.double() if b.is_floating_point() else b for n, b in self.model.named_buffers()}
+        args, kwargs = _ones(self.shapes["args"], chosen[0].device), _ones(self.shapes["kwargs"], chosen[0].device)
+        with undisturbed(self.model):
+            output = functional_call(self.model, {**values, **buffers}, tuple(args), kwargs)
+            total = torch.stack([t.sum() for t in tensors_in(output) if t.is_floating_point()]).sum()
+            found = torch.autograd.grad(total, chosen, allow_unused=True)
+        return {name: g for name, g in zip(self.parameters, found) if g is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "shapes": self.shapes}
+
+    def checked(self, state: Any) -> dict[str, Any]:
+        if not isinstance(state, Mapping) or "shapes" not in state:
+            raise ValueError("The checkpoint's evidence is damaged: it lacks 'shapes'")
+        return dict(state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.shapes = state["shapes"]
+        self.counts = {} if self.shapes is None else dict.fromkeys(self.parameters, 1.0)
+
+
+def _shape(tensor: Tensor) -> dict[str, list[int]]:
+    return {"shape": list(tensor.shape[1:])}
+
+
+def _ones(shapes: Any, device: torch.device) -> Any:
+    if isinstance(shapes, dict) and set(shapes) == {"shape"}:
+        return torch.ones(1, *shapes["shape"], dtype=torch.float64, device=device)
+    if isinstance(shapes, dict):
+        return {key: _ones(each, device) for key, each in shapes.items()}
+    if isinstance(shapes, (list, tuple)):
+        return [_ones(each, device) for each in shapes]
+    return shapes

@@ -1,0 +1,1 @@
+"""Observing a forward pass: layer inputs, activations and attention heads."""

@@ -1,0 +1,1 @@
+"""Iterative pruning with rewinding: the pruning engine and ``LotteryTicket``."""

@@ -1,0 +1,155 @@
+"""A pruning engine: rounds of training, pruning and rewinding around an unmodified trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from ignite.engine import Engine, EventEnum
+from torch.optim import Optimizer
+
+from ignite_prune._utils.arguments import as_sparsity, check_positive
+from ignite_prune.handlers.attachment import published
+from ignite_prune.handlers.lottery import results as rounds
+from ignite_prune.handlers.lottery.pruning_engine import PruningEngine
+from ignite_prune.handlers.lottery.training_segment import TrainingSegment, epoch_length_of, schedulers_on
+from ignite_prune.handlers.prune_handler import PruneHandler
+from ignite_prune.lottery.rewind import Rewind, Snapshot, Stateful
+
+
+class _Trainers(EventEnum):
+    """What the pruner is attached to on the trainer: it never fires, the pruning engine says when."""
+
+    BETWEEN_ROUNDS = "between_rounds"
+
+
+def create_pruning_engine(
+    trainer: Engine,
+    pruner: PruneHandler,
+    loader: Iterable[Any],
+    *,
+    epochs: int,
+    rewind: Rewind | None = None,
+    evaluator: Any = None,
+    data: Iterable[Any] | None = None,
+    fine_tune: int = 0,
+    floor: Mapping[str, float] | None = None,
+    target: float | None = None,
+    schedulers: Sequence[Stateful] | None = None,
+    epoch_length: int | None = None,
+) -> PruningEngine:
+    """Return an Ignite engine whose epochs are rounds: train, prune, rewind.
+
+    ``engine.run(max_epochs=rounds)`` trains ``epochs`` epochs, updates the masks to the pruner's schedule of the round
+    (1, 2, ...) and rewinds, ``rounds`` times; the next round's training is the fine-tuning of what the last has pruned.
+    The trainer stays as it is: its epochs and iterations go on counting from round to round, so that its loggers and
+    checkpoints keep the rounds apart. Where the schedule is rewound to iteration k, a round trains from k on, as the
+    first did after its k-th iteration.
+
+    A ``Checkpoint`` of ``engine.to_save(model=..., optimizer=..., lr_scheduler=...)`` on any event of the trainer or of
+    this engine resumes exactly, in the middle of any round; but one on ITERATION_STARTED, with which Ignite loses an
+    iteration, and for what handlers of your own do on EPOCH_COMPLETED one on the last ITERATION_COMPLETED before it,
+    after which Ignite does not fire it again.
+
+    Args:
+        trainer: what trains the model; no pruner may be attached to it.
+        pruner: not attached; its schedule counts rounds, its evidence is gathered from the trainer.
+        loader: what the trainer trains on.
+        epochs: of each round.
+        rewind: what goes back to where after each mask update; None: nothing, which is plain fine-tuning.
+        evaluator: an Ignite engine, or a function that gives ``{name: value}``, asked after each training.
+        data: what an Ignite evaluator runs over; None: ``loader``.
+        fine_tune: epochs trained once after the last round; with 0 the model is left as the last update made it.
+        floor: ``{metric: value}``: where one falls below, the run stops before it prunes further.
+        target: a sparsity at which the run stops.
+        schedulers: learning-rate schedulers to rewind; None: those of Ignite that are handlers of the trainer. A
+            scheduler of torch that a handler of yours steps has to be given, and so has one on an evaluator;
+            Ignite's ``ReduceLROnPlateauScheduler`` has no state that could be brought back whole.
+        epoch_length: iterations an epoch, for a loader without a length.
+
+    Raises:
+        TypeError: an argument is not what it should be.
+        ValueError: a trainer with a pruner attached, a pruner attached elsewhere, a loader without a length, a moment
+            to rewind to that no round reaches, ...; nothing has changed then.
+
+    Example:
+        >>> import torch
+        >>> from ignite.engine import create_supervised_trainer
+        >>> from torch import nn
+        >>> from ignite_prune import schedule
+        >>> model = nn.Linear(8, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> trainer = create_supervised_trainer(model, optimizer, nn.functional.mse_loss)
+        >>> pruner = PruneHandler(model, optimizer, schedule=schedule.Geometric(rate=0.5, every=1))
+        >>> batches = [(torch.randn(2, 8), torch.randn(2, 4))]
+        >>> engine = create_pruning_engine(trainer, pruner, batches, epochs=2, rewind=Rewind())
+        >>> state = engine.run(max_epochs=3)
+        >>> [result["sparsity"] for result in engine.results], pruner.sparsity, trainer.state.epoch
+        ([0.0, 0.5, 0.75], 0.875, 6)
+
+    References:
+        Frankle, Carbin, "The lottery ticket hypothesis", 2019, arXiv 1803.03635.
+    """
+    if not isinstance(trainer, Engine):
+        raise TypeError(f"Argument trainer should be an ignite.engine.Engine, but given {type(trainer)}")
+    if not isinstance(pruner, PruneHandler):
+        raise TypeError(f"Argument pruner should be a PruneHandler, but given {type(pruner)}")
+    check_positive("epochs", epochs, whole=True)
+    if fine_tune != 0 or type(fine_tune) is not int:
+        check_positive("fine_tune", fine_tune, whole=True)
+    length = epoch_length_of(loader, epoch_length)
+    check_positive("epoch_length", length, whole=True)
+    if rewind is not None and not isinstance(rewind, Rewind):
+        raise TypeError(f"Argument rewind should be a Rewind or None, but given {rewind!r}")
+    shortest = min(epochs, fine_tune or epochs) * length
+    if rewind is not None and rewind.iteration >= shortest:
+        raise ValueError(
+            f"Argument rewind: iteration {rewind.iteration} is never snapshotted with something left to train, as "
+            f"{'a round' if epochs * length == shortest else 'the fine-tuning'} has {shortest} iterations"
+        )
+    if target is not None:
+        target = as_sparsity(target, "target")
+    _check_floor(floor, evaluator)
+    evaluate = rounds.as_evaluate(evaluator, data, loader)
+    rivals = [name for name in published(trainer) if "global" in vars(trainer.state).get(name, {})]
+    if rivals:
+        raise ValueError(
+            f"Argument trainer is pruned already, by a handler that publishes trainer.state.{rivals[0]}; detach() it, "
+            "and give the pruner to the pruning engine alone"
+        )
+    optimizers = pruner.pruning.optimizers
+    found = schedulers_on(trainer) if schedulers is None else schedulers
+    unseen = schedulers is None and not found and any(map(_is_scheduled, optimizers))
+    if unseen and rewind is not None and rewind.schedule:
+        raise ValueError(
+            "Argument schedulers: a scheduler of torch was made for the optimizer, and no handler of the trainer is a "
+            "scheduler; give schedulers=[it], or schedulers=[] where none is to be rewound"
+        )
+    snapshot = None if rewind is None else Snapshot(rewind, pruner.pruning.model, optimizers, found)
+    if not trainer.has_registered_events(_Trainers.BETWEEN_ROUNDS):
+        trainer.register_events(*_Trainers)
+    pruner.attach(trainer, _Trainers.BETWEEN_ROUNDS)
+    stretch = TrainingSegment(trainer, loader, length)
+    return PruningEngine(
+        stretch, pruner, snapshot, evaluate, epochs=epochs, fine_tune=fine_tune, floor=floor, target=target
+    )
+
+
+def _is_scheduled(optimizer: Optimizer) -> bool:
+    """Whether a learning-rate scheduler of torch was made for an optimizer: it wraps ``step``."""
+    return bool(getattr(optimizer.step, "_wrapped_by_lr_sched", False))
+
+
+def _check_floor(floor: Any, evaluator: Any) -> None:
+    if floor is None:
+        return
+    if not isinstance(floor, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Real) for name, value in floor.items()
+    ):
+        raise TypeError(f"Argument floor should be a mapping {{metric: value}}, but given {floor!r}")
+    if any(math.isnan(value) for value in floor.values()):
+        raise ValueError(f"Argument floor should hold numbers, and not NaN, but given {floor!r}")
+    if evaluator is None:
+        raise ValueError("Argument floor needs an evaluator that gives the metric")

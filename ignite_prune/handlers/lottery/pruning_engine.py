@@ -1,0 +1,292 @@
+"""The engine of a pruning run: its rounds, what stops them, and what a checkpoint holds of them."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from ignite.engine import Engine, Events, State
+
+from ignite_prune._utils.arguments import check_positive
+from ignite_prune.handlers.events import PruningEvents, fire, register
+from ignite_prune.handlers.lottery import results as rounds
+from ignite_prune.handlers.lottery.training_segment import TrainingSegment, forget_failure
+from ignite_prune.handlers.prune_handler import PruneHandler
+from ignite_prune.lottery.rewind import Snapshot
+from ignite_prune.update import agreement as ranks
+
+VERSION = 1
+BETWEEN, TRAINING, TRAINED, PRUNED, TUNING = PHASES = ("between", "training", "trained", "pruned", "tuning")
+
+
+class PruningEngine(Engine):
+    """See :func:`create_pruning_engine`.
+
+    Attributes:
+        trainer: the trainer inside.
+        pruner: what prunes.
+        snapshot: what is rewound to, None without rewinding.
+    """
+
+    def __init__(
+        self,
+        stretch: TrainingSegment,
+        pruner: PruneHandler,
+        snapshot: Snapshot | None,
+        evaluate: rounds.Evaluate,
+        *,
+        epochs: int,
+        fine_tune: int = 0,
+        floor: Mapping[str, float] | None = None,
+        target: float | None = None,
+    ) -> None:
+        super().__init__(lambda engine, _: self._round())
+        self.trainer, self.pruner, self.snapshot = stretch.trainer, pruner, snapshot
+        self._stretch, self._evaluate = stretch, evaluate
+        self._epochs, self._fine_tune, self._floor, self._target = epochs, fine_tune, dict(floor or {}), target
+        self._phase, self._completed = BETWEEN, 0
+        self.state.epoch_length = 1  # a round is an epoch of one iteration
+        self._results: list[rounds.Result] = []
+        register(self, PruningEvents)
+        self.add_event_handler(Events.STARTED, PruningEngine._start)
+        self.add_event_handler(Events.EPOCH_COMPLETED, PruningEngine._stop_where_due)
+        self._publish()
+
+    @property
+    def results(self) -> list[rounds.Result]:
+        """What came out of each training: ``round``, ``stage``, the ``sparsity`` it was trained at, ``metrics``."""
+        return self._results
+
+    def plot(self, metric: str | None = None, ax: Any = None, **style: Any) -> Any:
+        """Draw a metric of :attr:`results` against the density, see :func:`.results.plot`."""
+        return rounds.plot(self.results, metric, ax, **style)
+
+    def to_save(self, **objects: Any) -> dict[str, Any]:
+        """Return what a ``Checkpoint`` should save and load, in the right order.
+
+        Args:
+            objects: model, optimizer, learning-rate schedulers, ... by name; pruner, trainer and engine come by
+                themselves.
+        """
+        return {**objects, "pruner": self.pruner, "trainer": self.trainer, "pruning_engine": self}
+
+    def run(
+        self,
+        data: Any = None,
+        max_epochs: int | None = None,
+        max_iters: int | None = None,
+        epoch_length: int | None = None,
+    ) -> State:
+        """Run up to ``max_epochs`` rounds.
+
+        Raises:
+            ValueError: given data or an epoch's length; the trainer's are given where this engine is made.
+        """
+        if data is not None or epoch_length not in (None, 1):
+            raise ValueError(
+                "A pruning engine's epochs are rounds: run(max_epochs=rounds) takes no data and no epoch_length; those "
+                "of the trainer are given to create_pruning_engine"
+            )
+        forget_failure(self)
+        return super().run(max_epochs=max_epochs, max_iters=max_iters)
+
+    def train(self, epochs: int | None = None) -> dict[str, Any]:
+        """Train the model as it is now once more, outside the rounds, and return the evaluator's metrics.
+
+        Args:
+            epochs: None: as a round does, from the moment that is rewound to.
+
+        Raises:
+            TypeError, ValueError: not a number of epochs, or in the middle of a round.
+        """
+        if epochs is not None:
+            check_positive("epochs", epochs, whole=True)
+        if self._phase != BETWEEN:
+            raise ValueError(f"Round {self._completed + 1} is not over; run() this engine to its end first")
+        self._stretch.begin(epochs or self._epochs, 0 if epochs else self._skipped)
+        self._stretch.run()
+        return rounds.as_plain(self._evaluate())
+
+    # A round
+
+    def _start(self) -> None:
+        if self.state.iteration == 0 and self._phase == BETWEEN:  # a new run
+            self._completed, self._results = 0, []
+            if self.snapshot is not None:
+                self.snapshot.forget()
+        self._publish()
+        if self._completed and self._phase == BETWEEN:
+            self._stop_where_due()
+
+    def _round(self) -> rounds.Result | None:
+        try:
+            self._go()
+        finally:
+            if self._phase != BETWEEN:  # cut short: the round is not over, and a later run goes on with it
+                self.state.iteration = self.state.epoch = self._completed
+        return self.results[-1] if self.results else None
+
+    def _go(self) -> None:
+        number = self.state.iteration
+        if self._phase == BETWEEN:
+            if self.snapshot is not None and self._results and self._results[-1]["stage"] == "fine_tuned":
+                self.snapshot.restore(self.pruner.masks)  # the last run's fine-tuning is not this round's beginning
+            self._stretch.begin(self._epochs, self._skipped)
+            self._phase = TRAINING
+        if self._phase == TRAINING:
+            fire(self, PruningEvents.ROUND_STARTED)
+            self._train("trained", TRAINED)
+        if self._phase == TRAINED:
+            self._enter(BETWEEN) if self._is_below_floor() else self._prune(number)
+        if self._phase == PRUNED:
+            self._rewind(number)
+        if self._phase == TUNING:
+            self._train("fine_tuned", BETWEEN)
+
+    def _enter(self, phase: str) -> None:
+        self._phase = phase
+        self._completed += phase == BETWEEN
+
+    @property
+    def _skipped(self) -> int:
+        """How much of a round's training was done before the moment that is rewound to."""
+        rewind = None if self.snapshot is None or not self.snapshot.taken else self.snapshot.rewind
+        return rewind.iteration if rewind is not None and rewind.schedule else 0
+
+    def _train(self, stage: str, then: str) -> None:
+        """Train to the stretch's end and keep what comes out, but where this engine is terminated meanwhile."""
+        self._stretch.run([(Events.ITERATION_COMPLETED, self._end_with_me), *self._snapshot_due()])
+        if self.should_terminate:
+            return
+        self._check_snapshot()
+        metrics = rounds.as_plain(self._evaluate())
+        self._check_floor(metrics)
+        number = self._completed + 1
+        result = {"round": number, "stage": stage, "sparsity": self.pruner.sparsity, "metrics": metrics}
+        self._results.append(result)
+        self.state.metrics.update({name: value for name, value in metrics.items() if isinstance(value, float)})
+        self._enter(then)
+        fire(self, PruningEvents.TRAINED)
+
+    def _end_with_me(self, trainer: Engine) -> None:
+        if self.should_terminate:
+            trainer.terminate()
+
+    def _snapshot_due(self) -> list[Any]:
+        """Take a snapshot that is due now; return the handler that takes one that is due later in this stretch.
+
+        It is added last, so that every learning-rate scheduler has done its step before.
+        """
+        snapshot, position = self.snapshot, self._stretch.position
+        if snapshot is None or snapshot.taken:
+            return []
+        moment = snapshot.rewind.iteration
+        if position == moment:
+            snapshot.take()
+            return []
+
+        def take(trainer: Engine) -> None:
+            if self._stretch.position == moment:
+                snapshot.take()
+
+        ends_epoch = moment % self._stretch.epoch_length == 0
+        return [(Events.EPOCH_COMPLETED if ends_epoch else Events.ITERATION_COMPLETED, take)]
+
+    def _check_snapshot(self) -> None:
+        if self.snapshot is not None and not self.snapshot.taken:
+            raise ValueError(
+                f"Rewinding to iteration {self.snapshot.rewind.iteration} is out of reach: it was never snapshotted, "
+                f"as the first round's training ended at iteration {self._stretch.position}; nothing was pruned"
+            )
+
+    def _prune(self, number: int) -> None:
+        self._phase = PRUNED  # what hears of the update may write a checkpoint
+        try:
+            scheduled = any(group["schedule"] is not None for group in self.pruner.param_groups)
+            self.pruner.step(at=number) if scheduled else self.pruner.step()
+        except BaseException:
+            self._phase = TRAINED
+            raise
+        self._publish()
+        fire(self, PruningEvents.PRUNED)
+
+    def _rewind(self, number: int) -> None:
+        if self.snapshot is not None:
+            self.snapshot.restore(self.pruner.masks)
+        last = number == self.state.max_epochs or self._is_at_target()
+        if last and self._fine_tune:
+            self._stretch.begin(self._fine_tune, self._skipped)
+            self._enter(TUNING)
+        else:
+            self._enter(BETWEEN)
+        if self.snapshot is not None:
+            fire(self, PruningEvents.REWOUND)
+
+    # Stopping
+
+    def _stop_where_due(self) -> None:
+        if self._is_at_target() or self._is_below_floor():
+            self.terminate()
+
+    def _is_at_target(self) -> bool:
+        half_a_weight = 0.5 / max(self.pruner.masks.numel, 1)
+        return self._target is not None and self.pruner.sparsity >= self._target - half_a_weight
+
+    def _is_below_floor(self) -> bool:
+        last = self.results[-1]["metrics"] if self.results else {}
+        below = any(not last[name] >= value for name, value in self._floor.items() if name in last)  # NaN too
+        return ranks.any_of(below)
+
+    def _check_floor(self, metrics: Mapping[str, Any]) -> None:
+        missing = [name for name in self._floor if not isinstance(metrics.get(name), float)]
+        if missing:
+            raise ValueError(
+                f"Argument floor: the evaluator gives no number {missing[0]!r}; it gives {sorted(metrics)}"
+            )
+
+    def _publish(self) -> None:
+        vars(self.state).update(results=self._results, sparsity=self.pruner.pruning.told())
+        self.state.metrics["sparsity"] = self.pruner.sparsity
+
+    # Checkpoints
+
+    def state_dict(self) -> OrderedDict[str, Any]:
+        """Return the rounds done, what is done of the one under way, results and the snapshot, as plain data."""
+        pruning = {
+            "version": VERSION,
+            "phase": self._phase,
+            "trainer": self._stretch.state_dict(),
+            "results": copy.deepcopy(self.results),
+            "snapshot": None if self.snapshot is None else self.snapshot.state_dict(),
+        }
+        return OrderedDict({**super().state_dict(), "iteration": self._completed, "pruning": pruning})
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take a checkpoint's place in the rounds; load the pruner too, see :meth:`to_save`.
+
+        Raises:
+            TypeError: not a state of a pruning engine.
+            ValueError: of other settings, or damaged; nothing has changed then.
+        """
+        state = state_dict.get("pruning") if isinstance(state_dict, Mapping) else None
+        if not isinstance(state, Mapping) or not {"version", "phase", "trainer", "results", "snapshot"} <= set(state):
+            raise TypeError("Argument state_dict should be a pruning engine's, with 'pruning', but it is not")
+        if state["version"] != VERSION:
+            raise ValueError(f"The checkpoint's pruning engine has version {state['version']!r}, this one {VERSION}")
+        if state["phase"] not in PHASES:
+            raise ValueError(f"The checkpoint's pruning engine is in an unknown phase {state['phase']!r}")
+        place, results = self._stretch.checked(state["trainer"]), rounds.checked_results(state["results"])
+        if (state["snapshot"] is None) != (self.snapshot is None):
+            raise ValueError("The checkpoint's pruning engine and this one should both rewind, or neither")
+        if self.snapshot is not None:
+            self.snapshot.check_state(state["snapshot"])
+        if type(state_dict.get("iteration")) is not int or state_dict["iteration"] < 0:
+            raise ValueError("Argument state_dict should hold how many rounds are done, 'iteration', an int from 0 on")
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "pruning"})
+        if self.snapshot is not None:
+            self.snapshot.load_state_dict(state["snapshot"])
+        self._stretch.load_state_dict(place)
+        self._phase, self._completed, self._results = state["phase"], self.state.iteration, results
+        self._publish()

@@ -1,0 +1,115 @@
+"""What comes out of each round: plain data, and a picture."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from ignite.engine import Engine
+from torch import Tensor
+
+from ignite_prune.handlers.lottery.training_segment import forget_failure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Result = dict[str, Any]
+"""``round``, ``stage`` ("trained" or "fine_tuned"), ``sparsity`` and ``metrics`` after a training."""
+Evaluate = Callable[[], Mapping[str, Any]]
+
+
+def as_evaluate(evaluator: Any, data: Iterable[Any] | None, loader: Iterable[Any]) -> Evaluate:
+    """Return a function that gives the metrics of now.
+
+    Args:
+        evaluator: an Ignite engine, run over ``data`` (None: ``loader``); a function that gives ``{name: value}``; or
+            None.
+        data: the evaluator's.
+        loader: the trainer's.
+
+    Raises:
+        TypeError: none of these.
+        ValueError: data for an evaluator that takes none.
+    """
+    if data is not None and not isinstance(evaluator, Engine):
+        raise ValueError("Argument data is what an Ignite evaluator runs over, but evaluator is not an Ignite Engine")
+    if evaluator is None:
+        return dict
+    if isinstance(evaluator, Engine):
+        return _run(evaluator, loader if data is None else data)
+    if not callable(evaluator):
+        raise TypeError(
+            "Argument evaluator should be an ignite.engine.Engine, a function that gives {name: value}, or None, but "
+            f"given {type(evaluator)}"
+        )
+    return _told(evaluator)
+
+
+def _run(evaluator: Engine, data: Iterable[Any]) -> Evaluate:
+    def evaluate() -> Mapping[str, Any]:
+        forget_failure(evaluator)
+        return dict(evaluator.run(data).metrics)
+
+    return evaluate
+
+
+def _told(function: Callable[[], Any]) -> Evaluate:
+    def evaluate() -> Mapping[str, Any]:
+        metrics = function()
+        if not isinstance(metrics, Mapping):
+            raise TypeError(f"Argument evaluator should give a mapping {{name: value}}, but it gave {type(metrics)}")
+        return metrics
+
+    return evaluate
+
+
+def as_plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return numbers as floats and tensors as numbers or lists; what is neither is left out."""
+    plain: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Tensor):
+            plain[name] = value.tolist()
+        elif isinstance(value, Real):
+            plain[name] = float(value)
+    return plain
+
+
+def checked_results(results: Any) -> list[Result]:
+    """Return a copy of a checkpoint's results.
+
+    Raises:
+        TypeError: they are not of the form of :data:`Result`.
+    """
+    names = {"round", "stage", "sparsity", "metrics"}
+    if not isinstance(results, list) or not all(isinstance(each, Mapping) and set(each) == names for each in results):
+        raise TypeError(f"The results in a pruning engine's state_dict should be a list of {sorted(names)}")
+    return copy.deepcopy(results)
+
+
+def plot(results: Sequence[Result], metric: str | None = None, ax: Axes | None = None, **style: Any) -> Axes:
+    """Draw a metric against the density and return the axes (needs matplotlib).
+
+    Args:
+        results: a pruning engine's.
+        metric: its name; None: the first.
+        ax: where; None: a new figure.
+        style: for matplotlib's ``plot``.
+
+    Raises:
+        ValueError: there are no results, or none of that metric.
+    """
+    import matplotlib.pyplot as plt
+
+    named = [metric] if metric is not None else list(results[0]["metrics"])[:1] if results else []
+    points = [each for each in results if named and named[0] in each["metrics"]]
+    if not points:
+        raise ValueError(f"There is no round with a metric {metric!r} to draw; was an evaluator given?")
+    axes = plt.subplots(figsize=(6, 4))[1] if ax is None else ax
+    density = [100 * (1 - each["sparsity"]) for each in points]
+    axes.plot(density, [each["metrics"][named[0]] for each in points], **{"marker": "o", **style})
+    axes.set(xscale="log", xlabel="weights left (%)", ylabel=named[0])
+    if not axes.xaxis_inverted():
+        axes.invert_xaxis()
+    return axes

@@ -1,0 +1,1 @@
+"""Penalties and gates around optimizer steps: ``GroupLasso``, ``Slimming``, ``LearntSparsity``."""

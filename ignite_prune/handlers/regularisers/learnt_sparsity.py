@@ -1,0 +1,288 @@
+"""LearntSparsity: how sparse each layer gets is learnt along with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.selection import unwrap
+from ignite_prune.core.step_hooks import Closure, loss_scale, overflowed
+from ignite_prune.handlers.attachment import AnyEvent
+from ignite_prune.handlers.regularisers.base import Regulariser
+from ignite_prune.handlers.regularisers.param_groups import build
+from ignite_prune.handlers.sparse_training.masked_forward import Hook
+from ignite_prune.regularise import Gate, SoftThreshold
+from ignite_prune.saliency import NonFiniteSaliency
+from ignite_prune.schedule import Schedule
+from ignite_prune.update.param_groups import Group
+from ignite_prune.update.scores import all_finite
+
+
+def _adam(learnt: list[nn.Parameter]) -> Optimizer:
+    return Adam(learnt, lr=0.01)
+
+
+class LearntSparsity(Regulariser):
+    """Learns which weights go, and how many: scores or thresholds are trained beside the weights.
+
+    The model always works with what its gates let through, and that is what its parameters hold: it is sparse whenever
+    it is looked at, saved or exported, under its own names. Only while an optimizer steps do the parameters hold the
+    whole weights, kept here, with the gates' gradients; one more copy of the weights is what it costs. A weight that
+    somebody has set to 0 in between, such as a ``PruneHandler`` on the same parameters, is 0 from then on; any
+    other value written to a parameter from outside is lost at the next step.
+
+    Args:
+        model: bare, DDP-wrapped or compiled.
+        params: None for the weights of every linear, convolutional, recurrent and attention layer; rules; or group
+            dicts ``{"params": ..., any of strength, gate, exclude}``.
+        gate: :class:`~ignite_prune.regularise.SoftThreshold`, a threshold a parameter;
+            :class:`~ignite_prune.regularise.SoftMovement`, a score an entry; or one of your own.
+        strength: of the gates' penalties, summed over parameters; at least 0, or a schedule of it in the attached
+            event's unit. More of it makes the model sparser.
+        optimizer: the optimizer(s) that train the parameters; None for whichever optimizer does.
+        learner: makes the optimizer of what is learnt of its list of parameters; None: ``Adam`` with ``lr=0.01``.
+        exclude: rules for what to leave alone.
+
+    Attributes:
+        learner: the optimizer of what is learnt; stepped and checkpointed by this handler.
+
+    Raises:
+        TypeError, ValueError: a bad argument; an optimizer that evaluates the model within its step (``LBFGS``), as it
+            is called.
+
+    Example:
+        >>> from ignite.engine import create_supervised_trainer
+        >>> model = nn.Linear(8, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> trainer = create_supervised_trainer(model, optimizer, nn.functional.mse_loss)
+        >>> learnt = LearntSparsity(model, gate=SoftThreshold(start_at=-4.0), strength=1.0)
+        >>> learnt.attach(trainer)
+        >>> x = torch.randn(64, 8)
+        >>> _ = trainer.run([(x, x[:, :1])] * 100, max_epochs=3)
+        >>> learnt.masks.kept("weight"), trainer.state.learnt_sparsity["global"]
+        (1, 0.875)
+
+    References:
+        Kusupati et al., "Soft threshold weight reparameterization for learnable sparsity", 2020, arXiv 2002.03231;
+        Sanh, Wolf, Rush, "Movement pruning: adaptive sparsity by fine-tuning", 2020, arXiv 2005.07683.
+    """
+
+    NAME = "learnt_sparsity"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Any = None,
+        *,
+        gate: Gate = SoftThreshold(),
+        strength: float | Schedule,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        learner: Callable[[list[nn.Parameter]], Optimizer] | None = None,
+        exclude: Any = (),
+    ) -> None:
+        model = unwrap(model)
+        groups = build(model, params, gate=gate, strength=strength, exclude=exclude)
+        for group in groups:
+            if not isinstance(group["gate"], Gate):
+                raise TypeError(
+                    f"Argument gate should be a gate of ignite_prune.regularise, but given {group['gate']!r}"
+                )
+        super().__init__(model, optimizer, groups, [name for group in groups for name in group["params"]])
+        self._group_of: dict[str, Group] = {name: group for group in groups for name in group["params"]}
+        self._learnt = {name: self._start(name) for name in self._parameters}
+        self.learner = (_adam if learner is None else learner)(list(self._learnt.values()))
+        if not isinstance(self.learner, Optimizer):
+            raise TypeError(f"Argument learner should return a torch.optim.Optimizer, but it gave {self.learner!r}")
+        self._whole: dict[str, Tensor] = {}
+        self._stepping: list[str] = []  # parameters that hold the whole weights now
+        self._watch: RemovableHandle | None = None
+
+    def _start(self, name: str) -> nn.Parameter:
+        learnt = self._group_of[name]["gate"].start(self._parameters[name].detach())
+        return nn.Parameter(learnt.to(torch.promote_types(learnt.dtype, torch.float32)))
+
+    # What it knows
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield what is learnt, in the order of the selected parameters."""
+        yield from self._learnt.values()
+
+    @property
+    def masks(self) -> MaskStore:
+        """The masks of now: kept where the weight that the model works with is not 0."""
+        self._put_back()
+        return MaskStore.from_nonzero(self._parameters)
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of the selected parameters' entries that are 0 now."""
+        return self.masks.sparsity
+
+    @torch.no_grad()
+    def penalty(self) -> float:
+        """Return the sum of strength times the gate's penalty over the parameters."""
+        groups = [self._group_of[name] for name in self._learnt]
+        return sum(
+            float(group["strength"] * group["gate"].penalty(learnt))
+            for group, learnt in zip(groups, self._learnt.values())
+        )
+
+    def _report(self) -> dict[str, float]:
+        masks = self.masks
+        return {"penalty": self.penalty(), "global": masks.sparsity, **masks.sparsities()}
+
+    # Attaching
+
+    def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str | None = None) -> None:
+        """As :meth:`Regulariser.attach`; ``engine.state.<name>`` holds the penalty and the sparsities.
+
+        Raises:
+            TypeError: not an engine, not an event, not a name.
+            ValueError: attached already, finished, an event that the engine does not know, a name that is taken, or
+                parameters of the model that have been replaced.
+        """
+        super().attach(engine, event, name)
+        assert self._attachment is not None
+        self._attachment.add(Events.ITERATION_STARTED, self._put_back)
+        self._watch = self._model.register_state_dict_pre_hook(Hook(self._put_back))  # type: ignore[no-untyped-call]
+        if not self._whole:
+            self._whole = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+            for parameter_name in self._parameters:
+                self._let_through(parameter_name)
+            self._publish()
+
+    def detach(self) -> None:
+        """Take every hook and handler off; the model stays as sparse as it is. It may be attached again."""
+        self._put_back()
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+        super().detach()
+
+    def finalize(self) -> None:
+        """Let go: a plain model that is as sparse as it has become. This object is finished then.
+
+        Raises:
+            ValueError: finished already.
+        """
+        self._check_usable()
+        self.detach()
+        self._whole.clear()
+        self._finished = True
+
+    # Around a step
+
+    def _work(self, name: str, whole: Tensor) -> Tensor:
+        return self._group_of[name]["gate"].work(whole, self._learnt[name])  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _let_through(self, name: str) -> None:
+        self._parameters[name].copy_(self._work(name, self._whole[name])).add_(0.0)  # makes 0.0 of -0.0
+
+    def _before_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
+        held = self._held(optimizer)
+        if held and closure is not None:
+            raise ValueError(
+                f"{type(optimizer).__name__} was given a closure, which evaluates the model within the step, when its "
+                "parameters hold the whole weights; LearntSparsity takes optimizers that step without"
+            )
+        if not held:  # the learner's own, within the step of another
+            return closure
+        self._put_back()
+        try:
+            for name in held:
+                self._to_whole(name, optimizer)
+        except Exception:
+            self._put_back()
+            raise
+        return closure
+
+    def _put_back(self, *_: Any) -> None:
+        """Let the gates work again where a step never came to its end: it raised."""
+        for name in self._stepping:
+            self._let_through(name)
+            self._learnt[name].grad = None
+        self._stepping.clear()
+
+    def _to_whole(self, name: str, optimizer: Optimizer) -> None:
+        """Put the whole weight and its gradient into the parameter, and the gradient of what is learnt beside."""
+        parameter, learnt, group = self._parameters[name], self._learnt[name], self._group_of[name]
+        gradient = parameter.grad
+        assert gradient is not None
+        if gradient.is_sparse:
+            raise ValueError(
+                f"The gradient of {name!r} is sparse, which a gate cannot take; leave it out with exclude="
+            )
+        with torch.enable_grad():
+            whole = self._whole[name].requires_grad_()
+            work = self._work(name, whole)
+            of_whole, of_learnt = torch.autograd.grad(work, (whole, learnt), gradient.to(work.dtype))
+            (of_penalty,) = torch.autograd.grad(group["gate"].penalty(learnt), (learnt,))
+        if not overflowed(optimizer) and not all_finite(of_learnt):
+            raise NonFiniteSaliency(
+                f"The gradient of {name!r} has values that are NaN or infinite, from which nothing can be learnt; the "
+                "step is not made. Has training diverged?"
+            )
+        self._stepping.append(name)
+        with torch.no_grad():
+            pruned = (parameter == 0) & (work != 0)
+            self._whole[name] = whole.detach().masked_fill_(pruned, 0)
+            learnt.grad = of_learnt / loss_scale(optimizer) + group["strength"] * of_penalty
+            gradient.copy_(of_whole)
+            parameter.copy_(self._whole[name])
+
+    def _after_step(self, optimizer: Optimizer, stepped: bool) -> None:
+        held = self._held(optimizer)
+        for name in held:
+            self._whole[name].copy_(self._parameters[name])
+        if held and stepped:
+            self.learner.step()
+        self.learner.zero_grad()
+        for name in held:
+            self._let_through(name)
+        self._stepping.clear()
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole weights, what is learnt, its optimizer's state, strengths and progress as plain data."""
+        self._put_back()
+        return {
+            **super().state_dict(),
+            "whole": {name: whole.detach().clone() for name, whole in self._whole.items()},
+            "learnt": {name: learnt.detach().clone() for name, learnt in self._learnt.items()},
+            "learner": self.learner.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a checkpoint's; the model's parameters are the model's to load. If refused, nothing has changed.
+
+        Raises:
+            TypeError: not a state_dict of this class.
+            ValueError: of other parameters, shapes or groups, of a later version, damaged, or this one is finished.
+        """
+        self._check_usable()
+        self._checked(state_dict, "whole", "learnt", "learner")
+        learnt, whole = state_dict["learnt"], state_dict["whole"]
+        _check_tensors("learnt", learnt, self._learnt)
+        _check_tensors("whole", whole, self._parameters if whole else {})
+        self.learner.load_state_dict(state_dict["learner"])  # checks before it changes anything
+        with torch.no_grad():
+            for name, tensor in learnt.items():
+                self._learnt[name].copy_(tensor)
+        self._whole = {name: tensor.to(self._parameters[name].device, copy=True) for name, tensor in whole.items()}
+        super().load_state_dict(state_dict)
+
+
+def _check_tensors(key: str, found: Any, wanted: Mapping[str, Tensor]) -> None:
+    if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
+        raise TypeError(f"The {key!r} of a LearntSparsity's state_dict should be a mapping of tensors")
+    if {name: each.shape for name, each in found.items()} != {name: each.shape for name, each in wanted.items()}:
+        raise ValueError(f"The checkpoint's LearntSparsity has other parameters or shapes in {key!r} than this one")

@@ -1,0 +1,60 @@
+"""Parameter groups of a regulariser: which parameters, how strongly."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+from torch import nn
+
+from ignite_prune._utils.arguments import near
+from ignite_prune.core.selection import select
+from ignite_prune.schedule import Schedule
+from ignite_prune.update.param_groups import Group, as_dicts
+
+
+def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
+    """Return the groups of ``params``, each with its ``"strength"`` as a number and the ``"schedule"`` it follows.
+
+    Args:
+        model: the unwrapped model.
+        params: None, rules (see :func:`~ignite_prune.core.selection.select`), a sequence of group dicts with
+            ``"params"`` and any of the settings, or ``{rule: settings}``.
+        defaults: the settings of every group, ``strength`` and ``exclude`` among them.
+
+    Raises:
+        TypeError, ValueError: a strength that is not one, an unknown setting, a parameter in two groups.
+    """
+    groups: list[Group] = []
+    seen: dict[str, int] = {}
+    for index, given in enumerate(as_dicts(params)):
+        for key in given:
+            if key != "params" and key not in defaults:
+                raise ValueError(
+                    f"Unknown setting {key!r} in a parameter group; {near(str(key), [*defaults, 'params'])}"
+                )
+        group = {**defaults, **given}
+        group["params"] = list(select(model, group["params"], group.pop("exclude")))
+        for name in group["params"]:
+            if name in seen:
+                raise ValueError(f"Parameter {name!r} appears in group {seen[name]} and again in group {index}")
+            seen[name] = index
+        group["schedule"] = group["strength"] if isinstance(group["strength"], Schedule) else None
+        group["strength"] = group["schedule"](0) if group["schedule"] else as_strength(group["strength"])
+        groups.append(group)
+    return groups
+
+
+def as_strength(value: Any) -> float:
+    """Return ``value`` as a finite float of at least 0.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is negative, infinite or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"Argument strength should be a number or one of ignite_prune.schedule, but given {value!r}")
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"Argument strength should be a finite number of at least 0, but given {value!r}")
+    return float(value)

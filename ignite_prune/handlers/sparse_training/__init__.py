@@ -1,0 +1,1 @@
+"""Sparse-to-sparse training: ``SET``, ``RigL``, ``SRigL``, ``SparseMomentum``, ``TopKAST``, ``SRSTE``, AC/DC."""

@@ -1,0 +1,279 @@
+"""Dynamic sparse training: the number of connections stays, where they are changes."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ignite_prune._utils.arguments import check_generator, check_positive
+from ignite_prune.allocation import ERK, Allocation
+from ignite_prune.core.mask_enforcer import MaskEnforcer
+from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.handlers.attachment import AnyEvent, Attachment
+from ignite_prune.handlers.sparse_training.base import Sister
+from ignite_prune.handlers.sparse_training.gradient_listener import GradientListener, NoListener
+from ignite_prune.handlers.sparse_training.initial_masks import checked_sparsity, start
+from ignite_prune.regrow.base import Connections, Move
+from ignite_prune.regrow.fraction import CosineDrop, DropFraction
+from ignite_prune.saliency import NonFiniteSaliency
+from ignite_prune.update.scores import all_finite
+
+
+class DynamicSparse(Sister):
+    """Drops the smallest connections and grows others, every so many iterations; what each handler below shares.
+
+    The model is sparse from its making on. An update drops a fraction of the active connections, which falls as
+    training goes on, and grows as many; what grows begins at 0, with optimizer slots of 0. It is made at the end of an
+    iteration, and in a checkpoint the next update finds all it hangs on.
+
+    Args:
+        model: bare, DDP-wrapped or compiled; ranks begin with rank 0's masks.
+        optimizer: the optimizer(s) that train it; any but LBFGS.
+        params: as of :class:`~ignite_prune.PruneHandler`.
+        sparsity: the pruned fraction, in (0, 1); in group dicts each group's.
+        allocation: how it is divided over the layers at the start: ``ERK()``, ``Uniform()``, ...
+        every: iterations from one update to the next.
+        drop_fraction: of the active connections, in (0, 1), at the start; or a ``regrow.DropFraction``.
+        end: iteration from which no update is made; None: three quarters of the run.
+        generator: for random masks; None makes one from ``torch.initial_seed()``.
+        exclude: rules for what to leave alone.
+        masks: bool masks to start from, by name, in place of a sparsity.
+
+    Raises:
+        TypeError, ValueError: a bad argument; the model is unchanged then.
+    """
+
+    _listens: ClassVar[type[GradientListener]] = NoListener
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        params: Any = None,
+        *,
+        sparsity: float | None = None,
+        allocation: Allocation = ERK(),
+        every: int = 100,
+        drop_fraction: float | DropFraction = 0.3,
+        end: int | None = None,
+        generator: torch.Generator | None = None,
+        exclude: Any = (),
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, params, sparsity, allocation, exclude)
+        check_positive("every", every, whole=True)
+        if end is not None:
+            check_positive("end", end, whole=True)
+        check_generator(generator)
+        self._every, self._end = every, end
+        self._fraction = drop_fraction if isinstance(drop_fraction, DropFraction) else self._falling(drop_fraction)
+        self._generator = generator or torch.Generator().manual_seed(torch.initial_seed())
+        self._stepped: int | None = None  # the last iteration with an optimizer step
+        self._window = 1  # iterations from one step to the next
+        self._due = False  # an update is due at a step, and has not been made
+        self._enforcer = MaskEnforcer(self._masks, self._optimizers)
+        self._listening = self._listens(self._masks, self._enforcer, self._optimizers)
+        self._listening.is_due = self._sees_step
+        first = self._agreed(lambda: self._first(masks))
+        self._check_room(first)
+        self._masks.update(first)
+        self._budgets = {name: self._masks.kept(name) for name in self._masks}
+        self._install()
+
+    @property
+    @abstractmethod
+    def _move(self) -> Move:
+        """What an update does."""
+
+    def _falling(self, fraction: float) -> DropFraction:
+        """Return how a plain number for ``drop_fraction`` falls."""
+        return CosineDrop(fraction)
+
+    # The masks to begin with
+
+    def _first(self, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        if masks is not None:
+            if any(group["sparsity"] is not None for group in self._groups):
+                raise ValueError("Give a sparsity or masks to start from, not both")
+            given = dict(MaskStore(self._parameters, masks))
+            for name, mask in given.items():
+                self._move.check(name, mask)
+            return given
+
+        def dice(weight: Tensor) -> Tensor:
+            drawn = torch.rand(weight.shape, generator=self._generator, device=self._generator.device)
+            return drawn.to(weight.device)
+
+        drawn = start(self._groups, self._parameters, dice, checked_sparsity)
+        return {name: self._move.first(mask, self._generator) for name, mask in drawn.items()}
+
+    def _check_room(self, masks: Mapping[str, Tensor]) -> None:
+        if all(bool(mask.all()) for mask in masks.values()):
+            raise ValueError("Every layer is full, so nothing can grow: give a larger sparsity")
+        if not any(bool(masks[name].any()) if name in masks else True for name in self._masks):
+            raise ValueError("No connection is left to train: give a smaller sparsity")
+        empty = [name for name, mask in masks.items() if mask.numel() and not mask.any()]
+        if empty:
+            warnings.warn(
+                f"No connection is left in {', '.join(empty)}, and none grows where none is: give a smaller sparsity, "
+                "or exclude them",
+                stacklevel=3,
+            )
+
+    # When
+
+    def _event(self) -> AnyEvent:
+        return Events.ITERATION_COMPLETED(event_filter=self._is_ready)
+
+    def _listen(self, attachment: Attachment) -> None:
+        attachment.add(Events.STARTED, self._on_started)
+        attachment.add(Events.ITERATION_STARTED, self._expect)
+
+    def _on_started(self, engine: Engine) -> None:
+        self._last(engine)  # raises now, not at the first update
+        if self._stepped is None or engine.state.iteration < self._stepped:  # a new run
+            self._stepped, self._due = engine.state.iteration, False
+            self._listening.used()  # an update that the last run has left undone
+
+    def _last(self, engine: Engine) -> float:
+        """The iteration from which no update is made."""
+        if self._end is not None:
+            return self._end
+        state = engine.state
+        whole = state.max_iters or (state.max_epochs or 0) * (state.epoch_length or 0)
+        if not whole:
+            raise ValueError(
+                f"The run's length is not known, so {type(self).__name__} needs end=: from which iteration no update "
+                "is made; or give the trainer epoch_length="
+            )
+        return 0.75 * whole
+
+    def _expect(self, engine: Engine) -> None:
+        """Listen where the coming optimizer step is the one that an update is due at.
+
+        It is due at every multiple of ``every``; with accumulated gradients at the first step from there on, and the
+        gradients of all the iterations that the step is made of are listened to.
+        """
+        at = max(engine.state.iteration, (self._stepped or 0) + self._window)
+        if self._due or self._crosses(engine, at):
+            self._listening.expect()
+
+    def _crosses(self, engine: Engine, iteration: int) -> bool:
+        """Whether a step at an iteration is the first one from a multiple of ``every`` on."""
+        multiple = iteration // self._every * self._every
+        return (self._stepped or 0) < multiple < self._last(engine)
+
+    def _sees_step(self) -> bool:
+        """Take note of an optimizer's step and return whether an update is due at it."""
+        if self._attachment is not None:
+            engine = self._attachment.engine
+            iteration = engine.state.iteration
+            self._due = self._due or self._crosses(engine, iteration)
+            if self._stepped is not None and iteration > self._stepped:
+                self._window = iteration - self._stepped
+            self._stepped = iteration
+        return self._due
+
+    def _is_ready(self, engine: Engine, iteration: int) -> bool:
+        return iteration % self._every == 0 and iteration < self._last(engine)
+
+    # Updating
+
+    def _update(self, step: int, done: Callable[[], None]) -> None:
+        assert self._attachment is not None
+        engine = self._attachment.engine
+        try:
+            self._rewire(self._fraction(step / self._last(engine)))
+        except NonFiniteSaliency as error:
+            if not engine.should_terminate:
+                raise
+            warnings.warn(f"The run is being terminated, so a mask update is left out: {error}", stacklevel=2)
+            return
+        self._listening.used()
+        self._due = False
+        done()
+
+    def _rewire(self, fraction: float) -> None:
+        planned: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def plan() -> dict[str, Tensor]:
+            planned.update(self._plan(fraction))
+            return {name: mask for name, (_, mask) in planned.items()}
+
+        masks = self._agreed(plan)
+        survivors = self._agreed(lambda: {name: stays for name, (stays, _) in planned.items()})
+        self._masks.update(masks, copy=False)
+        self._enforcer.apply(survivors)
+
+    def _plan(self, fraction: float) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return survivors and new masks, by name; where it raises the generator has not moved."""
+        found, held = self._listening.found, self._generator.get_state()
+        assert found is not None
+        layers = [
+            Connections(name, parameter.detach(), self._masks[name], found.get(name), self._budgets[name])
+            for name, parameter in self._parameters.items()
+            if parameter.requires_grad and (name in found or self._listens is NoListener)
+        ]
+        try:
+            for layer in layers:
+                _check_finite(layer)
+            rewired = self._move(layers, fraction, self._generator)
+        except Exception:
+            self._generator.set_state(held)
+            raise
+        return {layer.name: (each.survivors, each.mask) for layer, each in zip(layers, rewired)}
+
+    def _install(self) -> None:
+        self._enforcer.install()
+        self._enforcer.settle()
+        self._listening.install()
+
+    def _remove(self) -> None:
+        self._listening.remove()
+        self._enforcer.remove()
+
+    # Checkpoints
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "generator": self._generator.get_state(),
+            "budgets": dict(self._budgets),
+            "steps": [-1 if self._stepped is None else self._stepped, self._window, int(self._due)],
+            "heard": self._listening.state_dict(),
+        }
+
+    def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        generator, budgets, steps = state["generator"], state["budgets"], state["steps"]
+        try:
+            torch.Generator(device=self._generator.device).set_state(generator.cpu())
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise ValueError(f"The checkpoint's generator state is damaged: {error}") from None
+        if not isinstance(budgets, Mapping) or set(budgets) != set(self._masks):
+            raise ValueError("The checkpoint's budgets are of other parameters")
+        if not isinstance(steps, list) or len(steps) != 3 or not all(type(each) is int for each in steps):
+            raise ValueError("The checkpoint's steps should be three whole numbers")
+        heard = self._listening.checked(state["heard"])
+
+        def take() -> None:
+            self._generator.set_state(generator.cpu())
+            self._budgets = {name: budgets[name] for name in self._masks}
+            self._stepped, self._window, self._due = None if steps[0] < 0 else steps[0], steps[1], bool(steps[2])
+            self._listening.load(heard)
+
+        return take
+
+
+def _check_finite(layer: Connections) -> None:
+    for what, values in (("weight", layer.weight), ("evidence", layer.evidence)):
+        if values is not None and not all_finite(values.abs() if values.is_complex() else values):
+            raise NonFiniteSaliency(
+                f"The {what} of parameter {layer.name!r} has values that are NaN or infinite; nothing was rewired. Has "
+                "training diverged?"
+            )

@@ -1,0 +1,145 @@
+"""SRSTE: N:M masks that are learnt from dense weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ignite_prune._utils.arguments import check_is, check_positive
+from ignite_prune.allocation import Uniform
+from ignite_prune.evidence.from_training import fused_scale
+from ignite_prune.handlers.attachment import AnyEvent
+from ignite_prune.handlers.sparse_training.base import Sister
+from ignite_prune.handlers.sparse_training.before_step import BeforeStep
+from ignite_prune.handlers.sparse_training.masked_forward import MaskedForward
+from ignite_prune.pattern import NofM
+
+
+class SRSTE(Sister):
+    r"""Sparse-refined straight-through estimation: N:M masks follow dense weights, which train on.
+
+    The forward pass computes with the largest N of every M weights as they are, the gradient goes straight through to
+    all of them, and those that are masked are held back: :math:`g + \lambda\,(1 - m) \odot w`. Weights in storage are
+    dense; :meth:`finalize` bakes the masks in.
+
+    ``engine.state.flip_rate`` tells how restless the masks are: the fraction of their entries that the iteration's step
+    has changed, ``{"global": float, "<parameter>": float}``; ``engine.state.metrics["flip_rate"]`` is the global one.
+    Where it does not fall, a larger strength helps.
+
+    Args:
+        model: bare, DDP-wrapped or compiled; weights change places around forwards (see ``regrow.through``), so what
+            reads a layer's weight outside any module's forward computes densely.
+        optimizer: the optimizer(s) that train it; any but LBFGS.
+        params: as of :class:`~ignite_prune.PruneHandler`, recurrent layers excepted.
+        pattern: how many of how many are kept.
+        strength: λ, at least 0; 0 is the plain straight-through estimator.
+        exclude: rules for what to leave alone; a layer that the pattern does not fit is refused by name.
+
+    Raises:
+        TypeError, ValueError: a bad argument; the model is unchanged then.
+
+    Example:
+        >>> from ignite.engine import create_supervised_trainer
+        >>> model = nn.Linear(8, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> trainer = create_supervised_trainer(model, optimizer, nn.functional.mse_loss)
+        >>> pruner = SRSTE(model, optimizer, pattern=NofM(keep=1, of=4))
+        >>> pruner.attach(trainer)
+        >>> _ = trainer.run([(torch.randn(2, 8), torch.randn(2, 4))] * 4)
+        >>> pruner.sparsity, 0 <= trainer.state.flip_rate["global"] < 1
+        (0.75, True)
+
+    References:
+        Zhou et al., "Learning N:M fine-grained structured sparse neural networks from scratch", 2021, arXiv 2102.04010;
+        Hu, Zhao, Huang, Chen, Zhu, "Accelerating transformer pre-training with 2:4 sparsity", 2024, arXiv 2404.01847
+        (the flip rate).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        params: Any = None,
+        *,
+        pattern: NofM = NofM(keep=2, of=4),
+        strength: float = 2e-4,
+        exclude: Any = (),
+    ) -> None:
+        check_is("pattern", pattern, NofM)
+        if strength != 0:
+            check_positive("strength", strength)
+        super().__init__(model, optimizer, params, None, Uniform(), exclude, pattern)
+        self._pattern, self._strength = pattern, float(strength)
+        self._through = MaskedForward(model, self._masks)
+        self._ready = BeforeStep(self._optimizers, self._hold_back)
+        self._flips = dict.fromkeys(self._parameters, 0)
+        self._masks.update(self._agreed(self._chosen))
+        self._install()
+
+    @property
+    def flip_rate(self) -> dict[str, float]:
+        """The fraction of the masks' entries that the last update changed, ``"global"`` and by parameter."""
+        rates = {name: flips / self._parameters[name].numel() for name, flips in self._flips.items()}
+        return {"global": sum(self._flips.values()) / self._masks.numel, **rates}
+
+    def _event(self) -> AnyEvent:
+        return Events.ITERATION_COMPLETED
+
+    def _update(self, step: int, done: Callable[[], None]) -> None:
+        self._masks.update(self._agreed(self._chosen), copy=False)
+        self._flips = dict(self._masks.flips)
+        done()
+
+    def _chosen(self) -> dict[str, Tensor]:
+        masks = {}
+        for name in self._parameters:
+            scores = self._magnitudes(name)
+            none = torch.zeros(self._pattern.count(scores.shape), dtype=torch.bool, device=scores.device)
+            masks[name] = self._pattern.spread(none.view(self._pattern.group(scores, None).shape), scores, None)
+        return masks
+
+    def _publish(self) -> None:
+        super()._publish()
+        if self._attachment is not None:
+            state = self._attachment.engine.state
+            setattr(state, "flip_rate", self.flip_rate)  # noqa: B010 (mypy knows Ignite's own attributes alone)
+            state.metrics["flip_rate"] = self.flip_rate["global"]
+
+    # Hooks
+
+    def _install(self) -> None:
+        self._through.install()
+        self._ready.install()
+
+    def _remove(self) -> None:
+        self._ready.remove()
+        self._through.remove()
+
+    @torch.no_grad()
+    def _hold_back(self, optimizer: Optimizer) -> None:
+        scale, held = fused_scale(optimizer), self._mine(optimizer)
+        self._through.check([name for name, parameter in held if parameter.grad is not None])
+        for name, parameter in held:
+            mask = self._masks.pruned(name)
+            if mask is not None and parameter.grad is not None and scale is not None:
+                parameter.grad.add_(parameter * ~mask * scale, alpha=self._strength)
+
+    # Checkpoints
+
+    def _state(self) -> dict[str, Any]:
+        return {"flips": dict(self._flips)}
+
+    def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        flips = state["flips"]
+        if not isinstance(flips, Mapping) or set(flips) != set(self._masks):
+            raise ValueError("The checkpoint's flips are of other parameters")
+
+        def take() -> None:
+            self._flips = {name: int(flips[name]) for name in self._masks}
+
+        return take

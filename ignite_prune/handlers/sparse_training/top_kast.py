@@ -1,0 +1,192 @@
+"""TopKAST: sparse forward, a little less sparse backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ignite_prune._utils.arguments import as_sparsity, check_positive
+from ignite_prune.allocation import ERK, Allocation
+from ignite_prune.core.mask_enforcer import MaskEnforcer
+from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.evidence.from_training import fused_scale
+from ignite_prune.handlers.attachment import AnyEvent
+from ignite_prune.handlers.sparse_training.base import Sister
+from ignite_prune.handlers.sparse_training.before_step import BeforeStep
+from ignite_prune.handlers.sparse_training.initial_masks import checked_sparsity, start
+from ignite_prune.handlers.sparse_training.masked_forward import MaskedForward
+from ignite_prune.update.param_groups import Group
+
+
+class TopKAST(Sister):
+    r"""Top-K always sparse training: forward with the largest weights, gradients for a few more.
+
+    The forward pass computes with :math:`A = TopK(|\theta|, D)`, gradients go to :math:`B = TopK(|\theta|, D + M)`;
+    weights of neither stay as they are, so that they may come back. The penalty :math:`\lambda/2\,\theta^2` on A, and
+    :math:`\lambda/(2D)\,\theta^2` on B without A, holds back what is only explored; D is the layer's density. Weights
+    in storage are dense: ``masks`` is A, and :meth:`finalize` bakes it in.
+
+    Args:
+        model: bare, DDP-wrapped or compiled; weights change places around forwards (see ``regrow.through``), so what
+            reads a layer's weight outside any module's forward computes densely.
+        optimizer: the optimizer(s) that train it; any but LBFGS.
+        params: as of :class:`~ignite_prune.PruneHandler`, recurrent layers excepted.
+        sparsity: 1 − D, in (0, 1).
+        backward_sparsity: 1 − D − M, in [0, sparsity]; None: D + M is half again as large as D.
+        allocation: how both are divided over the layers.
+        every: iterations from one choice of A and B to the next.
+        strength: λ, at least 0.
+        exclude: rules for what to leave alone.
+
+    Raises:
+        TypeError, ValueError: a bad argument; the model is unchanged then.
+
+    Example:
+        >>> from ignite.engine import create_supervised_trainer
+        >>> model = nn.Linear(8, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> trainer = create_supervised_trainer(model, optimizer, nn.functional.mse_loss)
+        >>> pruner = TopKAST(model, optimizer, sparsity=0.75, backward_sparsity=0.5, every=2)
+        >>> pruner.attach(trainer)
+        >>> _ = trainer.run([(torch.randn(2, 8), torch.randn(2, 4))] * 4)
+        >>> pruner.masks.kept("weight"), pruner.explored.kept("weight"), int(model.weight.count_nonzero())
+        (8, 16, 32)
+
+    References:
+        Jayakumar, Pascanu, Rae, Osindero, Elsen, "Top-KAST: top-K always sparse training", 2020, arXiv 2106.03517.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        params: Any = None,
+        *,
+        sparsity: float | None = None,
+        backward_sparsity: float | None = None,
+        allocation: Allocation = ERK(),
+        every: int = 100,
+        strength: float = 1e-4,
+        exclude: Any = (),
+    ) -> None:
+        super().__init__(model, optimizer, params, sparsity, allocation, exclude)
+        check_positive("every", every, whole=True)
+        if strength != 0:
+            check_positive("strength", strength)
+        for group in self._groups:
+            if backward_sparsity is not None and as_sparsity(backward_sparsity) > checked_sparsity(group):
+                raise ValueError(
+                    f"Argument backward_sparsity should be at most the sparsity, {group['sparsity']}, but given "
+                    f"{backward_sparsity!r}"
+                )
+        self._backward, self._every, self._strength = backward_sparsity, every, float(strength)
+        self._explored = MaskStore(self._parameters)
+        self._enforcer = MaskEnforcer(self._explored, self._optimizers, weights=False)
+        self._through = MaskedForward(model, self._masks)
+        self._ready = BeforeStep(self._optimizers, self._hold_back)
+        self._handles: list[RemovableHandle] = []
+        self._unused: dict[str, Tensor] = {}  # during a step: the weights that it must leave as they are
+        self._choose()
+        self._install()
+
+    @property
+    def explored(self) -> MaskStore:
+        """B: the masks of what gets gradients; they hold all of ``masks``."""
+        return self._explored
+
+    # Updating
+
+    def _event(self) -> AnyEvent:
+        return Events.ITERATION_COMPLETED(every=self._every)
+
+    def _update(self, step: int, done: Callable[[], None]) -> None:
+        self._choose()
+        self._enforcer.apply()
+        done()
+
+    def _choose(self) -> None:
+        forward = self._agreed(lambda: self._top(checked_sparsity))
+        backward = self._agreed(lambda: self._top(self._backward_sparsity), self._explored)
+        self._masks.update(forward)
+        # An allocation that is no longer monotone might leave an active weight out.
+        self._explored.update({name: mask | self._masks[name] for name, mask in backward.items()})
+
+    def _backward_sparsity(self, group: Group) -> float:
+        sparsity = checked_sparsity(group)
+        return max(0.0, 1 - 1.5 * (1 - sparsity)) if self._backward is None else float(self._backward)
+
+    def _top(self, sparsity: Callable[[Group], float]) -> dict[str, Tensor]:
+        for name in self._parameters:
+            self._magnitudes(name)
+        chosen = start(self._groups, self._parameters, torch.abs, sparsity)
+        full = {
+            name: torch.ones_like(p, dtype=torch.bool) for name, p in self._parameters.items() if name not in chosen
+        }
+        return chosen | full
+
+    # Hooks
+
+    def _install(self) -> None:
+        self._enforcer.install()
+        self._enforcer.settle()
+        self._through.install()
+        self._ready.install()
+        if not self._handles:
+            for optimizer in self._optimizers:
+                self._handles += [
+                    optimizer.register_step_pre_hook(self._before_step),
+                    optimizer.register_step_post_hook(self._after_step),
+                ]
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._unused.clear()
+        self._ready.remove()
+        self._through.remove()
+        self._enforcer.remove()
+
+    @torch.no_grad()
+    def _hold_back(self, optimizer: Optimizer) -> None:
+        scale, held = fused_scale(optimizer), self._mine(optimizer)
+        self._through.check([name for name, parameter in held if parameter.grad is not None])
+        for name, parameter in held:
+            if parameter.grad is not None and self._strength and scale is not None:
+                parameter.grad.add_(self._penalty(name, parameter) * scale)
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Remember what weight decay, or whatever there is, must not move."""
+        for name, parameter in self._mine(optimizer):
+            explored = self._explored.pruned(name)
+            if explored is not None:
+                self._unused[name] = parameter[~explored]
+
+    def _penalty(self, name: str, parameter: Tensor) -> Tensor:
+        active, explored = self._masks[name], self._explored[name]
+        density = self._masks.kept(name) / parameter.numel()
+        share = active.to(parameter.dtype) + (explored & ~active).to(parameter.dtype) / max(density, 1e-12)
+        return self._strength * share * parameter
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for name, parameter in self._mine(optimizer):
+            explored = self._explored.pruned(name)
+            if name in self._unused and explored is not None:
+                parameter.masked_scatter_(~explored, self._unused.pop(name))
+
+    # Checkpoints
+
+    def _state(self) -> dict[str, Any]:
+        return {"explored": self._explored.state_dict()}
+
+    def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        explored = self._explored.unpacked(state["explored"])
+        return lambda: self._explored.update(explored, copy=False)

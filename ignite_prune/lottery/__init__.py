@@ -1,0 +1,1 @@
+"""Building blocks of lottery-ticket studies: rewinding, control masks, mode connectivity."""

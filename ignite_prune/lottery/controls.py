@@ -1,0 +1,114 @@
+"""Masks and weights of the controls that a lottery ticket has to beat."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ignite_prune._utils.topk import keep_top
+from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.pattern import Pattern
+from ignite_prune.saliency import Random
+from ignite_prune.update.param_groups import Group
+
+
+def shuffled(groups: Sequence[Group], masks: MaskStore, seed: int) -> dict[str, Tensor]:
+    """Return masks that keep as many units of each layer, but others: drawn by ``seed``.
+
+    Example:
+        >>> from ignite_prune.pattern import Unstructured
+        >>> layer = nn.Linear(2, 2)
+        >>> store = MaskStore(layer, {"weight": torch.tensor([[True, False], [False, False]])})
+        >>> mask = shuffled([{"params": ["weight"], "pattern": Unstructured()}], store, seed=0)["weight"]
+        >>> mask.sum().item(), torch.equal(mask, store["weight"])
+        (1, False)
+    """
+    random = Random(seed)
+    return _for_each_layer(groups, masks, {name: random(name, p) for name, p in masks.parameters.items()})
+
+
+def inverted(groups: Sequence[Group], masks: MaskStore, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return masks that keep as many units of each layer, but those of the least scores."""
+    return _for_each_layer(groups, masks, scores, -1)
+
+
+def drawn(groups: Sequence[Group], masks: MaskStore, seed: int) -> dict[str, Tensor]:
+    """Return masks of as many units in all, drawn by ``seed`` from the layers of each group together."""
+    random, found = Random(seed), dict[str, Tensor]()
+    for group in groups:
+        found |= _best(group, masks, {name: random(name, masks.parameters[name]) for name in group["params"]})
+    return found
+
+
+def _for_each_layer(
+    groups: Sequence[Group], masks: MaskStore, scores: Mapping[str, Tensor], sign: int = 1
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for group in groups:
+        for name in group["params"]:
+            found |= _best(group, masks, {name: scores[name]}, sign)
+    return found
+
+
+def _best(group: Group, masks: MaskStore, scores: Mapping[str, Tensor], sign: int = 1) -> dict[str, Tensor]:
+    """Return masks that keep the best of the units of some layers, as many together as ``masks`` keep of them."""
+    pattern: Pattern = group["pattern"]
+    units, spreading = [], []
+    for name, each in scores.items():
+        by_unit = each.shape != masks.parameters[name].shape
+        spreading.append(masks.parameters[name].detach() if by_unit else sign * each)
+        if by_unit:
+            units.append(sign * each)
+        else:  # a norm of units knows no sign, so that of the norm is turned
+            units.append(sign * pattern.group(each, None) if pattern.by_unit else pattern.group(sign * each, None))
+    keep = sum(int(pattern.alive(masks[name]).count_nonzero()) for name in scores)
+    kept = keep_top([partial(_itself, unit) for unit in units], [None] * len(units), [u.numel() for u in units], keep)
+    return {name: pattern.spread(*pair, None) for name, pair in zip(scores, zip(kept, spreading))}
+
+
+def _itself(values: Tensor) -> Tensor:
+    return values
+
+
+def reinitialise(model: nn.Module, seed: int, reset: Callable[[nn.Module], None] | None = None) -> None:
+    """Draw every trained weight anew; random numbers elsewhere are not disturbed.
+
+    The draw is not the one of ``torch.manual_seed(seed)``: the model may well have been made under that very seed, and
+    would get the weights again that it began with.
+
+    Args:
+        model: its weights are replaced.
+        seed: of the draw.
+        reset: ``reset(model)`` draws; None: ``reset_parameters()`` of every module, as when it was made, but of those
+            that are frozen.
+
+    Raises:
+        ValueError: a module has parameters of its own and does not say how they begin; nothing has changed then.
+    """
+    resets = [partial(reset, model)] if reset is not None else _resets(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(zlib.crc32(f"reinitialise {seed}".encode()))
+        for each in resets:
+            each()
+
+
+def _resets(model: nn.Module) -> list[Callable[[], Any]]:
+    found: list[Callable[[], Any]] = []  # asked for by name, as torch's modules have it without a class in common
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            continue
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if callable(reset):
+            found.append(reset)
+        elif own:
+            raise ValueError(
+                f"Module {name!r} ({type(module).__name__}) has parameters and no reset_parameters(): give reset=, a "
+                "function that draws the model's weights anew"
+            )
+    return found

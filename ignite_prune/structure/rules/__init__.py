@@ -1,9 +1,0 @@
-"""What operations make of units: a rule an operation. One that has none freezes what it touches."""
-
-from ignite_prune.structure.rules import layers, maths, shapes
-from ignite_prune.structure.rules.op import Op, Rule
-
-RULES: dict[str, Rule] = {**maths.RULES, **shapes.RULES, **layers.RULES}
-"""By the operation's name, without its overload."""
-
-__all__ = ["RULES", "Op", "Rule"]

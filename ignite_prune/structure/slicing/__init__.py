@@ -1,0 +1,1 @@
+"""Slicing pruned units off a model, its optimizer and its checkpoints."""

@@ -1,0 +1,81 @@
+"""Whether a model runs with a unit less: a size that is written in its program is told from one that it computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from ignite_prune.structure.slicing.model_edit import ModelEdit
+from ignite_prune.structure.structure import Structure
+
+
+class SizeProbe:
+    """Runs sliced copies of a model: without data on the meta device, or with it where something fails there.
+
+    Args:
+        model: unwrapped; it is left as it is.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._model, self._given = model, (args, dict(kwargs))
+        self._copy: Callable[[nn.Module], nn.Module] = _without_data
+        self._inputs = tree_map_only(Tensor, lambda each: each.to("meta"), self._given)
+        self._modes: tuple[bool, ...] = (False, True)
+
+    def failing(self, structure: Structure) -> dict[str, str]:
+        """Return the groups without one of whose units the model does not run, and what it raises."""
+        groups = [group.name for group in structure if group.size > 1]
+        if not self._error(groups, structure):
+            return {}
+        self._look()
+        return self._among(groups, [], structure)
+
+    def _look(self) -> None:
+        """Go on with data, in the modes that the model runs in whole: without, devices may not fit."""
+        self._copy, self._inputs = copy.deepcopy, self._given
+        whole = self._copy(self._model)
+        self._modes = tuple(mode for mode in (False, True) if not _fails(whole.train(mode), self._inputs))
+
+    def _among(self, groups: Sequence[str], sound: Sequence[str], structure: Structure) -> dict[str, str]:
+        """Return which of ``groups`` fail beside those that are sound, found by halving."""
+        error = self._error([*sound, *groups], structure) if groups else ""
+        if not error:
+            return {}
+        if len(groups) == 1:
+            return {groups[0]: error}
+        first, second = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+        found = self._among(first, sound, structure)
+        return found | self._among(second, [*sound, *(name for name in first if name not in found)], structure)
+
+    def _error(self, groups: Sequence[str], structure: Structure) -> str:
+        kept = {name: torch.arange(structure.groups[name].size) > 0 for name in groups}
+        model = self._copy(self._model)
+        ModelEdit(model).slice(structure.indices(kept))
+        errors = (_fails(model.train(mode), self._inputs) for mode in self._modes)
+        return next((error for error in errors if error), "")
+
+
+def _fails(model: nn.Module, inputs: Any) -> str:
+    """Run a model and return what it raises, empty where it runs."""
+    args, kwargs = inputs
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            model(*args, **kwargs)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return ""
+
+
+def _without_data(model: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        empty = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, memo)

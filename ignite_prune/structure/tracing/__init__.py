@@ -1,0 +1,1 @@
+"""From a model to the groups of units that have to be pruned together."""

@@ -1,0 +1,102 @@
+"""Reshaping: how the units of a tensor's dimensions come to lie in other dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ignite_prune.structure.tracing.traced_tensor import Dim, fixed
+from ignite_prune.structure.tracing.unit_ids import UnitIds
+
+
+def regroup(units: UnitIds, dims: Sequence[Dim], sizes: Sequence[int], free: int | None, why: str) -> tuple[Dim, ...]:
+    """Return the dimensions of a reshaped tensor.
+
+    Dimensions that are merged or split are looked at block by block. In a block one dimension at the most may have
+    units that go; of the new ones, the unit lies along the one whose size the program leaves open (-1), or along the
+    only one where it can. The indices that a unit covers are tied. All else is frozen.
+
+    Args:
+        units: the ids.
+        dims: before.
+        sizes: after; their product is the same.
+        free: which of ``sizes`` the program left open.
+        why: told of what is frozen.
+
+    Example:
+        >>> units = UnitIds()
+        >>> channels = units.new(2)
+        >>> flat, = regroup(units, (channels, fixed(3)), [6], None, "view")
+        >>> flat.tolist()
+        [1, 1, 1, 2, 2, 2]
+    """
+    found: list[Dim] = []
+    for old, new in _blocks([len(dim) for dim in dims], sizes):
+        parts = [dims[i] for i in old]
+        if [len(part) for part in parts] == [sizes[j] for j in new]:
+            found += parts
+            continue
+        flat = _merged(units, parts, why)
+        found += _split(
+            units, flat, [sizes[j] for j in new], free - new[0] if free is not None and free in new else None, why
+        )
+    return tuple(found)
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
+    """Yield the smallest runs of dimensions with equal products."""
+    i = j = 0
+    while i < len(old) or j < len(new):
+        first, second = i, j
+        before, after = 1, 1
+        if i < len(old):
+            before, i = old[i], i + 1
+        if j < len(new):
+            after, j = new[j], j + 1
+        while (
+            before != after
+            or (i < len(old) and old[i] == 1 and j == len(new))
+            or (j < len(new) and new[j] == 1 and i == len(old))
+        ):
+            if (before <= after and i < len(old)) or j == len(new):
+                before, i = before * old[i], i + 1
+            else:
+                after, j = after * new[j], j + 1
+        yield range(first, i), range(second, j)
+
+
+def _merged(units: UnitIds, parts: Sequence[Dim], why: str) -> Dim:
+    sizes = [len(part) for part in parts]
+    moving = [k for k, part in enumerate(parts) if not units.is_frozen(part).all()]
+    if len(moving) != 1:
+        for part in parts:
+            units.freeze(part, f"{why} merges two dimensions that could shrink")
+        return fixed(math.prod(sizes))
+    shape = [1] * len(sizes)
+    shape[moving[0]] = -1
+    return parts[moving[0]].view(shape).expand(sizes).reshape(-1)
+
+
+def _split(units: UnitIds, flat: Dim, sizes: Sequence[int], free: int | None, why: str) -> list[Dim]:
+    if not len(flat) or units.is_frozen(flat).all():
+        return [fixed(size) for size in sizes]
+    block = flat.view(*sizes)
+    wide = [k for k, size in enumerate(sizes) if size > 1]
+    if len(wide) > 1:
+        alone = [k for k in wide if _varies_alone(units.find(block), k)]
+        wide = alone[:1] or ([] if free is None else [free])
+    if not wide:
+        units.freeze(flat, f"{why} splits it into parts of sizes that are written in the program")
+        return [fixed(size) for size in sizes]
+    along = block.movedim(wide[0], 0).reshape(sizes[wide[0]], -1)
+    units.tie(along, along[:, :1])
+    return [along[:, 0] if k == wide[0] else fixed(size) for k, size in enumerate(sizes)]
+
+
+def _varies_alone(block: Tensor, k: int) -> bool:
+    """Whether ids vary along dimension ``k`` alone."""
+    along = block.movedim(k, 0).reshape(block.shape[k], -1)
+    return torch.equal(along, along[:, :1].expand_as(along))

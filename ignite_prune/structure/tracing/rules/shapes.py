@@ -1,0 +1,271 @@
+"""Operations that move, cut and join dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ignite_prune.structure.tracing.reshape import regroup
+from ignite_prune.structure.tracing.rules.op import Op, Rule
+from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor, fixed
+
+
+def reshape(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
+    """Reshape: the size that may shrink is the one that the program leaves open (-1), or reads from an attribute."""
+    asked = next((each for each in args if isinstance(each, (list, tuple))), ())
+    sizes, free = op.shapes[0], None
+    if op.name == "unflatten":
+        start = args[0] % len(x.dims)
+        asked = [*x.shape[:start], *args[1], *x.shape[start + 1 :]]
+    if len(asked) == len(sizes) and -1 in asked:
+        free = list(asked).index(-1)
+    known = op.written(list(asked))
+    free = free if known is None else known
+    dims = regroup(op.units, x.dims, sizes, free, op.told)
+    op.fixed_sizes += [ids for d, ids in enumerate(dims) if d != free and op.name != "flatten"]
+    return TracedTensor(dims, x.zero)
+
+
+def permute(op: Op, x: TracedTensor, order: Sequence[int]) -> TracedTensor:
+    return TracedTensor(tuple(x.dims[i] for i in order), x.zero)
+
+
+def transpose(op: Op, x: TracedTensor, first: int, second: int) -> TracedTensor:
+    dims = list(x.dims)
+    dims[first], dims[second] = dims[second], dims[first]
+    return TracedTensor(tuple(dims), x.zero)
+
+
+def turn(op: Op, x: TracedTensor) -> TracedTensor:
+    return TracedTensor(x.dims[::-1], x.zero)
+
+
+def movedim(op: Op, x: TracedTensor, source: int | Sequence[int], destination: int | Sequence[int]) -> TracedTensor:
+    moved = [[at % len(x.dims) for at in ([each] if isinstance(each, int) else each)] for each in (source, destination)]
+    rest = iter([d for d in range(len(x.dims)) if d not in moved[0]])
+    back = dict(zip(moved[1], moved[0]))
+    return TracedTensor(tuple(x.dims[back[d] if d in back else next(rest)] for d in range(len(x.dims))), x.zero)
+
+
+def unsqueeze(op: Op, x: TracedTensor, dim: int) -> TracedTensor:
+    at = dim % (len(x.dims) + 1)
+    return TracedTensor((*x.dims[:at], fixed(1), *x.dims[at:]), x.zero)
+
+
+def squeeze(op: Op, x: TracedTensor, dim: int | Sequence[int] | None = None) -> TracedTensor:
+    asked = range(len(x.dims)) if dim is None else [dim] if isinstance(dim, int) else dim
+    gone = {d % len(x.dims) for d in asked if x.shape[d] == 1} if x.dims else set()
+    for d in gone:
+        op.freeze(x.dims[d], "takes the dimension away")
+    return TracedTensor(tuple(ids for d, ids in enumerate(x.dims) if d not in gone), x.zero)
+
+
+def expand(op: Op, x: TracedTensor, sizes: Sequence[int], **kwargs: Any) -> TracedTensor:
+    """Repeat along new dimensions and those of size 1; a size that is written out, not -1, must stay."""
+    out, new = op.shapes[0], len(op.shapes[0]) - len(x.dims)
+    dims = [fixed(size) for size in out[:new]]
+    for ids, size in zip(x.dims, out[new:]):
+        if len(ids) != size:
+            op.freeze(ids, "expands it")
+        dims.append(ids if len(ids) == size else fixed(size))
+    op.fixed_sizes += [ids for ids, asked in zip(dims, sizes) if asked != -1]
+    return TracedTensor(tuple(dims), x.zero)
+
+
+def shaped_as(op: Op, x: TracedTensor, other: TracedTensor) -> TracedTensor:
+    """Reshape, or repeat, to the shape of another tensor; the sizes that they share go together."""
+    if op.name == "expand_as":
+        found = expand(op, x, [-1] * len(other.dims))
+    else:
+        found = TracedTensor(regroup(op.units, x.dims, op.shapes[0], None, op.told), x.zero)
+    for mine, its in zip(found.dims, other.dims):
+        op.tie(mine, its)
+    return found
+
+
+def repeat(op: Op, x: TracedTensor, times: Sequence[int]) -> TracedTensor:
+    new = len(times) - len(x.dims)
+    dims = [fixed(n) for n in times[:new]]
+    dims += [ids.repeat(n) for ids, n in zip(x.dims, times[new:])]
+    return TracedTensor(tuple(dims), x.zero)
+
+
+def repeat_interleave(op: Op, x: TracedTensor, times: int, dim: int | None = None, **kwargs: Any) -> TracedTensor:
+    """Repeat each index in its place, as of keys that several queries share."""
+    if dim is None or not isinstance(times, int):
+        return op.freeze_all([x], "repeats its entries")[0]
+    return x.put(dim % len(x.dims), x.dims[dim].repeat_interleave(times))
+
+
+def cat(op: Op, tensors: Sequence[TracedTensor], dim: int = 0) -> TracedTensor:
+    tensors = [each for each in tensors if each.shape != (0,)]  # as torch does
+    first, at = tensors[0], dim % len(tensors[0].dims)
+    for other in tensors[1:]:
+        for d, (a, b) in enumerate(zip(first.dims, other.dims)):
+            if d != at:
+                op.tie(a, b)
+    joined = torch.cat([each.dims[at] for each in tensors])
+    return TracedTensor((*first.dims[:at], joined, *first.dims[at + 1 :]), all(each.zero for each in tensors))
+
+
+def stack(op: Op, tensors: Sequence[TracedTensor], dim: int = 0) -> TracedTensor:
+    at = dim % (len(tensors[0].dims) + 1)
+    for other in tensors[1:]:
+        for a, b in zip(tensors[0].dims, other.dims):
+            op.tie(a, b)
+    dims = tensors[0].dims
+    return TracedTensor((*dims[:at], fixed(len(tensors)), *dims[at:]), all(each.zero for each in tensors))
+
+
+def chunk(op: Op, x: TracedTensor, chunks: int, dim: int = 0) -> list[TracedTensor]:
+    """Cut into equal parts: as many units go from each."""
+    at = dim % len(x.dims)
+    return _equal_parts(op, x, at, x.dims[at].chunk(chunks))
+
+
+def _equal_parts(op: Op, x: TracedTensor, at: int, parts: Sequence[Dim]) -> list[TracedTensor]:
+    if len({len(part) for part in parts}) == 1:
+        for part in parts[1:]:
+            op.tie(parts[0], part)
+    else:
+        op.freeze(x.dims[at], "cuts it into unequal parts")
+    return [x.put(at, part) for part in parts]
+
+
+def split(op: Op, x: TracedTensor, sizes: int | Sequence[int], dim: int = 0) -> list[TracedTensor]:
+    """Cut at places that are written in the program; equal parts are free where their size is an attribute."""
+    at = dim % len(x.dims)
+    if isinstance(sizes, int) and op.written([sizes]) is not None:
+        return _equal_parts(op, x, at, x.dims[at].split(sizes))  # type: ignore[no-untyped-call]
+    op.freeze(x.dims[at], "cuts it into parts of sizes that are written in the program")
+    parts = x.dims[at].split(sizes if isinstance(sizes, int) else list(sizes))  # type: ignore[no-untyped-call]
+    return [x.put(at, part) for part in parts]
+
+
+def cut(
+    op: Op, x: TracedTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> TracedTensor:
+    """Slice: of a part, the places are written in the program."""
+    at = dim % len(x.dims)
+    taken = x.dims[at][slice(start, end, step)]
+    if len(taken) != len(x.dims[at]):
+        op.freeze(x.dims[at], "slices it")
+    return x.put(at, taken)
+
+
+def select(op: Op, x: TracedTensor, dim: int, index: int) -> TracedTensor:
+    at = dim % len(x.dims)
+    op.freeze(x.dims[at], "takes one index of it")
+    return x.put(at)
+
+
+def index(op: Op, x: TracedTensor, indices: Sequence[TracedTensor | None]) -> TracedTensor:
+    """Look rows up in some dimensions side by side; the others are carried on."""
+    taken = [d for d, each in enumerate(indices) if each is not None]
+    by = [each for each in indices if each is not None]
+    if taken != list(range(taken[0], taken[-1] + 1)):
+        return op.freeze_all([x, *by], "looks it up")[0]
+    for dim in (dim for each in by for dim in each.dims):
+        op.freeze(dim, "looks rows up by it")
+    for d in taken:
+        op.freeze(x.dims[d], "looks it up")
+    rank = len(op.shapes[0]) - (len(x.dims) - len(taken))
+    shape = op.shapes[0][taken[0] : taken[0] + rank]
+    return TracedTensor((*x.dims[: taken[0]], *(fixed(n) for n in shape), *x.dims[taken[-1] + 1 :]), x.zero)
+
+
+def index_select(op: Op, x: TracedTensor, dim: int, index: TracedTensor) -> TracedTensor:
+    at = dim % len(x.dims)
+    op.freeze(x.dims[at], "looks it up")
+    for its in index.dims:
+        op.freeze(its, "looks rows up by it")
+    return x.put(at, fixed(op.shapes[0][at]))
+
+
+def gather(op: Op, x: TracedTensor, dim: int, index: TracedTensor, **kwargs: Any) -> TracedTensor:
+    """Look entries up one by one: nothing may go from either."""
+    return op.freeze_all([x, index], "looks entries up")[0]
+
+
+def unbind(op: Op, x: TracedTensor, dim: int = 0) -> list[TracedTensor]:
+    return [select(op, x, dim, i) for i in range(x.shape[dim])]
+
+
+def pad(op: Op, x: TracedTensor, padding: Sequence[int], *args: Any, **kwargs: Any) -> TracedTensor:
+    """Pad: dimensions that grow must stay, whatever they are padded with."""
+    dims = list(x.dims)
+    for k in range(len(padding) // 2):
+        before, after, at = padding[2 * k], padding[2 * k + 1], len(dims) - 1 - k
+        if before or after:
+            op.freeze(dims[at], "pads it")
+            dims[at] = fixed(op.shapes[0][at])
+    return TracedTensor(tuple(dims), x.zero)
+
+
+def roll(op: Op, x: TracedTensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> TracedTensor:
+    return flip(op, x, dims or range(len(x.dims)))
+
+
+def flip(op: Op, x: TracedTensor, dims: Sequence[int]) -> TracedTensor:
+    for dim in dims:
+        op.freeze(x.dims[dim], "turns it")
+    return TracedTensor(x.dims, x.zero)
+
+
+def narrow(op: Op, x: TracedTensor, dim: int, start: int, length: int) -> TracedTensor:
+    return cut(op, x, dim, start, start + length)
+
+
+def pixel_shuffle(op: Op, x: TracedTensor, factor: int) -> TracedTensor:
+    """Move ``factor²`` channels each into space: they go together."""
+    *rest, channels, height, width = x.dims
+    groups = channels.view(-1, factor * factor)
+    op.units.tie(groups, groups[:, :1], op.told)
+    return TracedTensor((*rest, groups[:, 0], fixed(len(height) * factor), fixed(len(width) * factor)), x.zero)
+
+
+def pixel_unshuffle(op: Op, x: TracedTensor, factor: int) -> TracedTensor:
+    *rest, channels, height, width = x.dims
+    spread = channels.repeat_interleave(factor * factor)
+    return TracedTensor((*rest, spread, fixed(len(height) // factor), fixed(len(width) // factor)), x.zero)
+
+
+def channel_shuffle(op: Op, x: TracedTensor, groups: int) -> TracedTensor:
+    """Shuffle channels of several groups: as many go from each."""
+    parts = x.dims[1].view(groups, -1)
+    op.units.tie(parts, parts[:1], op.told)
+    return TracedTensor((x.dims[0], parts.t().reshape(-1), *x.dims[2:]), x.zero)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "_unsafe_view"), reshape),
+    "permute": permute,
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
+    **dict.fromkeys(("t", "numpy_T", "mT"), turn),
+    "unsqueeze": unsqueeze,
+    "squeeze": squeeze,
+    **dict.fromkeys(("movedim", "moveaxis"), movedim),
+    **dict.fromkeys(("expand", "broadcast_to"), expand),
+    **dict.fromkeys(("expand_as", "view_as", "reshape_as"), shaped_as),
+    "repeat": repeat,
+    "repeat_interleave": repeat_interleave,
+    **dict.fromkeys(("cat", "concat", "concatenate"), cat),
+    "stack": stack,
+    "chunk": chunk,
+    **dict.fromkeys(("split", "split_with_sizes"), split),
+    **dict.fromkeys(("slice",), cut),
+    "select": select,
+    "unbind": unbind,
+    "index": index,
+    "index_select": index_select,
+    "gather": gather,
+    **dict.fromkeys(("pad", "constant_pad_nd"), pad),
+    "roll": roll,
+    "flip": flip,
+    "narrow": narrow,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    "channel_shuffle": channel_shuffle,
+}
