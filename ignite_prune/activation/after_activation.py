@@ -7,12 +7,13 @@ cannot tell what is meant it raises, and never leaves a layer as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.inert_hook import InertHook
 from ignite_prune.activation.output_hook import OutputHook
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.forward.evaluation_points import Chain
@@ -49,7 +50,7 @@ class AfterActivation(Watch):
         if self._installed is None:
             for each in self._by_weight.values():
                 each.restart()
-                self._guards.append(each.layer.register_forward_pre_hook(Guard(self._check_layer)))
+                self._guards.append(each.layer.register_forward_pre_hook(InertHook(self._check_layer)))
             self._installed = install(self._root, self)
 
     def remove(self) -> None:
@@ -61,7 +62,7 @@ class AfterActivation(Watch):
             self._installed.remove()
             self._installed = None
 
-    def _check_layer(self, layer: nn.Module) -> None:
+    def _check_layer(self, layer: nn.Module, *_: Any) -> None:
         """Raise where a layer runs and nobody watches what follows."""
         if not self._running:
             name = next(each.name for each in self._by_weight.values() if each.layer is layer)
@@ -159,20 +160,6 @@ class AfterActivation(Watch):
                 "after_activation=False, or put the sparsifier into the model"
             )
         return chain if chain.best is result else None
-
-
-class Guard:
-    """A forward pre-hook that compiled and exported code runs too; it copies and pickles as one that does nothing."""
-
-    def __init__(self, check: Callable[[nn.Module], None] | None = None) -> None:
-        self._check = check
-
-    def __call__(self, layer: nn.Module, *_: Any) -> None:
-        if self._check is not None:
-            self._check(layer)
-
-    def __reduce__(self) -> tuple[type[Guard], tuple[()]]:
-        return Guard, ()
 
 
 def _check(model: nn.Module, inserted: Sequence[OutputHook]) -> None:

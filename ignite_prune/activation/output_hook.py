@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import near
+from ignite_prune._utils.inert_hook import InertHook
 from ignite_prune.activation.base import Sparsifier
 from ignite_prune.activation.k_winners import KWinners
 
@@ -52,13 +53,16 @@ class OutputHook:
         """Put the hook on; again does nothing."""
         if self._handle is None:
             self.restart()
-            self._handle = self.layer.register_forward_hook(Replacing(self))
+            self._handle = self.layer.register_forward_hook(InertHook(self._replace))
 
     def remove(self) -> None:
         """Take it off."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+    def _replace(self, layer: nn.Module, args: Any, output: Any) -> Tensor:
+        return self(output)
 
     def __call__(self, output: Any) -> Tensor:
         """Return the output made sparse.
@@ -97,19 +101,6 @@ class OutputHook:
             trial.check_state()
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"The checkpoint's sparsifier of layer {self.name!r} does not fit: {error}") from None
-
-
-class Replacing:
-    """A forward hook that copies and pickles as one that does nothing."""
-
-    def __init__(self, inserted: OutputHook | None = None) -> None:
-        self._inserted = inserted
-
-    def __call__(self, layer: nn.Module, args: Any, output: Any) -> Any:
-        return None if self._inserted is None else self._inserted(output)
-
-    def __reduce__(self) -> tuple[type[Replacing], tuple[()]]:
-        return Replacing, ()
 
 
 def insertions(root: nn.Module, layers: Any) -> list[OutputHook]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.distributed import raise_together
 from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches, undisturbed
 from ignite_prune.evidence.collectors.activations import ActivationMeans, FollowingScales, HeadGateMeans
 from ignite_prune.evidence.collectors.base import Gatherer
@@ -18,7 +19,7 @@ from ignite_prune.evidence.collectors.inputs import InputMomentSums, InputNormSu
 from ignite_prune.evidence.collectors.shapley import RemovalValues
 from ignite_prune.evidence.collectors.synflow import InputShapes
 from ignite_prune.evidence.dispatch import watch_for
-from ignite_prune.evidence.reduce import agree_on, totals
+from ignite_prune.evidence.reduce import FAILED, totals
 from ignite_prune.saliency import needs
 from ignite_prune.saliency.needs import Need
 
@@ -90,7 +91,7 @@ class Evidence:
             error = raised
         if error is not None:
             self.reset()
-        agree_on(error)
+        raise_together(error, FAILED)
 
     def _pass_over(
         self, data: Iterable[Any], loss_fn: LossFn | None, prepare: PrepareBatch | None, batch_statistics: bool

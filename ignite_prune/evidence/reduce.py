@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ignite_prune._utils.distributed import all_gather, all_reduce, broadcast, raise_together, world_size
 from ignite_prune.evidence.collectors.base import Gatherer
 
+FAILED = "Gathering evidence failed on another rank; nothing was changed on this one"
 Told = Mapping[str, tuple[float, tuple[int, ...]]]
 """What one rank has: the count and the form of each parameter's sums, by name."""
-
-
-def world_size() -> int:
-    """Return how many ranks there are."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def agree_on(error: Exception | None, doing: str = "Gathering evidence") -> None:
-    """Raise on every rank where there is an error on any.
-
-    Args:
-        error: this rank's.
-        doing: what has failed then.
-
-    Raises:
-        ValueError: another rank failed; a rank's own error is raised as it is.
-    """
-    if world_size() > 1:
-        failed = summed(torch.tensor(float(error is not None)))
-        if error is None and failed.item():
-            raise ValueError(f"{doing} failed on another rank; nothing was changed on this one")
-    if error is not None:
-        raise error
 
 
 def totals(gatherer: Gatherer, replicated: bool) -> tuple[Mapping[str, Tensor], Mapping[str, float]]:
@@ -59,9 +36,9 @@ def totals(gatherer: Gatherer, replicated: bool) -> tuple[Mapping[str, Tensor], 
         _learn(gatherer, name, [ranks[rank][name][1] for rank in seen])
         own = _own(gatherer, name, seen)
         if gatherer.shared:  # one rank's value, as it is: a mean of equals would be rounded
-            sums[name], counts[name] = _from_rank(seen[0], own), 1.0
+            sums[name], counts[name] = broadcast(own, seen[0]), 1.0
         else:
-            sums[name] = summed(own).div_(equals)
+            sums[name] = all_reduce(own).div_(equals)
             counts[name] = sum(ranks[rank][name][0] for rank in seen) / equals
     return sums, counts
 
@@ -69,8 +46,7 @@ def totals(gatherer: Gatherer, replicated: bool) -> tuple[Mapping[str, Tensor], 
 def _told(gatherer: Gatherer) -> Sequence[Told]:
     """Return what each rank has; where some have something new, what an update has used on others is nothing."""
     mine = {n: (count, gatherer.forms.get(n, ())) for n, count in gatherer.counts.items() if count > 0}
-    gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, (gatherer.stale, mine))
+    gathered = all_gather((gatherer.stale, mine))
     none_new = all(stale for stale, _ in gathered)
     return [told if none_new or not stale else {} for stale, told in gathered]
 
@@ -93,23 +69,6 @@ def _own(gatherer: Gatherer, name: str, seen: Sequence[int]) -> Tensor:
     except Exception as raised:  # this rank may lack the memory
         error = raised
     if len(seen) < world_size():
-        agree_on(error)
+        raise_together(error, FAILED)
     assert own is not None
     return own
-
-
-def summed(tensor: Tensor) -> Tensor:
-    """Return the sum of every rank's tensor."""
-    return tensor if world_size() == 1 else _exchanged(tensor, dist.all_reduce)
-
-
-def _from_rank(rank: int, tensor: Tensor) -> Tensor:
-    return _exchanged(tensor, lambda held: dist.broadcast(held, src=rank))
-
-
-def _exchanged(tensor: Tensor, exchange: Callable[[Tensor], object]) -> Tensor:
-    held = tensor.detach().clone(memory_format=torch.contiguous_format)
-    if dist.get_backend() == "nccl" and held.device.type == "cpu":
-        held = held.cuda()
-    exchange(held)
-    return held.to(tensor.device)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
+from ignite_prune._utils.distributed import all_reduce, world_size
 from ignite_prune.activation.after_activation import AfterActivation
 from ignite_prune.activation.base import Sparsifier
 from ignite_prune.activation.k_winners import KWinners
@@ -90,7 +90,7 @@ class ActivationSparsity:
         else:
             for each in self._inserted:
                 each.install()
-        if idist.get_world_size() > 1 and not self._gradients:  # DDP reduces the gradients of its model's alone
+        if world_size() > 1 and not self._gradients:  # DDP reduces the gradients of its model's alone
             self._gradients = [p.register_hook(_mean) for p in self.parameters()]  # type: ignore[no-untyped-call]
 
     def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str = "activation") -> None:
@@ -241,5 +241,4 @@ class ActivationSparsity:
 
 
 def _mean(gradient: Tensor) -> Tensor:
-    total: Tensor = idist.all_reduce(gradient.clone())  # type: ignore[assignment]
-    return total / idist.get_world_size()
+    return all_reduce(gradient) / world_size()

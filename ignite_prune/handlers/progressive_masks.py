@@ -13,7 +13,7 @@ from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.regularise.progressive import part_way
-from ignite_prune.update import agreement as ranks
+from ignite_prune.update.agreement import agree
 from ignite_prune.update.plan import Plan
 
 
@@ -78,7 +78,7 @@ class ProgressiveMasks:
             targets = pruner.pruning.targets(step)
             planned = pruner.pruning.plan(targets)
             self._towards, self._targets, self._left = dict(planned.masks), targets, self._steps
-        planned = ranks.agree(self._sub_step, pruner.masks) if ranks.several() else self._sub_step()
+        planned = agree(self._sub_step, pruner.masks)
         self._left -= 1
         pruner.pruning.updater.commit(planned, self._targets)
         pruner._updated(done)

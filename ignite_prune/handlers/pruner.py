@@ -17,7 +17,7 @@ from ignite_prune.core.selection import named_parameters
 from ignite_prune.handlers.attached import check_same
 from ignite_prune.handlers.evidence_feed import EvidenceFeed
 from ignite_prune.handlers.state import PrunerState
-from ignite_prune.update import agreement as ranks
+from ignite_prune.update.agreement import agree
 from ignite_prune.update.param_groups import Group, build
 from ignite_prune.update.plan import Plan, evidence_of
 from ignite_prune.update.updater import MaskUpdater
@@ -136,9 +136,7 @@ class Pruner:
         """Plan all groups, on every rank alike; nothing changes."""
         self.check_parameters()
         self.updater.check(targets)
-        if ranks.several():
-            return ranks.agree(lambda: self.updater.plan(targets, ranks), self.masks)
-        return self.updater.plan(targets)
+        return agree(lambda: self.updater.plan(targets), self.masks)
 
     def restore(self) -> None:
         """Lift the masks; kept values come back."""

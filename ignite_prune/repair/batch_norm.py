@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ignite_prune._utils.distributed import all_reduce, raise_together
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.evidence.calibration import Batch, undisturbed
-from ignite_prune.evidence.reduce import agree_on, summed
 from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext
 
 Norm = nn.modules.batchnorm._BatchNorm
@@ -72,14 +72,18 @@ def _over_ranks(patient: RepairContext, norms: Mapping[str, Norm]) -> dict[str, 
         own = _estimated(patient, norms)
     except Exception as raised:  # told to the others first: none must wait for this rank
         error = raised
-    agree_on(error, "repair.BatchNorm()")
+    raise_together(error, "repair.BatchNorm() failed on another rank; nothing was changed on this one")
     found: dict[str, Tensor] = {}
     for norm in norms:
         mean, variance, passes = (f"{norm}.{leaf}".lstrip(".") for leaf in _STATISTICS)
-        everywhere = summed(own[passes])
+        everywhere = all_reduce(own[passes])
         if everywhere > 0:
             share = int(own[passes]) / int(everywhere)
-            found |= {mean: summed(own[mean] * share), variance: summed(own[variance] * share), passes: everywhere}
+            found |= {
+                mean: all_reduce(own[mean] * share),
+                variance: all_reduce(own[variance] * share),
+                passes: everywhere,
+            }
     return found
 
 

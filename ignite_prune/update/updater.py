@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.repair.base import Passes
 from ignite_prune.saliency import Saliency
+from ignite_prune.update.agreement import average_scores
 from ignite_prune.update.one_shot import take_values
 from ignite_prune.update.param_groups import Group, as_unit_fraction
 from ignite_prune.update.plan import Plan, bind, plan_masks, repaired
@@ -20,13 +21,6 @@ from ignite_prune.update.scores import ParameterScores, scorers
 
 if TYPE_CHECKING:
     from ignite_prune.evidence import Evidence
-
-
-class Ranks(Protocol):
-    """What several ranks need of a plan."""
-
-    def average(self, scorers: Sequence[ParameterScores], error: Exception | None = None) -> None:
-        """Ask every rank's scorers and average them, or raise on all ranks where one cannot, or has failed before."""
 
 
 class Calibration(NamedTuple):
@@ -71,12 +65,11 @@ class MaskUpdater:
             if group["saliency"].randomised and group["generator"] is None:
                 group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
 
-    def plan(self, targets: Sequence[float], ranks: Ranks | None = None) -> Plan:
+    def plan(self, targets: Sequence[float]) -> Plan:
         """Return what brings each group to its target; generators have moved on.
 
         Args:
             targets: a sparsity for each group.
-            ranks: makes every rank plan the same; None where there is one.
 
         Raises:
             TypeError, ValueError: see :func:`.choose_units.divide`; nothing has changed, no generator either.
@@ -91,7 +84,7 @@ class MaskUpdater:
                 for group, target, dice in zip(self._groups, targets, drawn)
             ]
             before = self._masks.so_far(self._masks)
-            asked = self._asked(due, before, ranks)
+            asked = self._asked(due, before)
             plan = Plan()
             for group, last, group_scorers in zip(due, self._groups, asked):
                 plan.join(self._divide(group, last["sparsity"], group_scorers))
@@ -104,9 +97,7 @@ class MaskUpdater:
         self._held |= {s.name: s.held for group in asked for s in group.values() if s.held is not None}
         return plan
 
-    def _asked(
-        self, due: Sequence[Group], before: Mapping[str, Tensor | None], ranks: Ranks | None
-    ) -> list[dict[str, ParameterScores]]:
+    def _asked(self, due: Sequence[Group], before: Mapping[str, Tensor | None]) -> list[dict[str, ParameterScores]]:
         """Return every group's scorers, evidence bound, those that depend on data asked on all ranks alike."""
         error: Exception | None = None
         asked: list[dict[str, ParameterScores]] = []
@@ -120,11 +111,8 @@ class MaskUpdater:
                 bound = self._bound(group, before) if wants else group
                 asked.append(scorers(bound, self._masks.parameters, before))
         except Exception as raised:
-            if ranks is None:
-                raise
             error = raised
-        if ranks is not None:
-            ranks.average([scorer for group in asked for scorer in group.values()], error)
+        average_scores([scorer for group in asked for scorer in group.values()], error)
         return asked
 
     def _is_due(self, group: Group) -> bool:

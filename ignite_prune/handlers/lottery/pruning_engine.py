@@ -10,12 +10,12 @@ from typing import Any
 from ignite.engine import Engine, Events, State
 
 from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.distributed import any_rank
 from ignite_prune.handlers.events import PruningEvents, fire, register
 from ignite_prune.handlers.lottery import results as rounds
 from ignite_prune.handlers.lottery.training_segment import TrainingSegment, forget_failure
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lottery.rewind import Snapshot
-from ignite_prune.update import agreement as ranks
 
 VERSION = 1
 BETWEEN, TRAINING, TRAINED, PRUNED, TUNING = PHASES = ("between", "training", "trained", "pruned", "tuning")
@@ -237,7 +237,7 @@ class PruningEngine(Engine):
     def _is_below_floor(self) -> bool:
         last = self.results[-1]["metrics"] if self.results else {}
         below = any(not last[name] >= value for name, value in self._floor.items() if name in last)  # NaN too
-        return ranks.any_of(below)
+        return any_rank(below)
 
     def _check_floor(self, metrics: Mapping[str, Any]) -> None:
         missing = [name for name in self._floor if not isinstance(metrics.get(name), float)]

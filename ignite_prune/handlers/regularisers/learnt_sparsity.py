@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ignite_prune._utils.inert_hook import InertHook
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import unwrap
 from ignite_prune.core.step_hooks import Closure, loss_scale, overflowed
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.regularisers.base import Regulariser
 from ignite_prune.handlers.regularisers.param_groups import build
-from ignite_prune.handlers.sparse_training.masked_forward import Hook
 from ignite_prune.regularise import Gate, SoftThreshold
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
@@ -151,7 +151,7 @@ class LearntSparsity(Regulariser):
         super().attach(engine, event, name)
         assert self._attachment is not None
         self._attachment.add(Events.ITERATION_STARTED, self._put_back)
-        self._watch = self._model.register_state_dict_pre_hook(Hook(self._put_back))  # type: ignore[no-untyped-call]
+        self._watch = self._model.register_state_dict_pre_hook(InertHook(self._put_back))  # type: ignore[no-untyped-call]
         if not self._whole:
             self._whole = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
             for parameter_name in self._parameters:

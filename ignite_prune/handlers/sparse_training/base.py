@@ -21,7 +21,7 @@ from ignite_prune.handlers.attached import Attached, check_same
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.events import PruneEvents, fire, register
 from ignite_prune.saliency import NonFiniteSaliency
-from ignite_prune.update import agreement as ranks
+from ignite_prune.update.agreement import agree
 from ignite_prune.update.param_groups import Group, build
 from ignite_prune.update.plan import Plan
 from ignite_prune.update.scores import all_finite
@@ -101,7 +101,7 @@ class Sister(Attached, ABC):
             ValueError: it failed on another rank.
         """
         store = self._masks if store is None else store
-        return {**store, **ranks.agree(lambda: Plan(plan()), store).masks} if ranks.several() else plan()
+        return {**store, **agree(lambda: Plan(plan()), store).masks}
 
     # What it knows
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ignite_prune._utils.inert_hook import InertHook
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.forward.hooks import is_running
@@ -21,7 +22,7 @@ class MaskedForward:
     """While a forward runs, each masked parameter's place holds ``weight * mask``; the gradient goes straight through
     to the parameter, dense.
 
-    NoListener but a running forward ever sees it: class, ``state_dict()`` and optimizer have the parameter itself,
+    Nothing but a running forward ever sees it: class, ``state_dict()`` and optimizer have the parameter itself,
     whatever way the forward ends. A part that is called by itself, as activation checkpointing does in the backward
     pass, computes with its own masks. A copy of the model computes densely, and so does what reads a layer's weight
     outside any module's forward, and a model that was compiled, and run, before; :meth:`check` finds the last.
@@ -58,13 +59,13 @@ class MaskedForward:
         """Put the hooks on, where they are not."""
         if self._handles:
             return
-        self._handles.append(self._root.register_state_dict_pre_hook(Hook(self._check)))  # type: ignore[no-untyped-call]
+        self._handles.append(self._root.register_state_dict_pre_hook(InertHook(self._check)))  # type: ignore[no-untyped-call]
         owners = {module for module, _, _ in self._places}
         for module in self._root.modules():
             if not owners.isdisjoint(module.modules()):
                 self._handles += [
-                    module.register_forward_pre_hook(Hook(self._enter), prepend=True),
-                    module.register_forward_hook(Hook(self._leave), always_call=True),
+                    module.register_forward_pre_hook(InertHook(self._enter), prepend=True),
+                    module.register_forward_hook(InertHook(self._leave), always_call=True),
                 ]
 
     def remove(self) -> None:
@@ -89,7 +90,7 @@ class MaskedForward:
             )
         self._told -= masked
 
-    def _enter(self, called: nn.Module) -> None:
+    def _enter(self, called: nn.Module, *_: Any) -> None:
         self._check()
         self._frames.append(sys._getframe(2))
         if len(self._frames) > 1:  # a part of what runs already
@@ -104,7 +105,7 @@ class MaskedForward:
                 self._away.append((module, leaf, weight))
                 module._parameters[leaf] = made[weight]  # type: ignore[assignment]
 
-    def _leave(self, called: nn.Module) -> None:
+    def _leave(self, *_: Any) -> None:
         if self._frames:
             self._frames.pop()
         if not self._frames:
@@ -120,20 +121,6 @@ class MaskedForward:
         for module, leaf, weight in self._away:
             module._parameters[leaf] = weight
         self._away.clear()
-
-
-class Hook:
-    """A module hook that copies and pickles as one that does nothing."""
-
-    def __init__(self, run: Callable[[nn.Module], None] | None = None) -> None:
-        self._run = run
-
-    def __call__(self, module: nn.Module, *_: Any) -> None:
-        if self._run is not None:
-            self._run(module)
-
-    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
-        return Hook, ()
 
 
 class _Masked(torch.autograd.Function):

@@ -1,0 +1,61 @@
+"""Collectives over the ranks of ``torch.distributed``; without a process group there is one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Return the number of ranks."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def raise_together(error: Exception | None, message: str) -> None:
+    """Raise on every rank if any rank has an error: its own on a rank that has one, ``message`` on the others.
+
+    Raises:
+        ValueError: another rank failed.
+    """
+    if world_size() > 1:
+        failed = all_reduce(torch.tensor(float(error is not None)))
+        if error is None and failed.item():
+            raise ValueError(message)
+    if error is not None:
+        raise error
+
+
+def all_reduce(tensor: Tensor) -> Tensor:
+    """Return the sum of every rank's tensor."""
+    return tensor if world_size() == 1 else _exchanged(tensor, dist.all_reduce)
+
+
+def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
+    """Return the tensor of rank ``source``."""
+    return tensor if world_size() == 1 else _exchanged(tensor, lambda held: dist.broadcast(held, src=source))
+
+
+def all_gather(value: Any) -> list[Any]:
+    """Return every rank's value, in the order of the ranks."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def any_rank(value: bool) -> bool:
+    """Return whether a value is true on any rank; every rank gets the same answer."""
+    return bool(all_reduce(torch.tensor(float(value))).item())
+
+
+def _exchanged(tensor: Tensor, exchange: Callable[[Tensor], object]) -> Tensor:
+    held = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if dist.get_backend() == "nccl" and held.device.type == "cpu":
+        held = held.cuda()
+    exchange(held)
+    return held.to(tensor.device)
