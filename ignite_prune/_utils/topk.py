@@ -110,7 +110,9 @@ def _cut(
     rank = total - keep
     for spread in (4.0, 40.0, math.inf):  # a sample that misses is widened; at last everything is a candidate
         low, high = _bracket(scores, alive, living, rank, spread)
-        passes = _passes(scores, alive, living, low, high)
+        # All masks first: between the passes' short-lived tensors they would leave holes that nothing else fits.
+        empty = [torch.empty(n if a is None else a.numel(), dtype=torch.bool) for a, n in zip(alive, living)]
+        passes = [_Pass(score, a, mask, low, high) for score, a, mask in zip(scores, alive, empty)]
         inside = sum(each.values.numel() for each in passes)
         drop = rank - (total - sum(each.above for each in passes))  # of what lies above low
         _drop_least(passes, min(max(drop, 0), inside))
@@ -153,18 +155,6 @@ class _Pass:
         """Return where living scores equal ``value``, flat."""
         ties = _exact(self._score().reshape(-1), value) == value
         return ties if self._alive is None else ties.logical_and_(self._alive.reshape(-1))
-
-
-def _passes(
-    scores: Sequence[Callable[[], Tensor]],
-    alive: Sequence[Tensor | None],
-    living: Sequence[int],
-    low: float,
-    high: float,
-) -> list[_Pass]:
-    # All masks first: between the passes' short-lived tensors they would leave holes that nothing else fits.
-    empty = [torch.empty(n if a is None else a.numel(), dtype=torch.bool) for a, n in zip(alive, living)]
-    return [_Pass(score, a, mask, low, high) for score, a, mask in zip(scores, alive, empty)]
 
 
 def _drop_least(passes: Sequence[_Pass], count: int) -> None:

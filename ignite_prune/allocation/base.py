@@ -43,12 +43,13 @@ class Pool:
 
 
 class Allocation(ABC):
-    """A way to divide a sparsity: layers and a pruned fraction of their units in, pools with whole numbers out."""
+    """A way to divide a sparsity: layers and a pruned fraction of their units in, pools with whole numbers out.
 
-    @property
-    def sets_own(self) -> bool:
-        """Whether it finds its own sparsity in the scores, so that the target, if any, is only a ceiling."""
-        return False
+    Attributes:
+        sets_own: it finds its own sparsity in the scores; the target, if there is one, is only a ceiling.
+    """
+
+    sets_own: bool = False
 
     @abstractmethod
     def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
@@ -65,13 +66,3 @@ def once(function: Callable[[], T]) -> Callable[[], T]:
         return answer[0]
 
     return held
-
-
-def kept(units: int, sparsity: float) -> int:
-    """How many of ``units`` stay at ``sparsity``: the pruned number is rounded half to even, as torch does.
-
-    Example:
-        >>> kept(5, 0.5), kept(7, 0.5)
-        (3, 3)
-    """
-    return units - round(units * sparsity)

@@ -31,15 +31,12 @@ class Pattern(ABC):
     Attributes:
         streams: units are the entries themselves, so scores may be computed again rather than held.
         by_unit: a saliency may give one score a unit, 1-D, instead of one an entry.
+        share: the fraction of a unit's entries that goes when the unit is pruned; the pattern's largest sparsity.
     """
 
     streams: ClassVar[bool] = False
     by_unit: ClassVar[bool] = False
-
-    @property
-    def share(self) -> float:
-        """The fraction of a unit's entries that goes when the unit is pruned; the pattern's largest sparsity."""
-        return 1.0
+    share: float = 1.0
 
     @abstractmethod
     def count(self, shape: Sequence[int]) -> int:

@@ -36,12 +36,19 @@ class Saliency(ABC):
         randomised: it draws; :meth:`draw` throws its dice.
         at_init: it judges a network that is not trained and not pruned yet.
         some_layers: it has something to say of some layers alone.
+        by_row: scores are compared within each row alone, see :meth:`rows`.
+        once: it scores a network at its initialisation, so an update of one that is pruned already is refused.
+        steps: in how many steps of equal ratio an update goes from one density to the next; scores are computed again
+            at each.
     """
 
     data_dependent: ClassVar[bool] = False
     randomised: ClassVar[bool] = False
     at_init: ClassVar[bool] = False
     some_layers: ClassVar[bool] = False
+    by_row: ClassVar[bool] = False
+    once: bool = False
+    steps: int = 1
 
     @abstractmethod
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
@@ -55,16 +62,6 @@ class Saliency(ABC):
     def needs(self) -> tuple[Need, ...]:
         """The evidence it needs."""
         return ()
-
-    @property
-    def once(self) -> bool:
-        """Whether an update of a network that is pruned already should be refused: see ``at_init``."""
-        return False
-
-    @property
-    def steps(self) -> int:
-        """In how many steps of equal ratio an update goes from one density to the next, scores taken anew at each."""
-        return 1
 
     def rows(self, name: str) -> int | None:
         """Return the dimension of a parameter's rows if scores are compared within each row alone, all pruned alike."""
@@ -120,6 +117,7 @@ class Bound(Saliency):
     found: Mapping[str, Any]
     reasons: Mapping[str, str]
     scale: float = 1.0
+    by_row: ClassVar[bool] = True
 
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
         if name not in self.found:
