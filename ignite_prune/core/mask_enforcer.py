@@ -5,12 +5,12 @@ write to slots whose gradient is 0; clipping divides by a norm that pruned gradi
 skips a step; a user, a scheduler or a loaded checkpoint writes to any of these in between. So each is masked where that
 is cheapest and early enough:
 
-- a gradient as soon as it is accumulated, while it is in the cache and before anything clips it;
-- a weight after every optimizer step, whatever the optimizer did to it;
-- both again before a step, only where something has written to them since: tensors count their in-place writes
-  (``_version``), and a few pruned entries are read as well, because writes through ``.data`` are not counted;
-- slots after a step, only those that the optimizer is known to move although gradient, weight and slot are 0
-  (``optimizer_state`` lists them), or all slots of an optimizer that is not known.
+- Gradients are masked as soon as they are accumulated, while they are in the cache and before anything clips them.
+- Weights are masked after every optimizer step, whatever the optimizer did to them.
+- Both are masked again before a step if they were written to since: tensors count their in-place writes (``_version``),
+  and a few pruned entries are read as well, because writes through ``.data`` are not counted.
+- Slots are masked after a step: those that the optimizer moves although gradient, weight and slot are 0, which
+  ``optimizer_state`` lists, or all slots of an unknown optimizer.
 
 Hooks are used, not wrappers: the optimizer and the parameters stay the user's own objects.
 """

@@ -133,7 +133,7 @@ class MaskStore(Mapping[str, Tensor]):
         return {name: (n - self._kept[name]) / n if n else 0.0 for name, n in self._whole.items()}
 
     def check_current(self, model: nn.Module, owner: str) -> None:
-        """Raise if the model has other parameter objects by now than those that are masked.
+        """Raise if a masked parameter is no longer a parameter of the model.
 
         Args:
             model: the unwrapped model.

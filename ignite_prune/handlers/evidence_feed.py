@@ -11,7 +11,8 @@ from ignite.engine import Engine, Events
 from ignite_prune.evidence.calibration import batches
 from ignite_prune.evidence.from_training import TrainingFeed
 from ignite_prune.handlers.attachment import Attachment
-from ignite_prune.update.pruner import Pruner, is_at_init
+from ignite_prune.update.calibration import is_at_init
+from ignite_prune.update.pruner import Pruner
 
 if TYPE_CHECKING:
     from ignite_prune.evidence import Evidence
@@ -29,7 +30,7 @@ class EvidenceFeed:
 
     def __init__(self, pruner: Pruner, evidence: Evidence, scaler: torch.amp.GradScaler | None) -> None:
         self._evidence, self._calibration, self._scaler = evidence, pruner.calibration, scaler
-        self._at_init = is_at_init(pruner.groups)
+        self._at_init = is_at_init(group["saliency"] for group in pruner.groups)
         self._from_data = pruner.calibration.data is not None
         self._engine: Engine | None = None
         optimizers = [] if self._from_data else pruner.optimizers

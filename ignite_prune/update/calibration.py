@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ignite_prune._utils.arguments import check_callable
 from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches
+from ignite_prune.saliency import Saliency
+
+if TYPE_CHECKING:
+    from ignite_prune.evidence import Evidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,3 +95,15 @@ def as_calibration(
     if any(each is not None for each in (data, loss_fn, prepare_batch)):
         raise ValueError("Give calibration=, or data=, loss_fn= and prepare_batch=, not both")
     return calibration
+
+
+def is_at_init(saliencies: Iterable[Saliency]) -> bool:
+    """Return whether all saliencies that need evidence are made for a network whose BatchNorm has no statistics yet."""
+    asking = [saliency for saliency in saliencies if saliency.needs]
+    return bool(asking) and all(saliency.at_init for saliency in asking)
+
+
+def calibrate(evidence: Evidence, calibration: Calibration, saliencies: Iterable[Saliency]) -> None:
+    """Gather evidence for some saliencies from calibration data."""
+    batch_statistics = is_at_init(saliencies)
+    evidence.calibrate(calibration.data or (), calibration.loss_fn, calibration.prepare_batch, batch_statistics)

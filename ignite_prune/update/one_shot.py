@@ -17,19 +17,20 @@ from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.repair.base import Repair
 from ignite_prune.saliency import Informed, Magnitude, NonFiniteSaliency, Saliency, as_saliency
-from ignite_prune.update.calibration import Calibration, as_calibration
+from ignite_prune.update.calibration import Calibration, as_calibration, calibrate
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,
     bind,
     bound_scores,
+    drawn,
     evidence_of,
     merge,
     plan_masks,
     repaired,
+    write_values,
 )
-from ignite_prune.update.pruner import calibrate, drawn, write_values
 from ignite_prune.update.scores import all_finite, check_real
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _planned(model: nn.Module, groups: Sequence[ParamGroup], masks: MaskStore, c
     if evidence is not None:
         evidence.reset(start=True)
         if calibration.data is not None:
-            calibrate(evidence, calibration, groups)
+            calibrate(evidence, calibration, [group["saliency"] for group in groups])
         evidence.sum_over_ranks()
     before, plan = masks.so_far(), UpdatePlan()
     for update in updates:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.sparsity import as_unit_fraction
 from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.selection import named_parameters
 from ignite_prune.repair.base import Passes, PrunedParameter, RepairContext
 from ignite_prune.saliency import Informed, Saliency
 from ignite_prune.update.param_groups import ParamGroup
@@ -54,6 +55,23 @@ class GroupUpdate:
     saliency: Saliency
     scores: dict[str, ParameterScores] = field(default_factory=dict)
     lifts: bool = False
+
+
+def drawn(group: ParamGroup, generator: torch.Generator | None, advance: bool = True) -> Saliency:
+    """Return a group's saliency with its randomness fixed by a generator.
+
+    Args:
+        group: the group.
+        generator: None: torch's default generator.
+        advance: False draws from a copy of the generator, which stays where it is.
+    """
+    saliency = group["saliency"]
+    if not saliency.randomised:
+        return saliency
+    if generator is not None and not advance:
+        state, generator = generator.get_state(), torch.Generator(device=generator.device)
+        generator.set_state(state)
+    return saliency.draw(torch.default_generator if generator is None else generator)
 
 
 def evidence_of(
@@ -197,3 +215,11 @@ def repaired(
 def _pruned(group: ParamGroup, plan: UpdatePlan) -> list[PrunedParameter]:
     names = [name for name in group["scored"] if name in plan.masks]
     return [PrunedParameter(name, group["saliency"], group["pattern"]) for name in names]
+
+
+@torch.no_grad()
+def write_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Write new values into a model's parameters and buffers."""
+    parameters, buffers = named_parameters(model), dict(model.named_buffers())
+    for name, value in values.items():
+        (parameters[name] if name in parameters else buffers[name]).copy_(value)

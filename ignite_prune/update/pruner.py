@@ -17,16 +17,18 @@ from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_state import check_held
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.update.agreement import agree, average_scores
-from ignite_prune.update.calibration import Calibration
+from ignite_prune.update.calibration import Calibration, calibrate
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,
     bound_scores,
+    drawn,
     evidence_of,
     merge,
     plan_masks,
     repaired,
+    write_values,
 )
 from ignite_prune.update.pruner_state import PrunerState
 
@@ -120,7 +122,7 @@ class Pruner:
         ]
 
     def update(self, targets: Sequence[float]) -> None:
-        """Bring each group to its target, on every rank alike; where it raises, nothing has changed."""
+        """Bring each group to its target, equally on every rank; if it raises, nothing has changed."""
         self.commit(self.plan(targets), targets)
 
     def plan(self, targets: Sequence[float]) -> UpdatePlan:
@@ -156,7 +158,7 @@ class Pruner:
         return plan
 
     def _scored(self, targets: Sequence[float], before: Mapping[str, Tensor | None], ranks: bool) -> list[GroupUpdate]:
-        """Return each group's update with its scores; those that depend on data are averaged over ranks."""
+        """Return each group's update with its scores; data-dependent scores are averaged over ranks."""
         updates, error = list[GroupUpdate](), None
         try:
             for group, target in zip(self.groups, targets):
@@ -168,7 +170,7 @@ class Pruner:
             due = [self._is_due(update) for update in updates]
             if self.evidence is not None and any(due):
                 if self.calibration.data is not None:
-                    calibrate(self.evidence, self.calibration, self.groups)
+                    calibrate(self.evidence, self.calibration, [group["saliency"] for group in self.groups])
                 self.evidence.sum_over_ranks(averaged=self.calibration.data is None)
             for update, is_due in zip(updates, due):
                 evidence = self.evidence if is_due else None
@@ -250,7 +252,7 @@ class Pruner:
         """Return every scored parameter's saliency as of now; drawn and cached scores are the last update's."""
         answer = {}
         for group, last in zip(self.groups, self._drawn):
-            saliency = last or drawn(group, _copy(group["generator"]))
+            saliency = last or drawn(group, group["generator"], advance=False)
             masks = self.masks.so_far(group["params"])
             for name, scores in bound_scores(group, saliency, self.masks, masks, self.evidence).items():
                 answer[name] = self._cached[name] if name in self._cached else scores.compute()
@@ -322,39 +324,3 @@ class Pruner:
             self.keep()
 
         return load
-
-
-def drawn(group: ParamGroup, generator: torch.Generator | None) -> Saliency:
-    """Return a group's saliency with its randomness fixed by a generator; None: torch's default generator."""
-    saliency = group["saliency"]
-    if not saliency.randomised:
-        return saliency
-    return saliency.draw(torch.default_generator if generator is None else generator)
-
-
-def is_at_init(groups: Sequence[ParamGroup]) -> bool:
-    """Return whether all saliencies that need evidence are made for a network whose BatchNorm has no statistics yet."""
-    asking = [group["saliency"] for group in groups if group["saliency"].needs]
-    return bool(asking) and all(saliency.at_init for saliency in asking)
-
-
-def calibrate(evidence: Evidence, calibration: Calibration, groups: Sequence[ParamGroup]) -> None:
-    """Gather evidence from calibration data."""
-    data, batch_statistics = calibration.data or (), is_at_init(groups)
-    evidence.calibrate(data, calibration.loss_fn, calibration.prepare_batch, batch_statistics)
-
-
-@torch.no_grad()
-def write_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Write new values into a model's parameters and buffers."""
-    parameters, buffers = named_parameters(model), dict(model.named_buffers())
-    for name, value in values.items():
-        (parameters[name] if name in parameters else buffers[name]).copy_(value)
-
-
-def _copy(generator: torch.Generator | None) -> torch.Generator | None:
-    if generator is None:
-        return None
-    copy = torch.Generator(device=generator.device)
-    copy.set_state(generator.get_state())
-    return copy
