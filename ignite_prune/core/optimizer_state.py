@@ -33,7 +33,7 @@ AFTER_STEP: dict[str, tuple[str, ...]] = {
     "SGD": (),
     "SparseAdam": (),
 }
-_COUNTERS = {"step", "eta", "mu", "mu_product"}  # one number for each parameter, even if the parameter is a single number
+_COUNTERS = {"step", "eta", "mu", "mu_product"}  # one number per parameter, even for a parameter of one entry
 _REFUSED = {"ZeroRedundancyOptimizer"}  # its slots are sharded over ranks and cannot be reached
 
 
