@@ -86,7 +86,7 @@ class Structure:
             group = self._named(name)
             for number in numbers:
                 if type(number) is not int:
-                    raise TypeError(f"The units of {name!r} should be given as ints, but given {number!r}")
+                    raise TypeError(f"The units of {name!r} should be given as whole numbers, but given {number!r}")
                 if not 0 <= number < group.size:
                     raise ValueError(f"There is no unit {number} of {name!r}, which has {group.size}")
                 kept[group.name][number] = False

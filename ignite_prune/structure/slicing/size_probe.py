@@ -42,7 +42,7 @@ class SizeProbe:
         return self._among(groups, [], structure)
 
     def _use_data(self) -> None:
-        """Switch to real data, as devices may not match on the meta device, in the modes that the full model runs in."""
+        """Switch to real data, as devices may not match on the meta device, in the modes that the model supports."""
         self._copy, self._inputs = copy.deepcopy, self._given
         whole = self._copy(self._model)
         self._modes = tuple(mode for mode in (False, True) if not _fails(whole.train(mode), self._inputs))

@@ -200,7 +200,7 @@ def _matching(rule: str, model: nn.Module) -> list[str]:
 def _one_size(places: Sequence[tuple[str, int]], shapes: Mapping[str, torch.Size]) -> int:
     sizes = {f"{name}[{dim}]": shapes[name][dim] for name, dim in places}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"Dimensions whose units go together should have the same size, but given {sizes}")
+        raise ValueError(f"Dimensions whose units go together should be of one size, but given {sizes}")
     return next(iter(sizes.values()))
 
 
