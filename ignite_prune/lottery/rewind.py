@@ -1,4 +1,4 @@
-"""Rewinding: a model, its optimizers and its learning-rate schedule as they were, the pruned weights still 0."""
+"""Rewinding: restores the earlier state of a model, its optimizers and learning-rate schedulers, under the masks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERSION = 1
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What has a state: a learning-rate scheduler of torch or of Ignite."""
+    """An object with a state dict, such as a learning-rate scheduler of torch or Ignite."""
 
     def state_dict(self) -> Any: ...
 
@@ -30,21 +30,22 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Rewind:
-    """What goes back to which moment of training.
+    """Configuration of rewinding: what is restored, and to which iteration.
 
-    ``Rewind()`` is the first lottery ticket's: everything to initialisation. ``Rewind(to=k)`` rewinds to iteration k,
-    ``Rewind(weights=False)`` is learning-rate rewinding: weights stay, slots and schedule start anew.
+    ``Rewind()`` restores everything to initialisation, as in the original lottery-ticket paper. ``Rewind(to=k)``
+    restores iteration k. ``Rewind(weights=False)`` is learning-rate rewinding: weights are kept, optimizer state and
+    schedule restart.
 
     Args:
-        to: ``"init"``, or how many iterations had been trained.
-        weights: parameters and buffers, BatchNorm's statistics among them.
-        optimizer: the optimizers' slots: momentum, second moments, step counts.
-        schedule: learning-rate schedulers, and the settings in ``param_groups`` that they drive; in a pruning engine
-            the position in the training too, so that each later round trains the rest from iteration k on.
+        to: ``"init"``, or the number of iterations trained at the moment to restore.
+        weights: restore parameters and buffers, BatchNorm statistics included.
+        optimizer: restore optimizer slots: momentum, second moments, step counts.
+        schedule: restore learning-rate schedulers, and the settings in ``param_groups`` that they drive; in a pruning
+            engine also the position in the training, so that later rounds train from iteration k to the end.
 
     Raises:
-        TypeError: ``to`` is neither ``"init"`` nor an int, another argument not a bool.
-        ValueError: ``to`` is below 0, or nothing is to be rewound.
+        TypeError: ``to`` is neither ``"init"`` nor an int, or another argument is not a bool.
+        ValueError: ``to`` is below 0, or nothing would be rewound.
 
     Example:
         >>> Rewind().iteration, Rewind(to=500).iteration
@@ -76,21 +77,21 @@ class Rewind:
 
     @property
     def iteration(self) -> int:
-        """How many iterations had been trained at that moment."""
+        """Number of iterations trained at the moment to restore."""
         return 0 if self.to == "init" else self.to
 
 
 class Snapshot:
-    """A copy of what a :class:`Rewind` brings back, one copy in memory; in an engine or in a loop of your own.
+    """A copy, in memory, of the state that a :class:`Rewind` restores. It can be used without an engine.
 
     Args:
-        rewind: what to keep.
+        rewind: what to copy and restore.
         model: bare, DDP-wrapped or compiled.
         optimizer: one, several or None.
         schedulers: learning-rate schedulers, with ``state_dict`` and ``load_state_dict``.
 
     Raises:
-        TypeError: an argument is not what it should be.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> model = nn.Linear(3, 1)
@@ -125,12 +126,12 @@ class Snapshot:
 
     @property
     def taken(self) -> bool:
-        """Whether there is something to go back to."""
+        """Whether there is a copy to restore."""
         return self._held is not None
 
     @torch.no_grad()
     def take(self) -> None:
-        """Copy what is to come back, as it is now."""
+        """Copy the current state."""
         held: dict[str, Any] = {}
         if self.rewind.weights:
             held["tensors"] = {name: tensor.detach().clone() for name, tensor in self._tensors()}
@@ -143,11 +144,11 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self, masks: MaskStore | None = None) -> None:
-        """Bring everything back; what ``masks`` prune is 0 in weights and slots.
+        """Restore the copy; entries that ``masks`` prune become 0 in weights and optimizer slots.
 
         Raises:
-            ValueError: that moment was never snapshotted, or the model or an optimizer has changed its form since;
-                nothing has changed then.
+            ValueError: there is no copy, or the model's shapes or an optimizer's groups have changed; nothing is
+                restored then.
         """
         if self._held is None:
             raise ValueError(
@@ -174,11 +175,11 @@ class Snapshot:
             scheduler.load_state_dict(copy.deepcopy(state))
 
     def forget(self) -> None:
-        """Let go of the copy."""
+        """Free the copy."""
         self._held = None
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters by their names, and all buffers, those too that a state_dict leaves out."""
+        """Yield parameters and all buffers by name, including buffers that are not in the state dict."""
         yield from named_parameters(self._model).items()
         for name, buffer in self._model.named_buffers():
             yield name.replace("_orig_mod.", ""), buffer
@@ -215,22 +216,22 @@ class Snapshot:
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the copy as plain data, not copied once more."""
+        """Return the state as plain data; tensors are not copied again."""
         return {"version": VERSION, "rewind": asdict(self.rewind), "held": self._held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take a checkpoint's copy.
+        """Load the copy of a checkpoint.
 
         Raises:
-            TypeError: not a state of a Snapshot.
-            ValueError: of another rewinding, or one that does not fit; nothing has changed then.
+            TypeError: ``state`` is not the state of a Snapshot.
+            ValueError: ``state`` has another ``Rewind`` or version, or does not match the model; nothing is loaded.
         """
         self.check_state(state)
         held = state["held"]
         self._held = None if held is None else copy.deepcopy(dict(held))
 
     def check_state(self, state: Any) -> None:
-        """Raise, as :meth:`load_state_dict` does, where a state does not fit."""
+        """Raise the errors of :meth:`load_state_dict` without loading."""
         if not isinstance(state, Mapping) or not {"version", "rewind", "held"} <= set(state):
             raise TypeError("A Snapshot's state_dict should be a mapping with 'version', 'rewind' and 'held'")
         if state["version"] != VERSION:
@@ -247,9 +248,9 @@ class Snapshot:
 
 
 def reread_buffers(model: nn.Module) -> None:
-    """Let modules that hold a number beside its buffer, as sparsifiers do, take it from there again."""
+    """Call ``reread_buffers()`` of modules that cache a buffer's value as a number, as sparsifiers do."""
     for module in model.modules():
-        reread = getattr(module, "reread_buffers", None)  # by name: sparsifiers are made of what is made of this
+        reread = getattr(module, "reread_buffers", None)  # by name, to avoid an import cycle with activation
         if callable(reread):
             reread()
 
@@ -276,6 +277,6 @@ def _put_settings(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]]) -
     for group, saved in zip(optimizer.param_groups, settings):
         for key, value in saved.items():
             if isinstance(group.get(key), Tensor) and isinstance(value, Tensor):
-                group[key].copy_(value)  # a captured graph reads this very tensor
+                group[key].copy_(value)  # in place, because a captured CUDA graph refers to this tensor
             else:
                 group[key] = copy.deepcopy(value)
