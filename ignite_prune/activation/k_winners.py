@@ -78,7 +78,7 @@ class KWinners(Sparsifier):
         if self.k is None:
             return max(round((1 - self.sparsity) * n), 1)
         if self.k > n:
-            raise ValueError(f"Argument k={self.k} of {type(self).__name__} should be at most {n}, the units there are")
+            raise ValueError(f"Argument k={self.k} of {type(self).__name__} should be at most {n}, the number of units")
         self.reach(1 - self.k / n)
         return self.k
 

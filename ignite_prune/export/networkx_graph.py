@@ -53,7 +53,7 @@ def to_networkx(
     weights = _checked(model, masks)
     layers = {name.rpartition(".")[0] or name: name for name in weights}
     if len(layers) < len(weights):
-        layers = {name: name for name in weights}  # several weights a layer: recurrent ones, attention
+        layers = {name: name for name in weights}  # layers with several weights: recurrent, attention
     for reader, read in (follows or {}).items():
         for name in [reader] if read is None else [reader, read]:
             if name not in layers:

@@ -202,11 +202,11 @@ class Snapshot:
                 )
         sizes = [len(optimizer.param_groups) for optimizer in self._optimizers]
         if "settings" in held and [len(groups) for groups in held["settings"]] != sizes:
-            raise ValueError("The snapshot does not fit the optimizers: they have other parameter groups by now")
+            raise ValueError("The snapshot does not fit the optimizers: their parameter groups have changed")
         if "slots" in held and len(held["slots"]) != len(sizes):
-            raise ValueError("The snapshot does not fit the optimizers: there are others by now")
+            raise ValueError("The snapshot does not fit the optimizers: their number has changed")
         if "schedulers" in held and len(held["schedulers"]) != len(self.schedulers):
-            raise ValueError("The snapshot does not fit the learning-rate schedulers: there are others by now")
+            raise ValueError("The snapshot does not fit the learning-rate schedulers: their number has changed")
 
     def _wanted(self) -> set[str]:
         wanted = {"tensors"} if self.rewind.weights else set()

@@ -275,7 +275,7 @@ class Structure:
                 each = f" × {in_group // group.size}" if in_group != group.size else ""
                 lines.append(f"      {slot.name}[{slot.dim}]{each}")
         if self.unknown:
-            lines.append("operations that are not known, which freeze what they touch")
+            lines.append("operations without a rule, which freeze their inputs")
             lines += [f"  {operation}" for operation in self.unknown]
         frozen: dict[str, list[str]] = {}
         for (name, dim), why in self.frozen.items():

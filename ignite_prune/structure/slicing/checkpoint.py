@@ -79,9 +79,9 @@ def then(first: Indices, second: Indices) -> dict[str, dict[int, Tensor]]:
     """
     left = {name: dict(dims) for name, dims in first.items()}
     for name, dims in second.items():
-        mine = left.setdefault(name, {})
+        kept = left.setdefault(name, {})
         for dim, stay in dims.items():
-            mine[dim] = mine[dim][stay] if dim in mine else stay
+            kept[dim] = kept[dim][stay] if dim in kept else stay
     return left
 
 

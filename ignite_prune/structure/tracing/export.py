@@ -7,7 +7,7 @@ that can only be removed together. A union-find does this in any order, needs no
 dimension (the halves of a ``chunk``) as easily as whole ones. There is one rule per operation (``rules/``). An
 operation without a rule, or called in a way that its rule does not expect, freezes all dimensions of its inputs: too
 little is pruned then, never something wrong. Dead code (a loss that is not returned) only couples. The graph shows no
-difference between a size that is computed and one that is hard-coded, so ``trace`` runs the model with a unit less
+difference between a size that is computed and one that is hard-coded, so ``trace`` runs the model with one unit removed
 (``SizeProbe``) and freezes the groups for which it fails.
 """
 

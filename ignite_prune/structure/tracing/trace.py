@@ -64,11 +64,11 @@ def trace(
     traced = trace_units(model, args, kwargs, through_norms)
     for (first, dim), *others in places:
         for name, other in others:
-            traced.units.tie(traced.held[first][dim], traced.held[name][other], "it is tied by hand")
+            traced.units.tie(traced.held[first][dim], traced.held[name][other], "argument tie names it")
     for name in kept:
         outputs = [ids for ids in traced.held[name] if id(ids) in traced.makers]
         for ids in outputs or traced.held[name]:
-            traced.units.freeze(ids, "it is kept by hand")
+            traced.units.freeze(ids, "argument keep names it")
     shapes, parameters = shapes_of(model), list(named_parameters(model))
     probe = SizeProbe(model, args, kwargs)
     while True:

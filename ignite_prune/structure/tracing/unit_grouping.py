@@ -26,7 +26,7 @@ class UnitGrouping:
 
     def __init__(self, traced: TracedModel, names: Sequence[str]) -> None:
         self._units = traced.units
-        self._whose = torch.full((2, len(traced.units)), -1)  # by root: the group of a unit and its number there
+        self._unit_of_root = torch.full((2, len(traced.units)), -1)  # by root: the group of a unit and its number there
         self.groups = self._grouped(traced, names)
         self.work = tuple(self._work(flops, dims) for flops, dims in traced.work)
         normalised = {path: self._axes([dim]) for path, dim in traced.normalised.items()}
@@ -54,7 +54,7 @@ class UnitGrouping:
             taken = {group.name for group in groups}
             groups.append(_group([places[i] for i in numbers], torch.tensor(units), makers, taken))
         for number, units in enumerate(by_places.values()):
-            self._whose[0, units], self._whose[1, units] = number, torch.arange(len(units))
+            self._unit_of_root[0, units], self._unit_of_root[1, units] = number, torch.arange(len(units))
         self._names = [group.name for group in groups]
         return sorted(groups, key=lambda group: names.index(group.slots[0].name))
 
@@ -64,7 +64,7 @@ class UnitGrouping:
         return tuple(axis for axis in axes if axis.parts)
 
     def _axis(self, dim: Dim) -> Axis:
-        groups, units = self._whose[:, self._units.find(dim)]
+        groups, units = self._unit_of_root[:, self._units.find(dim)]
         numbers = [number for number in groups.unique().tolist() if number >= 0]
         return Axis(len(dim), tuple((self._names[n], units.where(groups == n, -1)) for n in numbers))
 

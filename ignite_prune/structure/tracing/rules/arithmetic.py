@@ -141,7 +141,7 @@ def glu(op: Op, x: TracedTensor, dim: int = -1) -> TracedTensor:
 
 
 def cumulative(op: Op, x: TracedTensor, dim: int, *args: Any, **kwargs: Any) -> TracedTensor:
-    op.freeze(x.dims[dim], "adds up along it")
+    op.freeze(x.dims[dim], "accumulates along it")
     return TracedTensor(x.dims)
 
 

@@ -70,9 +70,9 @@ def _convolved(
     op: Op, x: TracedTensor, weight: TracedTensor, batch: int, outputs: Dim, bias: TracedTensor | None
 ) -> TracedTensor:
     for kernel in weight.dims[2:]:
-        op.freeze(kernel, "has it as its kernel")
+        op.freeze(kernel, "uses it as a kernel dimension")
     for each in (*x.dims[:batch], *x.dims[batch + 1 :]):
-        op.freeze(each, "goes over it")
+        op.freeze(each, "slides over it")
     if bias is not None:
         op.tie(outputs, bias.dims[0])
     space = op.shapes[0][batch + 1 :]
@@ -134,7 +134,7 @@ def group_norm(
         op.tie(parts, parts[:1])
         op.normalised = x.dims[1]
     elif groups == len(x.dims[1]):  # one channel per group: num_groups would have to shrink too
-        op.freeze(x.dims[1], "counts its groups")
+        op.freeze(x.dims[1], "has one group per channel")
     else:
         op.freeze(x.dims[1], "normalises over it")
     return TracedTensor(x.dims)
@@ -145,7 +145,7 @@ def instance_norm(op: Op, x: TracedTensor, *args: Any) -> TracedTensor:
 
 
 def embedding(op: Op, weight: TracedTensor, indices: TracedTensor, *args: Any) -> TracedTensor:
-    op.freeze(weight.dims[0], "looks its rows up")
+    op.freeze(weight.dims[0], "indexes its rows")
     op.makes.append(weight.dims[1])
     return TracedTensor((*indices.dims, weight.dims[1]))
 
@@ -213,7 +213,7 @@ def _recurrent(
     if len(weights) != per * layers * directions:
         return op.freeze_all([x, *hidden, *weights], "has projections")
     for dim in (*x.dims[:-1], *(dim for state in hidden for dim in state.dims[:-1])):
-        op.freeze(dim, "goes over it")
+        op.freeze(dim, "iterates over it")
     below, unit = x.dims[-1], weights[1].dims[1]
     for layer in range(layers):
         for direction in range(directions):

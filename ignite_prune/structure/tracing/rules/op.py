@@ -63,7 +63,7 @@ class Op:
 
     def tie(self, first: Dim, second: Dim) -> None:
         """Tie the indices of two dimensions, one by one."""
-        self.units.tie(first, second, f"{self.label} ties it to a size that is given")
+        self.units.tie(first, second, f"{self.label} ties it to a fixed size")
 
     def freeze(self, dim: Dim, why: str) -> None:
         """Freeze the units of a dimension; ``why`` continues a sentence that begins with the operation."""

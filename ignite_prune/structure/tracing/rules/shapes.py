@@ -58,7 +58,7 @@ def squeeze(op: Op, x: TracedTensor, dim: int | Sequence[int] | None = None) -> 
     asked = range(len(x.dims)) if dim is None else [dim] if isinstance(dim, int) else dim
     gone = {d % len(x.dims) for d in asked if x.shape[d] == 1} if x.dims else set()
     for d in gone:
-        op.freeze(x.dims[d], "takes the dimension away")
+        op.freeze(x.dims[d], "removes the dimension")
     return TracedTensor(tuple(ids for d, ids in enumerate(x.dims) if d not in gone), x.zero)
 
 
@@ -166,11 +166,11 @@ def index(op: Op, x: TracedTensor, indices: Sequence[TracedTensor | None]) -> Tr
     taken = [d for d, each in enumerate(indices) if each is not None]
     by = [each for each in indices if each is not None]
     if taken != list(range(taken[0], taken[-1] + 1)):
-        return op.freeze_all([x, *by], "looks it up")[0]
+        return op.freeze_all([x, *by], "indexes it")[0]
     for dim in (dim for each in by for dim in each.dims):
-        op.freeze(dim, "looks rows up by it")
+        op.freeze(dim, "indexes with it")
     for d in taken:
-        op.freeze(x.dims[d], "looks it up")
+        op.freeze(x.dims[d], "indexes it")
     rank = len(op.shapes[0]) - (len(x.dims) - len(taken))
     shape = op.shapes[0][taken[0] : taken[0] + rank]
     return TracedTensor((*x.dims[: taken[0]], *(fixed(n) for n in shape), *x.dims[taken[-1] + 1 :]), x.zero)
@@ -178,15 +178,15 @@ def index(op: Op, x: TracedTensor, indices: Sequence[TracedTensor | None]) -> Tr
 
 def index_select(op: Op, x: TracedTensor, dim: int, index: TracedTensor) -> TracedTensor:
     at = dim % len(x.dims)
-    op.freeze(x.dims[at], "looks it up")
+    op.freeze(x.dims[at], "indexes it")
     for its in index.dims:
-        op.freeze(its, "looks rows up by it")
+        op.freeze(its, "indexes with it")
     return x.put(at, fixed(op.shapes[0][at]))
 
 
 def gather(op: Op, x: TracedTensor, dim: int, index: TracedTensor, **kwargs: Any) -> TracedTensor:
     """Gather of single entries, which freezes both tensors."""
-    return op.freeze_all([x, index], "looks entries up")[0]
+    return op.freeze_all([x, index], "gathers single entries")[0]
 
 
 def unbind(op: Op, x: TracedTensor, dim: int = 0) -> list[TracedTensor]:
@@ -210,7 +210,7 @@ def roll(op: Op, x: TracedTensor, shifts: Sequence[int], dims: Sequence[int] = (
 
 def flip(op: Op, x: TracedTensor, dims: Sequence[int]) -> TracedTensor:
     for dim in dims:
-        op.freeze(x.dims[dim], "turns it")
+        op.freeze(x.dims[dim], "flips it")
     return TracedTensor(x.dims, x.zero)
 
 
