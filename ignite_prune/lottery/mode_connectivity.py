@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ignite_prune._utils.arguments import check_callable, check_positive
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch, batches
-from ignite_prune.lottery.rewind import reread_buffers
+from ignite_prune.lottery.snapshot import reread_buffers
 from ignite_prune.repair.batch_norm import Norm, averaging
 
 
