@@ -26,7 +26,7 @@ class KWinners(Sparsifier):
             sparsity.
         boost: :math:`\beta`, at least 0; 0 is no boosting.
         period: number of samples over which duty cycles are averaged.
-        inference: factor of k in evaluation, at least 1, rounded down; 1.5 in the paper.
+        inference: factor of k in evaluation, at least 1, the product rounded down; 1.5 in the paper.
         positive: only values above 0 can win, as after a ReLU.
 
     Raises:

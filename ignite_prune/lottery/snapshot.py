@@ -198,7 +198,7 @@ class Snapshot:
 def reread_buffers(model: nn.Module) -> None:
     """Call ``reread_buffers()`` of modules that cache a buffer's value as a number, as sparsifiers do."""
     for module in model.modules():
-        reread = getattr(module, "reread_buffers", None)  # by name, to avoid an import cycle with activation
+        reread = getattr(module, "reread_buffers", None)  # by name, so that this file does not depend on activation
         if callable(reread):
             reread()
 

@@ -27,7 +27,7 @@ class Memory:
         decay: factor of the running sum at each step, in (0, 1]: 1 is a plain sum, less a moving window of about
             ``1 / (1 - decay)`` steps.
         dtype: dtype of the running sums; None: that of the parameter, but float32 for half precision.
-        lasting: keep accumulating across mask updates; otherwise the sum starts again after each update.
+        lasting: keep accumulating across mask updates; otherwise the first evidence after an update replaces the sum.
 
     Raises:
         TypeError: ``dtype`` is not a floating-point ``torch.dtype``, or ``lasting`` not a bool.
@@ -73,7 +73,7 @@ class Gradients(Need):
     Args:
         term: ``(running sum, gradient, weight) -> new running sum``, see :data:`Term`; for example ``add_size`` of
             ``saliency.gradient``.
-        memory: decay and dtype of the sum.
+        memory: decay and dtype of the sum, and whether mask updates reset it.
         mean: divide by the number of steps.
         per_sample: in a calibration pass use the gradient of each sample (one backward pass per sample).
         by_unit: sum the product of gradient and weight over each slice of dim 0 and its bias before the term.
@@ -136,7 +136,7 @@ class InputNorms(Need):
 
 @dataclass(frozen=True)
 class InputMoments(Need):
-    r"""Second moments of a layer's inputs, :math:`\sum x x^T`, and the number of samples.
+    r"""Second moments of a layer's inputs, :math:`\sum x x^T`, and the number of input vectors.
 
     Memory: the square of the number of inputs. Time: that of the layer itself times inputs/outputs.
     """

@@ -16,8 +16,8 @@ from ignite_prune.saliency.needs import UnitRemoval
 class Shapley(Informed):
     r"""Shapley value of a unit: the increase of the loss when it is removed, averaged over orders of removal.
 
-    Orders are sampled, each followed by its reverse (which cancels much of the error), and are the same for all
-    batches; layers of up to 8 units are computed exactly. One score per unit (dim 0), for ``Channel()``. It runs
+    Orders are sampled, each followed by its reverse (which cancels much of the error), and are the same for all data;
+    layers of up to 8 units are computed exactly. One score per unit (dim 0), for ``Channel()``. It runs
     ``samples × units`` extra passes per batch and layer, from the layer onward if the model allows it.
     ``ignite_prune.evidence.shapley_values`` returns standard errors too.
 
