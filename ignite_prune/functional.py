@@ -7,28 +7,27 @@ amount has no effect.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from ignite_prune._utils.arguments import as_sparsity
 from ignite_prune._utils.bits import zero_
-from ignite_prune.allocation import Layer, Pool
+from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
+from ignite_prune.allocation import Allocation, Layer, Pool
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.saliency import Given, Magnitude
-from ignite_prune.update.choose_units import divide
-from ignite_prune.update.param_groups import as_unit_fraction
-from ignite_prune.update.scores import ParameterScores
+from ignite_prune.update.scores import ParameterScores, choose_masks
 
 
-class _Exactly:
+class _Exactly(Allocation):
     """An allocation for one tensor that keeps a given number of units."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
 
-    def divide(self, layers: list[Layer], sparsity: float) -> list[Pool]:
+    def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
         return [Pool(tuple(layers), self._keep)]
 
 
@@ -64,9 +63,8 @@ def mask(
     units = pattern.count(tuple(tensor.shape))
     pruned = _pruned_units(amount, units, pattern)
     saliency = Magnitude() if scores is None else Given({"tensor": scores})
-    scorer = ParameterScores("tensor", tensor.detach(), saliency, pattern, mask)
-    group = {"pattern": pattern, "allocation": _Exactly(units - pruned), "sparsity": 0.0, "saliency": saliency}
-    chosen = divide({"tensor": scorer}, {"tensor": mask}, group)
+    computed = ParameterScores("tensor", tensor.detach(), saliency, pattern, mask)
+    chosen = choose_masks({"tensor": computed}, _Exactly(units - pruned), 0.0)
     if "tensor" in chosen:
         return chosen["tensor"]
     return torch.ones_like(tensor, dtype=torch.bool, requires_grad=False) if mask is None else mask.clone()

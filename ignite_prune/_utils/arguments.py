@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
@@ -55,21 +54,6 @@ def check_callable(argument: str, value: Any) -> None:
     """Raise TypeError unless an argument is None or callable."""
     if value is not None and not callable(value):
         raise TypeError(f"Argument {argument} should be callable, but given {value!r}")
-
-
-def as_sparsity(value: Any, argument: str = "sparsity") -> float:
-    """Return ``value`` as a float in [0, 1].
-
-    Raises:
-        TypeError: ``value`` is not a number.
-        ValueError: ``value`` is outside [0, 1], or NaN.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"Argument {argument} should be a number in [0, 1], but given {value!r}")
-    if not 0 <= float(value) <= 1:
-        percent = f"; for {value} % write {float(value) / 100:g}" if 1 < float(value) <= 100 else ""
-        raise ValueError(f"Argument {argument} should be in [0, 1], but given {value!r}{percent}")
-    return float(value)
 
 
 def near(name: str, names: Sequence[str]) -> str:

@@ -120,7 +120,9 @@ def _top(
     rank = total - keep
     for spread in (4.0, 40.0, math.inf):  # a bracket that misses is widened, at last to all scores
         low, high = _bracket(scores, alive, living, rank, spread)
-        found = _candidates(scores, alive, living, low, high)
+        # Masks are allocated first: between short-lived temporaries they would fragment the memory.
+        empty = [torch.empty(n if a is None else a.numel(), dtype=torch.bool) for a, n in zip(alive, living)]
+        found = [_Candidates(score, a, mask, low, high) for score, a, mask in zip(scores, alive, empty)]
         inside = sum(each.values.numel() for each in found)
         drop = rank - (total - sum(each.above for each in found))  # entries above low that are not in the top
         _drop_least(found, min(max(drop, 0), inside))
@@ -163,18 +165,6 @@ class _Candidates:
         """Return a flat bool tensor of the alive scores equal to ``value``."""
         ties = _exact(self._score().reshape(-1), value) == value
         return ties if self._alive is None else ties.logical_and_(self._alive.reshape(-1))
-
-
-def _candidates(
-    scores: Sequence[Callable[[], Tensor]],
-    alive: Sequence[Tensor | None],
-    living: Sequence[int],
-    low: float,
-    high: float,
-) -> list[_Candidates]:
-    # Masks are allocated first: between short-lived temporaries they would fragment the memory.
-    empty = [torch.empty(n if a is None else a.numel(), dtype=torch.bool) for a, n in zip(alive, living)]
-    return [_Candidates(score, a, mask, low, high) for score, a, mask in zip(scores, alive, empty)]
 
 
 def _drop_least(candidates: Sequence[_Candidates], count: int) -> None:

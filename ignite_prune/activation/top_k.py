@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.sparsity import as_unit_fraction
 from ignite_prune.activation.base import Sparsifier
 from ignite_prune.activation.learnt import Learnt, with_slope
 from ignite_prune.activation.samples import Samples
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.schedule import Schedule
-from ignite_prune.update.param_groups import as_unit_fraction
 
 
 class TopK(Sparsifier):

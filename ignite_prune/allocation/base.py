@@ -43,12 +43,13 @@ class Pool:
 
 
 class Allocation(ABC):
-    """A rule that divides a sparsity over layers: it returns pools of layers with whole numbers of kept units."""
+    """A rule that divides a sparsity over layers: it returns pools of layers with whole numbers of kept units.
 
-    @property
-    def sets_own(self) -> bool:
-        """Whether the sparsity follows from the scores, so that the target is only an upper bound."""
-        return False
+    Attributes:
+        sets_own: the sparsity follows from the scores, so that the target is only an upper bound.
+    """
+
+    sets_own: bool = False
 
     @abstractmethod
     def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
@@ -65,13 +66,3 @@ def once(function: Callable[[], T]) -> Callable[[], T]:
         return result[0]
 
     return cached
-
-
-def kept(units: int, sparsity: float) -> int:
-    """Return how many of ``units`` are kept at ``sparsity``; the pruned number is rounded half to even, as in torch.
-
-    Example:
-        >>> kept(5, 0.5), kept(7, 0.5)
-        (3, 3)
-    """
-    return units - round(units * sparsity)

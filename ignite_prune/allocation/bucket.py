@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ignite_prune.allocation.base import Allocation, Layer, Pool, kept
+from ignite_prune._utils.sparsity import kept
+from ignite_prune.allocation.base import Allocation, Layer, Pool
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,7 @@ class Bucket(Allocation):
         if not 0 <= self.budget < math.inf or (self.relative and self.budget > 1):
             within = "in [0, 1]" if self.relative else "finite and at least 0"
             raise ValueError(f"Argument budget should be {within}, but given {self.budget!r}")
-
-    @property
-    def sets_own(self) -> bool:
-        return True
+        object.__setattr__(self, "sets_own", True)
 
     def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
         living = [layer.scores() if layer.alive is None else layer.scores()[layer.alive] for layer in layers]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ignite_prune.allocation.base import Allocation, Layer, Pool, kept, once
+from ignite_prune._utils.sparsity import kept
+from ignite_prune.allocation.base import Allocation, Layer, Pool, once
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ignite_prune.allocation.base import Allocation, Layer, Pool, kept, once
+from ignite_prune._utils.sparsity import kept
+from ignite_prune.allocation.base import Allocation, Layer, Pool, once
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,7 @@ class StdThreshold(Allocation):
         number = isinstance(self.q, (int, float)) and not isinstance(self.q, bool)
         if self.q is not None and (not number or not 0 <= self.q < math.inf):
             raise ValueError(f"Argument q should be a finite number of at least 0 or None, but given {self.q!r}")
-
-    @property
-    def sets_own(self) -> bool:
-        return self.q is not None
+        object.__setattr__(self, "sets_own", self.q is not None)
 
     def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
         ranked = tuple(replace(layer, scores=_in_deviations(layer)) for layer in layers)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ignite_prune.allocation.base import Allocation, Layer, Pool, kept
+from ignite_prune._utils.sparsity import kept
+from ignite_prune.allocation.base import Allocation, Layer, Pool
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from ignite_prune._utils.topk import keep_top
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.pattern import Pattern
 from ignite_prune.saliency import Random
-from ignite_prune.update.param_groups import Group
+from ignite_prune.update.param_groups import ParamGroup
 
 
-def shuffled(groups: Sequence[Group], masks: MaskStore, seed: int) -> dict[str, Tensor]:
+def shuffled(groups: Sequence[ParamGroup], masks: MaskStore, seed: int) -> dict[str, Tensor]:
     """Return random masks that keep the same number of units in each layer as ``masks``.
 
     Example:
@@ -32,12 +32,12 @@ def shuffled(groups: Sequence[Group], masks: MaskStore, seed: int) -> dict[str, 
     return _for_each_layer(groups, masks, {name: random(name, p) for name, p in masks.parameters.items()})
 
 
-def inverted(groups: Sequence[Group], masks: MaskStore, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def inverted(groups: Sequence[ParamGroup], masks: MaskStore, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return masks that keep the same number of units in each layer as ``masks``, those of least score."""
     return _for_each_layer(groups, masks, scores, -1)
 
 
-def drawn(groups: Sequence[Group], masks: MaskStore, seed: int) -> dict[str, Tensor]:
+def drawn(groups: Sequence[ParamGroup], masks: MaskStore, seed: int) -> dict[str, Tensor]:
     """Return random masks that keep the same number of units in each group as ``masks``, over its layers."""
     random, found = Random(seed), dict[str, Tensor]()
     for group in groups:
@@ -46,7 +46,7 @@ def drawn(groups: Sequence[Group], masks: MaskStore, seed: int) -> dict[str, Ten
 
 
 def _for_each_layer(
-    groups: Sequence[Group], masks: MaskStore, scores: Mapping[str, Tensor], sign: int = 1
+    groups: Sequence[ParamGroup], masks: MaskStore, scores: Mapping[str, Tensor], sign: int = 1
 ) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for group in groups:
@@ -55,7 +55,7 @@ def _for_each_layer(
     return found
 
 
-def _best(group: Group, masks: MaskStore, scores: Mapping[str, Tensor], sign: int = 1) -> dict[str, Tensor]:
+def _best(group: ParamGroup, masks: MaskStore, scores: Mapping[str, Tensor], sign: int = 1) -> dict[str, Tensor]:
     """Return masks with the best units of some layers; their total number is that of ``masks``."""
     pattern: Pattern = group["pattern"]
     units, spreading = [], []

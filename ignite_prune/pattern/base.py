@@ -31,15 +31,12 @@ class Pattern(ABC):
     Attributes:
         streams: units are single entries, so scores can be recomputed instead of stored.
         by_unit: a saliency may return one score per unit (1-D) instead of one per entry.
+        share: the fraction of a unit's entries that is pruned with the unit: the largest sparsity of the pattern.
     """
 
     streams: ClassVar[bool] = False
     by_unit: ClassVar[bool] = False
-
-    @property
-    def share(self) -> float:
-        """The fraction of a unit's entries that is pruned with the unit: the largest sparsity of the pattern."""
-        return 1.0
+    share: float = 1.0
 
     @abstractmethod
     def count(self, shape: Sequence[int]) -> int:

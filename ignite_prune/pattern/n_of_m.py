@@ -49,10 +49,7 @@ class NofM(Pattern):
                 raise TypeError(f"Argument {name} should be an int, but given {getattr(self, name)!r}")
         if not 1 <= self.keep < self.of:
             raise ValueError(f"NofM should have 1 <= keep < of, but given keep={self.keep}, of={self.of}")
-
-    @property
-    def share(self) -> float:
-        return (self.of - self.keep) / self.of
+        object.__setattr__(self, "share", (self.of - self.keep) / self.of)
 
     def count(self, shape: Sequence[int]) -> int:
         if not -len(shape) <= self.dim < len(shape):

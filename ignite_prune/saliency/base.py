@@ -36,12 +36,18 @@ class Saliency(ABC):
         randomised: scores are random; :meth:`draw` fixes them.
         at_init: made for a network that is neither trained nor pruned yet.
         some_layers: only defined for some kinds of layers.
+        by_row: scores are only compared within a row, see :meth:`rows`.
+        once: updates of a network that is already pruned are refused; see ``at_init``.
+        steps: number of steps, of equal density ratio, in which an update prunes; scores are recomputed at each step.
     """
 
     data_dependent: ClassVar[bool] = False
     randomised: ClassVar[bool] = False
     at_init: ClassVar[bool] = False
     some_layers: ClassVar[bool] = False
+    by_row: ClassVar[bool] = False
+    once: bool = False
+    steps: int = 1
 
     @abstractmethod
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
@@ -55,16 +61,6 @@ class Saliency(ABC):
     def needs(self) -> tuple[Need, ...]:
         """The evidence that the formula needs beyond the weight."""
         return ()
-
-    @property
-    def once(self) -> bool:
-        """Whether updates of a network that is already pruned are refused; see ``at_init``."""
-        return False
-
-    @property
-    def steps(self) -> int:
-        """Number of steps, of equal density ratio, in which an update prunes; scores are recomputed at each step."""
-        return 1
 
     def rows(self, name: str) -> int | None:
         """Return the dimension of a parameter's rows if scores are only compared within a row, else None.
@@ -130,6 +126,7 @@ class Bound(Saliency):
     found: Mapping[str, Any]
     reasons: Mapping[str, str]
     scale: float = 1.0
+    by_row: ClassVar[bool] = True
 
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
         if name not in self.found:

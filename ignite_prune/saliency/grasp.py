@@ -46,10 +46,7 @@ class GraSP(Informed):
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
         check_is("anytime", self.anytime, bool)
-
-    @property
-    def once(self) -> bool:
-        return not self.anytime
+        object.__setattr__(self, "once", not self.anytime)
 
     @property
     def need(self) -> HessianGradient:

@@ -43,7 +43,7 @@ class Inverted(Informed):
                 f"Argument saliency should be one of ignite_prune.saliency (as_saliency(function) for a plain "
                 f"function), but given {self.saliency!r}"
             )
-        for trait in ("data_dependent", "randomised", "at_init", "some_layers"):
+        for trait in ("data_dependent", "randomised", "at_init", "some_layers", "by_row", "once", "steps"):
             object.__setattr__(self, trait, getattr(self.saliency, trait))
 
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
@@ -68,14 +68,6 @@ class Inverted(Informed):
     def row_dim(self, evidence: Any) -> int | None:
         assert isinstance(self.saliency, Informed)
         return self.saliency.row_dim(evidence)
-
-    @property
-    def once(self) -> bool:
-        return self.saliency.once
-
-    @property
-    def steps(self) -> int:
-        return self.saliency.steps
 
     def rows(self, name: str) -> int | None:
         return self.saliency.rows(name)

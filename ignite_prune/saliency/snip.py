@@ -41,10 +41,7 @@ class SNIP(Informed):
 
     def __post_init__(self) -> None:
         check_is("anytime", self.anytime, bool)
-
-    @property
-    def once(self) -> bool:
-        return not self.anytime
+        object.__setattr__(self, "once", not self.anytime)
 
     @property
     def need(self) -> Gradients:

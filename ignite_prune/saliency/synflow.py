@@ -43,18 +43,12 @@ class SynFlow(Informed):
         check_positive("rounds", self.rounds, whole=True)
         check_is("bias", self.bias, bool)
         check_is("anytime", self.anytime, bool)
-
-    @property
-    def once(self) -> bool:
-        return not self.anytime
+        object.__setattr__(self, "once", not self.anytime)
+        object.__setattr__(self, "steps", self.rounds)
 
     @property
     def need(self) -> SynapticFlow:
         return SynapticFlow(self.bias)
-
-    @property
-    def steps(self) -> int:
-        return self.rounds
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return weight.abs().to(evidence.dtype) * evidence

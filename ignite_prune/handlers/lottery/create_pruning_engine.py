@@ -10,7 +10,8 @@ from typing import Any
 from ignite.engine import Engine, EventEnum
 from torch.optim import Optimizer
 
-from ignite_prune._utils.arguments import as_sparsity, check_positive
+from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.handlers.attachment import published
 from ignite_prune.handlers.lottery import results as rounds
 from ignite_prune.handlers.lottery.pruning_engine import PruningEngine

@@ -247,7 +247,7 @@ class PruningEngine(Engine):
             )
 
     def _publish(self) -> None:
-        vars(self.state).update(results=self._results, sparsity=self.pruner.pruning.told())
+        vars(self.state).update(results=self._results, sparsity=self.pruner.pruning.sparsities())
         self.state.metrics["sparsity"] = self.pruner.sparsity
 
     # Checkpoints
