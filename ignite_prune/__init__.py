@@ -66,7 +66,7 @@ sys.meta_path.append(
             "ignite_prune.connectivity": "ignite_prune.lottery.mode_connectivity",
             "ignite_prune.handlers.lottery_ticket": "ignite_prune.handlers.lottery.lottery_ticket",
             "ignite_prune.masks": "ignite_prune.core.mask_store",
-            "ignite_prune.rewind": "ignite_prune.lottery.rewind",
+            "ignite_prune.rewind": "ignite_prune.lottery.snapshot",
             "ignite_prune.select": "ignite_prune.core.selection",
         }
     )

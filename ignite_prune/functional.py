@@ -1,8 +1,8 @@
-"""Masks and pruning of single tensors: no model, no engine.
+"""Functions that mask and prune single tensors, without a model or an engine.
 
-``amount`` says how the result stands: an int is that many of the pattern's units pruned, a float that fraction of them
-(rounded half to even), what ``mask`` pruned already included. An entry pruned in ``mask`` never comes back: a smaller
-amount changes nothing.
+``amount`` describes the result: an int is the number of pruned units of the pattern, a float their fraction (rounded
+half to even), both including entries that ``mask`` already prunes. Entries pruned in ``mask`` stay pruned, so a smaller
+amount has no effect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ignite_prune.update.scores import ParameterScores, choose_masks
 
 
 class _Exactly(Allocation):
-    """An allocation for one tensor: a given number of units is kept."""
+    """An allocation for one tensor that keeps a given number of units."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
@@ -39,21 +39,21 @@ def mask(
     mask: Tensor | None = None,
     pattern: Pattern = Unstructured(),
 ) -> Tensor:
-    """Return the mask that prunes ``amount`` of a tensor, least scores first; the tensor is not changed.
+    """Return a mask that prunes ``amount`` of a tensor, smallest scores first; the tensor is not changed.
 
     Args:
         tensor: floating point, any shape.
-        amount: units pruned (int), or sparsity in [0, 1] (float), of the result.
-        scores: larger = keep; the tensor's shape, or one a unit; None: magnitudes.
-        mask: bool, the tensor's shape: the mask so far.
-        pattern: which entries go together.
+        amount: number of pruned units (int) or sparsity in [0, 1] (float) of the result.
+        scores: larger = keep; in the tensor's shape, or one per unit; None uses magnitudes.
+        mask: the current mask, bool, in the tensor's shape.
+        pattern: entries that are pruned together.
 
     Returns:
-        Bool, the tensor's shape, True = kept. Among equal scores the lower flat index is kept.
+        Bool tensor in the tensor's shape, True = kept. Of equal scores the lower flat index is kept.
 
     Raises:
-        TypeError: ``amount`` is not a number, ``tensor`` not floating point, ``mask`` not bool.
-        ValueError: ``amount`` out of range; a shape that does not fit; scores that are not finite.
+        TypeError: ``amount`` is not a number, ``tensor`` not floating point, or ``mask`` not bool.
+        ValueError: ``amount`` is out of range, a shape does not match, or scores are not finite.
 
     Example:
         >>> mask(torch.tensor([3.0, -1.0, 2.0, 1.0]), 0.5)
@@ -98,9 +98,9 @@ def prune_(
     mask: Tensor | None = None,
     pattern: Pattern = Unstructured(),
 ) -> Tensor:
-    """Make the pruned entries of ``tensor`` exactly 0 in place, outside autograd, and return it.
+    """Set the pruned entries of ``tensor`` to exactly 0, in place and outside autograd, and return it.
 
-    Arguments and errors are those of :func:`mask`; the tensor is unchanged where it raises.
+    Arguments and errors are those of :func:`mask`; if it raises, the tensor is unchanged.
 
     Example:
         >>> prune_(torch.tensor([3.0, -1.0, 2.0, 1.0]), 0.75)
@@ -111,7 +111,7 @@ def prune_(
         return zero_(tensor, kept)
 
 
-_mask = mask  # the name that the argument of prune and prune_ hides
+_mask = mask  # prune and prune_ have an argument of this name
 
 
 def _check(tensor: Tensor, mask: Tensor | None, pattern: Pattern) -> None:

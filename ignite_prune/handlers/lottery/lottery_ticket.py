@@ -23,7 +23,8 @@ from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_e
 from ignite_prune.handlers.lottery.results import Result
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lottery import controls
-from ignite_prune.lottery.rewind import Rewind, Snapshot
+from ignite_prune.lottery.rewind import Rewind
+from ignite_prune.lottery.snapshot import Snapshot
 from ignite_prune.saliency import Magnitude, Saliency
 from ignite_prune.schedule import Geometric
 
