@@ -165,7 +165,7 @@ def obs(settings: Settings) -> Iterator[Row | Missing]:
     (gather, formula, extra), (plain_gather, plain_formula, plain_extra) = answers["ours"], answers["plain"]
     note = f"{extra / 2**20:.0f} MiB on {blocks / 2**20:.0f}; direct transcription {plain_extra / blocks:.2f}×"
     yield Row(what, extra / blocks, "× blocks", at_most=1.2, note=note)
-    note = f"{gather:.2f} s collecting, {formula:.2f} s scoring; transcription {plain_gather:.2f} and {plain_formula:.2f} s"
+    note = f"{gather:.2f} s collecting, {formula:.2f} s scoring; plain {plain_gather:.2f} and {plain_formula:.2f} s"
     yield Row("  time", gather + formula, "s", note=note)
     ratio = (gather + formula) / (plain_gather + plain_formula)
     yield Row("  against a direct transcription with outer products and inverses", ratio, "×")
