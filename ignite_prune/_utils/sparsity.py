@@ -1,4 +1,4 @@
-"""Arithmetic of sparsities: checked fractions, and the rounding to whole units that all of the package shares."""
+"""Checks of sparsities, and their rounding to whole units."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def as_sparsity(value: Any, argument: str = "sparsity") -> float:
     """Return ``value`` as a float in [0, 1].
 
     Raises:
-        TypeError: it is not a number.
-        ValueError: it is outside [0, 1], or NaN.
+        TypeError: ``value`` is not a number.
+        ValueError: ``value`` is outside [0, 1], or NaN.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Argument {argument} should be a number in [0, 1], but given {value!r}")
@@ -31,7 +31,7 @@ def as_unit_fraction(pattern: _Pattern, sparsity: float) -> float:
     """Return the fraction of units to prune for ``sparsity`` of the entries.
 
     Raises:
-        ValueError: more than the pattern reaches.
+        ValueError: the pattern cannot reach ``sparsity``.
     """
     if sparsity > pattern.share + 1e-9:
         raise ValueError(
@@ -42,7 +42,7 @@ def as_unit_fraction(pattern: _Pattern, sparsity: float) -> float:
 
 
 def kept(units: int, sparsity: float) -> int:
-    """Return how many of ``units`` stay at ``sparsity``: the pruned number is rounded half to even, as torch does.
+    """Return how many of ``units`` are kept at ``sparsity``; the pruned number is rounded half to even, as in torch.
 
     Example:
         >>> kept(5, 0.5), kept(7, 0.5)
