@@ -16,16 +16,18 @@ from ignite_prune import allocation as allocations
 from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
-from ignite_prune._utils.arguments import as_sparsity
+from ignite_prune._utils.arguments import as_sparsity, check_is
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_state import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
-from ignite_prune.handlers.attached import Attached
-from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
-from ignite_prune.handlers.events import PruneEvents, fire, register
+from ignite_prune.handlers.attachment import AnyEvent, Attachment
+from ignite_prune.handlers.base import BaseHandler
+from ignite_prune.handlers.describe import describe_group
+from ignite_prune.handlers.events import PruneEvents, fire
+from ignite_prune.handlers.ownership import enter
 from ignite_prune.handlers.pruner import Pruner
-from ignite_prune.handlers.state import VERSION, PrunerState
+from ignite_prune.handlers.state import PrunerState
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
 from ignite_prune.schedule.base import check_steps
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from ignite_prune.structure import Cost, Indices, Structure
 
 
-class PruneHandler(Attached):
+class PruneHandler(BaseHandler):
     """Raises a model's sparsity on an engine's events and keeps its zeros zero in between.
 
     Masks lie over the model's own parameters; nothing is renamed or wrapped, and the optimizers keep training what is
@@ -67,6 +69,8 @@ class PruneHandler(Attached):
         loss_fn: ``(output, target) -> scalar``, for evidence that takes passes of its own (``data``, ``GraSP``, ...).
         prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``, as the trainer's.
         scaler: the ``GradScaler`` of a loop of your own, for evidence from activations' gradients; Ignite's is found.
+        shared: allow it that another handler masks the same parameters; else :meth:`attach`, :meth:`step` and
+            :meth:`load_state_dict` refuse to act while one does.
 
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.
@@ -84,6 +88,9 @@ class PruneHandler(Attached):
     """
 
     MASKS_UPDATED = PruneEvents.MASKS_UPDATED
+    VERSION = 3  # 1 had no evidence; 2 named evidence by the representation of its fields
+    KEYS = ("progress", "masks", "sparsities", "generators", "dense", "evidence", "reached")
+    MAIN = "global"
 
     def __init__(
         self,
@@ -106,7 +113,11 @@ class PruneHandler(Attached):
         loss_fn: LossFn | None = None,
         prepare_batch: PrepareBatch | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        shared: bool = False,
     ) -> None:
+        super().__init__()
+        check_is("shared", shared, bool)
+        self._shared = shared
         settings = {
             "sparsity": 0.0,
             "saliency": saliency,
@@ -123,15 +134,17 @@ class PruneHandler(Attached):
         sources = data, loss_fn, prepare_batch, scaler
         self.is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
         self.pruning = Pruner(unwrap(model), as_optimizers(optimizer), params, settings, sources, masks)
-        self._progress = Progress()
         self._told: set[str] = set()  # parameters that a warning has named
         self.pruning.source.install()
         if masks is not None:
             self.pruning.updater.enforce()
+            self._own(check=False)
 
     def follow(self, structure: Structure, indices: Indices) -> None:
-        """Lie over the parameters of a model that has been sliced, and go on; a ``ShrinkHandler`` calls it."""
+        """Go on with the parameters of a model that has been sliced; a ``ShrinkHandler`` calls it."""
         self.pruning = self.pruning.sliced(structure, indices)
+        if self._owns:
+            enter(self, self._masked())
         if self._attachment is None:
             self.pruning.source.install()
         else:
@@ -139,11 +152,6 @@ class PruneHandler(Attached):
         self._publish()
 
     # What it knows
-
-    @property
-    def attached_to(self) -> Engine | None:
-        """The engine that it is attached to."""
-        return None if self._attachment is None else self._attachment.engine
 
     @property
     def masks(self) -> MaskStore:
@@ -200,23 +208,25 @@ class PruneHandler(Attached):
             ValueError: attached already, finished, an event that the engine does not know, a name that is taken, or
                 parameters of the model that have been replaced.
         """
-        self._attach(engine, event, name, self._update_at)
+        self._attach(engine, event, name)
 
-    def _attach(self, engine: Engine, event: AnyEvent, name: str, update: Update) -> None:
-        self._check_attachable(engine)
-        self.pruning.check_parameters()
-        register(engine)
-        self._attachment = Attachment(engine, event, self._progress, update, name)
+    def _start(self, attachment: Attachment) -> None:
         if not self.pruning.optimizers:
-            self._attachment.add(Events.ITERATION_COMPLETED, self._apply_masks)
-        self.pruning.source.attach(self._attachment)
+            attachment.add(Events.ITERATION_COMPLETED, self._bake)
+        self.pruning.source.attach(attachment)
         self.pruning.keep()
-        self._publish()
 
-    def detach(self) -> None:
-        """Take every hook and handler off; weights stay as they are. It may be attached again."""
-        self._let_go()
+    def _stop(self) -> None:
         self.pruning.remove()
+
+    def _masked(self) -> Mapping[str, nn.Parameter]:
+        return self.masks.parameters
+
+    def _check_parameters(self) -> None:
+        self.pruning.check_parameters()
+
+    def _bake(self) -> None:
+        self.masks.apply_()
 
     # Updating
 
@@ -242,6 +252,7 @@ class PruneHandler(Attached):
             targets = self.pruning.targets(at)
         else:
             targets = [as_sparsity(group["sparsity"]) for group in groups]
+        self._own()
         self._update(targets)
         return self.sparsity
 
@@ -253,17 +264,6 @@ class PruneHandler(Attached):
         self._check_usable()
         self.pruning.restore()
         self._publish()
-
-    def finalize(self) -> None:
-        """Bake the zeros in and let go: a plain model, no hook, no handler. This object is finished then.
-
-        Raises:
-            ValueError: finished already.
-        """
-        self._check_usable()
-        self._apply_masks()
-        self.detach()
-        self._finished = True
 
     def _update_at(self, step: int, done: Callable[[], None]) -> None:
         assert self._attachment is not None
@@ -286,37 +286,29 @@ class PruneHandler(Attached):
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
         warn_of_thin(self.masks, self._told)
 
-    def _apply_masks(self) -> None:
-        self.masks.apply_()
-
-    def _publish(self) -> None:
-        if self._attachment is not None:
-            state = self._attachment.engine.state
-            setattr(state, self._attachment.name, self.pruning.told())
-            state.metrics[self._attachment.name] = self.sparsity
+    def _report(self) -> dict[str, float]:
+        return self.pruning.told()
 
     # Checkpoints
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return masks (one bit an entry), targets, progress, generators, kept values and evidence as plain data.
+    def _state(self) -> dict[str, Any]:
+        return self.pruning.state_dict()
 
-        It holds only what ``torch.load(weights_only=True)`` takes.
-        """
-        return {"version": VERSION, "progress": self._progress.state_dict(), **self.pruning.state_dict()}
+    def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"evidence": [], "reached": [None] * len(self.param_groups), **state} if state["version"] == 1 else state
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a checkpoint's masks and progress, and keep its zeros from now on.
+    def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        self._check_free()
+        load = self.pruning.checked(PrunerState.checked(state, self.param_groups))
 
-        Everything is checked first; if it is refused, nothing has changed.
+        def load_and_own() -> None:
+            load()
+            self._own()
 
-        Raises:
-            TypeError: not a state_dict of a PruneHandler.
-            ValueError: of other parameters, shapes or groups, of a later version, damaged, or this one is finished.
-        """
-        self._check_usable()
-        self.pruning.check_parameters()
-        state = PrunerState.checked(state_dict, self.param_groups)
-        take = self.pruning.checked(state)
-        take()
-        self._progress.__dict__.update(vars(state.progress))
-        self._publish()
+        return load_and_own
+
+    def _describe(self) -> list[str]:
+        groups = [
+            f"group {index}: {describe_group(group, self._masked())}" for index, group in enumerate(self.param_groups)
+        ]
+        return [f"model: {type(self.pruning.model).__name__}", *groups, f"sparsity: {self.sparsity:.4g}"]

@@ -14,7 +14,7 @@ from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_state import check_held
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.handlers.attached import check_same
+from ignite_prune.handlers.base import check_same
 from ignite_prune.handlers.evidence_feed import EvidenceFeed
 from ignite_prune.handlers.state import PrunerState
 from ignite_prune.update.agreement import agree
