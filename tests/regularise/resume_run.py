@@ -20,9 +20,15 @@ REGULARISERS = {
     "proximal": lambda model: GroupLasso(model, strength=RISE, pattern=pattern.Channel(dim=1)),
     "gradient": lambda model: GroupLasso(model, strength=RISE, pattern=pattern.NofM(2, 4), proximal=False),
     "slimming": lambda model: Slimming(model, strength=RISE, proximal=True),
-    "soft_threshold": lambda model: LearntSparsity(model, gate=SoftThreshold(start_at=-3.0), strength=RISE),
+    "soft_threshold": lambda model: LearntSparsity(
+        model, gate=SoftThreshold(start_at=-3.0), strength=RISE, shared=True
+    ),
     "soft_movement": lambda model: LearntSparsity(
-        model, gate=SoftMovement(0.49), strength=RISE, learner=lambda p: torch.optim.SGD(p, lr=50.0, momentum=0.5)
+        model,
+        gate=SoftMovement(0.49),
+        strength=RISE,
+        shared=True,
+        learner=lambda p: torch.optim.SGD(p, lr=50.0, momentum=0.5),
     ),
 }
 EVENTS = {"iteration": Events.ITERATION_COMPLETED, "epoch": Events.EPOCH_COMPLETED}
@@ -44,7 +50,7 @@ def run(options):
         published = regulariser.NAME
     objects["regulariser"] = regulariser
     if options.get("pruned"):
-        objects["pruner"] = PruneHandler(model, optimizer, schedule=schedule.Linear(0.5, begin=0, end=12))
+        objects["pruner"] = PruneHandler(model, optimizer, schedule=schedule.Linear(0.5, begin=0, end=12), shared=True)
         objects["pruner"].attach(trainer, Events.ITERATION_COMPLETED(every=3))
     saver = DiskSaver(folder, require_empty=False)
     checkpoint = Checkpoint(objects, saver, n_saved=None, global_step_transform=lambda e, _: e.state.iteration)
