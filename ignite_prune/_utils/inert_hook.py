@@ -1,7 +1,9 @@
-"""Hooks that belong to one model in one process: in a copy or a pickle of the model they do nothing."""
+"""Hooks that belong to one model in one process, and what they need to know of the running call."""
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ class InertHook:
     """A module hook that calls a function, and that copies and pickles as one that does nothing.
 
     Args:
-        run: what to call, with the hook's own arguments; None for nothing.
+        run: the function, called with the hook's own arguments; None for nothing.
     """
 
     def __init__(self, run: Callable[..., Any] | None = None) -> None:
@@ -21,3 +23,14 @@ class InertHook:
 
     def __reduce__(self) -> tuple[type[InertHook], tuple[()]]:
         return InertHook, ()
+
+
+def is_running(frame: types.FrameType) -> bool:
+    """Return whether the call of ``frame`` has not ended.
+
+    A KeyboardInterrupt ends a forward pass without its hooks; a frame that is no longer on the stack shows that.
+    """
+    running: types.FrameType | None = sys._getframe()
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +93,33 @@ def _weak(method: Callable[..., Any]) -> Callable[..., Any]:
         return None if alive is None else alive(*args)
 
     return call
+
+
+def closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Closure | None:
+    """Return the closure that an optimizer's step was called with: ``args`` begin with the optimizer."""
+    return next((each for each in (*args[1:], *kwargs.values()) if callable(each)), None)
+
+
+def with_closure(args: Any, kwargs: Any, wrap: Callable[[Closure], Any]) -> tuple[Any, Any]:
+    """Return the arguments of an optimizer's step with its closure, if there is one, replaced by ``wrap(closure)``."""
+
+    def replaced(argument: Any) -> Any:
+        return wrap(argument) if callable(argument) else argument
+
+    return (args[0], *map(replaced, args[1:])), {name: replaced(each) for name, each in kwargs.items()}
+
+
+def grad_scale(optimizer: Optimizer) -> Tensor | float | None:
+    """Return what a fused optimizer divides its gradients by; 1.0 for others, None if it will skip the step.
+
+    A GradScaler sets both as attributes of a fused optimizer, for one step. Another optimizer is called with gradients
+    that are divided already, or not at all.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    if isinstance(found, Tensor) and bool(found.any()):
+        return None
+    scale = getattr(optimizer, "grad_scale", None)
+    return scale if isinstance(scale, Tensor) else 1.0
 
 
 def overflowed(optimizer: Optimizer) -> bool:

@@ -48,7 +48,7 @@ class EvidenceFeed:
         prepare_batch: PrepareBatch | None,
         scaler: torch.amp.GradScaler | None,
     ) -> None:
-        from ignite_prune.evidence.from_training import TrainingFeed  # slow to import
+        from ignite_prune.evidence.training_feed import TrainingFeed  # slow to import
 
         self.evidence = evidence
         self._loss_fn, self._prepare, self._scaler, self._at_init = loss_fn, prepare_batch, scaler, at_init(groups)
@@ -132,7 +132,7 @@ def _check(
         )
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
         raise TypeError(f"Argument scaler should be a torch.amp.GradScaler, but given {type(scaler)}")
-    gatherers = list(evidence.gatherers.values())
+    gatherers = list(evidence.collectors.values())
     if any(repair.passes for group in groups for repair in group["repair"]) and data is None:
         raise ValueError("A repair runs the pruned model over batches: give data= to the PruneHandler")
     if loss_fn is None and any(g.probes or (data is not None and g.backward) for g in gatherers):

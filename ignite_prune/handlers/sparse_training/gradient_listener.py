@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ignite_prune._utils.bits import zero_any_
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.evidence.from_training import fused_scale
+from ignite_prune.core.step_hooks import grad_scale
 from ignite_prune.handlers.sparse_training.before_step import BeforeStep
 
 
@@ -138,7 +138,7 @@ class DueGradients(GradientListener):
         if not self._enforcer.passing:  # not due
             return
         mine = self._mine(optimizer)
-        if not mine & self._enforcer.passing or fused_scale(optimizer) is None:  # heard already, or it overflowed
+        if not mine & self._enforcer.passing or grad_scale(optimizer) is None:  # heard already, or it overflowed
             return
         if not due:  # the step came sooner than the last one did
             for name, grad, _ in self._gradients(optimizer):
@@ -199,7 +199,7 @@ class DenseMomentum(GradientListener):
 
     @torch.no_grad()
     def _hear(self, optimizer: Optimizer, due: bool) -> None:
-        scale = fused_scale(optimizer)
+        scale = grad_scale(optimizer)
         for name, grad, group in self._gradients(optimizer):
             if scale is not None:
                 dense = grad.to_dense() if grad.is_sparse else grad

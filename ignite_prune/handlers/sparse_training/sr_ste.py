@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_is, check_positive
 from ignite_prune.allocation import Uniform
-from ignite_prune.evidence.from_training import fused_scale
+from ignite_prune.core.step_hooks import grad_scale
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.sparse_training.base import Sister
 from ignite_prune.handlers.sparse_training.before_step import BeforeStep
@@ -122,7 +122,7 @@ class SRSTE(Sister):
 
     @torch.no_grad()
     def _hold_back(self, optimizer: Optimizer) -> None:
-        scale, held = fused_scale(optimizer), self._mine(optimizer)
+        scale, held = grad_scale(optimizer), self._mine(optimizer)
         self._through.check([name for name, parameter in held if parameter.grad is not None])
         for name, parameter in held:
             mask = self._masks.pruned(name)

@@ -15,7 +15,7 @@ from ignite_prune._utils.arguments import as_sparsity, check_positive
 from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.evidence.from_training import fused_scale
+from ignite_prune.core.step_hooks import grad_scale
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.sparse_training.base import Sister
 from ignite_prune.handlers.sparse_training.before_step import BeforeStep
@@ -155,7 +155,7 @@ class TopKAST(Sister):
 
     @torch.no_grad()
     def _hold_back(self, optimizer: Optimizer) -> None:
-        scale, held = fused_scale(optimizer), self._mine(optimizer)
+        scale, held = grad_scale(optimizer), self._mine(optimizer)
         self._through.check([name for name, parameter in held if parameter.grad is not None])
         for name, parameter in held:
             if parameter.grad is not None and self._strength and scale is not None:
