@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ignite_prune._utils.nested import mapped
+from ignite_prune._utils.nested import mapped, tensors_in
 from ignite_prune.evidence.forward.observer import ForwardObserver
+from ignite_prune.evidence.forward.op_tables import op_name
 
 _READING = frozenset(("aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::item"))
 """Operations that give values to Python, where a graph cannot follow."""
+_MEMORY = frozenset(("numpy", "array", "tolist", "dlpack"))
 AtPoint = Callable[[str, Tensor, int, Mapping[str, int]], object]
 """Called with a layer's weight, its evaluation point, the dim of the units and the layer calls before."""
 
@@ -83,7 +86,7 @@ class Replay:
                 self.repeated.add(name)
             self.points[name] = Point(recorder.mark(name, z), dim, before)
 
-        with recorder:
+        with recorder, _Readings(recorder.read):
             self.result = self._run(x, at_point)
         if not isinstance(self.result, Tensor):
             raise TypeError(f"Argument call should return a tensor, but returned {type(self.result)}")
@@ -98,7 +101,7 @@ class Replay:
             return recorder.mark(None, self._run(x, lambda name, z, *_: recorder.mark(name, z)))
 
         try:
-            with recorder:
+            with recorder, _Readings(_refuse):
                 torch.func.functionalize(call)(self._x)
         except Exception:  # of many types: a tensor from outside is changed, an operation has no such rule
             return None
@@ -203,6 +206,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for index, part in enumerate(value):
                 self._keep(self._graph.call_function(operator.getitem, (node, index)), part)
 
+    def read(self, tensor: Tensor) -> None:
+        """Record that Python reads a tensor's values."""
+        if not self.mutates:
+            self.values[self._graph.call_function(_refuse, (self._node(tensor),))] = None
+
     def mark(self, name: str | None, tensor: Tensor) -> Tensor:
         """Note which node a tensor is, as a point or, without a name, as the result; return a copy of it."""
         copy = tensor.clone()
@@ -242,13 +250,34 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return lambda value: module(value, *outside)
 
 
+class _Readings(TorchFunctionMode):
+    """Reports the tensors whose memory Python reads, which no operation shows."""
+
+    def __init__(self, on_read: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._on_read = on_read
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op_name(func) in _MEMORY:
+            for tensor in tensors_in(args):
+                self._on_read(tensor)
+        return func(*args, **(kwargs or {}))
+
+
+def _refuse(tensor: Tensor) -> None:
+    raise ValueError("The pass reads values in Python, where a graph cannot follow")
+
+
 def _between(point: fx.Node, result: fx.Node, nodes: list[fx.Node]) -> list[fx.Node] | None:
     """Return the nodes between two nodes, in order; None if Python reads a value that depends on the first."""
     after, needed = {point}, {result}
     for node in nodes:
         if not after.isdisjoint(node.all_input_nodes):
             after.add(node)
-            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.name in _READING:
+            operation = node.target
+            if operation is _refuse or (
+                isinstance(operation, torch._ops.OpOverload) and operation._schema.name in _READING
+            ):
                 return None
     for node in reversed(nodes):
         if node in needed:
