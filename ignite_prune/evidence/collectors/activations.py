@@ -15,7 +15,7 @@ from ignite_prune.evidence.running_sums import Kept, kept_of, wide
 from ignite_prune.saliency.needs import Activations
 
 
-class UnitCollector(Collector):
+class ActivationCollector(Collector):
     """Base of collectors of one number a unit."""
 
     listens_to: ClassVar[frozenset[str]] = frozenset({"activation"})
@@ -28,7 +28,7 @@ class UnitCollector(Collector):
         return kept_of(total, {0: kept[0]} if 0 in kept else {})
 
 
-class ActivationMeans(UnitCollector):
+class ActivationMeans(ActivationCollector):
     """Collects :class:`~ignite_prune.saliency.needs.Activations`: a sum over samples, one number a unit."""
 
     def __init__(self, need: Activations, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ignite_prune.evidence.collectors.activations import UnitCollector
+from ignite_prune.evidence.collectors.activations import ActivationCollector
 from ignite_prune.evidence.forward.observer import ForwardObserver
 from ignite_prune.evidence.running_sums import wide
 from ignite_prune.saliency.needs import FollowingScale
 
 
-class FollowingScales(UnitCollector):
+class FollowingScales(ActivationCollector):
     """Collects :class:`~ignite_prune.saliency.needs.FollowingScale`: the scale of the BatchNorm after each layer.
 
     The forward pass shows which BatchNorm follows; its scale is copied when the record is read.

@@ -86,8 +86,8 @@ class Replay:
                 self.repeated.add(name)
             self.points[name] = Point(recorder.mark(name, z), dim, before)
 
-        with recorder, _Readings(recorder.read):
-            self.result = self._run(x, at_point)
+        with recorder:
+            self.result = self._run(x, at_point, recorder.read)
         if not isinstance(self.result, Tensor):
             raise TypeError(f"Argument call should return a tensor, but returned {type(self.result)}")
         recorder.result = recorder.nodes.get(id(self.result))
@@ -98,22 +98,22 @@ class Replay:
         recorder = _Recorder()
 
         def call(x: Any) -> Tensor:
-            return recorder.mark(None, self._run(x, lambda name, z, *_: recorder.mark(name, z)))
+            return recorder.mark(None, self._run(x, lambda name, z, *_: recorder.mark(name, z), _refuse))
 
         try:
-            with recorder, _Readings(_refuse):
+            with recorder:
                 torch.func.functionalize(call)(self._x)
         except Exception:  # of many types: a tensor from outside is changed, an operation has no such rule
             return None
         return None if recorder.mutates else recorder
 
-    def _run(self, x: Any, at_point: AtPoint) -> Tensor:
-        """Run the whole pass; call a function at each evaluation point."""
+    def _run(self, x: Any, at_point: AtPoint, on_read: Callable[[Tensor], object] = lambda _: None) -> Tensor:
+        """Run the whole pass; call functions at each evaluation point and for each tensor that Python reads."""
         observer = ForwardObserver()
         observer.subscribe(
             self._parameters, on_activation=lambda name, z, dim, _: at_point(name, z, dim, dict(observer.uses))
         )
-        with torch.inference_mode(False), torch.no_grad(), observer.installed(self._model):
+        with torch.inference_mode(False), torch.no_grad(), observer.installed(self._model), _Readings(on_read):
             return self._call(x)
 
     def rerun(self, name: str, value: Tensor) -> Tensor | None:
@@ -253,7 +253,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class _Readings(TorchFunctionMode):
     """Reports the tensors whose memory Python reads, which no operation shows."""
 
-    def __init__(self, on_read: Callable[[Tensor], None]) -> None:
+    def __init__(self, on_read: Callable[[Tensor], object]) -> None:
         super().__init__()
         self._on_read = on_read
 
