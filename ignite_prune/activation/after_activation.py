@@ -60,7 +60,7 @@ class AfterActivation:
         self._observer.remove()
 
     def _check_layer(self, layer: nn.Module, *_: Any) -> None:
-        """Raise where a layer runs and nobody watches what follows."""
+        """Raise if a layer runs in a forward pass that is not observed."""
         if not self._running:
             name = next(each.name for each in self._by_weight.values() if each.layer is layer)
             raise ValueError(
@@ -112,7 +112,7 @@ class AfterActivation:
         return sparse
 
     def _check_used_once(self, call: Call) -> None:
-        """Raise where what came before a sparse activation is used again: by a gate written by hand, or a skip."""
+        """Raise if an input of a sparse activation is used again, by a custom gate or a skip connection."""
         if not self._written or call.op in READING:
             return
         for tensor in call.tensors:

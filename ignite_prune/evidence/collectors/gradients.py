@@ -57,7 +57,7 @@ class GradientSums(GradientCollector):
         for name, parameter in self.parameters.items():
             if name not in gradients:
                 continue
-            running = self.running(name)
+            running = self.record.at(name, self.zeros)
             if decay != 1:
                 running.mul_(decay)
             gradient, weight = gradients[name], parameter.detach()
@@ -134,7 +134,7 @@ class FisherBlockSums(GradientCollector):
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         for name in self.parameters:
             if name in gradients:
-                running = self.running(name)
+                running = self.record.at(name, self.zeros)
                 waiting = self._waiting.setdefault(name, [])
                 waiting.append(gradients[name].detach().reshape(-1).to(running.dtype, copy=True))
                 self.record.count(name)

@@ -103,7 +103,7 @@ class InputNormSums(InputCollector):
 
     @torch.no_grad()
     def add(self, name: str, call: LayerCall, kernel: tuple[int, ...]) -> None:
-        running = self.running(name)
+        running = self.record.at(name, self.zeros)
         x = call.input.detach().to(running.dtype)
         if not kernel:
             x = x.reshape(-1, x.shape[-1])
@@ -178,7 +178,7 @@ class InputMomentSums(InputCollector):
 
     @torch.no_grad()
     def add(self, name: str, call: LayerCall, kernel: tuple[int, ...]) -> None:
-        running = self.running(name)
+        running = self.record.at(name, self.zeros)
         groups, inputs, _ = running.shape
         columns = input_windows(call, kernel).reshape(-1, groups * inputs)
         parts = columns.to(running.dtype).reshape(-1, groups, inputs).transpose(0, 1)

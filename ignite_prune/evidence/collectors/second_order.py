@@ -40,7 +40,7 @@ class SecondOrder(Collector):
     def _add(self, found: Mapping[str, Tensor | None], weight: float) -> None:
         for name, value in found.items():
             if value is not None:
-                running = self.running(name)
+                running = self.record.at(name, self.zeros)
                 running.add_(value.detach().to(running.dtype), alpha=weight)
                 self.record.count(name, weight)
 

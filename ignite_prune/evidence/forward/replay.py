@@ -133,7 +133,9 @@ class Replay:
             if found == name and not done and before == point.before and z.shape == value.shape:
                 done.append(z.copy_(value))
 
-        result = self._run(self._x, replace)
+        # As in the recording: without a dispatch mode the observer does not see scripted functions.
+        with _Operations():  # type: ignore[no-untyped-call]
+            result = self._run(self._x, replace)
         return result if done else None
 
     @torch.no_grad()
@@ -248,6 +250,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         graph.output(copies[result])
         module = fx.GraphModule({}, graph)
         return lambda value: module(value, *outside)
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs every operation as it is."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 class _Readings(TorchFunctionMode):
