@@ -22,7 +22,7 @@ def observer_of(
     scale: Callable[[], float] = unscaled,
     is_enabled: Callable[[], bool] | None = None,
 ) -> ForwardObserver:
-    """Return an observer that calls the collectors with the events that they listen to.
+    """Return an observer that calls each collector with its events.
 
     Args:
         collectors: the subscribers.

@@ -20,7 +20,7 @@ from ignite_prune.saliency.needs import Need
 class Collector(ABC):
     """Collects one kind of evidence over some parameters in :attr:`record`.
 
-    Training or a calibration pass calls the methods ``on_...`` for the events that it listens to.
+    Training or a calibration pass calls its methods ``on_...``.
 
     Args:
         need: the evidence.

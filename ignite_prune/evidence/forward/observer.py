@@ -1,8 +1,7 @@
 """Observes a model's forward pass: layer inputs, activations and attention heads of selected weights.
 
 A torch function mode sees every torch call between the start and the end of the model's ``forward``, so functional
-calls, shared modules and layers called twice are seen like modules. Two hooks on the root turn the mode on and off;
-nothing else of the model changes.
+calls, shared modules and layers called twice are seen like modules. Two hooks on the root turn the mode on and off.
 """
 
 from __future__ import annotations
@@ -257,8 +256,7 @@ class ForwardObserver(TorchFunctionMode):
         weight = used_weight(call, self.tags)
         layer = None if weight is None else read_layer_call(call, weight)
         if weight is not None and self._on_layer_call:
-            # Before the layer runs: its input is still in the cache.
-            self._deliver(self._on_layer_call, weight.name, layer)
+            self._deliver(self._on_layer_call, weight.name, layer)  # before the call: its input is in the cache
         result = call.func(*call.args, **call.kwargs)
         if step is not None and self.points is not None:
             self.points.after(step, result)
