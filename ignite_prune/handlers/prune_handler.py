@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 class PruneHandler(BaseHandler):
     """Raises a model's sparsity on an engine's events and keeps its zeros zero in between.
 
-    Masks lie over the model's own parameters; nothing is renamed or wrapped, and the optimizers keep training what is
-    left. Put the handler in the checkpoint beside the model, the optimizer and the trainer, and a resumed run goes on
+    It masks the model's own parameters: nothing is renamed or wrapped, and the optimizers train the kept entries. Save
+    the handler in the checkpoint together with the model, the optimizer and the trainer, and a resumed run continues
     bit for bit.
 
     Args:
@@ -120,7 +120,8 @@ class PruneHandler(BaseHandler):
         shared: bool = False,
     ) -> None:
         super().__init__()
-        check_is("shared", shared, bool)
+        if shared is not False:
+            check_is("shared", shared, bool)
         self._shared = shared
         settings = {
             "sparsity": 0.0,

@@ -138,7 +138,9 @@ class Pruner:
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        states, before, plan = self.generator_states(), self.masks.so_far(), UpdatePlan()
+        random = any(group["generator"] is not None for group in self.groups)
+        states = self.generator_states() if random else []
+        before, plan = self.masks.so_far(), UpdatePlan()
         updates, error = list[GroupUpdate](), None
         try:
             updates = self._scored(targets, before, ranks)

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ignite_prune._utils.inert_hook import InertHook
+from ignite_prune._utils.inert_hook import InertHook, is_running
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.forward.hooks import is_running
 
 
 class MaskedForward:
