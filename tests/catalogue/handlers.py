@@ -103,12 +103,12 @@ HANDLERS = [
     HandlerRow("top_kast_decays", _alone(lambda m, o: handlers.TopKAST(m, o, sparsity=0.8, every=2, strength=0.05))),
     HandlerRow("sr_ste", _alone(lambda m, o: handlers.SRSTE(m, o))),
     HandlerRow("sr_ste_decays", _alone(lambda m, o: handlers.SRSTE(m, o, strength=0.05))),
-    HandlerRow("alternating", _alternating, {"zero": True}, attached=("pruner",)),
+    HandlerRow("alternating", _alternating, {"zero": True, "by_epochs": True}, attached=("pruner",)),
     HandlerRow("progressive", _progressive(4), {"zero": True}, event=ITERATION, attached=("progressive",)),
     HandlerRow(
         "shrunk",
         _shrunk,
-        {"zero": True, "shrinks": True},
+        {"zero": True, "by_epochs": True, "optional": {"rates"}},
         event=Events.EPOCH_COMPLETED,
         attached=("pruner", "shrinker"),
         first="shrinker",
@@ -153,15 +153,15 @@ HANDLERS = [
         HandlerRow(
             f"learnt_{gate.name}_rising",
             _alone(
-                lambda m, o, gate=gate: handlers.LearntSparsity(
-                    m, strength=RISE, gate=gate.make(), learner=lambda p: torch.optim.SGD(p, lr=50.0, momentum=0.5)
+                lambda m, o, gate=gate, options=options: handlers.LearntSparsity(
+                    m, strength=RISE, gate=gate.make(), **options
                 )
             ),
             {"masked": True},
             event=ITERATION,
             published="learnt_sparsity",
         )
-        for gate in GATES
+        for gate, options in zip(GATES, ({}, {"learner": lambda p: torch.optim.SGD(p, lr=50.0, momentum=0.5)}))
     ),
     HandlerRow(
         "k_winners",

@@ -13,7 +13,18 @@ from ignite.metrics import Accuracy
 from torch import nn
 
 from ignite_prune import PruneEvents, PruneHandler, Rewind, ShrinkHandler, allocation, schedule, trace
-from ignite_prune.handlers import ActivationSparsity, PruningEvents, create_pruning_engine
+from ignite_prune.handlers import (
+    SRSTE,
+    ActivationSparsity,
+    DynamicSparse,
+    GroupLasso,
+    LearntSparsity,
+    ProgressiveMasks,
+    PruningEvents,
+    Slimming,
+    TopKAST,
+    create_pruning_engine,
+)
 from tests.catalogue import (
     COUPLED,
     EVENTS,
@@ -31,6 +42,18 @@ from tests.catalogue import (
 from tests.models import batches, small_net
 from tests.structure.zoo import Residual, image
 
+Handlers = (
+    PruneHandler,
+    ActivationSparsity,
+    DynamicSparse,
+    GroupLasso,
+    LearntSparsity,
+    ProgressiveMasks,
+    ShrinkHandler,
+    Slimming,
+    SRSTE,
+    TopKAST,
+)
 LENGTH = 4  # iterations of an epoch: updates at each third fall everywhere in it
 # Spaced, with evidence of several iterations in between, and one after the other.
 SPACED = Events.ITERATION_COMPLETED(lambda engine, iteration: iteration in (3, 6, 7, 11))
@@ -72,6 +95,12 @@ class Run:
     def load(self, state: dict[str, Any], backwards: bool = False) -> None:
         for name in reversed(self.objects) if backwards and self.any_order else self.objects:
             self.objects[name].load_state_dict(state[name])
+
+    def detach(self) -> None:
+        """Take hooks off the model and off all optimizers, which later runs would call."""
+        for each in self.objects.values():
+            if isinstance(each, Handlers):
+                each.detach()
 
     def result(self) -> dict[str, Any]:
         """Return every bit that there is at the end."""
@@ -120,14 +149,16 @@ def _settings(model: nn.Module, row: Any, options: dict[str, Any]) -> dict[str, 
     }
 
 
-def _pruner(seed: int, event: str = "iteration_completed", epochs: int = 3, **options: Any) -> Run:
+def _pruner(
+    seed: int, event: str = "iteration_completed", epochs: int = 3, length: int = LENGTH, **options: Any
+) -> Run:
     row = find(SALIENCIES, options.get("saliency", "magnitude"))
     model = net_for(row, seed)
     optimizer = find(OPTIMIZERS, options.get("optimizer", "adam_amsgrad")).make(model.parameters())
     trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
     pruner = PruneHandler(model, optimizer, **_settings(model, row, options))
     objects = {"model": model, "optimizer": optimizer, "pruner": pruner}
-    return _train(objects, trainer, lambda: pruner.attach(trainer, _event(event)), batches(LENGTH), epochs)
+    return _train(objects, trainer, lambda: pruner.attach(trainer, _event(event)), batches(length), epochs)
 
 
 def _handler(
@@ -185,7 +216,7 @@ def _shrinks(seed: int, shrinks: str) -> Run:
     dice = torch.Generator().manual_seed(1)
     data = [
         (torch.randn(4, 3, 8, 8, generator=dice, dtype=torch.float64), torch.randint(5, (4,), generator=dice))
-        for _ in range(3)
+        for _ in range(2)
     ]
 
     def attach() -> None:
