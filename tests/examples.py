@@ -26,7 +26,7 @@ def run_example(name: str, *arguments: Any, ok: bool = True) -> str:
         contextlib.redirect_stderr(printed),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("default")
+        warnings.simplefilter("ignore")
         try:
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as end:

@@ -10,7 +10,20 @@ from tests.examples import run_example
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saliencies")
-    run_example("compare_saliencies", "--quick", "--seeds", 1, "--workers", 1, "--output", folder)
+    run_example(
+        "compare_saliencies",
+        "--quick",
+        "--seeds",
+        1,
+        "--epochs",
+        20,
+        "--conv-epochs",
+        4,
+        "--workers",
+        1,
+        "--output",
+        folder,
+    )
     assert {path.name for path in folder.iterdir()} == {"saliencies.png", "figures.csv", "figures.json"}
     rows = json.loads((folder / "figures.json").read_text())["accuracy"]
     return {
