@@ -1,4 +1,4 @@
-"""Racing: contestants take turns, so that what slows the machine for a while slows all of them alike."""
+"""Alternating timings: the contestants take turns, so that a temporary slowdown of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _nothing() -> None:
 
 @dataclass
 class Contestant:
-    """What is timed, what is done untimed before each time, and how often the work is done in one timing."""
+    """The timed function, an untimed setup before each timing, and the number of calls per timing."""
 
     work: Callable[[], object]
     before: Callable[[], object] = _nothing
@@ -25,7 +25,7 @@ class Contestant:
 
 @dataclass
 class Times:
-    """Seconds by contestant, one a round."""
+    """Seconds per contestant, one value per round."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
@@ -33,12 +33,12 @@ class Times:
         return statistics.median(self.seconds[name])
 
     def ratios(self, name: str, base: str) -> list[float]:
-        """Return each round's time of ``name`` against that of ``base`` in the same round."""
+        """Return the ratio of ``name``'s time to ``base``'s time for each round."""
         return [ours / theirs for ours, theirs in zip(self.seconds[name], self.seconds[base])]
 
 
 def race(contestants: dict[str, Contestant], rounds: int, device: torch.device, warm_up: int = 1) -> Times:
-    """Time every contestant once a round, ``rounds`` rounds after the warm-up."""
+    """Time every contestant once per round, for ``rounds`` rounds after a warm-up."""
     times = Times({name: [] for name in contestants})
     for turn in range(warm_up + rounds):
         for name, contestant in contestants.items():

@@ -1,4 +1,4 @@
-"""Dynamic sparse training against a static mask: what an update costs, spread over the iterations up to the next."""
+"""Cost of dynamic sparse training compared with a static mask, averaged over the iterations between two updates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVERY, ROUNDS, MATRICES = 100, 5, 8
 
 
 def _iterations(model: nn.Module, inputs: Tensor, kind: type[DynamicSparse], **options: int) -> Callable[[], object]:
-    """Return 100 iterations of a trainer, the last with an update of ``kind``; the masks begin as everybody's."""
+    """Return 100 iterations of a trainer, the last with an update of ``kind``; all kinds start from the same masks."""
     model = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     trainer = create_supervised_trainer(model, optimizer, lambda output, _: output.square().mean(), inputs.device)
@@ -31,9 +31,9 @@ def _iterations(model: nn.Module, inputs: Tensor, kind: type[DynamicSparse], **o
 
 
 def _keep_freed_memory() -> None:
-    """Keep glibc from giving the memory of freed gradients back to the system and asking for it again, page by page.
+    """Configure glibc to keep the memory of freed gradients instead of returning it to the system page by page.
 
-    Whether it does hangs on what happens to lie above them: it made one and the same step 0.8 to 1.4 times as slow.
+    Whether it returns memory depends on the layout of the heap; the same step then took 0.8 to 1.4 times as long.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,6 +1,6 @@
-"""What evidence and the formulas made of it cost, against the work that is done anyway or a plain transcription.
+"""Cost of evidence and of the formulas that use it, compared with the same work without it or a direct transcription.
 
-Run as a script it is a process of its own: it scores by OBS once and prints the seconds and the extra bytes.
+Run as a script, it scores with OBS once, in a separate process, and prints the seconds and the extra bytes.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from rows import Missing, Row, Settings, ratio_row
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
-# A training step that gathers
+# Training step that collects evidence
 
 
 def gathering(settings: Settings) -> Iterator[Row]:
-    """Time a training step that gathers gradients against one that prunes by magnitude, under the same masks."""
+    """Compare a training step that collects gradients with one that prunes by magnitude, under the same masks."""
     model = resnet18().to(settings.device)
     inputs = torch.randn(32, 3, 32, 32, device=settings.device)
     pruner = PruneHandler(copy.deepcopy(model), allocation=Uniform())
@@ -46,7 +46,7 @@ def gathering(settings: Settings) -> Iterator[Row]:
     }
     contestants = {name: Contestant(_step(model, inputs, pruner.masks, s)) for name, s in saliencies.items()}
     times = race(contestants, _fewer(settings, 7), settings.device)
-    first = "training step, ResNet-18, gathering for Taylor, against Magnitude"
+    first = "training step, ResNet-18, collecting evidence for Taylor, against Magnitude"
     for name, what in (("Taylor", first), ("SNIP", "  for SNIP"), ("OBD", "  for OBD")):
         yield ratio_row(what, times.ratios(name, "magnitude"), "×", at_most=1.10)
 
@@ -56,7 +56,7 @@ def _step(model: nn.Module, inputs: Tensor, masks: object, formula: saliency.Sal
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     pruner = PruneHandler(model, optimizer, saliency=formula, allocation=Uniform(), masks=masks)
 
-    def step(held: PruneHandler = pruner) -> None:  # holding it keeps it alive
+    def step(held: PruneHandler = pruner) -> None:  # a reference keeps it alive
         optimizer.zero_grad()
         model(inputs).square().mean().backward()
         optimizer.step()
@@ -64,11 +64,11 @@ def _step(model: nn.Module, inputs: Tensor, masks: object, formula: saliency.Sal
     return step
 
 
-# A calibration pass
+# Calibration pass
 
 
 def wanda(settings: Settings) -> Iterator[Row]:
-    """Time Wanda's scores against the forward passes that they take."""
+    """Compare computing Wanda's scores with the forward passes alone."""
     linear = Stack(8, settings.device, relu=True).model.eval()
     tokens = [torch.randn(1024, 1024, device=settings.device) for _ in range(4)]
     yield _wanda_row("Wanda's scores, 8 Linear(1024), against plain forward passes", linear, tokens, settings)
@@ -93,7 +93,7 @@ def _wanda_row(what: str, model: nn.Module, data: list[Tensor], settings: Settin
 
 
 def sparsegpt(settings: Settings) -> Iterator[Row]:
-    """Time the sweep against the published algorithm, written down plainly."""
+    """Compare the sweep with a direct transcription of the published algorithm."""
     weight = torch.randn(768, 3072, device=settings.device)
     inputs = torch.randn(6144, 3072, device=settings.device) @ torch.randn(3072, 3072, device=settings.device) / 55
     hessian = inputs.T @ inputs * (2 / len(inputs))
@@ -114,7 +114,7 @@ def sparsegpt(settings: Settings) -> Iterator[Row]:
 
 
 def _published(weight: Tensor, hessian: Tensor, block: int = 128, sparsity: float = 0.5) -> Tensor:
-    """Return the pruned weight by arXiv 2301.00774's algorithm, with the threshold at the exact count."""
+    """Return the pruned weight by the algorithm of arXiv 2301.00774, with a threshold that gives the exact count."""
     weight, hessian = weight.clone(), hessian.clone()
     diagonal = hessian.diagonal()
     dead = diagonal == 0
@@ -147,7 +147,7 @@ def _published(weight: Tensor, hessian: Tensor, block: int = 128, sparsity: floa
 
 
 def obs(settings: Settings) -> Iterator[Row | Missing]:
-    """Measure OBS on a million weights, blocks of 50 and 64 gradients."""
+    """Measure OBS on a million weights with blocks of 50 and 64 gradients."""
     what = "OBS, 1 M weights, blocks of 50, 64 gradients: extra peak memory"
     if settings.device.type != "cpu" or not sys.platform.startswith("linux"):
         yield Missing(what, "measured on the CPU under Linux")
@@ -163,16 +163,16 @@ def obs(settings: Settings) -> Iterator[Row | Missing]:
         answers[name] = [float(each) for each in answer.stdout.split()]
     blocks = 4 * 50 * 10**6
     (gather, formula, extra), (plain_gather, plain_formula, plain_extra) = answers["ours"], answers["plain"]
-    note = f"{extra / 2**20:.0f} MiB on {blocks / 2**20:.0f}; plainly written {plain_extra / blocks:.2f}×"
+    note = f"{extra / 2**20:.0f} MiB on {blocks / 2**20:.0f}; direct transcription {plain_extra / blocks:.2f}×"
     yield Row(what, extra / blocks, "× blocks", at_most=1.2, note=note)
-    note = f"{gather:.2f} s gathering, {formula:.2f} s scoring; plainly {plain_gather:.2f} and {plain_formula:.2f} s"
+    note = f"{gather:.2f} s collecting, {formula:.2f} s scoring; plain {plain_gather:.2f} and {plain_formula:.2f} s"
     yield Row("  time", gather + formula, "s", note=note)
     ratio = (gather + formula) / (plain_gather + plain_formula)
-    yield Row("  against outer products and inverses, plainly written", ratio, "×")
+    yield Row("  against a direct transcription with outer products and inverses", ratio, "×")
 
 
 def _obs(d: int, plain: bool) -> tuple[float, float, float]:
-    """Return the seconds of gathering and of scoring, and the extra bytes at the peak."""
+    """Return the seconds for collecting and for scoring, and the peak extra bytes."""
     model = nn.Linear(d // 1000, 1000, bias=False)
     drawn = torch.randn(8, d)  # not counted
     ctypes.CDLL(None).malloc_trim(0)
@@ -218,7 +218,7 @@ def _resident(field: str) -> int:
 
 
 def shapley(settings: Settings) -> Iterator[Row]:
-    """Time Shapley values of a layer against as many evaluations of the whole network."""
+    """Compare the Shapley values of a layer with the same number of evaluations of the whole network."""
     widths = [(3, 32), (32, 32), (32, 64), (64, 64), (64, 64), (64, 64)]
     parts: list[nn.Module] = []
     for index, (inputs, outputs) in enumerate(widths):
@@ -229,7 +229,7 @@ def shapley(settings: Settings) -> Iterator[Row]:
     x, y = torch.randn(16, 3, 32, 32, device=settings.device), torch.randint(10, (16,), device=settings.device)
     rounds = _fewer(settings, 3)
     for layer, what, target in (
-        (layers[4], "Shapley values, 5th of 6 convolutions, faster than whole evaluations", {"at_least": 3.0}),
+        (layers[4], "Shapley values, 5th of 6 convolutions, speed-up over whole evaluations", {"at_least": 3.0}),
         (layers[3], "  4th of 6", {}),
     ):
         times = race(
@@ -250,7 +250,7 @@ def _ours_shapley(model: nn.Module, name: str, x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _plain_shapley(model: nn.Sequential, layer: int, x: Tensor, y: Tensor) -> Tensor:
-    """Return the values by whole forward passes; units go behind the ReLU, as ours do."""
+    """Return the values computed by whole forward passes; units are removed after the ReLU, as in this package."""
     kept, values = torch.ones(64, device=x.device), torch.zeros(64)
     handle = model[layer + 1].register_forward_hook(lambda module, args, output: output * kept.view(-1, 1, 1))
     for _ in range(5):

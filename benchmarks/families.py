@@ -1,4 +1,4 @@
-"""Every family of models at half its units, as the table of docs/structured.md: ``python benchmarks/families.py``."""
+"""Table of docs/structured.md, every model family with half its units removed: ``python benchmarks/families.py``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _row(name: str, model: nn.Module, inputs: Any) -> str:
 
 @torch.no_grad()
 def _latency(model: nn.Module, inputs: Any) -> float:
-    """Return the median of a forward pass, in milliseconds."""
+    """Return the median time of a forward pass in milliseconds."""
     args, kwargs = as_arguments(inputs)
     times = []
     for _ in range(_ROUNDS):

@@ -1,6 +1,6 @@
-"""Extra peak memory of one update, asked of the kernel in a process of its own.
+"""Extra peak memory of one update, reported by the kernel for a separate process.
 
-Run as a script it is that process: it prunes once and prints the extra bytes.
+Run as a script, it is that process: it prunes once and prints the extra bytes.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ def _main(device: torch.device, matrices: int, threads: int) -> None:
 
 
 def _update(model: torch.nn.Module, device: torch.device) -> int:
-    """Return the extra bytes at the update's peak."""
+    """Return the peak extra bytes of the update."""
     pruner = PruneHandler(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         pruner.step(0.9)
         return torch.cuda.max_memory_allocated(device) - before
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that is still resident would be used again unseen
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise freed but resident memory would be reused without being counted
     before = _resident("VmRSS")
-    _RESET.write_text("5")  # the peak starts anew
+    _RESET.write_text("5")  # resets the peak
     pruner.step(0.9)
     return _resident("VmHWM") - before
 

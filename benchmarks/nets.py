@@ -1,4 +1,4 @@
-"""The nets that are measured."""
+"""The networks that are measured."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ MATRICES = 24
 
 
 class Stack:
-    """Square matrices without bias in a chain, with the values they began with.
+    """A chain of square linear layers without bias, and a copy of their initial values.
 
     Args:
-        matrices: how many of 1024×1024.
-        dtype: of the weights.
-        device: where they are.
-        relu: with a ReLU after each.
+        matrices: number of 1024×1024 matrices.
+        dtype: dtype of the weights.
+        device: device of the weights.
+        relu: whether a ReLU follows each layer.
     """
 
     def __init__(
         self, matrices: int, device: torch.device, dtype: torch.dtype = torch.float32, relu: bool = False
     ) -> None:
         generator = torch.Generator(device).manual_seed(0)
-        scale = math.sqrt((2 if relu else 1) / SIZE)  # keeps the signal's size: no denormal numbers, which are slow
+        scale = math.sqrt((2 if relu else 1) / SIZE)  # keeps activations at a constant scale: denormal numbers are slow
         self.start = [
             torch.randn(SIZE, SIZE, generator=generator, device=device).mul_(scale).to(dtype) for _ in range(matrices)
         ]
@@ -37,7 +37,7 @@ class Stack:
 
     @torch.no_grad()
     def copy(self) -> None:
-        """Copy the weights once: the measure of everything, and what makes the model dense again."""
+        """Copy the initial weights: the unit of all measurements, and a reset of the model to dense."""
         for layer, start in zip(self.layers, self.start):
             layer.weight.copy_(start)
 
@@ -66,10 +66,10 @@ class _Block(nn.Module):
 
 
 def resnet18(imagenet_stem: bool = False) -> nn.Sequential:
-    """Return a net of ResNet-18's shape with 10 classes: 11.2 M parameters.
+    """Return a network with ResNet-18's architecture and 10 classes: 11.2 M parameters.
 
-    Its stem is the usual one for 32×32 images (3×3, stride 1); ImageNet's (7×7, stride 2, pooling) makes the same
-    weights do a sixteenth of the work.
+    The stem is the usual one for 32×32 images (3×3, stride 1); with ImageNet's stem (7×7, stride 2, pooling) the same
+    weights take a sixteenth of the operations.
     """
     stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
     if imagenet_stem:

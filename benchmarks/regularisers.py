@@ -1,4 +1,4 @@
-"""What a regulariser adds to an optimizer's step."""
+"""Time that a regulariser adds to an optimizer step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPES = {
 
 
 class _Idle(torch.optim.SGD):
-    """An optimizer whose step does nothing, so that what is hung on it is timed alone."""
+    """An optimizer whose step does nothing, so that only its hooks are timed."""
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         pass

@@ -1,4 +1,4 @@
-"""Rewinding 25 M weights, in copies of the weights."""
+"""Time to rewind 25 M weights, in copies of the weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.optim import SGD, Adam, Optimizer
 from clock import Contestant, race
 from ignite_prune import PruneHandler, Rewind
 from ignite_prune.allocation import Uniform
-from ignite_prune.lottery.rewind import Snapshot
+from ignite_prune.lottery.snapshot import Snapshot
 from nets import MATRICES, Stack
 from rows import Row, Settings, ratio_row
 
 
 def _rewinding(stack: Stack, make: Callable[..., Optimizer], rewind: Rewind) -> Callable[[], None]:
-    """Return what rewinds a model at 90 % sparsity whose optimizer has its slots, as after a round's training."""
+    """Return a function that rewinds a model at 90 % sparsity and its optimizer state, as after a round of training."""
     model = stack.model
     optimizer = make(model.parameters())
     for parameter in model.parameters():

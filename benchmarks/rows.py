@@ -1,4 +1,4 @@
-"""A row of the table: what was measured, what was hoped for, and whether it was met."""
+"""Rows of the table: measurement, target, and whether the target is met."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says."""
+    """Command-line settings."""
 
     device: torch.device
     rounds: int
@@ -20,7 +20,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; without a target it informs and nothing more."""
+    """One row of the table; the target is optional."""
 
     what: str
     value: float
@@ -45,14 +45,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Missing:
-    """A row that cannot be measured here, and why."""
+    """A row that cannot be measured on this machine, with the reason."""
 
     what: str
     note: str
 
 
 def ratio_row(what: str, ratios: Sequence[float], unit: str, note: str = "", **target: float) -> Row:
-    """Return a row with the median of the rounds' ratios, and the range of their middle half."""
+    """Return a row with the median of the ratios of all rounds and the range of their middle half."""
     low = high = ratios[0]
     if len(ratios) > 1:
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
@@ -61,7 +61,7 @@ def ratio_row(what: str, ratios: Sequence[float], unit: str, note: str = "", **t
 
 
 def number(value: float) -> str:
-    """Write a number with about three digits.
+    """Format a number with about three digits.
 
     Example:
         >>> number(1.2345), number(12.345), number(432.1), number(20)

@@ -1,6 +1,6 @@
-"""Measure the package and print one table of ratios; see README.md beside this file.
+"""Measure the package and print one table of ratios; see README.md in this folder.
 
-Speed is never asserted: the exit code is 0 also where a target is missed.
+Speed is not asserted: the exit code is 0 even if a target is missed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MEASURES: dict[str, Measure] = {
     "slicing": structured.slicing,
     "smaller": structured.smaller,
     "group_lasso": regularisers.group_lasso,
-    "dynamic": dynamic.every_hundred,  # last: it asks the allocator to keep what is freed
+    "dynamic": dynamic.every_hundred,  # last, because it configures the allocator to keep freed memory
 }
 
 
@@ -83,13 +83,15 @@ def _options() -> argparse.Namespace:
 
 
 def _table() -> Table:
-    table = Table(title="ignite_prune, measured", caption="copy = copying these weights once", caption_justify="left")
+    table = Table(
+        title="ignite_prune, measured", caption="copy = time to copy these weights once", caption_justify="left"
+    )
     table.add_column("row", style="dim", no_wrap=True)
     table.add_column("what")
     table.add_column("target", justify="right", no_wrap=True)
     table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("met?", no_wrap=True)
-    table.add_column("half of rounds", justify="right", style="dim", no_wrap=True)
+    table.add_column("middle half", justify="right", style="dim", no_wrap=True)
     return table
 
 
@@ -103,7 +105,7 @@ def _add(table: Table, name: str, row: Row | Missing) -> None:
 
 
 def _load() -> float:
-    """Return how many processes want a core: before the start those are others."""
+    """Return the load average; before the measurements it is caused by other processes."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
@@ -111,7 +113,7 @@ def _summary(settings: Settings, missed: list[str], load: float, seconds: float)
     verdict = f"[bold red]Missed[/]: {'; '.join(missed)}." if missed else "Every target is met."
     where = f"{settings.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     busy = (
-        f"\nThe machine was busy before the start (load {load:.1f}): measure again when it is quiet."
+        f"\nThe machine was busy before the start (load {load:.1f}): repeat the measurement when it is idle."
         if load > 0.7
         else ""
     )

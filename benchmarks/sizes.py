@@ -1,4 +1,4 @@
-"""What a checkpoint weighs and what an import costs."""
+"""Size of a checkpoint and time of an import."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def checkpoint(settings: Settings) -> Iterator[Row]:
     file = io.BytesIO()
     torch.save(update.pruner.state_dict(), file)
     size, allowed = file.tell(), stack.numel // 8 + 4096
-    note = f"{size:,} bytes, 1 bit a weight and {size - stack.numel // 8:,}"
-    yield Row("checkpoint against 1 bit a weight + 4 KB", size / allowed, "×", at_most=1, note=note)
+    note = f"{size:,} bytes, 1 bit per weight and {size - stack.numel // 8:,}"
+    yield Row("checkpoint against 1 bit per weight + 4 KB", size / allowed, "×", at_most=1, note=note)
 
 
 def imports(settings: Settings) -> Iterator[Row]:
@@ -42,5 +42,5 @@ def imports(settings: Settings) -> Iterator[Row]:
         answer = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True)
         rounds.append([1000 * float(seconds) for seconds in answer.stdout.split()])
     base, extra = (statistics.median(column) for column in zip(*rounds[1:]))
-    note = f"torch and ignite take {base:.0f} ms"
+    note = f"importing torch and ignite takes {base:.0f} ms"
     yield Row("import ignite_prune after torch and ignite", extra, "ms", at_most=50, note=note)

@@ -1,4 +1,4 @@
-"""Training steps: forward, backward and optimizer, pruned against dense."""
+"""Training steps (forward, backward, optimizer), pruned compared with dense."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Step = Callable[[], None]
 
 
 def _step(model: nn.Module, inputs: Tensor, pruned: bool = False, clip: bool = False) -> Step:
-    """Return one training step of a copy of the model; its first call makes the optimizer's momentum."""
+    """Return one training step of a copy of the model; the first call creates the optimizer state."""
     model = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     if pruned:
-        # Uniform, as freshly drawn weights are of other sizes in other layers; what a step takes is the same.
+        # Uniform, because initial weights have a different scale in each layer; the time of a step is the same.
         PruneHandler(model, optimizer, allocation=Uniform()).step(0.9)
     return _training(model, optimizer, inputs, clip)
 
 
 def _step_with_torch(model: nn.Module, inputs: Tensor, clip: bool = False) -> Step:
-    """Return the same step under torch's hooks with the masks that ours would make."""
+    """Return the same step with torch's pruning hooks and the masks that this package computes."""
     model, ours = copy.deepcopy(model), copy.deepcopy(model)
     pruner = PruneHandler(ours, allocation=Uniform())
     pruner.step(0.9)

@@ -1,4 +1,4 @@
-"""What tracing and slicing cost, and what a smaller model gains."""
+"""Cost of tracing and slicing, and speed of the smaller model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ignite_prune import PruneHandler, ShrinkHandler, shrink, trace
 from ignite_prune.allocation import Uniform
 from ignite_prune.structure import Report, Structure
 from ignite_prune.structure.slicing.model_edit import ModelEdit
-from ignite_prune.structure.tracing.export import follow
+from ignite_prune.structure.tracing.export import trace_units
 from ignite_prune.structure.tracing.trace import shapes_of
 from ignite_prune.structure.tracing.unit_grouping import UnitGrouping
 from nets import resnet18
 from rows import Missing, Row, Settings, ratio_row
 
-_TIMES = 3  # the best of them: in the first, memory is found
+_TIMES = 3  # best of three: the first run allocates memory
 
 
 def slicing(settings: Settings) -> Iterator[Row | Missing]:
-    """Time tracing and slicing half the units of big models, against torch-pruning where it is there and ends."""
+    """Time tracing and slicing half the units of large models, compared with torch-pruning if it supports them."""
     transformers = _module("transformers")
     if transformers is None:
         yield Missing("tracing and slicing", "needs transformers")
@@ -61,8 +61,8 @@ def slicing(settings: Settings) -> Iterator[Row | Missing]:
             else:
                 theirs = min(_theirs(build().eval(), inputs) for _ in range(_TIMES))
                 bare = min(_unchecked(build().eval(), inputs) for _ in range(_TIMES))
-                yield Row(what, bare / theirs, "×", at_most=4.0, note="the same work: nothing is tried or compared")
-                yield Row("  with the trials and the comparison", seconds / theirs, "×")
+                yield Row(what, bare / theirs, "×", at_most=4.0, note="the same work: no size probes, no verification")
+                yield Row("  with size probes and verification", seconds / theirs, "×")
 
 
 def _ours(model: nn.Module, inputs: Any) -> tuple[float, Report]:
@@ -72,9 +72,9 @@ def _ours(model: nn.Module, inputs: Any) -> tuple[float, Report]:
 
 
 def _unchecked(model: nn.Module, inputs: Tensor) -> float:
-    """Trace and slice as a library does that checks nothing."""
+    """Trace and slice without any checks."""
     start = time.perf_counter()
-    traced, shapes = follow(model, (inputs,), {}), shapes_of(model)
+    traced, shapes = trace_units(model, (inputs,), {}), shapes_of(model)
     structure = Structure(
         UnitGrouping(traced, list(shapes)).groups, shapes, [name for name, _ in model.named_parameters()]
     )
@@ -111,7 +111,7 @@ def _module(name: str) -> Any:
 
 
 def smaller(settings: Settings) -> Iterator[Row]:
-    """Time a convolutional net against itself with half its channels, and what the slicing costs in training."""
+    """Compare a convolutional network with its half-width version, and time the slicing during training."""
     images = torch.randn(32, 3, 32, 32)
     whole = resnet18()
     structure = trace(whole, images)

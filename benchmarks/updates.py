@@ -1,4 +1,4 @@
-"""Mask updates: how long one takes, in copies of the weights."""
+"""Time of a mask update, in copies of the weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SPARSITY = 0.9
 
 
 class Update:
-    """One mask update of a stack that is dense, or pruned to ``earlier``, at its start.
+    """One mask update of a stack that is dense or already pruned to ``earlier``.
 
     Args:
         stack: the weights.
-        earlier: a sparsity it already has.
-        target: the sparsity it gets.
-        trained: gradients and momentum are there, and have to be masked with the weights.
-        settings: the pruner's.
+        earlier: sparsity before the update.
+        target: sparsity after the update.
+        trained: whether gradients and momentum exist and are masked together with the weights.
+        settings: keyword arguments of the pruner.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Update:
         self.pruner.step(self._target)
 
     def count(self) -> str:
-        """Say whether as many are pruned as asked, and really 0."""
+        """Return a note on whether the count is exact and pruned weights are 0."""
         total = self._stack.numel
         wanted = total - round(total * self._target)
         kept = sum(int(mask.count_nonzero()) for mask in self.pruner.masks.values())
@@ -109,7 +109,7 @@ def peer(settings: Settings) -> Iterator[Row]:
     times = race({name: contestants[name] for name in ("copy", "ours")}, 1, settings.device)  # warm
     times = race(contestants, rounds, settings.device, warm_up=0)
     copies = f"torch takes {times.median('torch') / times.median('copy'):.0f} copies"
-    what = "  faster than torch's global_unstructured, dense → 90 %"
+    what = "  speed-up over torch's global_unstructured, dense → 90 %"
     yield ratio_row(what, times.ratios("torch", "ours"), "×", copies, at_least=40)
 
 
@@ -129,7 +129,7 @@ def scale(settings: Settings) -> Iterator[Row]:
     contestants = {"small": Update(small).contestant(), "large": Update(large).contestant()}
     times = race(contestants, max(3, settings.rounds // 2), settings.device)
     ratios = [ratio * small.numel / large.numel for ratio in times.ratios("large", "small")]
-    yield ratio_row("update, time a parameter, 250 M against 25 M", ratios, "×", at_most=1.3)
+    yield ratio_row("update, time per parameter, 250 M against 25 M", ratios, "×", at_most=1.3)
 
 
 def billion(settings: Settings) -> Iterator[Row]:
@@ -150,7 +150,7 @@ def others(settings: Settings) -> Iterator[Row]:
         "update to 90 %, pattern Block((4, 1))": Update(stack, pattern=pattern.Block((4, 1))),
         "update to 90 %, pattern Channel()": Update(stack, pattern=pattern.Channel()),
         "update to 90 % with gradients and momentum to mask": Update(stack, trained=True),
-        "update at a sparsity that is reached already": Update(stack, earlier=SPARSITY),
+        "update that changes nothing": Update(stack, earlier=SPARSITY),
     }
     contestants = {name: each.contestant() for name, each in updates.items()}
     times = race(

@@ -1,4 +1,4 @@
-"""What the examples' command lines share."""
+"""Command-line helpers shared by the examples."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Result = TypeVar("Result")
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses in one line, and says where the options are explained."""
+    """Parser that reports an error in one line and refers to ``--help``."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help explains every option)\n")
 
     def settle(self, settings: Settings, options: Mapping[str, Any], folder: Path) -> Settings:
-        """Return settings with what was given in ``options``, and make the folder; or refuse."""
+        """Return settings updated from ``options`` and create the folder; exit with a message on invalid values."""
         try:
             settled = replace(settings, **{name: value for name, value in options.items() if value is not None})  # type: ignore[type-var]
             folder.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def in_processes(function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Result]:
-    """Yield ``function(*job)`` of each job as it is done, in so many processes; with one, in this one."""
+    """Yield ``function(*job)`` as jobs complete, run in ``workers`` processes, or in this process for one worker."""
     if workers == 1:
         yield from (function(*job) for job in jobs)
         return

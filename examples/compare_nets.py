@@ -1,4 +1,4 @@
-"""The digits, the two nets and their training, for the comparison of saliencies."""
+"""Data, networks and training of the saliency comparison."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ Listen = Callable[[nn.Module, Optimizer, Engine], None]
 
 @dataclass(frozen=True)
 class Data:
-    """Training digits in batches, which serve as calibration data too, and the test digits as one batch."""
+    """Training digits in batches, also used as calibration data, and the test digits as one batch."""
 
     train: Batches
     test: Batches
 
     def loader(self, seed: int) -> DataLoader:
-        """Return the training digits in an order that hangs on ``seed`` alone."""
+        """Return the training digits in an order that depends only on ``seed``."""
         images, labels = (torch.cat(parts) for parts in zip(*self.train))
         order = torch.Generator().manual_seed(seed)
         return DataLoader(TensorDataset(images, labels), BATCH, shuffle=True, generator=order)
 
 
 def load_data(seed: int, flat: bool) -> Data:
-    """Return a stratified split, 70 to 30, each pixel standardised by the training digits: rows of 64, or images."""
+    """Return a stratified 70/30 split, standardised per pixel by the training digits, as rows of 64 or as images."""
     digits = load_digits()
     images = torch.tensor(digits.data, dtype=torch.float32)
     labels = torch.tensor(digits.target)
@@ -51,14 +51,14 @@ def load_data(seed: int, flat: bool) -> Data:
 
 
 def make_mlp() -> nn.Module:
-    """Return 64-300-100-10."""
+    """Return an MLP 64-300-100-10."""
     return nn.Sequential(
         nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
     )  # fmt: skip
 
 
 def make_conv() -> nn.Module:
-    """Return three convolutions of 32, 64 and 64 filters, BatchNorm after each, and a linear layer."""
+    """Return a network of three convolutions (32, 64 and 64 filters) with BatchNorm, and a linear layer."""
     layers: list[nn.Module] = []
     for inputs, outputs, halve in ((1, 32, False), (32, 64, True), (64, 64, True)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -67,7 +67,7 @@ def make_conv() -> nn.Module:
 
 
 def train(model: nn.Module, data: Data, epochs: int, seed: int, listen: Listen | None = None) -> None:
-    """Train with Adam; ``listen`` may attach handlers before."""
+    """Train with Adam; ``listen`` can attach handlers first."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     trainer = create_supervised_trainer(model, optimizer, LOSS)
     if listen is not None:
@@ -76,7 +76,7 @@ def train(model: nn.Module, data: Data, epochs: int, seed: int, listen: Listen |
 
 
 def fine_tune(model: nn.Module, masks: Mapping[str, Tensor], data: Data, epochs: int, seed: int) -> None:
-    """Train a pruned model on, its zeros kept."""
+    """Fine-tune a pruned model with fixed masks."""
 
     def keep_zeros(model: nn.Module, optimizer: Optimizer, trainer: Engine) -> None:
         PruneHandler(model, optimizer, list(masks), masks=masks)
@@ -85,6 +85,6 @@ def fine_tune(model: nn.Module, masks: Mapping[str, Tensor], data: Data, epochs:
 
 
 def accuracy(model: nn.Module, data: Data) -> float:
-    """Return the fraction of test digits that are told right."""
+    """Return the fraction of test digits that are classified correctly."""
     evaluator = create_supervised_evaluator(model, {"accuracy": Accuracy()})
     return float(evaluator.run(data.test).metrics["accuracy"])

@@ -1,4 +1,4 @@
-"""What the comparison of saliencies shows at its end: tables, a picture, and all figures as CSV and JSON."""
+"""Output of the saliency comparison: tables, a plot, and all figures as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-# Told apart in every kind of colour vision (Okabe and Ito).
+# Distinguishable with every kind of colour vision (Okabe and Ito).
 COLOURS = {
     WEIGHTS: "#0072B2",
     GRADIENTS: "#E69F00",
@@ -62,12 +62,12 @@ class Record:
 
     Args:
         section: "weights", "units", "at init" or "repair".
-        method: its name; "dense" for the net itself.
-        sparsity: of the weights, or of the filters.
-        seed: of split, weights and order.
-        pruned: accuracy right after pruning.
-        tuned: accuracy after training on; None where there was none.
-        seconds: what judging and pruning took.
+        method: name of the method; "dense" for the unpruned network.
+        sparsity: sparsity of the weights or filters.
+        seed: seed of split, weights and order.
+        pruned: accuracy directly after pruning.
+        tuned: accuracy after fine-tuning; None without fine-tuning.
+        seconds: time for scoring and pruning.
     """
 
     section: str
@@ -81,7 +81,7 @@ class Record:
 
 @dataclass
 class Figures:
-    """All that was measured."""
+    """All measurements."""
 
     records: list[Record]
     settings: Any
@@ -94,7 +94,7 @@ class Figures:
             self.held.setdefault((each.section, each.method, each.sparsity), []).append(each)
 
     def values(self, section: str, method: str, sparsity: float = 0.0, tuned: bool = False) -> list[float]:
-        """Return a method's accuracies in percent, one a seed."""
+        """Return a method's accuracies in percent, one per seed."""
         found = self.held[section, method, sparsity]
         return [100 * each.tuned if tuned else 100 * each.pruned for each in found]
 
@@ -114,13 +114,13 @@ class Figures:
             each.seconds for each in self.records if each.section == section and each.method == method
         )
 
-    def told(self, section: str, method: str, sparsity: float, tuned: bool = False) -> str:
+    def formatted(self, section: str, method: str, sparsity: float, tuned: bool = False) -> str:
         spread = self.deviation(section, method, sparsity, tuned)
         return f"{self.mean(section, method, sparsity, tuned):.1f} ± {spread:.1f}"
 
 
 def report(figures: Figures, folder: Path) -> None:
-    """Print the tables and the paths, draw the picture, and write all figures."""
+    """Print tables and paths, draw the plot and write all figures."""
     draw(figures, folder / "saliencies.png")
     write(figures, folder)
     console = Console(highlight=False)
@@ -128,14 +128,14 @@ def report(figures: Figures, folder: Path) -> None:
     tuning = f"{figures.settings.fine_tuning} more epoch{'s' * (figures.settings.fine_tuning > 1)}"
     for section, what in (
         ("weights", "Weights of the MLP"),
-        ("units", "Filters of the conv net, BatchNorm re-estimated"),
+        ("units", "Filters of the convolutional network, BatchNorm re-estimated"),
     ):
-        console.print(curve_table(figures, section, f"{what}, dense {figures.told(section, 'dense', 0.0)} %"))
-    console.print(f"Right after pruning → after {tuning} of training; s: seconds to judge and prune, once.\n")
+        console.print(curve_table(figures, section, f"{what}, dense {figures.formatted(section, 'dense', 0.0)} %"))
+    console.print(f"Directly after pruning → after {tuning} of training; s: seconds to score and prune once.\n")
     console.print(repair_table(figures))
     console.print(init_table(figures))
     console.print(
-        f"Accuracy in percent, mean ± standard deviation over {seeds} seeds; all methods prune the same nets.\n"
+        f"Accuracy in percent, mean ± standard deviation over {seeds} seeds; all methods prune the same networks.\n"
     )
     for name, what in (("saliencies.png", "picture"), ("figures.csv", "every run"), ("figures.json", "summary")):
         console.print(f"{what:10} {folder / name}", soft_wrap=True)  # a wrapped path could not be copied
@@ -143,7 +143,7 @@ def report(figures: Figures, folder: Path) -> None:
 
 
 def plain_table(heading: str, title: str) -> Table:
-    """Return a table that fits into 80 columns."""
+    """Return a table of at most 80 columns."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
     table.add_column(heading, no_wrap=True)
     return table
@@ -157,19 +157,19 @@ def curve_table(figures: Figures, section: str, title: str) -> Table:
     table.add_column("s", justify="right")
     last = None
     for method in METHODS[section]:
-        if last not in (None, method.looks_at) and CONTROL in (method.looks_at, last):
+        if last not in (None, method.uses) and CONTROL in (method.uses, last):
             table.add_section()
-        last = method.looks_at
+        last = method.uses
         cells = [
             f"{figures.mean(section, method.name, level):.0f}→{figures.mean(section, method.name, level, True):.0f}"
             for level in levels
         ]
         took = (
             ""
-            if method.looks_at == TRAINING or method in IN_TRAINING
+            if method.uses == TRAINING or method in IN_TRAINING
             else f"{figures.seconds_of(section, method.name):.2f}"
         )
-        table.add_row(method.name, *cells, took, style="dim" if method.looks_at == CONTROL else "")
+        table.add_row(method.name, *cells, took, style="dim" if method.uses == CONTROL else "")
     return table
 
 
@@ -181,7 +181,7 @@ def repair_table(figures: Figures) -> Table:
     for method in METHODS["repair"]:
         if method.name == REPAIRS_OF_CONV[0].name:
             table.add_section()
-        table.add_row(method.name, *(figures.told("repair", method.name, level) for level in levels))
+        table.add_row(method.name, *(figures.formatted("repair", method.name, level) for level in levels))
     return table
 
 
@@ -192,8 +192,8 @@ def init_table(figures: Figures) -> Table:
     for level in levels:
         table.add_column(f"{level:.0%}", justify="right")
     for method in AT_INIT:
-        told = (figures.told("at init", method.name, level, tuned=True) for level in levels)
-        table.add_row(method.name, *told, style="dim" if method.looks_at == CONTROL else "")
+        cells = (figures.formatted("at init", method.name, level, tuned=True) for level in levels)
+        table.add_row(method.name, *cells, style="dim" if method.uses == CONTROL else "")
     return table
 
 
@@ -214,14 +214,14 @@ def write(figures: Figures, folder: Path) -> None:
             row[name] = round(figures.mean(section, method, sparsity, after), 2)
             row[f"{name}_std"] = round(figures.deviation(section, method, sparsity, after), 2)
         summary.append(row)
-    told = {
+    contents = {
         "settings": asdict(figures.settings),
         "seconds": round(figures.seconds, 1),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {platform.system()}",
         "accuracy": summary,
     }
-    (folder / "figures.json").write_text(json.dumps(told, indent=1))
+    (folder / "figures.json").write_text(json.dumps(contents, indent=1))
 
 
 # Picture
@@ -232,38 +232,38 @@ def nearest(levels: Sequence[float], wanted: float) -> float:
 
 
 def draw(figures: Figures, path: Path) -> None:
-    """Draw curves on the left and every method at one sparsity on the right: weights, filters; below, the rest."""
+    """Draw curves (left) and every method at one sparsity (right) for weights and filters; other sections below."""
     figure = plt.figure(figsize=(14, 19.5), layout="constrained")
     seeds, epochs = figures.settings.seeds, figures.settings.fine_tuning
-    title = f"What is worth keeping? Handwritten digits, mean ± standard deviation of {seeds} seeds"
+    title = f"Saliencies on handwritten digits, mean ± standard deviation of {seeds} seeds"
     figure.suptitle(title, fontsize=17)
     legend, *rows = figure.subfigures(4, 1, height_ratios=(0.12, 1.5, 0.95, 0.95))
     explain(legend, f"after {epochs} more epoch{'s' * (epochs > 1)} of training")
     for row, section, wanted, what in zip(
-        rows, ("weights", "units"), (0.9, 0.5), ("weights, MLP", "filters, conv net")
+        rows, ("weights", "units"), (0.9, 0.5), ("weights, MLP", "filters, convolutional network")
     ):
         level = nearest(figures.levels(section), wanted)
         curves, dots = row.subplots(1, 2, width_ratios=(1, 1.05))
         draw_curves(curves, figures, section)
-        curves.set_title(f"Right after pruning: {what}", loc="left", fontsize=13)
+        curves.set_title(f"Directly after pruning: {what}", loc="left", fontsize=13)
         draw_dots(dots, figures, section, level)
-        dots.set_title(f"All of them at {level:.0%}: {what}", loc="left", fontsize=13)
+        dots.set_title(f"All methods at {level:.0%}: {what}", loc="left", fontsize=13)
     repairs, early = rows[2].subplots(1, 2, width_ratios=(1, 1.05))
     draw_levels(repairs, figures, "repair", list(reversed(METHODS["repair"])), "Repairs, no training", tuned=False)
     repairs.axhline(len(REPAIRS_OF_CONV) - 0.5, color="black", lw=0.8)
     last = figures.levels("at init")[-1]
     ordered = sorted(AT_INIT, key=lambda each: figures.mean("at init", each.name, last, True))
-    draw_levels(early, figures, "at init", ordered, "Pruned before training: weights, MLP", tuned=True)
+    draw_levels(early, figures, "at init", ordered, "Pruned at initialisation: weights, MLP", tuned=True)
     early.axvline(figures.mean("weights", "dense"), color="black", lw=1, ls=DASHED)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
 def explain(figure: Any, tuned: str) -> None:
-    """Draw the legend of all the panels."""
+    """Draw the common legend of all panels."""
     handles = [Line2D([], [], color=colour, marker="o", lw=2, label=kind) for kind, colour in COLOURS.items()]
     handles += [
-        Line2D([], [], color="black", marker="o", ls="", label="right after pruning"),
+        Line2D([], [], color="black", marker="o", ls="", label="directly after pruning"),
         Line2D([], [], color="black", marker="o", mfc="white", ls="", label=tuned),
         Line2D([], [], color="black", lw=1, ls=DASHED, label="dense"),
     ]
@@ -283,13 +283,13 @@ def draw_curves(axes: Axes, figures: Figures, section: str) -> None:
     for method in METHODS[section]:
         if not method.bold:
             continue
-        dash = dashes[used.setdefault(method.looks_at, 0) % len(dashes)]
-        used[method.looks_at] += 1
+        dash = dashes[used.setdefault(method.uses, 0) % len(dashes)]
+        used[method.uses] += 1
         axes.errorbar(
             [100 * level for level in levels],
             [figures.mean(section, method.name, level) for level in levels],
             [figures.deviation(section, method.name, level) for level in levels],
-            color=COLOURS[method.looks_at],
+            color=COLOURS[method.uses],
             ls=dash,
             marker=next(markers),
             ms=5.5,
@@ -315,15 +315,15 @@ def draw_dots(axes: Axes, figures: Figures, section: str, level: float) -> None:
 
 
 def draw_levels(axes: Axes, figures: Figures, section: str, ordered: Sequence[Method], title: str, tuned: bool) -> None:
-    """Draw every method at several sparsities, the lower ones hollow."""
+    """Draw every method at several sparsities, with hollow markers for the lower ones."""
     levels = figures.levels(section)
     markers = dict(zip(reversed(levels), "osD^v"))
     signs = {"o": "●", "s": "□", "D": "◇", "^": "△", "v": "▽"}
     for height, method in enumerate(ordered):
         for level, marker in markers.items():
             point(axes, figures, section, method, level, height, tuned, hollow=marker != "o", marker=marker)
-    told = ", ".join(f"{signs[markers[level]]} {level:.0%}" for level in levels)
-    axes.set_title(f"{title} ({told})", loc="left", fontsize=13)
+    legend = ", ".join(f"{signs[markers[level]]} {level:.0%}" for level in levels)
+    axes.set_title(f"{title} ({legend})", loc="left", fontsize=13)
     name_rows(axes, ordered)
 
 
@@ -343,8 +343,8 @@ def point(
         height,
         xerr=figures.deviation(section, method.name, level, tuned),
         fmt=marker,
-        color=COLOURS[method.looks_at],
-        mfc="white" if hollow else COLOURS[method.looks_at],
+        color=COLOURS[method.uses],
+        mfc="white" if hollow else COLOURS[method.uses],
         ms=6.5,
         elinewidth=1.2,
         capsize=2,
@@ -354,6 +354,6 @@ def point(
 def name_rows(axes: Axes, methods: Sequence[Method]) -> None:
     axes.set_yticks(range(len(methods)), [method.name for method in methods], fontsize=10)
     for label, method in zip(axes.get_yticklabels(), methods):
-        label.set_color(COLOURS[method.looks_at])
+        label.set_color(COLOURS[method.uses])
     axes.set(xlabel="accuracy on unseen digits (%)", xlim=(0, 103), ylim=(-0.7, len(methods) - 0.3))
     tidy(axes)

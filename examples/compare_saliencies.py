@@ -1,11 +1,11 @@
-"""Every saliency on the same trained nets: how much accuracy is left, right after pruning and after fine-tuning.
+"""Compare all saliencies on the same trained networks: accuracy directly after pruning and after fine-tuning.
 
-Two nets learn handwritten digits, from several seeds each: an MLP (64-300-100-10), whose single weights are pruned, and
-a convolutional net with BatchNorm, whose filters are. Every method prunes a copy of the same net, so that differences
-are paired. Random and inverted scores are the controls. Two shorter comparisons come with it: pruned before training,
-and what repairs recover.
+Two networks are trained on handwritten digits, with several seeds each: an MLP (64-300-100-10), of which single weights
+are pruned, and a convolutional network with BatchNorm, of which filters are pruned. Every method prunes a copy of the
+same network, so differences are paired. Random and inverted scores are the controls. Two shorter comparisons follow:
+pruning at initialisation, and repairs.
 
-It ends with a table, a picture and all figures as CSV and JSON (about two minutes on two cores):
+The output is a table, a plot and all figures as CSV and JSON (about two minutes on two cores):
 
     python examples/compare_saliencies.py
     python examples/compare_saliencies.py --quick
@@ -52,7 +52,7 @@ NETS = ("mlp", "conv")
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the figures."""
+    """Settings of the comparison."""
 
     seeds: int = 3
     sparsities: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -75,15 +75,17 @@ class Settings:
 QUICK = Settings(2, (0.5, 0.9), (0.5,), (0.98,), 30, 6, 1)
 
 
-def judged(method: Method, model: nn.Module, data: Data, params: Any, seed: int, known: dict[Any, Scores]) -> Method:
-    """Return the method with its scores computed, once for all sparsities, where scores are all it takes."""
-    if method.anew:
+def with_scores(
+    method: Method, model: nn.Module, data: Data, params: Any, seed: int, known: dict[Any, Scores]
+) -> Method:
+    """Return the method with precomputed scores, shared by all sparsities, if scores determine its masks."""
+    if method.rescore:
         return method
     key = method.saliency, method.batches, method.loss_fn
     if key not in known:
-        dice = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         batches = data.train[: method.batches]
-        options = {"data": batches, "loss_fn": method.loss_fn, "generator": dice}
+        options = {"data": batches, "loss_fn": method.loss_fn, "generator": generator}
         known[key] = score(model, params, saliency=method.saliency, **options)
     return given(method, known[key])
 
@@ -96,7 +98,7 @@ def given(method: Method, scores: Scores) -> Method:
 def pruned(
     method: Method, model: nn.Module, data: Data, sparsity: float, **options: Any
 ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    """Return a pruned copy and its masks."""
+    """Return a pruned copy of the model and its masks."""
     options |= {
         "sparsity": sparsity,
         "saliency": method.saliency,
@@ -122,10 +124,10 @@ def compare(
     tuning: int,
     **options: Any,
 ) -> Iterator[Record]:
-    """Yield each method's accuracies at each sparsity, from copies of one model; ``tuning`` epochs of fine-tuning."""
-    for method, judge in methods:
+    """Yield each method's accuracies at each sparsity on copies of one model, with ``tuning`` epochs of fine-tuning."""
+    for method, prepare in methods:
         start = time.perf_counter()
-        ready = judge()
+        ready = prepare()
         seconds = time.perf_counter() - start
         for sparsity in sparsities:
             start = time.perf_counter()
@@ -138,8 +140,8 @@ def compare(
             yield Record(section, method.name, sparsity, seed, right_after, tuned, took)
 
 
-def listening(methods: Sequence[Method], found: dict[str, Scores]) -> Callable[[nn.Module, Optimizer, Engine], None]:
-    """Return what lets each method gather its evidence from a training; the scores at its end go into ``found``."""
+def collector(methods: Sequence[Method], found: dict[str, Scores]) -> Callable[[nn.Module, Optimizer, Engine], None]:
+    """Return a function that attaches each method to a training; the final scores are stored in ``found``."""
 
     def listen(model: nn.Module, optimizer: Optimizer, trainer: Engine) -> None:
         for index, method in enumerate(methods):
@@ -159,16 +161,18 @@ def run_mlp(settings: Settings, seed: int) -> Iterator[Record]:
     torch.manual_seed(seed)
     model = make_mlp()
     start, found = copy.deepcopy(model), dict[str, Scores]()
-    train(model, data, settings.epochs, seed, listening(IN_TRAINING, found))
+    train(model, data, settings.epochs, seed, collector(IN_TRAINING, found))
     yield Record("weights", "dense", 0.0, seed, accuracy(model, data), None, 0.0)
     known: dict[Any, Scores] = {}
-    methods = [(each, lambda each=each: judged(each, model, data, None, seed, known)) for each in ON_THE_TRAINED_NET]
+    methods = [
+        (each, lambda each=each: with_scores(each, model, data, None, seed, known)) for each in ON_THE_TRAINED_NET
+    ]
     methods += [(each, lambda each=each: given(each, found[each.name])) for each in IN_TRAINING]
     yield from compare("weights", model, data, methods, settings.sparsities, seed, settings.fine_tuning)
     repairs = [(each, lambda each=each: each) for each in REPAIRS_OF_MLP]
     yield from compare("repair", model, data, repairs, REPAIRED, seed, 0)
     known_early: dict[Any, Scores] = {}
-    early = [(each, lambda each=each: judged(each, start, data, None, seed, known_early)) for each in AT_INIT]
+    early = [(each, lambda each=each: with_scores(each, start, data, None, seed, known_early)) for each in AT_INIT]
     yield from compare("at init", start, data, early, settings.init_sparsities, seed, settings.epochs)
 
 
@@ -180,7 +184,7 @@ def run_conv(settings: Settings, seed: int) -> Iterator[Record]:
     yield Record("units", "dense", 0.0, seed, accuracy(model, data), None, 0.0)
     known: dict[Any, Scores] = {}
     units = [
-        (each, lambda each=each: replace(judged(each, model, data, nn.Conv2d, seed, known), repair=[BATCH_NORM]))
+        (each, lambda each=each: replace(with_scores(each, model, data, nn.Conv2d, seed, known), repair=[BATCH_NORM]))
         for each in OF_UNITS
     ]
     options = {"params": nn.Conv2d, "pattern": pattern.Channel()}
@@ -190,25 +194,27 @@ def run_conv(settings: Settings, seed: int) -> Iterator[Record]:
 
 
 def run(net: str, settings: Settings, seed: int) -> list[Record]:
-    """Train one net and compare everything on it."""
-    torch.set_num_threads(1)  # as fast for nets so small, and the same numbers however many cores there are
+    """Train one network and compare all methods on it."""
+    torch.set_num_threads(1)  # as fast for small networks, and the same numbers for any number of cores
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Pruning left less than 1 %")  # that is what is looked at here
+        warnings.filterwarnings("ignore", message="Pruning left less than 1 %")  # expected here
         return list({"mlp": run_mlp, "conv": run_conv}[net](settings, seed))
 
 
 def run_all(settings: Settings, workers: int) -> list[Record]:
-    """Run every net and seed, ``workers`` at a time."""
+    """Run every network and seed, ``workers`` at a time."""
     jobs = [(net, settings, seed) for seed in range(settings.seeds) for net in NETS]
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns) as progress:
-        task = progress.add_task(f"0 of {len(jobs)} nets trained and pruned", total=len(jobs))
+        task = progress.add_task(f"0 of {len(jobs)} networks trained and pruned", total=len(jobs))
         records: list[Record] = []
         for count, done in enumerate(in_processes(run, jobs, workers), start=1):
             records += done
             dense = next(each for each in done if each.method == "dense")
-            told = f"the last one dense {dense.pruned:.1%}"
-            progress.update(task, advance=1, description=f"{count} of {len(jobs)} nets trained and pruned, {told}")
+            latest = f"last dense accuracy {dense.pruned:.1%}"
+            progress.update(
+                task, advance=1, description=f"{count} of {len(jobs)} networks trained and pruned, {latest}"
+            )
     return sorted(records, key=lambda each: each.seed)
 
 
@@ -222,34 +228,40 @@ def make_parser() -> Parser:
     add(
         "--quick",
         action="store_true",
-        help="2 seeds, few sparsities, one epoch of fine-tuning: a look in half a minute",
+        help="2 seeds, few sparsities, one epoch of fine-tuning (half a minute)",
     )
-    add("--seeds", type=int, help=f"trainings of each net, from seed 0 up ({base.seeds})")
-    add("--sparsities", type=float, nargs="+", metavar="S", help=f"of the MLP's weights ({levels(base.sparsities)})")
+    add("--seeds", type=int, help=f"number of trainings of each network, from seed 0 ({base.seeds})")
+    add(
+        "--sparsities",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help=f"sparsities of the MLP's weights ({levels(base.sparsities)})",
+    )
     add(
         "--unit-sparsities",
         type=float,
         nargs="+",
         metavar="S",
-        help=f"of the conv net's filters ({levels(base.unit_sparsities)})",
+        help=f"sparsities of the convolutional network's filters ({levels(base.unit_sparsities)})",
     )
     add(
         "--init-sparsities",
         type=float,
         nargs="+",
         metavar="S",
-        help=f"of the MLP pruned before it is trained ({levels(base.init_sparsities)})",
+        help=f"sparsities of the MLP pruned at initialisation ({levels(base.init_sparsities)})",
     )
-    add("--epochs", type=int, help=f"of the MLP's training ({base.epochs})")
-    add("--conv-epochs", type=int, help=f"of the conv net's training ({base.conv_epochs})")
-    add("--fine-tuning", type=int, metavar="EPOCHS", help=f"epochs after pruning ({base.fine_tuning})")
-    add("--workers", type=int, default=2, help="processes; each takes one net and seed at a time (2)")
-    add("--output", type=Path, default=Path("runs/saliencies"), help="folder for what comes out (runs/saliencies)")
+    add("--epochs", type=int, help=f"epochs of the MLP's training ({base.epochs})")
+    add("--conv-epochs", type=int, help=f"epochs of the convolutional network's training ({base.conv_epochs})")
+    add("--fine-tuning", type=int, metavar="EPOCHS", help=f"epochs of fine-tuning after pruning ({base.fine_tuning})")
+    add("--workers", type=int, default=2, help="number of processes; each runs one network and seed at a time (2)")
+    add("--output", type=Path, default=Path("runs/saliencies"), help="output folder (runs/saliencies)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> Figures:
-    """Run the comparison, print and write what came out, and return it."""
+    """Run the comparison, print and write the results, and return them."""
     parser = make_parser()
     options = vars(parser.parse_args(arguments))
     workers, output, quick = (options.pop(name) for name in ("workers", "output", "quick"))

@@ -1,8 +1,8 @@
-"""Handwritten digits, trained twice from the same start: dense, and pruned to 90 % while it trains.
+"""Train on handwritten digits twice from the same initial weights: dense, and pruned to 90 % during training.
 
-Each run gets a folder of its own (runs/digits/run-01, run-02, ...) with TensorBoard curves and mask pictures,
-checkpoints, the sparse model and a picture. A run that was killed goes on from a checkpoint and ends with the very
-numbers it would have ended with:
+Each run writes a new folder (runs/digits/run-01, run-02, ...) with TensorBoard curves and mask pictures, checkpoints,
+the sparse model and a plot. An interrupted run can be resumed from a checkpoint and ends with the same numbers as an
+uninterrupted one:
 
     python examples/digits.py
     python examples/digits.py --resume runs/digits/run-01/checkpoint_12.pt
@@ -53,7 +53,7 @@ SALIENCIES: dict[str, saliency.Saliency] = {"magnitude": saliency.Magnitude(), "
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a run's outcome; plain values, so that they ride in its checkpoints."""
+    """Settings of a run; plain values, so that they can be saved in its checkpoints."""
 
     sparsity: float
     schedule: str
@@ -77,12 +77,12 @@ class Settings:
             raise ValueError(
                 f"--begin, --end and --epochs should rise, but given {self.begin}, {self.end} and {self.epochs}"
             )
-        SCHEDULES[self.schedule](self)  # refuses what its formula cannot reach
+        SCHEDULES[self.schedule](self)  # raises if the schedule cannot reach the sparsity
 
 
 @dataclass(frozen=True)
 class Data:
-    """Batches that come in a new order each epoch, and the whole test set as one batch."""
+    """Batches in a new order each epoch, and the whole test set as one batch."""
 
     train: DataLoader
     test: list[tuple[Tensor, Tensor]]
@@ -95,13 +95,13 @@ def load_data(settings: Settings) -> Data:
     train, test = train_test_split(
         range(len(labels)), train_size=TRAINING_DIGITS, stratify=digits.target, random_state=settings.seed
     )
-    images = (images - images[train].mean()) / images[train].std()  # the test digits stay unseen
+    images = (images - images[train].mean()) / images[train].std()  # statistics of the training digits only
     batches = DataLoader(TensorDataset(images[train], labels[train]), settings.batch_size, shuffle=True, drop_last=True)
     return Data(batches, [(images[test], labels[test])])
 
 
 def make_model() -> nn.Module:
-    """Return a net for 8×8 pixels: three convolutions and two linear layers, 73 thousand parameters."""
+    """Return a network for 8×8 pixels: three convolutions and two linear layers, 73 thousand parameters."""
     layers: dict[str, nn.Module] = {}
     for index, (inputs, outputs, halve) in enumerate([(1, 32, False), (32, 64, True), (64, 64, True)], start=1):
         layers[f"conv{index}"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
@@ -117,13 +117,13 @@ def make_model() -> nn.Module:
 
 
 def make_training(settings: Settings, data: Data) -> dict[str, Any]:
-    """Return model, optimizer, learning-rate scheduler and trainer: what a checkpoint holds, under its keys."""
+    """Return model, optimizer, learning-rate scheduler and trainer: the objects of a checkpoint, by key."""
     torch.manual_seed(settings.seed)
     model = make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
-    # Smoothed labels keep the gradients alive where the training digits are all learnt: pruning needs them to recover.
+    # Label smoothing keeps gradients from vanishing once the training digits are learnt; recovery needs them.
     trainer = create_supervised_trainer(model, optimizer, nn.CrossEntropyLoss(label_smoothing=0.1))
-    # The order of the digits hangs on seed and epoch alone: dense, sparse and resumed runs all see the same batches.
+    # The order of the digits depends only on seed and epoch, so dense, sparse and resumed runs use the same batches.
     trainer.add_event_handler(
         Events.EPOCH_STARTED, lambda engine: torch.manual_seed(1000 * settings.seed + engine.state.epoch)
     )
@@ -136,14 +136,14 @@ def make_training(settings: Settings, data: Data) -> dict[str, Any]:
 
 
 def record_history(trainer: Engine, model: nn.Module, data: Data) -> None:
-    """Test after each epoch and keep what came out in ``trainer.state.history``."""
+    """Evaluate after each epoch and append the results to ``trainer.state.history``."""
     evaluator = create_supervised_evaluator(model, {"accuracy": Accuracy()})
     trainer.state.history = []
 
     @trainer.on(Events.EPOCH_COMPLETED)
     def record(engine: Engine) -> None:
         accuracy = evaluator.run(data.test).metrics["accuracy"]
-        engine.state.metrics["accuracy"] = accuracy  # where the progress bar and TensorBoard look for it
+        engine.state.metrics["accuracy"] = accuracy  # read by the progress bar and TensorBoard
         entry = {"accuracy": accuracy, "loss": float(engine.state.metrics["loss"])}
         if "sparsity" in engine.state.metrics:
             entry["sparsity"] = dict(engine.state.sparsity)
@@ -156,12 +156,12 @@ def show(trainer: Engine, title: str, names: list[str]) -> None:
 
 
 def log(trainer: Engine, folder: Path, pruner: PruneHandler | None) -> None:
-    # What a killed run wrote after its last checkpoint is hidden, so that no curve doubles back.
+    # Hides what an interrupted run logged after its last checkpoint, so that curves do not overlap.
     logger = TensorboardLogger(log_dir=str(folder), purge_step=trainer.state.epoch + 1)
     logger.attach_output_handler(trainer, Events.EPOCH_COMPLETED, tag="epoch", metric_names=["accuracy", "loss"])
     if pruner is not None:
         logger.attach(trainer, MaskHandler(pruner), Events.EPOCH_COMPLETED)
-    # On disk before the epoch's checkpoint is, so that a killed run's curves have no gap either.
+    # Flushed before the epoch's checkpoint is written, so that curves of an interrupted run have no gap.
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: logger.writer.flush())
     trainer.add_event_handler(Events.COMPLETED, lambda _: logger.close())
 
@@ -187,7 +187,7 @@ def train_sparse(
         saliency=SALIENCIES[settings.saliency],
         allocation=ALLOCATIONS[settings.allocation],
     )
-    # At an epoch's start, so that the test at its end sees weights that have trained under their masks.
+    # At the start of an epoch, so that the evaluation at its end uses weights trained under the new masks.
     pruner.attach(trainer, Events.EPOCH_STARTED)
     record_history(trainer, model, data)
     trainer.state.settings, trainer.state.dense = asdict(settings), dense
@@ -199,7 +199,7 @@ def train_sparse(
     disk = DiskSaver(str(folder), require_empty=False)
     saver = Checkpoint(training, disk, n_saved=2, global_step_transform=global_step_from_engine(trainer))
     trainer.add_event_handler(Events.EPOCH_COMPLETED, saver)
-    if trainer.state.epoch < settings.epochs:  # run() would start a finished run anew
+    if trainer.state.epoch < settings.epochs:  # run() would start a finished run again from epoch 1
         trainer.run(data.train, max_epochs=settings.epochs)
     pruner.finalize()
     return model, pruner, trainer.state.history
@@ -209,31 +209,38 @@ def make_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--sparsity", type=float, default=0.9, help="fraction of the weights to prune, 0 to 1 (0.9)")
-    add("--schedule", choices=SCHEDULES, default="polynomial", help="how the sparsity rises (polynomial)")
+    add("--schedule", choices=SCHEDULES, default="polynomial", help="how the sparsity increases (polynomial)")
     add("--begin", type=int, help="last dense epoch (a tenth of the epochs)")
-    add("--end", type=int, help="epoch from which the sparsity is reached; one-shot prunes here (2/3 of the epochs)")
-    add("--allocation", choices=ALLOCATIONS, default="global", help="how it is divided over the layers (global)")
+    add(
+        "--end", type=int, help="epoch at which the final sparsity is reached; one-shot prunes here (2/3 of the epochs)"
+    )
+    add(
+        "--allocation",
+        choices=ALLOCATIONS,
+        default="global",
+        help="how the sparsity is divided over the layers (global)",
+    )
     add(
         "--saliency",
         choices=SALIENCIES,
         default="magnitude",
-        help="which weights stay: the largest, or any (magnitude)",
+        help="which weights are kept: the largest or random ones (magnitude)",
     )
-    add("--epochs", type=int, default=30, help="epochs of each of the two trainings (30)")
-    add("--batch-size", type=int, default=64, help=f"digits in a batch, at most {TRAINING_DIGITS} (64)")
-    add("--lr", type=float, default=1e-2, help="highest learning rate of Adam, which rises and falls (0.01)")
-    add("--seed", type=int, default=0, help="of weights, split, data order and random saliency (0)")
-    add("--output", type=Path, default=Path("runs/digits"), help="where the run's folder is made (runs/digits)")
+    add("--epochs", type=int, default=30, help="number of epochs of each of the two trainings (30)")
+    add("--batch-size", type=int, default=64, help=f"batch size, at most {TRAINING_DIGITS} (64)")
+    add("--lr", type=float, default=1e-2, help="peak learning rate of Adam, after the warm-up (0.01)")
+    add("--seed", type=int, default=0, help="seed of weights, split, data order and random saliency (0)")
+    add("--output", type=Path, default=Path("runs/digits"), help="parent of the run's folder (runs/digits)")
     add(
         "--resume",
         type=Path,
         metavar="CHECKPOINT",
-        help="go on with a killed run: its settings, its folder, its dense half",
+        help="checkpoint of an interrupted run to resume, with its settings and folder",
     )
     return parser
 
 
-def start_anew(options: argparse.Namespace) -> tuple[Settings, Path]:
+def start_new(options: argparse.Namespace) -> tuple[Settings, Path]:
     values = {name: value for name, value in vars(options).items() if name not in ("output", "resume")}
     if options.begin is None:
         values["begin"] = options.epochs // 10
@@ -259,13 +266,13 @@ def read_checkpoint(path: Path) -> tuple[Settings, dict[str, Any]]:
 def main() -> None:
     parser = make_parser()
     options = parser.parse_args()
-    torch.set_num_threads(1)  # as fast for a net so small, and the same numbers however many cores there are
+    torch.set_num_threads(1)  # as fast for a small network, and the same numbers for any number of cores
     checkpoint = None
     try:
         if options.resume is None:
-            settings, folder = start_anew(options)
+            settings, folder = start_new(options)
         elif options != parser.parse_args(["--resume", str(options.resume)]):
-            parser.error("--resume takes no other option: a run goes on with its own settings")
+            parser.error("--resume cannot be combined with other options: a run is resumed with its own settings")
         else:
             (settings, checkpoint), folder = read_checkpoint(options.resume), options.resume.parent
     except (OSError, ValueError, TypeError) as error:

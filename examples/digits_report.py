@@ -1,4 +1,4 @@
-"""What the digits example shows at its end: a table, a picture, and where the rest lies."""
+"""Output of the digits example: a table, a plot and the paths of all files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from ignite_prune import MaskStore
 from ignite_prune.loggers.picture import mask_picture
 
-History = list[dict[str, Any]]  # one entry an epoch: accuracy, loss and, where something prunes, sparsity by layer
+History = list[dict[str, Any]]  # one entry per epoch: accuracy, loss and, if pruned, sparsity by layer
 
-DENSE, SPARSE, LAYER = "#0072B2", "#D55E00", "#8C8C8C"  # told apart in every kind of colour vision
+DENSE, SPARSE, LAYER = "#0072B2", "#D55E00", "#8C8C8C"  # distinguishable with every kind of colour vision
 
 
 def report(model: nn.Module, masks: MaskStore, dense: History, sparse: History, folder: Path) -> None:
-    """Print the table and the paths, and draw the picture."""
+    """Print the table and the paths, and draw the plot."""
     before, after = dense[-1]["accuracy"], sparse[-1]["accuracy"]
     total, left = count(model)
     draw(dense, sparse, masks, folder / "picture.png")
@@ -35,7 +35,7 @@ def report(model: nn.Module, masks: MaskStore, dense: History, sparse: History, 
     tensorboard = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
     for line in (
         f"accuracy     dense {before:.2%}, sparse {after:.2%} ({100 * (after - before):+.2f} points)",
-        f"compression  {total:,} parameters / {left:,} not zero = {total / max(left, 1):.2f}×",
+        f"compression  {total:,} parameters / {left:,} non-zero = {total / max(left, 1):.2f}×",
         f"picture      {folder / 'picture.png'}",
         f"model        {folder / 'model.pt'}",
         f"curves       {tensorboard} --logdir {folder}",
@@ -44,7 +44,7 @@ def report(model: nn.Module, masks: MaskStore, dense: History, sparse: History, 
 
 
 def count(model: nn.Module) -> tuple[int, int]:
-    """Return how many parameters there are, and how many of them are not zero."""
+    """Return the number of parameters and of non-zero parameters."""
     return sum(p.numel() for p in model.parameters()), sum(int(p.count_nonzero()) for p in model.parameters())
 
 
@@ -61,7 +61,7 @@ def make_table(model: nn.Module, masks: MaskStore) -> Table:
     total, left = count(model)
     kept = sum(masks.kept(name) for name in masks)
     table.add_section()
-    add("these together", masks.numel, kept)
+    add("subtotal", masks.numel, kept)
     add("biases and norms (dense)", total - masks.numel, left - kept)
     add("the whole model", total, left, style="bold")
     return table
@@ -71,7 +71,7 @@ def draw(dense: History, sparse: History, masks: MaskStore, path: Path) -> None:
     """Draw accuracy and sparsity over the epochs on the left, every layer's mask on the right."""
     figure = plt.figure(figsize=(13, 6.4), layout="constrained")
     figure.suptitle(
-        f"{masks.sparsity:.0%} of the weights pruned while training: "
+        f"{masks.sparsity:.0%} of the weights pruned during training: "
         f"accuracy {sparse[-1]['accuracy']:.1%}, dense {dense[-1]['accuracy']:.1%}",
         fontsize=15,
     )
@@ -98,7 +98,7 @@ def draw_accuracy(axes: Axes, dense: History, sparse: History) -> None:
 
 def draw_sparsity(axes: Axes, sparse: History) -> None:
     epochs = range(len(sparse) + 1)
-    height = 110.0  # of the last layer's name; the next goes at least a line below it
+    height = 110.0  # of the previous label; the next one is placed at least one line below
     for name, last in sorted(sparse[-1]["sparsity"].items(), key=lambda item: -item[1]):
         values = [0.0] + [100 * entry["sparsity"][name] for entry in sparse]
         if name == "global":
@@ -131,7 +131,7 @@ def draw_masks(figure: Any, masks: MaskStore) -> None:
 
 
 def as_sheet(mask: Tensor) -> Tensor:
-    """Return a first layer's kernels, which all have one input, as a sheet instead of a thin strip."""
+    """Arrange the kernels of a first layer with one input channel as a sheet instead of a thin strip."""
     return mask.reshape(-1, 4, *mask.shape[2:]) if mask.shape[1] == 1 else mask
 
 

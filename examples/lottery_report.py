@@ -1,4 +1,4 @@
-"""What the lottery ticket example shows at its end: a table, a picture, all figures as CSV, and what they say."""
+"""Output of the lottery-ticket example: a table, a plot, all figures as CSV, and a summary of the differences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
-# Told apart in every kind of colour vision (Okabe and Ito), and by their markers.
+# Distinguishable with every kind of colour vision (Okabe and Ito) and by markers.
 STYLES = {
     "ticket": ("#D55E00", "o"),
     "reinit": ("#0072B2", "s"),
@@ -28,7 +28,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Record:
-    """One training's (or two trainings' mean) accuracy in per cent, and the barrier between the two in points."""
+    """Accuracy of a training (or mean of two trainings) in percent, and the barrier between the two in points."""
 
     seed: int
     name: str
@@ -39,17 +39,17 @@ class Record:
 
 @dataclass
 class Figures:
-    """What came out."""
+    """All measurements."""
 
     records: list[Record] = field(default_factory=list)
 
     @property
     def densities(self) -> list[float]:
-        """From the densest on; those of all seeds are the same."""
+        """Densities in descending order, the same for all seeds."""
         return sorted({round(each.density, 6) for each in self.records if each.name != "dense"}, reverse=True)
 
     def of(self, name: str, density: float) -> list[Record]:
-        """Return one record a seed, in the seeds' order."""
+        """Return one record per seed, ordered by seed."""
         found = [each for each in self.records if each.name == name and round(each.density, 6) == density]
         return sorted(found, key=lambda each: each.seed)
 
@@ -65,13 +65,13 @@ def spread(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def told(values: list[float], digits: int = 1) -> str:
+def mean_and_std(values: list[float], digits: int = 1) -> str:
     mean, deviation = spread(values)
     return f"{mean:.{digits}f} ±{deviation:.{digits}f}"
 
 
 def report(figures: Figures, folder: Path) -> None:
-    """Print the table, what it says and the paths, and write picture and figures."""
+    """Print the table, a summary and the paths; write plot and figures."""
     draw(figures, folder / "picture.png")
     with (folder / "figures.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -86,20 +86,20 @@ def report(figures: Figures, folder: Path) -> None:
 def make_table(figures: Figures) -> Table:
     dense = [each.accuracy for each in figures.records if each.name == "dense"]
     table = Table("left", title_justify="left", padding=(0, 1, 0, 0))
-    table.title = f"Accuracy on unseen digits (%), mean ± deviation of {len(dense)} seeds; dense {told(dense)}"
+    table.title = f"Accuracy on unseen digits (%), mean ± deviation of {len(dense)} seeds; dense {mean_and_std(dense)}"
     for name in STYLES:
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("ticket", "shuffled"):
         table.add_column(f"barrier,\n{name}", justify="right", no_wrap=True)
     for density in figures.densities:
-        row = [told(figures.accuracies(name, density)) for name in STYLES]
-        row += [told(figures.barriers(name, density), 2) for name in ("ticket", "shuffled")]
+        row = [mean_and_std(figures.accuracies(name, density)) for name in STYLES]
+        row += [mean_and_std(figures.barriers(name, density), 2) for name in ("ticket", "shuffled")]
         table.add_row(f"{density:.1%}", *row)
     return table
 
 
 def verdicts(figures: Figures) -> list[str]:
-    """Say of each comparison at the sparsest level what the paired differences show, and no more."""
+    """Print the paired differences of each comparison at the sparsest level."""
     last = figures.densities[-1]
     lines = [f"At {last:.1%} of the weights, seed by seed:"]
     for name in ("reinit", "shuffled", "fine-tuned"):
@@ -117,9 +117,7 @@ def verdicts(figures: Figures) -> list[str]:
             f"  ticket − {name:10} {mean:+6.2f} ± {error:.2f} points (standard error), better in {better} of "
             f"{len(differences)}: {says}"
         )
-    lines.append(
-        "  (Behind what is fine-tuned lie the steps of all its rounds, behind a ticket those of one training.)"
-    )
+    lines.append("  (The fine-tuned network was trained through all of its rounds, a ticket through one training.)")
     return lines
 
 

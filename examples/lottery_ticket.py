@@ -1,17 +1,17 @@
-"""Lottery tickets on handwritten digits: is it the mask that wins, or what the weights began with?
+"""Lottery tickets on handwritten digits: does the mask matter, or the initial weights?
 
-A net of 64-300-100-10 is trained, a fifth of what is left of each layer is pruned, and the rest goes back to its first
-values; round after round, until one weight in a hundred is left. At some densities that *ticket* is trained beside its
-controls: the same mask over weights drawn anew (*reinit*), and masks shuffled within each layer over the same weights
-(*shuffled*). A second net is pruned just so and never rewound (*fine-tuned*). All have the same hyperparameters, and
-each seed has its own split, weights and order of the data:
+An MLP 64-300-100-10 is trained, a fifth of the remaining weights of each layer is pruned, and the rest is rewound to
+the initial values. This is repeated until one weight in a hundred is left. At some densities the *ticket* is trained
+together with its controls: the same mask with newly initialised weights (*reinit*), and masks shuffled within each
+layer with the same weights (*shuffled*). A second network is pruned in the same way and never rewound (*fine-tuned*).
+All have the same hyperparameters, and each seed has its own split, weights and order of the data:
 
     python examples/lottery_ticket.py
     python examples/lottery_ticket.py --quick
     python examples/lottery_ticket.py --seeds 16 --output runs/many
 
-Where two trainings of one beginning see the data in another order, do they end in the same valley? The *barrier* is how
-much the error rises on the straight line between them.
+The *barrier* measures whether two trainings from the same initial weights, with the data in different orders, end in
+the same loss basin: it is the increase of the error on the straight line between the two solutions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CONTROLS = {"ticket": Control.TICKET, "reinit": Control.REINIT, "shuffled": Cont
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the figures; ``levels`` are the rounds at which controls are trained."""
+    """Settings of the example; ``levels`` are the rounds at which controls are trained."""
 
     seeds: int = 8
     epochs: int = 15
@@ -63,7 +63,7 @@ QUICK = Settings(seeds=2, epochs=5, rate=0.36, levels=(5, 10))
 
 
 class Shuffled:
-    """Training digits in batches, in an order that torch's random numbers draw anew each epoch."""
+    """Training digits in batches, reshuffled each epoch with torch's random numbers."""
 
     def __init__(self, data: Data) -> None:
         self.images, self.labels = (torch.cat(parts) for parts in zip(*data.train))
@@ -84,7 +84,7 @@ def make_training(settings: Settings, seed: int) -> tuple[nn.Module, torch.optim
 
 
 def error(output: Tensor, labels: Tensor) -> Tensor:
-    """Return how many digits in a hundred are told wrong."""
+    """Return the classification error in percent."""
     return (output.argmax(1) != labels).float().mean() * 100
 
 
@@ -107,16 +107,16 @@ def find_tickets(settings: Settings, seed: int, data: Data) -> list[Record]:
         if level == settings.levels[0]:
             records.append(Record(seed, "dense", 1.0, results[0]["metrics"]["accuracy"]))
         for name, control in CONTROLS.items():
-            # Twice, in two orders of the data: the mean is what is told, and between the two lies the barrier.
+            # Trained twice with two orders of the data: their mean is reported, and the barrier between them.
             both = [ticket.train(control, seed=seed, order=order) for order in (1, 2)]
-            told = sum(each.metrics["accuracy"] for each in both) / 2
+            mean = sum(each.metrics["accuracy"] for each in both) / 2
             height = barrier(both[0].model, both[1].model, data.test, error)
-            records.append(Record(seed, name, density, told, height))
+            records.append(Record(seed, name, density, mean, height))
     return records
 
 
 def fine_tune(settings: Settings, seed: int, data: Data) -> list[Record]:
-    """Prune the same net by the same rates, and never rewind."""
+    """Prune the same network at the same rates without rewinding."""
     model, optimizer, trainer = make_training(settings, seed)
     groups = rates(model, settings.rate)
     engine = create_pruning_engine(
@@ -133,8 +133,8 @@ def fine_tune(settings: Settings, seed: int, data: Data) -> list[Record]:
 
 
 def measure(settings: Settings, seed: int) -> list[Record]:
-    """Return all that one seed tells."""
-    torch.set_num_threads(1)  # the same numbers however many cores there are
+    """Return all records of one seed."""
+    torch.set_num_threads(1)  # the same numbers for any number of cores
     data = load_data(seed, flat=True)
     return find_tickets(settings, seed, data) + fine_tune(settings, seed, data)
 
@@ -142,17 +142,17 @@ def measure(settings: Settings, seed: int) -> list[Record]:
 def make_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, base = parser.add_argument, Settings()
-    add("--quick", action="store_true", help=f"{QUICK.seeds} seeds, {QUICK.epochs} epochs a training, fewer rounds")
-    add("--seeds", type=int, help=f"how many seeds ({base.seeds})")
+    add("--quick", action="store_true", help=f"{QUICK.seeds} seeds, {QUICK.epochs} epochs per training, fewer rounds")
+    add("--seeds", type=int, help=f"number of seeds ({base.seeds})")
     add("--epochs", type=int, help=f"epochs of each training ({base.epochs})")
     add("--lr", type=float, help=f"learning rate of Adam ({base.lr})")
-    add("--workers", type=int, help=f"seeds at a time, a process each ({base.workers})")
-    add("--output", type=Path, default=Path("runs/lottery"), help="folder for picture and figures (runs/lottery)")
+    add("--workers", type=int, help=f"number of processes, one seed each ({base.workers})")
+    add("--output", type=Path, default=Path("runs/lottery"), help="output folder for plot and figures (runs/lottery)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> Figures:
-    """Measure every seed, print and draw what came out, and return it."""
+    """Measure every seed, print and draw the results, and return them."""
     parser = make_parser()
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     quick, folder = options.pop("quick"), options.pop("output")

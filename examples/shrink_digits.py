@@ -1,8 +1,8 @@
-"""A convolutional net that gets smaller while it learns handwritten digits: half its channels go, and training goes on.
+"""Shrink a convolutional network while it trains on handwritten digits: half of its channels are sliced off.
 
-The same net is trained twice from the same start. One stays at its full size. The other's channels are pruned
-gradually; then they are sliced off, weights, BatchNorm and Adam's state alike, and the rest of the run trains a net
-that is really smaller. It ends with what that saves, measured here and now, a picture, and the small net in a file:
+The same network is trained twice from the same initial weights. One keeps its full size. The channels of the other are
+pruned gradually and then sliced off, together with BatchNorm and Adam's state, and the rest of the run trains the
+smaller network. The output is a measurement of the savings, a plot, and the small network in a file:
 
     python examples/shrink_digits.py
     python examples/shrink_digits.py --quick
@@ -36,7 +36,7 @@ WIDTH = 64
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the figures."""
+    """Settings of the example."""
 
     sparsity: float = 0.5
     epochs: int = 16
@@ -51,12 +51,12 @@ class Settings:
 
     @property
     def begin(self) -> int:
-        """The last dense epoch: evidence for the first pruning comes from it."""
+        """The last dense epoch, from which the evidence for the first update is collected."""
         return max(1, self.epochs // 8)
 
     @property
     def end(self) -> int:
-        """The epoch at whose start the last channels are pruned and all of them are sliced off."""
+        """The epoch at whose start the last channels are pruned and all pruned channels are sliced off."""
         return max(self.begin + 1, self.epochs * 5 // 8)
 
 
@@ -72,7 +72,7 @@ class Unit(nn.Sequential):
 
 
 class Block(nn.Module):
-    """A residual block: what its second convolution makes is added to what came in, so their channels are tied."""
+    """A residual block: the output of the second convolution is added to the input, so their channels are coupled."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """For 8×8 pixels: two residual blocks, the second at half the resolution and twice the width."""
+    """A network for 8×8 pixels: two residual blocks, the second at half the resolution and twice the width."""
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
@@ -109,9 +109,9 @@ def make_training(settings: Settings, data: Data) -> tuple[Net, torch.optim.Opti
 
 
 def record_history(trainer: Engine, model: nn.Module, data: Data, pruner: PruneHandler | None) -> None:
-    """Keep in ``trainer.state.history`` how long each epoch took, and what came out of it.
+    """Append the time and results of each epoch to ``trainer.state.history``.
 
-    To be attached after pruner and shrinker, so that their work does not count as training.
+    Attach it after the pruner and the shrinker, so that their work is not counted as training.
     """
     trainer.state.history = []
 
@@ -124,7 +124,7 @@ def record_history(trainer: Engine, model: nn.Module, data: Data, pruner: PruneH
         seconds = time.process_time() - engine.state.start
         parameters = sum(each.numel() for each in model.parameters())
         masked = 0 if pruner is None else sum(int((~mask).sum()) for mask in pruner.masks.values())
-        engine.state.metrics["accuracy"] = accuracy(model, data)  # where the progress bar looks for it
+        engine.state.metrics["accuracy"] = accuracy(model, data)  # read by the progress bar
         engine.state.metrics["parameters"] = parameters
         engine.state.history.append(
             {
@@ -158,15 +158,15 @@ def train_shrinking(settings: Settings, data: Data) -> tuple[Net, ShrinkHandler,
         optimizer,
         structure=trace(model, example),
         saliency=saliency.ActivationTaylor(),
-        pattern=pattern.Coupled(round_to=8),  # widths that a processor likes
-        allocation=allocation.Uniform(),  # of every group alike: the wide layers at full resolution take the time
+        pattern=pattern.Coupled(round_to=8),  # widths that are efficient on common hardware
+        allocation=allocation.Uniform(),  # the same fraction of every group
         schedule=schedule.Polynomial(settings.sparsity, settings.begin, settings.end),
     )
-    # At an epoch's start, so that the test at its end sees weights that have trained under their masks.
+    # At the start of an epoch, so that the evaluation at its end uses weights trained under the new masks.
     pruner.attach(trainer, Events.EPOCH_STARTED)
     shrinker = ShrinkHandler(pruner, example)
     shrinker.attach(trainer, Events.EPOCH_STARTED(once=settings.end))
-    # All is pruned that should be: no more evidence is gathered, and what trains on is a plain small net.
+    # Pruning is complete: stop collecting evidence and continue with a plain small network.
     trainer.add_event_handler(Events.EPOCH_STARTED(once=settings.end), lambda _: pruner.finalize())
     record_history(trainer, model, data, pruner)
     show(trainer, "shrinking")
@@ -175,7 +175,7 @@ def train_shrinking(settings: Settings, data: Data) -> tuple[Net, ShrinkHandler,
 
 
 def export(model: Net, shrinker: ShrinkHandler, data: Data, path: Path) -> Export:
-    """Save the small net, load it into a freshly built one of full size, and compare the two."""
+    """Save the small network, load it into a new full-size network, and compare the two."""
     torch.save(shrunk_state(model, shrinker.left), path)
     loaded = load_shrunk(Net(), path).eval()
     images = data.test[0][0]
@@ -189,7 +189,7 @@ def make_parser() -> Parser:
     add(
         "--quick",
         action="store_true",
-        help=f"{QUICK.epochs} epochs and shorter timings: a look in a quarter of a minute",
+        help=f"{QUICK.epochs} epochs and shorter timings (a quarter of a minute)",
     )
     add(
         "--sparsity",
@@ -197,28 +197,33 @@ def make_parser() -> Parser:
         help=f"fraction of the channels to prune, 0.05 to 0.95; widths stay multiples of 8 ({base.sparsity})",
     )
     add("--epochs", type=int, help=f"epochs of each of the two trainings, at least 3 ({base.epochs})")
-    add("--seed", type=int, help=f"of weights, split and data order ({base.seed})")
-    add("--output", type=Path, default=Path("runs/shrink"), help="folder for the picture and the net (runs/shrink)")
+    add("--seed", type=int, help=f"seed of weights, split and data order ({base.seed})")
+    add(
+        "--output",
+        type=Path,
+        default=Path("runs/shrink"),
+        help="output folder for the plot and the network (runs/shrink)",
+    )
     return parser
 
 
 def run(settings: Settings, folder: Path) -> Figures:
-    """Train both nets, measure them, and write the small one."""
+    """Train both networks, measure them and save the small one."""
     data = load_data(settings.seed, flat=False)
     full, dense = train_dense(settings, data)
     small, shrinker, history = train_shrinking(settings, data)
-    (told,) = shrinker.reports
+    (report,) = shrinker.reports
     exported = export(small, shrinker, data, folder / "model.pt")
     timed = latencies([full, small], data.test[0][0][:BATCH], settings.rounds)
-    return Figures(full, small, dense, history, settings.end, told, timed, exported)
+    return Figures(full, small, dense, history, settings.end, report, timed, exported)
 
 
 def main(arguments: Sequence[str] | None = None) -> Figures:
-    """Train, print and draw what came out, and return it."""
+    """Train, print and draw the results, and return them."""
     parser = make_parser()
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     quick, folder = options.pop("quick"), options.pop("output")
-    torch.set_num_threads(1)  # the same numbers however many cores there are
+    torch.set_num_threads(1)  # the same numbers for any number of cores
     settings = parser.settle(QUICK if quick else Settings(), options, folder)
     figures = run(settings, folder)
     report(figures, folder)

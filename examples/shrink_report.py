@@ -1,4 +1,4 @@
-"""What the shrinking example measures and shows: latencies, FLOPs, two tables and a picture."""
+"""Measurements and output of the shrinking example: latencies, FLOPs, two tables and a plot."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ignite_prune.structure import Report
 
 BATCH = 32
-History = list[dict[str, Any]]  # one entry an epoch: accuracy, seconds, parameters, those not masked, FLOPs
+History = list[dict[str, Any]]  # one entry per epoch: accuracy, seconds, parameters, unmasked parameters, FLOPs
 
-FULL, SMALL, LAYER = "#0072B2", "#D55E00", "#8C8C8C"  # told apart in every kind of colour vision
+FULL, SMALL, LAYER = "#0072B2", "#D55E00", "#8C8C8C"  # distinguishable with every kind of colour vision
 
 
 @dataclass(frozen=True)
 class Export:
-    """The small net's file, and whether what was loaded from it gives the very same outputs."""
+    """The file of the small network, and whether the network loaded from it gives identical outputs."""
 
     path: Path
     equal: bool
@@ -39,17 +39,17 @@ class Export:
 
 @dataclass(frozen=True)
 class Figures:
-    """What came out.
+    """All results.
 
     Args:
-        full: the net that stayed at its full size.
-        small: the one that was shrunk.
-        dense: the first one's history.
-        history: the second one's.
+        full: the full-size network.
+        small: the shrunk network.
+        dense: history of the full-size network.
+        history: history of the shrunk network.
         end: the epoch at whose start it was shrunk.
-        told: what the slicing did.
-        latencies: seconds a batch, of the full and of the small net.
-        exported: the file.
+        report: report of the slicing.
+        latencies: seconds per batch, of the full-size and of the small network.
+        exported: the saved file.
     """
 
     full: nn.Module
@@ -57,18 +57,18 @@ class Figures:
     dense: History
     history: History
     end: int
-    told: Report
+    report: Report
     latencies: tuple[float, ...]
     exported: Export
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Processor time of an epoch before and after the slicing, in the same training; medians."""
+        """Median CPU time of an epoch before and after the slicing, in the same training."""
         seconds = [entry["seconds"] for entry in self.history]
         return median(seconds[: self.end - 1]), median(seconds[self.end - 1 :])
 
     def pair(self, name: str) -> tuple[Any, Any]:
-        """Return one of the last epoch's figures, of the full and of the small net."""
+        """Return one value of the last epoch, for the full-size and the small network."""
         return self.dense[-1][name], self.history[-1][name]
 
 
@@ -83,7 +83,7 @@ def flops(model: nn.Module) -> int:
 
 @torch.no_grad()
 def latencies(models: Sequence[nn.Module], x: Tensor, rounds: int) -> tuple[float, ...]:
-    """Return each model's median seconds for a batch, in turn: processor time, so that other programs do not count."""
+    """Return each model's median CPU seconds per batch, alternating; CPU time excludes other programs."""
     times: list[list[float]] = [[] for _ in models]
     for model in models:
         model.eval()(x)  # warm
@@ -96,7 +96,7 @@ def latencies(models: Sequence[nn.Module], x: Tensor, rounds: int) -> tuple[floa
 
 
 def report(figures: Figures, folder: Path) -> None:
-    """Print the tables and the paths, and draw the picture."""
+    """Print the tables and the paths, and draw the plot."""
     draw(figures, folder / "picture.png")
     console = Console(highlight=False)
     console.print(make_table(figures))
@@ -105,9 +105,9 @@ def report(figures: Figures, folder: Path) -> None:
     loaded = "equal to the bit" if figures.exported.equal else "DIFFERENT"
     for line in (
         f"accuracy     full size {before:.2%}, shrunk {after:.2%} ({100 * (after - before):+.2f} points)",
-        f"slicing      at the start of epoch {figures.end}; outputs differ from the masked net's by "
-        f"{figures.told.error:.0e} of the greatest",
-        f"model        {figures.exported.path}; loaded into a fresh net of full size, outputs are {loaded}",
+        f"slicing      at the start of epoch {figures.end}; outputs differ from the masked network's by "
+        f"{figures.report.error:.0e} of the largest output",
+        f"model        {figures.exported.path}; loaded into a new full-size network, outputs are {loaded}",
         f"picture      {folder / 'picture.png'}",
     ):
         console.print(line, soft_wrap=True)  # a wrapped path could not be copied
@@ -123,12 +123,12 @@ def make_table(figures: Figures) -> Table:
     table.add_row("parameters", f"{parameters:,}", f"{left:,}", f"{parameters / left:.1f}×")
     table.add_row(f"MFLOPs, batch of {BATCH}", f"{work / 1e6:,.0f}", f"{less / 1e6:,.0f}", f"{work / less:.1f}×")
     table.add_row(f"CPU ms, batch of {BATCH}", f"{1e3 * slow:.2f}", f"{1e3 * fast:.2f}", f"{slow / fast:.1f}×")
-    table.add_row("CPU seconds an epoch", f"{long:.2f}", f"{short:.2f}", f"{long / short:.1f}×")
+    table.add_row("CPU seconds per epoch", f"{long:.2f}", f"{short:.2f}", f"{long / short:.1f}×")
     return table
 
 
 def channels(model: nn.Module) -> dict[str, int]:
-    """Return how many channels each convolution makes."""
+    """Return the number of output channels of each convolution."""
     layers = model.named_modules()
     return {name.removesuffix(".conv"): layer.out_channels for name, layer in layers if isinstance(layer, nn.Conv2d)}
 
@@ -144,14 +144,14 @@ def channels_table(figures: Figures) -> Table:
 
 
 def draw(figures: Figures, path: Path) -> None:
-    """Draw accuracy and size over the epochs on the left, channels and what is left of each cost on the right."""
+    """Draw accuracy and size over the epochs (left), channels and remaining costs (right)."""
     before, after = figures.pair("accuracy")
     slow, fast = figures.latencies
     figure, ((accuracies, layers), (sizes, costs)) = plt.subplots(
         2, 2, figsize=(13, 6.8), width_ratios=(1.25, 1), layout="constrained"
     )
     figure.suptitle(
-        f"Shrunk while training: {slow / fast:.1f} times as fast, accuracy {after:.1%} (full size {before:.1%})",
+        f"Shrunk during training: {slow / fast:.1f} times as fast, accuracy {after:.1%} (full size {before:.1%})",
         fontsize=15,
     )
     draw_accuracy(accuracies, figures)
@@ -166,7 +166,7 @@ def draw(figures: Figures, path: Path) -> None:
 
 
 def mark(axes: Axes, figures: Figures, label: str | None) -> None:
-    """Mark the moment of the slicing, between two epochs."""
+    """Mark the time of the slicing, between two epochs."""
     axes.axvline(figures.end - 0.5, color="black", lw=1.2, ls="--", label=label)
     axes.set_xlim(0.5, len(figures.history) + 0.5)
     axes.grid(alpha=0.3)
@@ -189,7 +189,7 @@ def draw_accuracy(axes: Axes, figures: Figures) -> None:
 def draw_sizes(axes: Axes, figures: Figures) -> None:
     epochs = range(1, len(figures.history) + 1)
     for name, label, colour, line in (
-        ("kept", "parameters not masked", LAYER, "-"),
+        ("kept", "unmasked parameters", LAYER, "-"),
         ("parameters", "parameters", SMALL, "-"),
         ("flops", "FLOPs", FULL, ":"),
     ):
@@ -197,7 +197,7 @@ def draw_sizes(axes: Axes, figures: Figures) -> None:
         values = [100 * entry[name] / whole for entry in figures.history]
         axes.plot(epochs, values, line, color=colour, lw=2.5, drawstyle="steps-mid", label=label)
     mark(axes, figures, None)
-    axes.set(title="The shrinking net's size", xlabel="epoch", ylabel="% of full size", ylim=(0, 105))
+    axes.set(title="Size of the shrinking network", xlabel="epoch", ylabel="% of full size", ylim=(0, 105))
     axes.legend(loc="upper right")
 
 
@@ -217,11 +217,11 @@ def draw_costs(axes: Axes, figures: Figures) -> None:
         "parameters": figures.pair("parameters"),
         "FLOPs": figures.pair("flops"),
         f"latency, batch of {BATCH}": figures.latencies,
-        "seconds an epoch": figures.seconds,
+        "seconds per epoch": figures.seconds,
     }
     left = [100 * after / before for before, after in costs.values()]
     axes.barh(list(costs), [100] * len(costs), 0.6, color=FULL, alpha=0.25)
     bars = axes.barh(list(costs), left, 0.6, color=SMALL)
     axes.bar_label(bars, [f"{value:.0f} %" for value in left], padding=4)
     axes.invert_yaxis()
-    axes.set(title="What is left of each cost", xlabel="% of full size", xlim=(0, 105))
+    axes.set(title="Remaining cost", xlabel="% of full size", xlim=(0, 105))

@@ -1,4 +1,4 @@
-"""The ways of training sparsely that are compared: what makes a model sparse, and the event that drives it."""
+"""The sparse training methods that are compared, each with the event that drives it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ignite_prune.regularise import SoftThreshold
 
 
 class Sparse(Protocol):
-    """What makes a model sparse."""
+    """A handler that makes a model sparse."""
 
     @property
     def sparsity(self) -> float: ...
@@ -26,7 +26,7 @@ class Sparse(Protocol):
     def attach(self, engine: Engine, *event: Any) -> None: ...
 
 
-Made = tuple[Sparse, tuple[Any, ...]]  # and the event, where it is not the handler's own
+Made = tuple[Sparse, tuple[Any, ...]]  # and the event, if it is not the handler's default
 Method = Callable[[nn.Module, Optimizer, Task, float], Made]
 
 

@@ -1,4 +1,4 @@
-"""What the comparison of sparse trainings shows at its end: a table, a picture, and all figures as JSON."""
+"""Output of the comparison of sparse training methods: a table, a plot, and all figures as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from sparse_tasks import Task
 
-# Told apart in every kind of colour vision (Okabe and Ito).
+# Distinguishable with every kind of colour vision (Okabe and Ito).
 COLOURS = {
     "dense": "#6E6E6E",
     "static": "#56B4E9",
@@ -51,14 +51,14 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class Record:
-    """One net trained one way.
+    """One training.
 
     Args:
-        task: what it learnt.
-        method: how.
-        seed: of start, data and batches.
-        value: the task's measure.
-        sparsity: at the end.
+        task: name of the task.
+        method: name of the method.
+        seed: seed of initial weights, data and batches.
+        value: value of the task's metric.
+        sparsity: final sparsity.
     """
 
     task: str
@@ -69,33 +69,33 @@ class Record:
 
 
 def values(records: Sequence[Record], task: Task, method: str) -> list[float]:
-    """Return a method's measures, one a seed."""
+    """Return a method's metric values, one per seed."""
     return [each.value for each in records if (each.task, each.method) == (task.name, method)]
 
 
 def ended(records: Sequence[Record], task: Task, method: str) -> float:
-    """Return the mean sparsity that a method ended at."""
+    """Return a method's mean final sparsity."""
     return statistics.mean(each.sparsity for each in records if (each.task, each.method) == (task.name, method))
 
 
-def told(numbers: Sequence[float], digits: int, sign: str = "") -> str:
+def mean_and_std(numbers: Sequence[float], digits: int, sign: str = "") -> str:
     spread = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
     return f"{statistics.mean(numbers):{sign}.{digits}f} ± {spread:.{digits}f}"
 
 
 def gains(records: Sequence[Record], task: Task, method: str, other: str) -> list[float]:
-    """Return by how much a method is better than another, seed by seed."""
+    """Return the improvement of a method over another for each seed."""
     sign = 1 if task.more_is_better else -1
     return [sign * (a - b) for a, b in zip(values(records, task, method), values(records, task, other))]
 
 
 def methods_of(records: Sequence[Record]) -> list[str]:
-    """Return what was trained, in the colours' order."""
+    """Return the trained methods, in the order of their colours."""
     return [method for method in COLOURS if any(each.method == method for each in records)]
 
 
 def make_table(records: Sequence[Record], tasks: Sequence[Task], sparsity: float) -> Table:
-    """Return every method's measures; where a method ends at another sparsity, it says at which."""
+    """Return a table of every method's metric, with its sparsity if that differs from the others."""
     table = Table(title=f"Trained at {sparsity:.0%} sparsity, mean ± std over the seeds", box=box.SIMPLE_HEAD)
     table.add_column("method")
     for task in tasks:
@@ -108,11 +108,11 @@ def make_table(records: Sequence[Record], tasks: Sequence[Task], sparsity: float
 def _cell(records: Sequence[Record], task: Task, method: str, sparsity: float) -> str:
     found = ended(records, task, method)
     other = "" if method == "dense" or abs(found - sparsity) < 5e-4 else f"(at {found:.1%}) "
-    return other + told(values(records, task, method), _digits(task))
+    return other + mean_and_std(values(records, task, method), _digits(task))
 
 
 def make_differences(records: Sequence[Record], tasks: Sequence[Task]) -> Table:
-    title = "Seed by seed: by how much better (in how many seeds)"
+    title = "Paired differences (and in how many seeds it is better)"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")
     for task in tasks:
@@ -127,7 +127,7 @@ def make_differences(records: Sequence[Record], tasks: Sequence[Task]) -> Table:
                 continue
             better = gains(records, task, method, other)
             wins = sum(gain > 0 for gain in better)
-            cells.append(f"{told(better, _digits(task), '+')} ({wins} of {len(better)})")
+            cells.append(f"{mean_and_std(better, _digits(task), '+')} ({wins} of {len(better)})")
         table.add_row(f"{method} against {other}", *cells)
     return table
 
@@ -143,15 +143,15 @@ def draw(records: Sequence[Record], tasks: Sequence[Task], sparsity: float, file
         draw_task(axes, records, task)
     labels = [_label(records, tasks, method, sparsity) for method in methods_of(records)]
     panels[0].set_yticks(range(rows), labels[::-1])
-    gone = f"{sparsity:.0%} of the connections are gone"
-    others = ", or what stands in brackets" if any("(" in label for label in labels) else ""
+    gone = f"{sparsity:.0%} of the connections removed"
+    others = ", or the fraction in brackets" if any("(" in label for label in labels) else ""
     figure.suptitle(f"{gone}{others}; each dot is a seed, the line its mean", fontsize=11)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
 
 def _label(records: Sequence[Record], tasks: Sequence[Task], method: str, sparsity: float) -> str:
-    """Return a method's name, and its sparsities where they are other than that of the title."""
+    """Return a method's name, with its sparsities if they differ from that of the title."""
     found = [ended(records, task, method) for task in tasks]
     if method == "dense" or all(abs(each - sparsity) < 5e-4 for each in found):
         return method
@@ -175,7 +175,7 @@ def draw_task(axes: Axes, records: Sequence[Record], task: Task) -> None:
 
 
 def report(records: Sequence[Record], settings: Any, tasks: Sequence[Task], seconds: float, folder: Path) -> None:
-    """Print the table, draw the picture and write all figures."""
+    """Print the table, draw the plot and write all figures."""
     console = Console(highlight=False)
     console.print(make_table(records, tasks, settings.sparsity))
     console.print(make_differences(records, tasks))
@@ -183,4 +183,4 @@ def report(records: Sequence[Record], settings: Any, tasks: Sequence[Task], seco
     about = {"settings": asdict(settings), "torch": torch.__version__, "python": platform.python_version()}
     figures = {**about, "seconds": round(seconds, 1), "records": [asdict(each) for each in records]}
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    console.print(f"{len(records)} trainings in {seconds:.0f} s. Picture and figures: {folder}/")
+    console.print(f"{len(records)} trainings in {seconds:.0f} s. Plot and figures: {folder}/")

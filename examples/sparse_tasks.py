@@ -1,4 +1,4 @@
-"""What the comparison of sparse trainings learns: handwritten digits, and Python's own sources by characters."""
+"""Tasks of the comparison of sparse training: handwritten digits, and characters of Python's standard library."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from compare_nets import load_data, make_mlp
 from torch import Tensor, nn
 
 Batch = tuple[Tensor, Tensor]
-CONTEXT, WIDTH, CHARACTERS = 12, 16, 97  # printable ASCII, line feed, and all the rest as one
+CONTEXT, WIDTH, CHARACTERS = 12, 16, 97  # printable ASCII, line feed, and one class for all other characters
 TEXT = 600_000
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something to learn.
+    """A training task.
 
     Args:
-        name: for tables and pictures.
-        measure: what ``evaluate`` gives.
-        more_is_better: whether a larger measure is.
-        make: the model, drawn from torch's generator.
-        batches: ``(seed, iterations)`` to training batches.
-        evaluate: a model, and the seed of its data, to the measure.
+        name: name in tables and plots.
+        measure: name of the metric that ``evaluate`` returns.
+        more_is_better: whether a larger metric is better.
+        make: creates the model, initialised from torch's default generator.
+        batches: maps ``(seed, iterations)`` to training batches.
+        evaluate: maps a model and the seed of its data to the metric.
         lr: Adam's learning rate.
-        every: iterations from one update of the masks to the next.
-        drop: the fraction of the connections that moves at the first update.
-        iterations: of a training.
+        every: number of iterations between mask updates.
+        drop: fraction of the connections exchanged at the first update.
+        iterations: number of iterations of a training.
     """
 
     name: str
@@ -62,7 +62,7 @@ def digit_accuracy(model: nn.Module, seed: int) -> float:
 
 
 def make_language_model() -> nn.Module:
-    """Return a net that tells a character by the twelve before it: 12·16 - 384 - 192 - 97."""
+    """Return a network that predicts a character from the twelve before it: 12·16 - 384 - 192 - 97."""
     return nn.Sequential(
         nn.Embedding(CHARACTERS, WIDTH),
         nn.Flatten(),
@@ -76,7 +76,7 @@ def make_language_model() -> nn.Module:
 
 @cache
 def text() -> Tensor:
-    """Return Python's standard library as numbers of characters, the same files on every machine of one version."""
+    """Return Python's standard library as character indices; the files depend only on the Python version."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     read, size = [], 0
     for file in files:
@@ -113,7 +113,7 @@ DIGITS = Task(
 )
 LANGUAGE = Task(
     "language",
-    "bits a character",
+    "bits per character",
     False,
     make_language_model,
     text_batches,

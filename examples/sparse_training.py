@@ -1,25 +1,25 @@
-"""Sparse from the first step to the last, or dense at first: what is learnt at 98 % sparsity.
+"""Compare sparse training methods at 98 % sparsity: sparse from the first step, or dense at first.
 
-Two nets, each trained from several seeds: an MLP that reads handwritten digits, and a language model that reads
-Python's standard library character by character. Dynamic sparse training never has more than 2 % of the connections;
-gradual pruning ends with as few but begins dense. All share start, batches and iterations, so differences are paired.
-Connections are divided over the layers by ERK, unless the method does so itself:
+Two networks are trained with several seeds: an MLP on handwritten digits, and a character-level language model on
+Python's standard library. Dynamic sparse training never has more than 2 % of the connections; gradual pruning ends with
+the same number but starts dense. All methods share initial weights, batches and number of iterations, so differences
+are paired. Connections are divided over the layers by ERK, unless the method does so itself:
 
-- static: connections drawn once, and kept
-- SET: the smallest go, others grow at random
-- RigL: the smallest go, those of the largest gradients grow
-- sparse momentum: those of the largest momentum grow, and layers share what there is
-- gradual: dense at first, the smallest pruned step by step
+- static: random, fixed connections
+- SET: the smallest weights are dropped, random connections are grown
+- RigL: the smallest are dropped, connections with the largest gradients are grown
+- sparse momentum: connections with the largest momentum are grown, and connections move between layers
+- gradual: dense at first, the smallest weights are pruned step by step
 
 and with --all
 
-- SRigL: RigL with as many inputs for each neuron of a layer, poor neurons ablated
-- Top-KAST: dense in storage; forward with the largest, gradients for ten times as many
-- AC/DC: dense and sparse phases in turn, a tenth of the training each
-- one shot: dense for a quarter of the training, pruned at once, fine-tuned for the rest
-- STR: a threshold for each layer is learnt, and so is how many connections stay; the table tells
+- SRigL: RigL with the same number of inputs for all neurons of a layer, and weak neurons ablated
+- Top-KAST: dense storage; the forward pass uses the largest weights, gradients update ten times as many
+- AC/DC: alternating dense and sparse phases of a tenth of the training each
+- one shot: dense for a quarter of the training, pruned once, fine-tuned for the rest
+- STR: a learnt threshold for each layer, which also determines the sparsity; the table shows it
 
-It ends with a table, a picture and all figures as JSON (under three minutes on two cores, under six with --all):
+The output is a table, a plot and all figures as JSON (under three minutes on two cores, under six with --all):
 
     python examples/sparse_training.py
     python examples/sparse_training.py --all
@@ -47,7 +47,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the figures."""
+    """Settings of the comparison."""
 
     seeds: int = 8
     sparsity: float = 0.98
@@ -62,14 +62,14 @@ class Settings:
 
 
 def run(name: str, task: Task, settings: Settings, seed: int) -> Record:
-    """Train one net one way."""
-    torch.set_num_threads(1)  # as fast for nets so small, and the same numbers however many cores there are
+    """Train one network with one method."""
+    torch.set_num_threads(1)  # as fast for small networks, and the same numbers for any number of cores
     torch.manual_seed(seed)
     model = task.make()
     optimizer = torch.optim.Adam(model.parameters(), lr=task.lr)
     trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Pruning left less than 1 %")  # that is what is looked at here
+        warnings.filterwarnings("ignore", message="Pruning left less than 1 %")  # expected here
         pruner, sparsity = None, 0.0
         if method := {**METHODS, **MORE}[name]:
             pruner, event = method(model, optimizer, task, settings.sparsity)
@@ -87,29 +87,33 @@ def run_all(settings: Settings, workers: int) -> list[Record]:
     jobs = [(name, task, settings, seed) for seed in range(settings.seeds) for name, task in nets]
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns) as progress:
-        shown = progress.add_task(f"0 of {len(jobs)} nets trained", total=len(jobs))
+        shown = progress.add_task(f"0 of {len(jobs)} networks trained", total=len(jobs))
         records = []
         for count, record in enumerate(in_processes(run, jobs, workers), start=1):
             records.append(record)
-            told = f"{record.task}, {record.method}: {record.value:.2f}"
-            progress.update(shown, advance=1, description=f"{count} of {len(jobs)} nets trained, {told}")
+            latest = f"{record.task}, {record.method}: {record.value:.2f}"
+            progress.update(shown, advance=1, description=f"{count} of {len(jobs)} networks trained, {latest}")
     return sorted(records, key=lambda each: each.seed)
 
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, base = parser.add_argument, Settings()
-    add("--quick", action="store_true", help="2 seeds, a fifth of the iterations: a look, no figures to quote")
-    add("--all", action="store_true", help="SRigL, Top-KAST, AC/DC, one shot and STR too")
-    add("--seeds", type=int, help=f"trainings of each net and method, from seed 0 up ({base.seeds})")
-    add("--sparsity", type=float, help=f"of the selected weights, 0 to 1 ({base.sparsity})")
-    add("--workers", type=int, default=2, help="processes; each trains one net at a time (2)")
-    add("--output", type=Path, default=Path("runs/sparse"), help="folder for what comes out (runs/sparse)")
+    add(
+        "--quick",
+        action="store_true",
+        help="2 seeds, a fifth of the iterations: a quick check, not for quoting figures",
+    )
+    add("--all", action="store_true", help="also run SRigL, Top-KAST, AC/DC, one shot and STR")
+    add("--seeds", type=int, help=f"number of trainings of each network and method, from seed 0 ({base.seeds})")
+    add("--sparsity", type=float, help=f"sparsity of the selected weights, 0 to 1 ({base.sparsity})")
+    add("--workers", type=int, default=2, help="number of processes; each trains one network at a time (2)")
+    add("--output", type=Path, default=Path("runs/sparse"), help="output folder (runs/sparse)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Record]:
-    """Run the comparison, print and write what came out, and return it."""
+    """Run the comparison, print and write the results, and return them."""
     parser = make_parser()
     options = vars(parser.parse_args(arguments))
     workers, output, quick, more = (options.pop(name) for name in ("workers", "output", "quick", "all"))

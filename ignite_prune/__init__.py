@@ -8,8 +8,8 @@ from ignite_prune._utils.lazy import importer
 from ignite_prune._utils.renamed import RenamedModules
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.handlers import PruneEvents, PruneHandler
-from ignite_prune.update.one_shot import prune_model
-from ignite_prune.update.scoring import score
+from ignite_prune.update.calibration import Calibration
+from ignite_prune.update.one_shot import prune_model, score
 
 if TYPE_CHECKING:
     from ignite_prune.export.networkx_graph import to_networkx
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "LotteryTicket",
     "MaskStore",
     "PruneEvents",
@@ -65,7 +66,7 @@ sys.meta_path.append(
             "ignite_prune.connectivity": "ignite_prune.lottery.mode_connectivity",
             "ignite_prune.handlers.lottery_ticket": "ignite_prune.handlers.lottery.lottery_ticket",
             "ignite_prune.masks": "ignite_prune.core.mask_store",
-            "ignite_prune.rewind": "ignite_prune.lottery.rewind",
+            "ignite_prune.rewind": "ignite_prune.lottery.snapshot",
             "ignite_prune.select": "ignite_prune.core.selection",
         }
     )

@@ -1,34 +1,33 @@
-"""Masks and pruning of single tensors: no model, no engine.
+"""Functions that mask and prune single tensors, without a model or an engine.
 
-``amount`` says how the result stands: an int is that many of the pattern's units pruned, a float that fraction of them
-(rounded half to even), what ``mask`` pruned already included. An entry pruned in ``mask`` never comes back: a smaller
-amount changes nothing.
+``amount`` describes the result: an int is the number of pruned units of the pattern, a float their fraction (rounded
+half to even), both including entries that ``mask`` already prunes. Entries pruned in ``mask`` stay pruned, so a smaller
+amount has no effect.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from ignite_prune._utils.arguments import as_sparsity
 from ignite_prune._utils.bits import zero_
-from ignite_prune.allocation import Layer, Pool
+from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
+from ignite_prune.allocation import Allocation, Layer, Pool
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.saliency import Given, Magnitude
-from ignite_prune.update.choose_units import divide
-from ignite_prune.update.param_groups import as_unit_fraction
-from ignite_prune.update.scores import ParameterScores
+from ignite_prune.update.scores import ParameterScores, choose_masks
 
 
-class _Exactly:
-    """An allocation for one tensor: so many units kept."""
+class _Exactly(Allocation):
+    """An allocation for one tensor that keeps a given number of units."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
 
-    def divide(self, layers: list[Layer], sparsity: float) -> list[Pool]:
+    def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
         return [Pool(tuple(layers), self._keep)]
 
 
@@ -40,21 +39,21 @@ def mask(
     mask: Tensor | None = None,
     pattern: Pattern = Unstructured(),
 ) -> Tensor:
-    """Return the mask that prunes ``amount`` of a tensor, least scores first; the tensor is not changed.
+    """Return a mask that prunes ``amount`` of a tensor, smallest scores first; the tensor is not changed.
 
     Args:
         tensor: floating point, any shape.
-        amount: units pruned (int), or sparsity in [0, 1] (float), of the result.
-        scores: larger = keep; the tensor's shape, or one a unit; None: magnitudes.
-        mask: bool, the tensor's shape: the mask so far.
-        pattern: which entries go together.
+        amount: number of pruned units (int) or sparsity in [0, 1] (float) of the result.
+        scores: larger = keep; in the tensor's shape, or one per unit; None uses magnitudes.
+        mask: the current mask, bool, in the tensor's shape.
+        pattern: entries that are pruned together.
 
     Returns:
-        Bool, the tensor's shape, True = kept. Among equal scores the lower flat index is kept.
+        Bool tensor in the tensor's shape, True = kept. Of equal scores the lower flat index is kept.
 
     Raises:
-        TypeError: ``amount`` is not a number, ``tensor`` not floating point, ``mask`` not bool.
-        ValueError: ``amount`` out of range; a shape that does not fit; scores that are not finite.
+        TypeError: ``amount`` is not a number, ``tensor`` not floating point, or ``mask`` not bool.
+        ValueError: ``amount`` is out of range, a shape does not match, or scores are not finite.
 
     Example:
         >>> mask(torch.tensor([3.0, -1.0, 2.0, 1.0]), 0.5)
@@ -64,9 +63,8 @@ def mask(
     units = pattern.count(tuple(tensor.shape))
     pruned = _pruned_units(amount, units, pattern)
     saliency = Magnitude() if scores is None else Given({"tensor": scores})
-    scorer = ParameterScores("tensor", tensor.detach(), saliency, pattern, mask)
-    group = {"pattern": pattern, "allocation": _Exactly(units - pruned), "sparsity": 0.0, "saliency": saliency}
-    chosen = divide({"tensor": scorer}, {"tensor": mask}, group)
+    computed = ParameterScores("tensor", tensor.detach(), saliency, pattern, mask)
+    chosen = choose_masks({"tensor": computed}, _Exactly(units - pruned), 0.0)
     if "tensor" in chosen:
         return chosen["tensor"]
     return torch.ones_like(tensor, dtype=torch.bool, requires_grad=False) if mask is None else mask.clone()
@@ -100,9 +98,9 @@ def prune_(
     mask: Tensor | None = None,
     pattern: Pattern = Unstructured(),
 ) -> Tensor:
-    """Make the pruned entries of ``tensor`` exactly 0 in place, outside autograd, and return it.
+    """Set the pruned entries of ``tensor`` to exactly 0, in place and outside autograd, and return it.
 
-    Arguments and errors are those of :func:`mask`; the tensor is unchanged where it raises.
+    Arguments and errors are those of :func:`mask`; if it raises, the tensor is unchanged.
 
     Example:
         >>> prune_(torch.tensor([3.0, -1.0, 2.0, 1.0]), 0.75)
@@ -113,7 +111,7 @@ def prune_(
         return zero_(tensor, kept)
 
 
-_mask = mask  # the name that the argument of prune and prune_ hides
+_mask = mask  # prune and prune_ have an argument of this name
 
 
 def _check(tensor: Tensor, mask: Tensor | None, pattern: Pattern) -> None:

@@ -355,7 +355,7 @@ def test_ties_go_by_position_and_what_was_pruned_goes_first():
     assert mask.tolist() == [[False, True, True, True], [True, True, False, False]]
     _, mask = sweep(weight, hessian, damping=0.0, block=1, choose=by_group(1, before), group=2)
     assert mask.tolist() == [[False, True, True, False], [True, False, False, True]]
-    with pytest.raises(ValueError, match="block at column 0 can have 2 to 8 pruned, but 1 are asked for"):
+    with pytest.raises(ValueError, match="block at column 0 can have 2 to 8 pruned, but given a count of 1"):
         sweep(weight, hessian, damping=0.0, block=4, choose=by_count([1], 4, before))
 
 
@@ -376,9 +376,9 @@ def test_counts_add_up_and_masks_nest(seed):
 def test_sweeps_that_are_refused():
     weight, hessian, mask = torch.ones(2, 3), torch.eye(3), torch.ones(2, 3, dtype=torch.bool)
     how = {"damping": 0.01, "block": 2}
-    with pytest.raises(TypeError, match="Just one"):
+    with pytest.raises(TypeError, match="Exactly one"):
         sweep(weight, hessian, **how)
-    with pytest.raises(TypeError, match="Just one"):
+    with pytest.raises(TypeError, match="Exactly one"):
         sweep(weight, hessian, **how, mask=mask, choose=by_group(1))
     with pytest.raises(TypeError, match="bool"):
         sweep(weight, hessian, **how, mask=weight)
@@ -545,5 +545,5 @@ def test_owl_refuses():
     with pytest.raises(TypeError, match="spread should be a number"):
         allocation.OWL(spread="0.1")
     negative = Layer("fc.weight", (2,), 2, lambda: torch.tensor([-1.0, 1.0]), None, 2)
-    with pytest.raises(ValueError, match="scores of at least 0, but those of 'fc.weight'"):
+    with pytest.raises(ValueError, match="scores of at least 0, but some of 'fc.weight'"):
         allocation.OWL().divide([negative], 0.5)

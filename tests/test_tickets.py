@@ -231,7 +231,7 @@ def test_an_inverted_saliency_keeps_what_the_other_prunes():
     both = []
     for formula in (saliency.Magnitude(), saliency.Inverted(saliency.Magnitude())):
         pruner = PruneHandler(model, saliency=formula, params="5.weight")
-        both.append(pruner.pruning.updater.plan([0.5]).masks["5.weight"])
+        both.append(pruner.pruning.plan([0.5]).masks["5.weight"])
     assert torch.equal(both[0], ~both[1])
     with pytest.raises(TypeError, match="saliency"):
         saliency.Inverted(lambda name, p: p)

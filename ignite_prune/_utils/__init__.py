@@ -1,1 +1,1 @@
-"""Helpers that know torch alone: argument checks, lazy imports, bit operations, top-k, collectives."""
+"""Helpers that depend on torch only: argument checks, lazy imports, bit operations, top-k, collectives."""

@@ -1,18 +1,17 @@
-"""Arguments checked at the door."""
+"""Checks of arguments, with uniform error messages."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 
 
 def check_positive(argument: str, value: Any, whole: bool = False) -> None:
-    """Raise where an argument is not a finite number above 0 (a whole one of at least 1)."""
+    """Raise TypeError or ValueError unless an argument is a finite number above 0 (``whole``: an int of at least 1)."""
     if whole:
         if type(value) is not int:
             raise TypeError(f"Argument {argument} should be an int, but given {value!r}")
@@ -23,7 +22,7 @@ def check_positive(argument: str, value: Any, whole: bool = False) -> None:
 
 
 def check_finite(argument: str, value: Any) -> float:
-    """Return an argument that is a finite number, or raise."""
+    """Return an argument; raise TypeError or ValueError unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"Argument {argument} should be a number, but given {value!r}")
     if not math.isfinite(value):
@@ -32,13 +31,13 @@ def check_finite(argument: str, value: Any) -> float:
 
 
 def check_is(argument: str, value: Any, kind: type) -> None:
-    """Raise where an argument is not of its type."""
+    """Raise TypeError unless an argument is an instance of ``kind``."""
     if not isinstance(value, kind):
         raise TypeError(f"Argument {argument} should be a {kind.__name__}, but given {value!r}")
 
 
 def check_seed(value: Any) -> None:
-    """Raise where an argument ``seed`` is not an int that a ``torch.Generator`` takes."""
+    """Raise TypeError or ValueError unless an argument ``seed`` is an int that ``torch.Generator`` accepts."""
     if type(value) is not int:
         raise TypeError(f"Argument seed should be an int, but given {value!r}")
     if not -(2**63) <= value < 2**63:
@@ -46,34 +45,19 @@ def check_seed(value: Any) -> None:
 
 
 def check_generator(value: Any) -> None:
-    """Raise where an argument ``generator`` is neither None nor a ``torch.Generator``."""
+    """Raise TypeError unless an argument ``generator`` is None or a ``torch.Generator``."""
     if value is not None and not isinstance(value, torch.Generator):
         raise TypeError(f"Argument generator should be a torch.Generator, but given {value!r}")
 
 
 def check_callable(argument: str, value: Any) -> None:
-    """Raise where an argument is neither None nor a function."""
+    """Raise TypeError unless an argument is None or callable."""
     if value is not None and not callable(value):
         raise TypeError(f"Argument {argument} should be callable, but given {value!r}")
 
 
-def as_sparsity(value: Any, argument: str = "sparsity") -> float:
-    """Return ``value`` as a float in [0, 1].
-
-    Raises:
-        TypeError: it is not a number.
-        ValueError: it is outside [0, 1], or NaN.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"Argument {argument} should be a number in [0, 1], but given {value!r}")
-    if not 0 <= float(value) <= 1:
-        percent = f"; for {value} % write {float(value) / 100:g}" if 1 < float(value) <= 100 else ""
-        raise ValueError(f"Argument {argument} should be in [0, 1], but given {value!r}{percent}")
-    return float(value)
-
-
 def near(name: str, names: Sequence[str]) -> str:
-    """Return the end of a message about an unknown ``name``: near matches, or the first few there are."""
+    """Return the end of an error message about an unknown ``name``: near matches, or the first of ``names``."""
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"near matches: {', '.join(map(repr, close))}"

@@ -1,4 +1,9 @@
-"""Masks as bits: packed to one bit an entry, and laid over a tensor without arithmetic."""
+"""Bit operations with masks: masking a tensor through its bits, and packing masks to one bit per entry.
+
+Pruned entries have to be exactly 0.0, but a product with a mask keeps NaN and infinity (``nan * 0`` is NaN) and turns
+-1.0 into -0.0, and ``masked_fill_`` with an inverted mask takes two passes. Multiplying the bits, viewed as integers,
+by 0 or 1 gives 0.0 or the unchanged value for any content, in one pass: twice as fast as the float product.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,9 @@ _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def zero_(tensor: Tensor, mask: Tensor) -> Tensor:
-    """Make every entry of ``tensor`` whose mask is False exactly 0, in place.
+    """Set every entry of ``tensor`` whose mask is False to exactly 0, in place.
 
-    The tensor's bits are multiplied as whole numbers: NaN, infinity and −0.0 become 0.0 as well (a float product would
-    keep them), and it is twice as fast. A tensor that takes part in autograd is multiplied as it is.
+    NaN, infinity and −0.0 become 0.0 too. A tensor that requires grad, with grad mode enabled, is multiplied as floats.
 
     Example:
         >>> zero_(torch.tensor([float("nan"), -1.0, 2.0]), torch.tensor([False, False, True]))
@@ -28,15 +32,15 @@ def zero_(tensor: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_copy_(target: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
-    """Copy ``source`` into ``target``, exactly 0 where the mask is False, in one pass where both lie alike in memory.
+    """Copy ``source`` into ``target``, exactly 0 where the mask is False; one pass if dtype and layout are equal.
 
     Example:
         >>> masked_copy_(torch.ones(3), torch.tensor([float("nan"), -1.0, 2.0]), torch.tensor([False, False, True]))
         tensor([0., 0., 2.])
     """
     bits = _SAME_SIZE.get(target.element_size())
-    alike = target.dtype == source.dtype and target.device == source.device and target.stride() == source.stride()
-    if mask is None or bits is None or not alike:
+    same = target.dtype == source.dtype and target.device == source.device and target.stride() == source.stride()
+    if mask is None or bits is None or not same:
         target.detach().copy_(source)
         return target if mask is None else zero_(target.detach(), mask)
     torch.mul(source.detach().view(bits), mask, out=target.detach().view(bits))
@@ -44,7 +48,7 @@ def masked_copy_(target: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def zero_any_(tensor: Tensor, mask: Tensor) -> None:
-    """:func:`zero_` for tensors that may be sparse, as gradients of embeddings are: only stored rows are touched."""
+    """Apply :func:`zero_` to a tensor that may be sparse, like an embedding's gradient: only to its stored values."""
     if tensor.is_sparse:
         zero_(tensor._values(), mask[tuple(tensor._indices())])
     else:
@@ -52,7 +56,7 @@ def zero_any_(tensor: Tensor, mask: Tensor) -> None:
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Pack a bool tensor to uint8, eight entries a byte, the first in the lowest bit; on the CPU.
+    """Return a bool tensor packed to uint8 on the CPU: eight entries per byte, the first in the lowest bit.
 
     Example:
         >>> pack(torch.tensor([True, False, True]))
@@ -77,12 +81,12 @@ def _pack_whole(flat: Tensor) -> Tensor:
 
 
 def packed_size(entries: int) -> int:
-    """Return how many bytes ``entries`` bits take."""
+    """Return the number of bytes for ``entries`` packed entries."""
     return -(-entries // 8)
 
 
 def unpack(packed: Tensor, entries: int) -> Tensor:
-    """Undo :func:`pack`: a flat bool tensor of ``entries``, on the device of ``packed``.
+    """Return the inverse of :func:`pack`: a flat bool tensor of ``entries``, on the device of ``packed``.
 
     Example:
         >>> unpack(torch.tensor([5], dtype=torch.uint8), 3)

@@ -16,7 +16,7 @@ def world_size() -> int:
 
 
 def raise_together(error: Exception | None, message: str) -> None:
-    """Raise on every rank if any rank has an error: its own on a rank that has one, ``message`` on the others.
+    """Raise on every rank if any rank has an error: ``error`` on a rank that has one, ``message`` on the others.
 
     Raises:
         ValueError: another rank failed.
@@ -30,7 +30,7 @@ def raise_together(error: Exception | None, message: str) -> None:
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
-    """Return the sum of every rank's tensor."""
+    """Return the sum of a tensor over ranks."""
     return tensor if world_size() == 1 else _exchanged(tensor, dist.all_reduce)
 
 
@@ -40,7 +40,7 @@ def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Return every rank's value, in the order of the ranks."""
+    """Return the values of all ranks, in rank order."""
     if world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * world_size()
@@ -49,7 +49,7 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def any_rank(value: bool) -> bool:
-    """Return whether a value is true on any rank; every rank gets the same answer."""
+    """Return whether a value is true on any rank."""
     return bool(all_reduce(torch.tensor(float(value))).item())
 
 

@@ -1,4 +1,4 @@
-"""Hooks that belong to one model in one process: in a copy or a pickle of the model they do nothing."""
+"""Hooks that are inactive in copies and pickles of a model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 
 class InertHook:
-    """A module hook that calls a function, and that copies and pickles as one that does nothing.
+    """A module hook that calls a function; its copies and pickles do nothing.
+
+    A deep copy of a model copies its hooks, but the handler that a hook belongs to only manages the original.
 
     Args:
-        run: what to call, with the hook's own arguments; None for nothing.
+        run: function called with the hook's arguments; None for an inactive hook.
     """
 
     def __init__(self, run: Callable[..., Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first asked for, so that importing the whole stays quick."""
+"""Lazy imports: a package's public names are imported at first access, which keeps ``import ignite_prune`` fast."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def importer(package: str, files: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a package's ``__getattr__``.
+    """Return a ``__getattr__`` for a package.
 
     Args:
-        package: its ``__name__``.
-        files: the file of each public name.
+        package: the package's ``__name__``.
+        files: module of each public name, relative to the package.
     """
 
     def get(name: str) -> Any:

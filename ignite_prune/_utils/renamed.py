@@ -1,4 +1,4 @@
-"""Module paths of the last release that still import, with a DeprecationWarning, until the next one."""
+"""Former module paths, which can still be imported, with a DeprecationWarning, until the next release."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from types import ModuleType
 
 
 class RenamedModules(MetaPathFinder, Loader):
-    """Imports a module under its former path.
+    """A meta path finder that imports modules under their former paths.
 
     Args:
-        paths: the present path for each former path, both absolute.
+        paths: the new absolute path of each former absolute path.
     """
 
     def __init__(self, paths: Mapping[str, str]) -> None:

@@ -1,8 +1,16 @@
-"""The exact top-k of many tensors as one, without gathering them.
+"""Exact top-k over many tensors as if they were one, without concatenating them.
 
-A sample brackets the threshold, one pass masks what lies above the bracket and collects the few candidates inside it,
-and the least of those are taken out of the masks. Ties go to the lowest positions. Beyond the masks it needs one
-tensor's scores at a time and about one score in a hundred.
+The obvious way, ``kthvalue`` or ``sort`` over a concatenation of all scores, copies every score, needs more temporaries
+of that size, and takes about 100 times as long as copying the weights. A threshold estimated from a sample alone
+is fast, but not exact. Here a sample only brackets the threshold: its order statistics at a few standard errors around
+the wanted rank. One pass per tensor then masks the scores above the lower bound and collects the candidates inside the
+bracket, about one score in a hundred, and ``kthvalue`` over these finds the exact threshold. If the counts show that
+the bracket missed the rank, it is widened, at last to everything, so the result never depends on the sample.
+
+Selection is by count, never by comparing with a threshold alone, because equal scores would keep too many or too few:
+ties are broken by position, the earlier tensor and then the lower index first, so masks are the same on every run,
+device and rank. Besides the masks, memory holds the scores of one tensor at a time and the candidates; scores are
+functions, so that cheap ones (magnitudes) are recomputed instead of stored.
 """
 
 from __future__ import annotations
@@ -13,7 +21,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-_LEAST, _MOST = 1 << 12, 1 << 18  # scores in a sample
+_LEAST, _MOST = 1 << 12, 1 << 18  # bounds of the sample size
 
 
 def keep_top(
@@ -23,17 +31,18 @@ def keep_top(
     keep: int,
     floors: Sequence[int] = (),
 ) -> list[Tensor]:
-    """Return bool masks of the ``keep`` largest scores that are alive, at least ``floors[i]`` in tensor i.
+    """Return bool masks of the ``keep`` largest alive scores of all tensors, at least ``floors[i]`` of tensor i.
 
     Args:
-        scores: give the score tensors; called a few times each, with equal answers, finite, not NaN.
-        alive: bool tensors of the scores' shapes, or None where every entry is alive.
-        living: how many are alive in each.
-        keep: how many to keep of all; all that are alive where fewer are.
-        floors: how many each keeps at the least, or all that are alive.
+        scores: functions that return the score tensors; each is called a few times and has to return the same finite
+            values.
+        alive: bool tensors of the scores' shapes, or None if all entries are alive.
+        living: number of alive entries of each tensor.
+        keep: total number of entries to keep; all alive ones if there are fewer.
+        floors: minimum number of entries to keep of each tensor; all alive ones if there are fewer.
 
     Returns:
-        Masks in the scores' shapes. Among equal scores the earlier tensor, then the lower flat index, is kept.
+        Masks in the scores' shapes. Of equal scores, the earlier tensor and then the lower flat index is kept.
 
     Example:
         >>> a, b = torch.tensor([1.0, 3.0, 2.0]), torch.tensor([2.0, 0.0])
@@ -43,30 +52,30 @@ def keep_top(
     masks: dict[int, Tensor] = {}
     free = list(range(len(scores)))
     while free:
-        cut = _cut([scores[i] for i in free], [alive[i] for i in free], [living[i] for i in free], keep)
+        found = _top([scores[i] for i in free], [alive[i] for i in free], [living[i] for i in free], keep)
         short = [
-            i for i, mask in zip(free, cut) if any(floors) and int(mask.count_nonzero()) < min(floors[i], living[i])
+            i for i, mask in zip(free, found) if any(floors) and int(mask.count_nonzero()) < min(floors[i], living[i])
         ]
         if not short:
-            masks |= zip(free, cut)
+            masks |= zip(free, found)
             break
-        for i in short:  # the others' threshold only rises, so these stay at their floors
-            (masks[i],) = _cut([scores[i]], [alive[i]], [living[i]], floors[i])
+        for i in short:  # the threshold of the others only rises, so these remain below their floors
+            (masks[i],) = _top([scores[i]], [alive[i]], [living[i]], floors[i])
             keep -= min(floors[i], living[i])
         free = [i for i in free if i not in short]
     return [masks[i] for i in range(len(scores))]
 
 
 def keep_top_by_row(scores: Tensor, alive: Tensor | None, keep: int, dim: int = 0) -> Tensor:
-    """Return a bool mask of ``keep`` entries, the largest of each row; rows get equal numbers, the first the remainder.
+    """Return a bool mask of ``keep`` entries, equally many of each row (its largest); the first rows get the remainder.
 
-    A row with fewer alive than its share keeps those, and the others share the rest.
+    A row with fewer alive entries than its share keeps those, and the others share the rest.
 
     Args:
         scores: any shape.
-        alive: bool, of that shape, or None where every entry is alive.
-        keep: how many to keep of all; at most as many as are alive.
-        dim: the dimension that numbers the rows.
+        alive: bool, of the same shape, or None if all entries are alive.
+        keep: total number of entries to keep, at most the number of alive ones.
+        dim: the dimension that indexes rows.
 
     Example:
         >>> keep_top_by_row(torch.tensor([[9.0, 8.0, 7.0], [1.0, 2.0, 3.0]]), None, 3)
@@ -84,7 +93,7 @@ def keep_top_by_row(scores: Tensor, alive: Tensor | None, keep: int, dim: int = 
 
 
 def _equal_shares(caps: Tensor, total: int) -> Tensor:
-    """Divide ``total`` into equal whole parts, none above its cap; the first get the remainder."""
+    """Divide ``total`` into equal whole parts of at most their caps; the first get the remainder."""
     shares = torch.zeros_like(caps)
     while total > 0:
         free = (shares < caps).nonzero().squeeze(1)
@@ -99,37 +108,40 @@ def _equal_shares(caps: Tensor, total: int) -> Tensor:
     return shares
 
 
-def _cut(
+def _top(
     scores: Sequence[Callable[[], Tensor]], alive: Sequence[Tensor | None], living: Sequence[int], keep: int
 ) -> list[Tensor]:
+    """Return masks of the ``keep`` largest alive scores of all tensors."""
     total = sum(living)
     if keep >= total:
         return [torch.ones_like(s(), dtype=torch.bool) if a is None else a.clone() for s, a in zip(scores, alive)]
     if keep <= 0:
         return [torch.zeros_like(s(), dtype=torch.bool) for s in scores]
     rank = total - keep
-    for spread in (4.0, 40.0, math.inf):  # a sample that misses is widened; at last everything is a candidate
+    for spread in (4.0, 40.0, math.inf):  # a bracket that misses is widened, at last to all scores
         low, high = _bracket(scores, alive, living, rank, spread)
-        passes = _passes(scores, alive, living, low, high)
-        inside = sum(each.values.numel() for each in passes)
-        drop = rank - (total - sum(each.above for each in passes))  # of what lies above low
-        _drop_least(passes, min(max(drop, 0), inside))
+        # Masks are allocated first: between short-lived temporaries they would fragment the memory.
+        empty = [torch.empty(n if a is None else a.numel(), dtype=torch.bool) for a, n in zip(alive, living)]
+        found = [_Candidates(score, a, mask, low, high) for score, a, mask in zip(scores, alive, empty)]
+        inside = sum(each.values.numel() for each in found)
+        drop = rank - (total - sum(each.above for each in found))  # entries above low that are not in the top
+        _drop_least(found, min(max(drop, 0), inside))
         left = 0
-        if drop < 0:  # the threshold is low itself, unless the sample missed
-            left = _move_ties(passes, low, -drop, keep=True)
-        elif drop > inside:  # it is high itself
-            left = _move_ties(passes, high, drop - inside, keep=False)
+        if drop < 0:  # the threshold equals low, unless the bracket missed
+            left = _move_ties(found, low, -drop, keep=True)
+        elif drop > inside:  # the threshold equals high
+            left = _move_ties(found, high, drop - inside, keep=False)
         if left == 0:
-            return [each.mask for each in passes]
+            return [each.mask for each in found]
     raise AssertionError("the widest bracket holds every score")  # pragma: no cover
 
 
-class _Pass:
-    """One tensor's mask of all that lies above a bracket, and the candidates inside it.
+class _Candidates:
+    """Mask of one tensor's scores above a bracket's lower bound, and the candidates inside the bracket.
 
     Attributes:
-        mask: what lies above ``low``, of the scores' shape, contiguous.
-        above: how many those are.
+        mask: the alive scores above ``low``, in the scores' shape, contiguous.
+        above: their number.
         places, values: flat indices and scores of those below ``high``.
     """
 
@@ -150,40 +162,28 @@ class _Pass:
         self.values = flat[self.places].float() if flat.itemsize < 4 else flat[self.places]
 
     def equal_to(self, value: float) -> Tensor:
-        """Return where living scores equal ``value``, flat."""
+        """Return a flat bool tensor of the alive scores equal to ``value``."""
         ties = _exact(self._score().reshape(-1), value) == value
         return ties if self._alive is None else ties.logical_and_(self._alive.reshape(-1))
 
 
-def _passes(
-    scores: Sequence[Callable[[], Tensor]],
-    alive: Sequence[Tensor | None],
-    living: Sequence[int],
-    low: float,
-    high: float,
-) -> list[_Pass]:
-    # All masks first: between the passes' short-lived tensors they would leave holes that nothing else fits.
-    empty = [torch.empty(n if a is None else a.numel(), dtype=torch.bool) for a, n in zip(alive, living)]
-    return [_Pass(score, a, mask, low, high) for score, a, mask in zip(scores, alive, empty)]
-
-
-def _drop_least(passes: Sequence[_Pass], count: int) -> None:
-    """Take the ``count`` least candidates out of the masks; of equal ones the last."""
+def _drop_least(candidates: Sequence[_Candidates], count: int) -> None:
+    """Remove the ``count`` smallest candidates from the masks; of equal ones the last."""
     if count == 0:
         return
-    device = passes[0].values.device
-    values = torch.cat([each.values.to(device) for each in passes])
+    device = candidates[0].values.device
+    values = torch.cat([each.values.to(device) for each in candidates])
     threshold = values.kthvalue(count).values
     drop = values < threshold
     ties = (values == threshold).nonzero().squeeze(1)
     drop[ties[ties.numel() - (count - int(drop.count_nonzero())) :]] = True
-    for each, gone in zip(passes, torch.split(drop, [each.values.numel() for each in passes])):
+    for each, gone in zip(candidates, torch.split(drop, [each.values.numel() for each in candidates])):
         each.mask.view(-1)[each.places[gone.to(each.places.device)]] = False
 
 
-def _move_ties(passes: Sequence[_Pass], value: float, count: int, keep: bool) -> int:
-    """Keep the first ``count`` scores equal to ``value``, or drop the last; return how many there were too few."""
-    for each in passes if keep else reversed(passes):
+def _move_ties(candidates: Sequence[_Candidates], value: float, count: int, keep: bool) -> int:
+    """Keep the first ``count`` scores equal to ``value``, or drop the last ``count``; return how many are missing."""
+    for each in candidates if keep else reversed(candidates):
         if count == 0:
             break
         ties = each.equal_to(value)
@@ -198,7 +198,7 @@ def _move_ties(passes: Sequence[_Pass], value: float, count: int, keep: bool) ->
 
 
 def _exact(values: Tensor, threshold: float) -> Tensor:
-    """Return ``values`` in a type that holds ``threshold``: float32 scores may compete with float64 ones."""
+    """Return ``values`` in a dtype that represents ``threshold``: float32 and float64 scores may be ranked together."""
     held = torch.tensor(threshold, dtype=values.dtype).item() == threshold
     return values if held else values.double()
 
@@ -210,14 +210,15 @@ def _bracket(
     rank: int,
     spread: float,
 ) -> tuple[float, float]:
-    """Return scores that lie ``spread`` standard errors to both sides of the ``rank``-th smallest, by a sample."""
+    """Return bounds of the ``rank``-th smallest score, ``spread`` standard errors to both sides, from a sample."""
     total = sum(living)
     if total <= _LEAST or spread == math.inf:
         return -math.inf, math.inf
-    # Its size weighs the work on the sample against that on the candidates. Odd: in step with no power of two.
+    # The sample size balances the work on the sample and on the candidates. An odd stride avoids aliasing with
+    # dimensions, which are often powers of two.
     stride = total // min(max(total // 32, _LEAST), _MOST) | 1
     entries = sum(n if mask is None else mask.numel() for mask, n in zip(alive, living))
-    room, n = None, 0  # one tensor for all: small ones between large would leave holes in memory
+    room, n = None, 0  # one tensor for the whole sample: many small ones would fragment the memory
     for score, mask in zip(scores, alive):
         values = score().reshape(-1)[::stride]
         if room is None:

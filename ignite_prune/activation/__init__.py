@@ -1,6 +1,6 @@
-"""Activation sparsity: layers whose output is mostly zeros, as modules.
+"""Activation sparsity: modules that keep some entries of their input and set the others to 0.
 
-``handlers.ActivationSparsity`` puts them on any layer's output without touching the model.
+``handlers.ActivationSparsity`` applies them to the output of any layer without changing the model.
 
 Example:
     >>> import torch

@@ -1,4 +1,4 @@
-"""The one interface every sparsifier has: which entries win, and what is counted of it."""
+"""Base class of sparsifiers: selection of winners, duty cycles, state."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from ignite_prune.schedule.base import check_sparsity
 
 
 class Sparsifier(nn.Module, ABC):
-    r"""Lets some entries of an activation through and makes the others 0; gradients go through the winners alone.
+    r"""Passes some entries of an activation (the winners) and sets the others to 0; gradients flow to winners only.
 
-    In training it counts how often each unit wins: the duty cycle :math:`d \leftarrow (d (P - B) + won) / P`, B the
-    samples of the batch (on all ranks), P = min(period, samples seen), over the positions of a unit its mean.
+    In training it records the duty cycle of each unit, a running mean of how often it wins:
+    :math:`d \leftarrow (d (P - B) + won) / P`, with B the samples of the batch (on all ranks), P = min(period, samples
+    seen), and ``won`` the mean over the unit's positions, summed over samples.
 
-    NaN counts as infinity: it wins over every finite number, goes on and shows.
+    NaN is treated as infinity: it wins over every finite number, and so is not hidden.
 
     Args:
-        sparsity: the share of entries to drop, or a schedule of it, which a handler follows.
-        period: over how many samples the duty cycle is averaged, at least 1.
+        sparsity: fraction of entries to drop, or a schedule of it, which a handler evaluates.
+        period: number of samples over which duty cycles are averaged, at least 1.
         dim: the dimension of the units.
 
     Attributes:
-        schedule: of the sparsity; None where it is a number.
-        duty: each unit's duty cycle, in [0, 1]; empty before the first batch.
-        seen: how many samples were seen in training.
+        schedule: schedule of the sparsity; None if it is a number.
+        duty: duty cycle of each unit, in [0, 1]; empty before the first batch.
+        seen: number of samples seen in training.
     """
 
     duty: Tensor
@@ -55,46 +56,47 @@ class Sparsifier(nn.Module, ABC):
 
     @property
     def sparsity(self) -> float:
-        """The share of entries that it drops: as was asked, as the schedule last said, or as a number of units is."""
+        """Fraction of entries that are dropped: given, last set by the schedule, or computed from a number of units."""
         return self._sparsity
 
     @sparsity.setter
     def sparsity(self, value: float) -> None:
         check_sparsity("sparsity", value)
-        self._sparsity = float(value)  # read in each forward: a tensor's value would have to be waited for
+        self._sparsity = float(value)  # read in each forward, where reading a CUDA tensor would synchronise
         self.held_sparsity.fill_(self._sparsity)
 
     def reach(self, sparsity: float) -> None:
-        """Note the share that a number of units comes to."""
+        """Set the sparsity that a number of units corresponds to."""
         if sparsity != self._sparsity:
             self.sparsity = sparsity
 
     @abstractmethod
     def select(self, x: Tensor) -> Tensor:
-        """Return which entries win: bool, of x's shape."""
+        """Return which entries win: bool, in the shape of ``x``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x with the losers exactly 0."""
+        """Return ``x`` with all entries but the winners exactly 0."""
         self.check(x)
         return torch.where(self.decide(x, lambda: (self.select(x),))[0], x, 0)
 
     def decide(self, x: Tensor, select: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
-        """Return masks in x's memory format, which results then keep (channels_last); in training count the first.
+        """Return masks in the memory format of ``x``, so that results keep channels_last; in training count the first.
 
-        How they come about is hidden from function modes: a watch that follows x sees masks that are made of it.
+        The computation is hidden from function modes: an observer of the forward pass only sees masks derived from
+        ``x``.
         """
         with torch.no_grad(), nullcontext() if torch.compiler.is_compiling() else torch._C.DisableTorchFunction():
             chosen = select()
-            if self.training and not recomputing():  # what a checkpoint runs again has been counted
+            if self.training and not recomputing():  # recomputed passes have already been counted
                 self.count(chosen[0])
         return [_laid_out(mask, x) for mask in chosen]
 
     def check(self, x: Tensor) -> None:
-        """Raise where x cannot be sparsified.
+        """Raise if ``x`` cannot be sparsified.
 
         Raises:
-            TypeError: not a floating-point tensor.
-            ValueError: without a sample and a unit dimension, or with another number of units than before.
+            TypeError: ``x`` is not a floating-point tensor.
+            ValueError: ``x`` lacks a sample or unit dimension, or has another number of units than before.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"{self} should be given a floating-point tensor, but given {x!r:.80}")
@@ -111,30 +113,30 @@ class Sparsifier(nn.Module, ABC):
     # Duty cycles
 
     def count(self, won: Tensor) -> None:
-        """Add a batch's winners to the duty cycles."""
+        """Update the duty cycles with the winners of a batch."""
         units = won.shape[self.dim]
         wins = won.sum(dim=[dim for dim in range(won.ndim) if dim != self.dim % won.ndim])
-        # One integer sum over all ranks: exact, so that each has the same duty cycles to the bit.
+        # An all-reduce of integers is exact, so duty cycles are bit-identical on all ranks.
         counts = torch.cat([wins, wins.new_tensor([won.numel() // max(units, 1), won.shape[0]])])
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(counts)
         if self.duty.numel() == 0:
-            with torch.inference_mode(False):  # else it could not be trained with later
+            with torch.inference_mode(False):  # an inference tensor could not be updated in training
                 self.duty = torch.zeros(units, device=won.device)
         places, batch = counts[-2], counts[-1]
         self.seen += batch
-        # An average over fewer samples than the batch has would count backwards.
+        # With a period below the batch size, the weight of the old value would be negative.
         period = torch.maximum(self.seen.clamp(max=self.period), batch).clamp(min=1)
         self.duty.mul_(period - batch).add_(counts[:-2] * batch / places.clamp(min=1)).div_(period)
 
     @property
     def dead(self) -> int:
-        """How many units win at most a hundredth as often as all on average."""
+        """Number of units whose duty cycle is at most 1 % of the mean."""
         return int((self.duty <= self.duty.mean() / 100).sum())
 
     @property
     def entropy(self) -> float:
-        """The duty cycles' entropy as a share of its largest, 1 where all win equally often; NaN before any batch."""
+        """Entropy of the duty cycles relative to its maximum: 1 if all are equal, NaN before the first batch."""
         d = self.duty.double().clamp(0, 1)
         mean = d.mean()
         most = float(d.numel() * (torch.special.entr(mean) + torch.special.entr(1 - mean)))
@@ -145,7 +147,7 @@ class Sparsifier(nn.Module, ABC):
     # State
 
     def _apply(self, fn: Any, recurse: bool = True) -> Sparsifier:
-        """Move, but keep each buffer's type: a running average has no room in half precision."""
+        """Move buffers without changing their dtypes: running means need more than half precision."""
         held = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in held.items():
@@ -157,32 +159,32 @@ class Sparsifier(nn.Module, ABC):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         duty = state_dict.get(f"{prefix}duty")
         if isinstance(duty, Tensor) and duty.ndim == 1 and 0 in (duty.numel(), self.duty.numel()):
-            self.duty = self.duty.new_zeros(duty.numel())  # as many units as the one that was saved
+            self.duty = self.duty.new_zeros(duty.numel())  # the size in the state dict
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.reread_buffers()
 
     def reread_buffers(self) -> None:
-        """Take the sparsity from the buffer that holds it, which was written into."""
+        """Update the sparsity from its buffer, after the buffer was written."""
         self._sparsity = float(self.held_sparsity)
 
     def check_state(self) -> None:
-        """Raise where what was loaded cannot be.
+        """Check buffers that were loaded.
 
         Raises:
-            ValueError: a number that is out of its range.
+            ValueError: a value is out of its range.
         """
         check_sparsity("held_sparsity", float(self.held_sparsity))
         if self.seen < 0 or not bool(((self.duty >= 0) & (self.duty <= 1)).all()):
-            raise ValueError("duty cycles should lie in [0, 1], and the samples seen be at least 0")
+            raise ValueError("duty cycles should be in [0, 1], and the number of samples seen at least 0")
 
 
 def recomputing() -> bool:
-    """Whether a forward runs within a backward pass: a checkpointed part that is computed again."""
+    """Return whether a forward pass runs inside a backward pass, as under activation checkpointing."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _laid_out(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask in x's memory format; made of x, where a function mode follows tensors."""
+    """Return the mask in the memory format of ``x``, derived from ``x`` if a function mode is active."""
     if mask.stride() == x.stride() and not has_torch_function((x,)):
         return mask
     like = torch.zeros_like(x, dtype=torch.bool)
@@ -191,10 +193,10 @@ def _laid_out(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def as_sparsity_of(density: Any) -> float | Schedule:
-    """Return the sparsity of a density, or a schedule as it is.
+    """Return 1 - density; a schedule (of the sparsity) is returned unchanged.
 
     Raises:
-        TypeError, ValueError: neither a number in (0, 1] nor a schedule.
+        TypeError, ValueError: ``density`` is neither a number in (0, 1] nor a schedule.
     """
     if isinstance(density, Schedule):
         return density

@@ -1,4 +1,4 @@
-"""k-winners: in each sample the k strongest units win, and those that seldom do are boosted."""
+"""k-winners: the k largest units of each sample win; units that rarely win are boosted."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from ignite_prune.schedule import Schedule
 
 
 class KWinners(Sparsifier):
-    r"""The k largest of :math:`x\,e^{\beta(\hat a - d)}` in each sample win, and go on as they are.
+    r"""Passes the units with the k largest :math:`x\,e^{\beta(\hat a - d)}` of each sample, with their values.
 
-    :math:`\hat a = k/n` is the density, d a unit's duty cycle, :math:`\beta` the boost. A handler can let the boost
-    decay by epochs. In evaluation duty cycles stand still, and more units may win.
+    :math:`\hat a = k/n` is the density, d the duty cycle of a unit, :math:`\beta` the boost, which a handler can decay
+    per epoch. In evaluation duty cycles are constant, and more units may win.
 
     Args:
-        k: how many of the last dimension's units win in each row.
-        density: or what share of them, in (0, 1], rounded half to even, at least one; or a schedule of the sparsity.
-        boost: :math:`\beta`, at least 0; 0 never boosts.
-        period: over how many samples the duty cycle is averaged.
-        inference: how many times k win in evaluation, rounded down, at least 1; the paper takes 1.5.
-        positive: whether only values above 0 win, as with a ReLU before.
+        k: number of winning units of the last dimension in each row.
+        density: alternatively their fraction, in (0, 1], rounded half to even, at least one unit; or a schedule of the
+            sparsity.
+        boost: :math:`\beta`, at least 0; 0 is no boosting.
+        period: number of samples over which duty cycles are averaged.
+        inference: factor of k in evaluation, at least 1, the product rounded down; 1.5 in the paper.
+        positive: only values above 0 can win, as after a ReLU.
 
     Raises:
-        TypeError, ValueError: a bad argument, or both or neither of ``k`` and ``density``; in a forward, ``k`` above
-            the number of units.
+        TypeError, ValueError: an argument is out of range, or both or neither of ``k`` and ``density`` are given; in
+            forward, ``k`` exceeds the number of units.
 
     Example:
         >>> layer = KWinners(density=0.25, boost=1.0)
@@ -69,15 +70,15 @@ class KWinners(Sparsifier):
         self.register_buffer("boost", torch.tensor(float(boost)))
 
     def winners(self, n: int) -> int:
-        """Return how many of ``n`` win in training.
+        """Return how many of ``n`` units win in training.
 
         Raises:
-            ValueError: ``k`` is more.
+            ValueError: ``k`` exceeds ``n``.
         """
         if self.k is None:
             return max(round((1 - self.sparsity) * n), 1)
         if self.k > n:
-            raise ValueError(f"Argument k={self.k} of {type(self).__name__} should be at most {n}, the units there are")
+            raise ValueError(f"Argument k={self.k} of {type(self).__name__} should be at most {n}, the number of units")
         self.reach(1 - self.k / n)
         return self.k
 
@@ -97,17 +98,17 @@ class KWinners(Sparsifier):
         return self.as_rows_were(won, x)
 
     def _factors(self, x: Tensor, density: float) -> Tensor:
-        """Return what each unit's value is multiplied by to compete, in x's dimensions."""
+        """Return the boost factors of the units, broadcastable to ``x``."""
         duty = self.duty if self.duty.numel() else self.duty.new_zeros(x.shape[self.dim])
-        factors = torch.exp(self.boost * (density - duty))  # float32: products of half precision are made in it
+        factors = torch.exp(self.boost * (density - duty))  # float32, which the product with half precision keeps
         return factors.view([-1 if dim == self.dim % x.ndim else 1 for dim in range(x.ndim)])
 
     def as_rows(self, x: Tensor) -> Tensor:
-        """Return (competitions, competitors)."""
+        """Return ``x`` as (rows, entries), in which the entries of a row compete."""
         return x.reshape(-1, x.shape[-1])
 
     def as_rows_were(self, rows: Tensor, x: Tensor) -> Tensor:
-        """Return rows in x's shape."""
+        """Return ``rows`` in the shape of ``x``: the inverse of :meth:`as_rows`."""
         return rows.view(x.shape)
 
     def check_state(self) -> None:
@@ -122,14 +123,14 @@ class KWinners(Sparsifier):
 
 
 class KWinners2d(KWinners):
-    """k-winners over channels, height and width of each sample; duty cycles and boost are the channels'.
+    """k-winners over channels, height and width of each sample, with duty cycles and boost per channel.
 
-    Any number of dimensions of space will do, also none.
+    The number of spatial dimensions is arbitrary, and may be 0.
 
     Args:
-        k: how many of the C · H · W values win; with ``local``, of the C at each position.
-        local: let the channels of each position compete by themselves.
-        settings: those of :class:`KWinners`.
+        k: number of winners of the C · H · W values; with ``local``, of the C values at each position.
+        local: select winners among the channels of each position separately.
+        settings: the other arguments of :class:`KWinners`.
 
     Example:
         >>> x = torch.tensor([[[[1.0, 4.0]], [[3.0, 2.0]]]])  # one sample, 2 channels, 1 x 2

@@ -1,4 +1,4 @@
-"""An amount that training learns."""
+"""Learnt: a sparsity that is learnt by gradient descent."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from ignite_prune.schedule.base import check_sparsity
 
 
 class Learnt(nn.Module):
-    r"""A sparsity :math:`a = \sigma(\theta)` with a gradient, for ``TopK``; :math:`\theta` wants an optimizer.
+    r"""A learnt sparsity :math:`a = \sigma(\theta)`, for ``TopK``; give :math:`\theta` to an optimizer.
 
-    The forward pass drops exactly what a says. Backward, the loss would change by :math:`-\sum g x` if the
-    winners in a set went, so its slope is taken between the winners at :math:`a - w` and at :math:`a + w`:
+    The forward pass drops exactly the fraction a. To first order, dropping a set of winners changes the loss by
+    :math:`-\sum g x` over the set, so the gradient is a finite difference between the winners at :math:`a - w` and at
+    :math:`a + w`:
 
     .. math:: \frac{\partial L}{\partial a} \approx -\frac{1}{2w} \sum_{i \in W(a-w) \setminus W(a+w)} g_i x_i
 
-    Add :meth:`penalty` to the loss: without it nothing speaks for sparsity.
+    Add :meth:`penalty` to the loss: without it there is no incentive for sparsity.
 
     Args:
-        initial: the sparsity at first, in (0, 1).
-        target: the sparsity that the penalty draws to, in [0, 1].
-        strength: of the penalty, above 0.
+        initial: initial sparsity, in (0, 1).
+        target: sparsity at which the penalty is 0, in [0, 1].
+        strength: factor of the penalty, above 0.
         width: w, in (0, 0.5].
 
     Raises:
-        TypeError, ValueError: a bad argument.
+        TypeError, ValueError: an argument is not a number, or out of its range.
 
     Example:
         >>> amount = Learnt(initial=0.5, target=0.9, strength=2.0)
@@ -59,7 +60,7 @@ class Learnt(nn.Module):
         return float(self().item())
 
     def penalty(self) -> Tensor:
-        """Return strength · (target − a)², to be added to the loss."""
+        """Return strength · (target − a)², a term to add to the loss."""
         penalty: Tensor = self.strength * (self.target - self()) ** 2
         return penalty
 
@@ -68,7 +69,14 @@ class Learnt(nn.Module):
 
 
 def with_slope(y: Tensor, x: Tensor, amount: Tensor, moved: Tensor, width: float) -> Tensor:
-    """Return y, with the amount's gradient from those entries of x that a change of it by ``width`` would move.
+    """Return ``y`` with a gradient to ``amount``.
+
+    Args:
+        y: the output.
+        x: the input.
+        amount: the learnt sparsity.
+        moved: bool, entries of ``x`` that win at the lower end of the finite difference, and not at the upper end.
+        width: the width of the finite difference.
 
     Example:
         >>> x, amount = torch.tensor([[3.0, 1.0]]), torch.tensor(0.5, requires_grad=True)
@@ -77,6 +85,6 @@ def with_slope(y: Tensor, x: Tensor, amount: Tensor, moved: Tensor, width: float
         >>> y.detach(), amount.grad
         (tensor([[3., 0.]]), tensor(-2.))
     """
-    wide = torch.promote_types(x.dtype, torch.float32)  # a sum over a batch has no room in half precision
-    worth = torch.where(moved, x.detach(), 0).nan_to_num().to(wide)
-    return y + (worth * ((amount.detach() - amount) / width)).to(y.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)  # a sum over a batch overflows in half precision
+    dropped = torch.where(moved, x.detach(), 0).nan_to_num().to(wide)
+    return y + (dropped * ((amount.detach() - amount) / width)).to(y.dtype)

@@ -1,4 +1,4 @@
-"""Lifetime sparsity: each unit speaks up for few samples of a batch."""
+"""Lifetime: lifetime sparsity, in which each unit is active for few samples of a batch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ignite_prune.schedule import Schedule
 
 
 class Lifetime(Sparsifier):
-    """Each unit keeps its largest values over the minibatch; of a feature map its largest position competes alone.
+    """Keeps the largest values of each unit over the minibatch; a feature map takes part with its largest position.
 
-    No unit can be dead. In evaluation, where a sample should not depend on its batch, it lets everything through.
+    No unit can be dead. In evaluation, in which a sample should not depend on its batch, everything is passed.
 
     Args:
-        density: the share of the batch's samples that a unit keeps, in (0, 1], rounded half to even, at least one; or a
-            schedule of the sparsity.
-        period: over how many samples the duty cycle is averaged.
+        density: fraction of the batch's samples for which a unit is active, in (0, 1], rounded half to even, at least
+            one sample; or a schedule of the sparsity.
+        period: number of samples over which duty cycles are averaged.
 
     Raises:
-        TypeError, ValueError: a bad argument; in a forward, not (samples, units, *space).
+        TypeError, ValueError: an argument is out of range; in forward, the input is not (samples, units, *space).
 
     Example:
         >>> import torch
@@ -37,7 +37,7 @@ class Lifetime(Sparsifier):
         super().__init__(as_sparsity_of(density), period)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x with the losers exactly 0 in training, x in evaluation."""
+        """Return ``x`` with all entries but the winners exactly 0 in training, and ``x`` in evaluation."""
         if self.training:
             return super().forward(x)
         self.check(x)
@@ -46,7 +46,7 @@ class Lifetime(Sparsifier):
     def select(self, x: Tensor) -> Tensor:
         maps = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
         k = max(round((1 - self.sparsity) * len(x)), 1)
-        best = maps.amax(dim=2)  # NaN where there is one
+        best = maps.amax(dim=2)  # propagates NaN
         won = top_of_rows(best.t(), k).t().unsqueeze(2)
         if maps.shape[2] > 1:
             won = won & top_of_rows(maps.flatten(0, 1), 1).view(maps.shape)

@@ -1,4 +1,4 @@
-"""A sparsifier on a layer's output, by a hook that leaves the model as it is."""
+"""Forward hooks that sparsify the outputs of layers without changing the model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ignite_prune.activation.k_winners import KWinners
 
 
 class OutputHook:
-    """A sparsifier between a layer's output and whatever comes next.
+    """A forward hook that replaces the output of a layer by its sparsified version.
 
-    It trains and rests with the layer, on the device of what it is given.
+    The sparsifier follows the training mode of the layer and the device of its outputs.
 
     Args:
-        name: the layer's.
-        layer: whose output becomes sparse.
-        sparsifier: what makes it so.
+        name: name of the layer.
+        layer: the layer.
+        sparsifier: the sparsifier of its output.
 
     Raises:
-        ValueError: ``KWinners`` behind a convolution.
+        ValueError: the layer is a convolution and the sparsifier ``KWinners``.
 
     Attributes:
-        calls: how often it was run since it was installed, compiled code excepted.
+        calls: number of calls since it was installed, without those in compiled code.
     """
 
     def __init__(self, name: str, layer: nn.Module, sparsifier: Sparsifier) -> None:
@@ -42,21 +42,21 @@ class OutputHook:
 
     @property
     def has_run(self) -> bool:
-        """Whether it has been run since it was installed, compiled too where it trains."""
+        """Whether it was called since it was installed; calls in compiled code are only noticed in training."""
         return self.calls > 0 or int(self.sparsifier.seen) != self._seen
 
     def restart(self) -> None:
-        """Count runs from now on."""
+        """Reset the count of calls."""
         self.calls, self._seen = 0, int(self.sparsifier.seen)
 
     def install(self) -> None:
-        """Put the hook on; again does nothing."""
+        """Register the hook, unless it already is."""
         if self._handle is None:
             self.restart()
             self._handle = self.layer.register_forward_hook(InertHook(self._replace))
 
     def remove(self) -> None:
-        """Take it off."""
+        """Remove the hook, if it is registered."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -65,20 +65,20 @@ class OutputHook:
         return self(output)
 
     def __call__(self, output: Any) -> Tensor:
-        """Return the output made sparse.
+        """Return the sparsified output.
 
         Raises:
-            TypeError: the layer gives something else than one tensor.
+            TypeError: the layer's output is not a tensor.
         """
         if not isinstance(output, Tensor):
             raise TypeError(
-                f"Layer {self.name!r} gives a {type(output).__name__}, and only a tensor's entries can be made sparse"
+                f"Layer {self.name!r} gives a {type(output).__name__}, and only a tensor can be made sparse"
             )
         if not torch.compiler.is_compiling():
             self.calls += 1
         sparsifier = self.sparsifier
         if sparsifier.seen.device != output.device:
-            with torch.inference_mode(False):  # else it could not be trained with later
+            with torch.inference_mode(False):  # inference tensors could not be updated in training
                 sparsifier.to(output.device)
         if sparsifier.training != self.layer.training:
             sparsifier.train(self.layer.training)
@@ -86,32 +86,33 @@ class OutputHook:
         return result
 
     def state(self) -> dict[str, Tensor]:
-        """Return the sparsifier's state, a copy."""
+        """Return a copy of the sparsifier's state."""
         return {key: value.detach().clone() for key, value in self.sparsifier.state_dict().items()}
 
     def check_state(self, state: Any) -> None:
-        """Raise where a state does not fit.
+        """Check a state without loading it.
 
         Raises:
-            ValueError: of another sparsifier, or damaged.
+            ValueError: the state is of another sparsifier, or damaged.
         """
-        trial = copy.deepcopy(self.sparsifier)
+        copied = copy.deepcopy(self.sparsifier)
         try:
-            trial.load_state_dict(state)
-            trial.check_state()
+            copied.load_state_dict(state)
+            copied.check_state()
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"The checkpoint's sparsifier of layer {self.name!r} does not fit: {error}") from None
 
 
 def insertions(root: nn.Module, layers: Any) -> list[OutputHook]:
-    """Return an insertion for each named layer, with a sparsifier of its own.
+    """Return a hook for each named layer, with a copy of its sparsifier.
 
     Args:
-        root: the model, unwrapped.
-        layers: sparsifiers by layers' names or globs over names.
+        root: the unwrapped model.
+        layers: sparsifiers by layer name, or by glob over layer names.
 
     Raises:
-        TypeError, ValueError: something else, a name that no layer has, two sparsifiers for one layer.
+        TypeError: ``layers`` is not a mapping of names to sparsifiers.
+        ValueError: a name matches no layer, or a layer has two sparsifiers.
     """
     if not isinstance(layers, Mapping):
         raise TypeError(f"Argument layers should be a mapping of names to sparsifiers, but given {layers!r:.80}")
@@ -135,5 +136,5 @@ def insertions(root: nn.Module, layers: Any) -> list[OutputHook]:
 
 
 def plain(name: str) -> str:
-    """Return a module's name without what ``torch.compile`` puts into it."""
+    """Return a module's name without the ``_orig_mod`` parts that ``torch.compile`` adds."""
     return name.replace("_orig_mod.", "").removesuffix("._orig_mod")

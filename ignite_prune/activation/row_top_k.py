@@ -1,4 +1,4 @@
-"""The exact top-k of every row at once."""
+"""Exact top-k masks of all rows of a matrix."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def top_of_rows(scores: Tensor, k: int) -> Tensor:
-    """Return a bool mask of the ``k`` largest entries of each row; among equal ones the first are taken.
+    """Return a bool mask of the ``k`` largest entries of each row; of equal entries the first are taken.
 
-    NaN counts as infinity, so that it is never dropped for a finite number.
+    NaN is treated as infinity, so it is never dropped in favour of a finite number.
 
     Args:
         scores: (rows, entries), floating point.
-        k: how many, none below 1, all from the number of entries on.
+        k: number of entries; none are taken if it is below 1, all if it is at least the row's length.
 
     Example:
         >>> top_of_rows(torch.tensor([[1.0, 2.0, 2.0, 2.0], [4.0, 1.0, 3.0, 2.0]]), 2)
@@ -24,7 +24,7 @@ def top_of_rows(scores: Tensor, k: int) -> Tensor:
     """
     if k <= 0 or k >= scores.shape[1]:
         return torch.full_like(scores, k > 0, dtype=torch.bool)
-    if scores.device.type != "cpu" or torch.compiler.is_compiling():  # to look at values would mean to wait
+    if scores.device.type != "cpu" or torch.compiler.is_compiling():  # no branches on values, which synchronise
         return _first_of_ties(scores.masked_fill(scores.isnan(), math.inf), k)
     threshold = _kth(scores, k)
     top = scores >= threshold

@@ -1,4 +1,4 @@
-"""A pattern on every sample of a batch at once."""
+"""Application of a sparsity pattern to every sample of a batch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ignite_prune.pattern import Block, Channel, NofM, Pattern, Unstructured
 
 
 class Samples:
-    """A batch's scores, grouped sample by sample, of which any number of units can be kept.
+    """Unit scores of each sample of a batch, from which masks with any number of kept units are made.
 
     Args:
-        pattern: which entries of a sample go together.
+        pattern: pattern of one sample.
         scores: (samples, *shape), at least 0.
 
     Raises:
-        ValueError: the pattern does not fit the samples' shape.
+        ValueError: the pattern does not support the samples' shape.
 
     Example:
         >>> samples = Samples(Channel(), torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]))
@@ -39,7 +39,7 @@ class Samples:
             self._grouped = torch.stack(groups) if groups else scores.new_zeros(0, self.units)
 
     def keep(self, units: int) -> Tensor:
-        """Return the mask with so many units of each sample, the best; among equals the first."""
+        """Return a mask that keeps the ``units`` best units of each sample; of equal ones the first."""
         rows = self._grouped.reshape(len(self._scores), self.units)
         kept = top_of_rows(rows, units).view(self._grouped.shape)
         if self._batched is not None:
@@ -49,7 +49,7 @@ class Samples:
 
 
 def _over_batch(pattern: Pattern, ndim: int) -> Pattern | None:
-    """The pattern that does to a batch what ``pattern`` does to each sample; None where none is known to."""
+    """Return the pattern over a batch that equals ``pattern`` on each sample; None if there is none."""
     if isinstance(pattern, Unstructured):
         return pattern
     if isinstance(pattern, NofM):

@@ -1,4 +1,4 @@
-"""Pruning of activations as of weights: by any pattern and amount."""
+"""TopK: the largest entries of an activation, by any sparsity pattern."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.sparsity import as_unit_fraction
 from ignite_prune.activation.base import Sparsifier
 from ignite_prune.activation.learnt import Learnt, with_slope
 from ignite_prune.activation.samples import Samples
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.schedule import Schedule
-from ignite_prune.update.param_groups import as_unit_fraction
 
 
 class TopK(Sparsifier):
-    """Of each sample's activation the largest in absolute value stay, entry by entry or by any pattern.
+    """Keeps the entries, or units of a pattern, of largest absolute value in each sample's activation.
 
     Args:
-        amount: what to drop: a float, a sparsity; an int, that many units; a schedule of the sparsity, which a handler
-            follows; or :class:`Learnt`. Numbers of units are rounded half to even.
-        pattern: which entries of a sample go together; its dimensions are those of a sample, without the batch's:
-            ``pattern.Channel()`` drops channels.
-        period: over how many samples the duty cycle is averaged.
-        dim: the dimension of the units whose duty cycles are counted.
+        amount: the amount to drop: a sparsity (float), a number of units (int), a schedule of the sparsity, which a
+            handler evaluates, or :class:`Learnt`. Numbers of units are rounded half to even.
+        pattern: pattern of one sample; its dimensions do not include the batch dimension, so ``pattern.Channel()``
+            drops channels.
+        period: number of samples over which duty cycles are averaged.
+        dim: the dimension of the units whose duty cycles are recorded.
 
     Raises:
-        TypeError, ValueError: a bad argument, or more than the pattern reaches; in a forward, more units than there
-            are, a pattern that does not fit.
+        TypeError, ValueError: an argument is out of range, or the pattern cannot reach the sparsity; in forward, there
+            are fewer units than to drop, or the pattern does not support the shape.
 
     Example:
         >>> TopK(0.5)(torch.tensor([[1.0, -4.0, 3.0, 0.5]]))
@@ -66,7 +66,7 @@ class TopK(Sparsifier):
         """Return how many of a sample's ``units`` are dropped.
 
         Raises:
-            ValueError: more than there are, or than the pattern reaches.
+            ValueError: there are fewer units, or the pattern cannot reach the sparsity.
         """
         if self._units is None:
             return round(as_unit_fraction(self._pattern, sparsity) * units)
@@ -80,7 +80,7 @@ class TopK(Sparsifier):
         return samples.keep(samples.units - self.pruned(samples.units, self.sparsity))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x with the losers exactly 0; a learnt amount gets a gradient."""
+        """Return ``x`` with all entries but the winners exactly 0; a learnt amount gets a gradient."""
         if self.learnt is None:
             return super().forward(x)
         self.check(x)
@@ -94,7 +94,7 @@ class TopK(Sparsifier):
         return max(self.sparsity - width, 0.0), min(self.sparsity + width, self._pattern.share)
 
     def _select_around(self, x: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-        """Return who wins, and who does at one of two sparsities alone."""
+        """Return the winners, and the entries that win at the sparsity ``low`` but not at ``high``."""
         samples = Samples(self._pattern, x.abs())
         now, many, few = (
             samples.keep(samples.units - self.pruned(samples.units, each)) for each in (self.sparsity, low, high)

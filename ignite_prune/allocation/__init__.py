@@ -1,4 +1,4 @@
-"""How one sparsity is divided over parameters, in whole numbers of units.
+"""Allocations: division of one sparsity over parameters, in whole numbers of units.
 
 Example:
     >>> from ignite_prune import allocation

@@ -1,4 +1,4 @@
-"""The one interface every allocation has, and the two records it speaks in."""
+"""Base class of allocations, and the records that they take and return."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Layer:
-    """One parameter as an allocation sees it.
+    """One parameter, as input of an allocation.
 
     Args:
         name: the parameter's name.
         shape: its shape.
-        units: how many units its pattern cuts it into.
-        scores: gives the units' scores, any shape of ``units`` elements; may be computed anew at each call.
-        alive: bool, shaped as the scores: which units can still be pruned; None where all can.
-        living: how many are alive.
+        units: number of units of its pattern.
+        scores: returns the unit scores, a tensor of ``units`` elements; may compute them at each call.
+        alive: which units can still be pruned, bool in the shape of the scores; None if all can.
+        living: number of alive units.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Pool:
-    """Layers whose units compete: the best ``keep`` of all of them stay, at least ``floors[i]`` in layer i."""
+    """Layers whose units are ranked together: the best ``keep`` are kept, at least ``floors[i]`` of layer i."""
 
     layers: tuple[Layer, ...]
     keep: int
@@ -43,35 +43,26 @@ class Pool:
 
 
 class Allocation(ABC):
-    """A way to divide a sparsity: layers and a pruned fraction of their units in, pools with whole numbers out."""
+    """A rule that divides a sparsity over layers: it returns pools of layers with whole numbers of kept units.
 
-    @property
-    def sets_own(self) -> bool:
-        """Whether it finds its own sparsity in the scores, so that the target, if any, is only a ceiling."""
-        return False
+    Attributes:
+        sets_own: the sparsity follows from the scores, so that the target is only an upper bound.
+    """
+
+    sets_own: bool = False
 
     @abstractmethod
     def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
-        """Return pools that hold every layer once."""
+        """Return pools that contain each layer once, for a pruned fraction ``sparsity`` of all units."""
 
 
 def once(function: Callable[[], T]) -> Callable[[], T]:
-    """Return a function that computes ``function()`` at the first call and holds the answer."""
-    answer: list[T] = []
+    """Return a function that calls ``function()`` at the first call and caches its result."""
+    result: list[T] = []
 
-    def held() -> T:
-        if not answer:
-            answer.append(function())
-        return answer[0]
+    def cached() -> T:
+        if not result:
+            result.append(function())
+        return result[0]
 
-    return held
-
-
-def kept(units: int, sparsity: float) -> int:
-    """How many of ``units`` stay at ``sparsity``: the pruned number is rounded half to even, as torch does.
-
-    Example:
-        >>> kept(5, 0.5), kept(7, 0.5)
-        (3, 3)
-    """
-    return units - round(units * sparsity)
+    return cached

@@ -1,4 +1,4 @@
-"""Prune while the saliency lost stays within a budget (deepstruct's "bucket")."""
+"""Bucket: a budget on the sum of pruned scores (deepstruct's "bucket")."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from dataclasses import dataclass
 
 import torch
 
-from ignite_prune.allocation.base import Allocation, Layer, Pool, kept
+from ignite_prune._utils.sparsity import kept
+from ignite_prune.allocation.base import Allocation, Layer, Pool
 
 
 @dataclass(frozen=True)
 class Bucket(Allocation):
-    """Of all parameters together, prune the least units as long as their scores add up to at most ``budget``.
+    """Prunes the units of least score, over all parameters, while their scores sum to at most ``budget``.
 
-    Each update has the whole budget, over what is left. The target sparsity is only a ceiling: use ``sparsity=1.0``, or
-    leave it out of ``prune_model``.
+    Each update has the full budget, for the units that are left. The target sparsity is only an upper bound: use
+    ``sparsity=1.0``, or omit it in ``prune_model``.
 
     Args:
-        budget: what may be lost, in the saliency's unit; with ``relative=True`` a fraction of the scores' sum.
-        relative: read ``budget`` as a fraction in [0, 1].
+        budget: largest sum of pruned scores, or with ``relative=True`` its fraction of the sum of all scores.
+        relative: interpret ``budget`` as a fraction in [0, 1].
 
     Raises:
-        ValueError: ``budget`` is negative, not finite, or above 1 where it is relative; or a score is negative, for
-            which no budget has a meaning.
+        ValueError: ``budget`` is negative, not finite, or above 1 although relative; or (from an update) a score is
+            negative, for which a budget is not defined.
 
     Example:
         >>> import torch
@@ -42,10 +43,7 @@ class Bucket(Allocation):
         if not 0 <= self.budget < math.inf or (self.relative and self.budget > 1):
             within = "in [0, 1]" if self.relative else "finite and at least 0"
             raise ValueError(f"Argument budget should be {within}, but given {self.budget!r}")
-
-    @property
-    def sets_own(self) -> bool:
-        return True
+        object.__setattr__(self, "sets_own", True)
 
     def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
         living = [layer.scores() if layer.alive is None else layer.scores()[layer.alive] for layer in layers]

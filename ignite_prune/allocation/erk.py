@@ -1,4 +1,4 @@
-"""Erdős–Rényi-Kernel densities: small layers stay denser."""
+"""ERK: Erdős–Rényi-Kernel densities, higher for small layers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ignite_prune.allocation.base import Allocation, Layer, Pool, kept
+from ignite_prune._utils.sparsity import kept
+from ignite_prune.allocation.base import Allocation, Layer, Pool
 
 
 @dataclass(frozen=True)
 class ERK(Allocation):
-    r"""Layer densities from shapes alone: :math:`d_l = \varepsilon \left(\sum_i n_i / \prod_i n_i\right)^{power}`.
+    r"""Layer densities from shapes: :math:`d_l = \varepsilon \left(\sum_i n_i / \prod_i n_i\right)^{power}`.
 
-    :math:`\varepsilon` makes the whole as dense as asked; a layer that would exceed 1 is made dense and
-    :math:`\varepsilon` is solved again for the others. Whole numbers are the Sainte-Laguë apportionment of the total,
-    so they add up exactly and no layer ever gets more units when the whole gets fewer.
+    :math:`\varepsilon` is chosen to reach the total density; a layer that would exceed 1 is kept dense, and
+    :math:`\varepsilon` is solved again for the others. Counts are the Sainte-Laguë apportionment of the total: they
+    add up exactly, and no layer gets more units if the total decreases.
 
     Args:
-        power: the exponent on the ratio of sum to product; 1 is ERK, 0 is uniform.
-        kernel: count the kernel's dimensions too (ERK); without them it is the Erdős–Rényi of SET.
+        power: exponent of the ratio of sum to product; 1 is ERK, 0 is uniform.
+        kernel: include the kernel's dimensions (ERK); without them it is the Erdős–Rényi density of SET.
 
     Raises:
         ValueError: ``power`` is negative or not finite.
@@ -42,7 +43,7 @@ class ERK(Allocation):
         return float((sum(dims) / max(math.prod(dims), 1)) ** self.power)
 
     def densities(self, shapes: Sequence[Sequence[int]], density: float) -> list[float]:
-        """Return each layer's density for layers of ``shapes`` that are ``density`` dense as a whole.
+        """Return the density of each layer, for layers of ``shapes`` with a total density of ``density``.
 
         Example:
             >>> [round(d, 5) for d in ERK().densities([(300, 784), (100, 300), (10, 100)], density=0.05)]
@@ -59,7 +60,7 @@ class ERK(Allocation):
 
 
 def _capped(ratios: Sequence[float], sizes: Sequence[int], budget: float) -> list[float]:
-    """Scale ``ratios`` to densities of at most 1 that fill ``budget``."""
+    """Return ``ratios`` scaled to densities of at most 1 for which ``density * size`` sums to ``budget``."""
     dense: set[int] = set()
     while True:
         free = [i for i in range(len(ratios)) if i not in dense]
@@ -72,9 +73,9 @@ def _capped(ratios: Sequence[float], sizes: Sequence[int], budget: float) -> lis
 
 
 def apportion(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:
-    """Divide ``total`` seats in proportion to ``weights`` (Sainte-Laguë), none above its cap.
+    """Divide ``total`` seats in proportion to ``weights`` (Sainte-Laguë), each at most its cap.
 
-    House-monotone: with a smaller total nobody gets more.
+    House-monotone: no share increases if the total decreases.
 
     Example:
         >>> apportion(10, [3.0, 1.0, 1.0], [4, 9, 9])

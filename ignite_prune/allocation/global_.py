@@ -1,4 +1,4 @@
-"""One ranking over all parameters."""
+"""Global: one ranking over all parameters."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ignite_prune.allocation.base import Allocation, Layer, Pool, kept
+from ignite_prune._utils.sparsity import kept
+from ignite_prune.allocation.base import Allocation, Layer, Pool
 
 
 @dataclass(frozen=True)
 class Global(Allocation):
-    """The least units of all parameters go first, wherever they lie; each unit counts one.
+    """Prunes the units of least score over all parameters; each unit counts one.
 
-    The strongest allocation for most trained networks up to about 90 %, and the one that can empty a layer: give a
-    floor, or use :class:`LAMP` or :class:`ERK`.
+    The best allocation for most trained networks up to about 90 % sparsity, but it can empty a layer: set a floor, or
+    use :class:`LAMP` or :class:`ERK`.
 
     Args:
-        min_density: every parameter keeps at least this fraction of its units.
-        max_sparsity: no parameter is pruned beyond this; the same floor, said the other way round.
+        min_density: fraction of its units that every parameter keeps at least.
+        max_sparsity: largest sparsity of a parameter; equivalent to ``min_density = 1 - max_sparsity``.
 
     Raises:
-        ValueError: a bound outside [0, 1]; or a target that the floors leave no room for.
+        ValueError: a bound is outside [0, 1]; or (from an update) the floors do not allow the target.
 
     Example:
         >>> layers = [Layer("a", (10,), 10, None, None, 10), Layer("b", (30,), 30, None, None, 30)]
@@ -51,5 +52,5 @@ class Global(Allocation):
         return [Pool(tuple(layers), keep, floors)]
 
     def _floor(self, units: int) -> int:
-        # The guard keeps 0.07 * 100 = 7.000000000000001 from asking for 8.
+        # The tolerance keeps 0.07 * 100 = 7.000000000000001 from becoming 8.
         return max(math.ceil(units * self.min_density - 1e-9), units - math.floor(units * self.max_sparsity + 1e-9))

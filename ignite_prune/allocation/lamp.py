@@ -1,4 +1,4 @@
-"""Layer-adaptive magnitude: global selection on scores normalised within each layer."""
+"""LAMP: layer-adaptive magnitude, a global ranking of scores normalised within each layer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ignite_prune.allocation.base import Allocation, Layer, Pool, kept, once
+from ignite_prune._utils.sparsity import kept
+from ignite_prune.allocation.base import Allocation, Layer, Pool, once
 
 
 @dataclass(frozen=True)
 class LAMP(Allocation):
-    r"""One ranking over all parameters by :math:`s_u^2 / \sum_{v \ge u} s_v^2`, units sorted within their layer.
+    r"""One ranking over all parameters by :math:`s_u^2 / \sum_{v \ge u} s_v^2`, with units sorted within their layer.
 
-    The largest unit of every layer scores 1, so no layer is emptied while another has something to give. Needs no
-    hyperparameter. With ``saliency.Magnitude()`` it is the paper's score.
+    The largest unit of every layer scores 1, so no layer is emptied while others have units left. There are no
+    hyperparameters. With ``saliency.Magnitude()`` this is the paper's score.
 
     Example:
         >>> import torch
@@ -28,7 +29,7 @@ class LAMP(Allocation):
     """
 
     def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
-        ranked = tuple(replace(layer, scores=once(_normalised(layer))) for layer in layers)  # sorting is dear
+        ranked = tuple(replace(layer, scores=once(_normalised(layer))) for layer in layers)  # sorting is expensive
         return [Pool(ranked, kept(sum(layer.units for layer in layers), sparsity))]
 
 
@@ -37,13 +38,13 @@ def _normalised(layer: Layer) -> Callable[[], Tensor]:
 
 
 def lamp_scores(scores: Tensor, alive: Tensor | None = None) -> Tensor:
-    """Return the LAMP score of every unit, float64, in the shape of ``scores``; units not ``alive`` weigh nothing."""
+    """Return the LAMP score of every unit, float64, in the shape of ``scores``; units not ``alive`` count as 0."""
     if bool(((scores < 0) if alive is None else (scores < 0) & alive).any()):
         raise ValueError("LAMP needs scores of at least 0, as it squares them, but some are negative")
     squares = scores.double().square()
     if alive is not None:
         squares = squares.masked_fill(~alive, 0)
-    # Largest first and stable: among equals the earlier unit has the smaller sum below it, so it is worth more.
+    # A stable, descending sort: the earlier of equal units has the smaller denominator, and so the larger score.
     ordered, order = squares.flatten().sort(descending=True, stable=True)
     shares = ordered / ordered.cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
     return torch.empty_like(shares).scatter_(0, order, shares).view(scores.shape)

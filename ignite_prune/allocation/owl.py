@@ -1,4 +1,4 @@
-"""Outlier-weighed layerwise sparsity: layers with more outliers stay denser."""
+"""OWL: outlier-weighed layerwise sparsity, lower for layers with more outliers."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ignite_prune.allocation.base import Allocation, Layer, Pool, kept
+from ignite_prune._utils.sparsity import kept
+from ignite_prune.allocation.base import Allocation, Layer, Pool
 
 
 @dataclass(frozen=True)
 class OWL(Allocation):
-    r"""Layer sparsities within ``spread`` of the target, lower where more scores are outliers.
+    r"""Layer sparsities within ``spread`` of the target, lower for layers with more outlying scores.
 
-    A layer's outlier ratio :math:`D_l` is the fraction of its living units whose score exceeds ``threshold`` times
-    their mean. Its sparsity is :math:`S_l = S - c\,(D_l - \bar D)`: :math:`\bar D` is the mean over units, so that the
-    whole has the sparsity :math:`S`, and c makes the largest deviation ``spread``. (The published program has the
-    lowest and the highest :math:`S_l` differ by twice the spread, which leaves the paper's interval where the ratios
-    lie askew.)
+    The outlier ratio :math:`D_l` of a layer is the fraction of its alive units whose score exceeds ``threshold`` times
+    their mean. Its sparsity is :math:`S_l = S - c\,(D_l - \bar D)`, where :math:`\bar D` is the mean over units, so
+    that the total sparsity is :math:`S`, and c makes the largest deviation equal to ``spread``. (In the published code
+    the lowest and highest :math:`S_l` differ by twice the spread, which leaves the paper's interval if the ratios are
+    asymmetric.)
 
-    Whole numbers are rounded by largest remainder and add up exactly. A layer that cannot have so many, because it is
-    full or fewer of its units are left, passes them on to the others. Where the target plus ``spread`` reaches 1 the
-    layer with the fewest outliers may be emptied: use a smaller spread there. Meant for transformers with
-    ``saliency.Wanda()``.
+    Counts are rounded by largest remainder and add up exactly. Units that a layer cannot keep, because it is full or
+    has fewer left, are given to the others. If the target plus ``spread`` reaches 1, the layer with the fewest outliers
+    may become empty: use a smaller spread then. Intended for transformers with ``saliency.Wanda()``.
 
     Args:
-        threshold: multiples of the mean score that make an outlier, above 0; the paper's best are 3 to 10.
-        spread: the largest deviation of a layer's sparsity from the target, in [0, 1]; 0 is uniform.
+        threshold: multiple of the mean score from which a unit is an outlier, above 0; the paper's best are 3 to 10.
+        spread: largest deviation of a layer's sparsity from the target, in [0, 1]; 0 is uniform.
 
     Raises:
-        ValueError: ``threshold`` or ``spread`` out of range; or a score is negative, where a mean says nothing.
+        ValueError: ``threshold`` or ``spread`` is out of range; or (from an update) a score is negative.
 
     Example:
         >>> import torch
@@ -61,27 +61,28 @@ class OWL(Allocation):
         total = max(sum(units), 1)
         mean = sum(ratio * n for ratio, n in zip(ratios, units)) / total
         most = max((abs(ratio - mean) for ratio in ratios), default=0.0)
-        scale = self.spread / most if most > 1e-12 else 0.0  # below is rounding alone
+        scale = self.spread / most if most > 1e-12 else 0.0  # smaller deviations are rounding errors
         keep = kept(sum(units), sparsity)
-        wishes = [n * (keep / total + scale * (ratio - mean)) for ratio, n in zip(ratios, units)]
-        counts = _fill(keep, wishes, units, [layer.living for layer in layers])
+        wanted = [n * (keep / total + scale * (ratio - mean)) for ratio, n in zip(ratios, units)]
+        counts = _fill(keep, wanted, units, [layer.living for layer in layers])
         return [Pool((layer,), count) for layer, count in zip(layers, counts)]
 
     def _outliers(self, layer: Layer) -> float:
         scores = layer.scores()
         living = (scores if layer.alive is None else scores[layer.alive]).flatten()
-        if living.numel() == 0:  # all pruned; or a trial of the target alone, before there are scores
+        if living.numel() == 0:  # all are pruned; or the target is checked before there are scores
             return 0.0
         living = living.float() if living.itemsize < 4 else living
         if bool((living < 0).any()):
-            raise ValueError(f"{self} needs scores of at least 0, but those of {layer.name!r} are negative in places")
+            raise ValueError(f"{self} needs scores of at least 0, but some of {layer.name!r} are negative")
         return int((living > living.mean() * self.threshold).count_nonzero()) / living.numel()
 
 
-def _fill(total: int, wishes: Sequence[float], sizes: Sequence[int], caps: Sequence[int]) -> list[int]:
-    """Return whole numbers in [0, cap] that add up to ``total``, as near to ``wishes`` as can be.
+def _fill(total: int, wanted: Sequence[float], sizes: Sequence[int], caps: Sequence[int]) -> list[int]:
+    """Return whole numbers in [0, cap] that add up to ``total`` and are close to ``wanted``.
 
-    All densities are moved alike until the clipped wishes add up; then the largest remainders are rounded up.
+    All densities are shifted by the same amount until the clipped values add up; then the largest remainders are
+    rounded up.
 
     Example:
         >>> _fill(10, [4.5, 4.5, 1.0], [10, 10, 10], [10, 3, 10])
@@ -89,10 +90,10 @@ def _fill(total: int, wishes: Sequence[float], sizes: Sequence[int], caps: Seque
     """
     total = min(total, sum(caps))
 
-    def clipped(move: float) -> list[float]:
-        return [min(max(wish + move * size, 0.0), float(cap)) for wish, size, cap in zip(wishes, sizes, caps)]
+    def clipped(shift: float) -> list[float]:
+        return [min(max(each + shift * size, 0.0), float(cap)) for each, size, cap in zip(wanted, sizes, caps)]
 
-    low, high = -3.0, 3.0  # wishes lie within two sizes of any cap
+    low, high = -3.0, 3.0  # wanted counts are within two sizes of any cap
     for _ in range(64):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(clipped(middle)) < total else (low, middle)
@@ -104,7 +105,7 @@ def _fill(total: int, wishes: Sequence[float], sizes: Sequence[int], caps: Seque
         for i in order:
             if short > 0 and counts[i] < caps[i]:
                 counts[i], short = counts[i] + 1, short - 1
-    while short < 0:  # rounding noise of very many layers
+    while short < 0:  # accumulated rounding errors of very many layers
         i = max(range(len(counts)), key=lambda i: counts[i] - quotas[i] if counts[i] else -math.inf)
         counts[i], short = counts[i] - 1, short + 1
     return counts

@@ -1,4 +1,4 @@
-"""Han's threshold: a multiple of each layer's standard deviation."""
+"""StdThreshold: Han's threshold, a multiple of each layer's standard deviation."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ignite_prune.allocation.base import Allocation, Layer, Pool, kept, once
+from ignite_prune._utils.sparsity import kept
+from ignite_prune.allocation.base import Allocation, Layer, Pool, once
 
 
 @dataclass(frozen=True)
 class StdThreshold(Allocation):
-    r"""Prune what lies below :math:`q \cdot \mathrm{std}` of its layer, :math:`q` the same everywhere.
+    r"""Prunes units whose score is below :math:`q \cdot \mathrm{std}` of their layer, with one :math:`q` for all.
 
     With ``q=None`` the target sparsity is met exactly: units are ranked by score / std(layer) over all parameters
-    (deepstruct's "distributed"). With a number, the threshold decides (Han's quality parameter, 0.25 is common for
-    LeNet) and the target is only a ceiling: use ``sparsity=1.0``, or leave it out of ``prune_model``.
+    (deepstruct's "distributed"). With a number, the threshold decides (Han's quality parameter, often 0.25 for LeNet)
+    and the target is only an upper bound: use ``sparsity=1.0``, or omit it in ``prune_model``.
 
-    At every update the deviation is taken anew over the units that are left, so with a number pruning goes on at each.
-    The standard deviation is the weights' own, zero mean: :math:`\sqrt{\overline{s^2}}` over the units' scores that are
-    left, which for magnitudes is the deviation of weights centred on 0.
+    Each update recomputes the deviation over the units that are left, so with a number every update prunes more. The
+    deviation is :math:`\sqrt{\overline{s^2}}` over the scores of these units, which for magnitudes is the standard
+    deviation of weights with mean 0.
 
     Args:
-        q: the multiple, a finite number of at least 0, or None.
+        q: the multiple of the deviation, a finite number of at least 0, or None.
 
     Raises:
         ValueError: ``q`` is negative or not finite.
@@ -39,10 +40,7 @@ class StdThreshold(Allocation):
         number = isinstance(self.q, (int, float)) and not isinstance(self.q, bool)
         if self.q is not None and (not number or not 0 <= self.q < math.inf):
             raise ValueError(f"Argument q should be a finite number of at least 0 or None, but given {self.q!r}")
-
-    @property
-    def sets_own(self) -> bool:
-        return self.q is not None
+        object.__setattr__(self, "sets_own", self.q is not None)
 
     def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
         ranked = tuple(replace(layer, scores=_in_deviations(layer)) for layer in layers)
@@ -63,5 +61,5 @@ def _in_deviations(layer: Layer) -> Callable[[], Tensor]:
         left = layer.scores() if layer.alive is None else layer.scores()[layer.alive]
         return left.double().square().mean().sqrt().clamp(min=1e-300)
 
-    held = once(deviation)
-    return lambda: layer.scores().double() / held()
+    cached = once(deviation)
+    return lambda: layer.scores().double() / cached()

@@ -1,15 +1,24 @@
-"""Zero stays zero: hooks that keep pruned gradients, weights and optimizer slots at exactly 0.
+"""MaskEnforcer: hooks that keep pruned weights, their gradients and their optimizer slots at exactly 0.
 
-Gradients are masked as soon as they are accumulated, while they are in the cache and before anything clips them;
-weights are masked after every step, whatever the optimizer did to them; both again before the step where something has
-written to them since. Where gradient, weight and slots are 0, most optimizers leave the slots so;
-``optimizer_state`` knows which do not.
+Masking the weights once is not enough. Momentum moves a weight whose gradient is 0; weight decay and some optimizers
+write to slots whose gradient is 0; clipping divides by a norm that pruned gradients would add to; a fused optimizer
+skips a step; a user, a scheduler or a loaded checkpoint writes to any of these in between. So each is masked where that
+is cheapest and early enough:
+
+- Gradients are masked as soon as they are accumulated, while they are in the cache and before anything clips them.
+- Weights are masked after every optimizer step, whatever the optimizer did to them.
+- Both are masked again before a step if they were written to since: tensors count their in-place writes (``_version``),
+  and a few pruned entries are read as well, because writes through ``.data`` are not counted.
+- Slots are masked after a step: those that the optimizer moves although gradient, weight and slot are 0, which
+  ``optimizer_state`` lists, or all slots of an unknown optimizer.
+
+Hooks are used, not wrappers: the optimizer and the parameters stay the user's own objects.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -26,22 +35,22 @@ _PROBES = 128
 
 
 class MaskEnforcer:
-    """Installs, removes and runs the hooks that keep the masks of a store.
+    """Installs, removes and runs the hooks that enforce the masks of a store.
 
     Args:
-        masks: the masks to keep.
-        optimizers: those that train the store's parameters; may be none.
-        weights: without it weights are left as they are, and only gradients and slots are masked.
+        masks: the masks to enforce.
+        optimizers: the optimizers of the store's parameters; may be empty.
+        weights: mask weights too; otherwise only gradients and slots are masked.
 
     Attributes:
-        passing: parameters whose gradients pass unmasked for now; whoever adds a name sees to what a step makes of it.
+        passing: names of parameters whose gradients are not masked for now; the code that adds a name is responsible
+            for what the next step makes of them.
     """
 
     def __init__(self, masks: MaskStore, optimizers: Sequence[Optimizer], *, weights: bool = True) -> None:
         self.passing: set[str] = set()
         self._masks, self._weights = masks, weights
         self._optimizers = list(optimizers)
-        self._names = {parameter: name for name, parameter in masks.parameters.items()}
         self._handles: list[RemovableHandle] = []
         self._hooked: dict[str, RemovableHandle] = {}
         self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}  # gradients masked, at which version
@@ -51,7 +60,7 @@ class MaskEnforcer:
         self._applied = -1  # which state of the masks the slots were masked for
 
     def install(self) -> None:
-        """Put the hooks on; where they are, only parameters that have become trainable since get theirs."""
+        """Install the hooks; if they are installed, only on parameters that have become trainable since."""
         if not self._handles:
             for optimizer in self._optimizers:
                 self._handles += [
@@ -64,11 +73,11 @@ class MaskEnforcer:
 
     @property
     def hooked(self) -> Collection[str]:
-        """The parameters whose gradients have a hook of this enforcer."""
+        """Names of the parameters that have a gradient hook of this enforcer."""
         return self._hooked.keys()
 
     def remove(self) -> None:
-        """Take every hook off."""
+        """Remove every hook."""
         for handle in (*self._handles, *self._hooked.values()):
             handle.remove()
         self._handles.clear()
@@ -77,10 +86,11 @@ class MaskEnforcer:
 
     @torch.no_grad()
     def apply(self, kept: Mapping[str, Tensor] = MappingProxyType({})) -> None:
-        """Mask weights, gradients and slots now; masks have changed.
+        """Mask weights, gradients and slots now, after the masks have changed.
 
         Args:
-            kept: what keeps its weight and its slots, by name: less than the mask, where entries begin anew from 0.
+            kept: masks of the entries whose weights and slots are kept, by name; a subset of the mask where entries
+                that have just been regrown start from 0.
         """
         self._probes.clear()
         for name, parameter in self._masks.parameters.items():
@@ -100,7 +110,7 @@ class MaskEnforcer:
         self._applied = self._masks.changes
 
     def settle(self) -> None:
-        """Mask what is not yet 0 and leave the rest untouched to the bit; a state has been loaded."""
+        """Mask pruned entries that are not 0, after a state was loaded; everything else keeps its bits."""
         for optimizer in self._optimizers:
             for _, parameter, kept in self._pruned(optimizer):
                 zero_slots_(optimizer, parameter, kept, only_where_needed=True)
@@ -113,30 +123,29 @@ class MaskEnforcer:
         self._applied, self._loaded = self._masks.changes, False
 
     def _hook_gradient(self, name: str, parameter: nn.Parameter) -> None:
-        if parameter.requires_grad and name not in self._hooked:
-            hook = self._gradient_hook(name)
-            self._hooked[name] = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        if not parameter.requires_grad or name in self._hooked:
+            return
 
-    def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
         def mask_gradient(parameter: Tensor) -> None:
             mask = self._masks.pruned(name)
             if mask is not None and parameter.grad is not None and name not in self.passing:
                 self._zero_gradient(name, parameter.grad, mask)
 
-        return mask_gradient
+        handle = parameter.register_post_accumulate_grad_hook(mask_gradient)  # type: ignore[no-untyped-call]
+        self._hooked[name] = handle
 
     def _pruned(self, optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-        """The optimizer's parameters of now (groups may have been added) that have something pruned, with masks."""
+        """Yield the pruned parameters that the optimizer holds now (groups may have been added), with their masks."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                name = self._names.get(parameter)
+                name = self._masks.name_of.get(parameter)
                 mask = None if name is None else self._masks.pruned(name)
                 if name is not None and mask is not None:
                     self._hook_gradient(name, parameter)
                     yield name, parameter, mask
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._applied != self._masks.changes:  # the store was written to from outside
+        if self._applied != self._masks.changes:  # the masks were changed without apply()
             self.apply()
         if self._loaded:
             self.settle()
@@ -153,13 +162,13 @@ class MaskEnforcer:
             if self._weights:
                 zero_(parameter, mask)
                 self._zeroed[name] = parameter._version
-            # A weight that is not 0 may move its slots by itself: weight decay does.
+            # Without masked weights, weight decay moves the slots of a weight that is not 0.
             slots = slots_to_repair(optimizer, parameter) if self._weights else None
             if slots != ():
                 zero_slots_(optimizer, parameter, mask, slots)
 
     def _has_loaded(self, optimizer: Optimizer) -> None:
-        """Mask the slots before the next step, not now: the masks that go with them may be loaded after them."""
+        """Mask the slots before the next step and not now: their masks may be loaded after them."""
         self._loaded = True
 
     def _zero_gradient(self, name: str, grad: Tensor, mask: Tensor) -> None:
@@ -167,10 +176,10 @@ class MaskEnforcer:
         self._clean[name] = (weakref.ref(grad), grad._version)
 
     def _is_clean(self, name: str, grad: Tensor, mask: Tensor) -> bool:
-        """Whether nothing has written to the gradient since it was masked; if in doubt, no.
+        """Return whether nothing has written to the gradient since it was masked; False if that is not known.
 
-        A write through ``.data`` moves no version counter, so a few pruned entries are looked at as well. On an
-        accelerator a second product costs less than an answer.
+        A write through ``.data`` is not counted, so a few pruned entries are read as well. On an accelerator masking
+        again costs less than reading the answer.
         """
         seen, version = self._clean.get(name, (None, -1))
         if (

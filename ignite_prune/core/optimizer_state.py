@@ -1,7 +1,7 @@
-"""The only file that knows optimizers' slots: which hold a value per weight, and what a step does to a zero.
+"""Optimizer slots: which of them hold one value for each weight, and what a step does to a slot that is 0.
 
-Where gradient and slots are 0, most optimizers leave the slots at 0 by themselves; :data:`AFTER_STEP` names the slots
-of those that do not. Established by running each, see ``tests/laws/test_zero.py``.
+No other file reads optimizers' state. Most optimizers leave a slot at 0 where gradient and slots are 0;
+:data:`AFTER_STEP` names the slots of those that do not. Established by running each, see ``tests/laws/test_zero.py``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ AFTER_STEP: dict[str, tuple[str, ...]] = {
     "SGD": (),
     "SparseAdam": (),
 }
-_COUNTERS = {"step", "eta", "mu", "mu_product"}  # one number a parameter, also where the parameter is one number
-_REFUSED = {"ZeroRedundancyOptimizer"}  # shards its slots over ranks, out of sight
+_COUNTERS = {"step", "eta", "mu", "mu_product"}  # one number per parameter, even for a parameter of one entry
+_REFUSED = {"ZeroRedundancyOptimizer"}  # its slots are sharded over ranks and cannot be reached
 
 
 def as_optimizers(optimizer: Any) -> list[Optimizer]:
@@ -59,7 +59,7 @@ def as_optimizers(optimizer: Any) -> list[Optimizer]:
 
 
 def check_held(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]) -> None:
-    """Raise where there are optimizers and none of them holds a parameter that is trained.
+    """Raise if there are optimizers and a trained parameter is in none of them.
 
     Raises:
         ValueError: names the parameters.
@@ -74,9 +74,9 @@ def check_held(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Opti
 
 
 def slots_to_repair(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[str, ...] | None:
-    """Return the slots that a step leaves non-zero at pruned entries; None, all, where that is not known.
+    """Return the names of the slots that a step may leave non-zero at pruned entries; None (all) if that is unknown.
 
-    An ε that is 0 in the parameter's type (1e-8 in float16) makes 0/0 of a pruned entry, so there nothing is known.
+    It is unknown for an ε that is 0 in the parameter's type (1e-8 in float16), which makes a pruned entry 0/0.
     """
     kind = type(optimizer)
     known = kind.__module__.startswith("torch.optim.") and kind.__name__ in AFTER_STEP
@@ -93,9 +93,14 @@ def zero_slots_(
     names: tuple[str, ...] | None = None,
     only_where_needed: bool = False,
 ) -> None:
-    """Make the pruned entries of the parameter's slots exactly 0: those in ``names``, or all.
+    """Make the pruned entries of the parameter's slots exactly 0.
 
-    With ``only_where_needed`` a slot that is 0 there already, be it −0.0, is left untouched to the bit.
+    Args:
+        optimizer: one that may hold the parameter.
+        parameter: the parameter.
+        mask: its mask.
+        names: of the slots; None: all.
+        only_where_needed: leave a slot whose pruned entries are 0 already (or −0.0) as it is, to the bit.
     """
     for name, slot in _slots(optimizer, parameter):
         wanted = names is None or name in names
@@ -104,7 +109,7 @@ def zero_slots_(
 
 
 def _slots(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
-    if parameter not in optimizer.state:  # a defaultdict: reading would add it
+    if parameter not in optimizer.state:  # the state is a defaultdict: reading would add an entry
         return
     for name, slot in optimizer.state[parameter].items():
         if isinstance(slot, Tensor) and slot.shape == parameter.shape and name not in _COUNTERS:
@@ -112,20 +117,20 @@ def _slots(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str,
 
 
 def slots_of(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
-    """Return a copy of an optimizer's slots, plain, by the position of their parameter, as its state_dict has them."""
+    """Return a copy of an optimizer's slots as plain data, by the position of their parameter as in its state_dict."""
     state: dict[int, dict[str, Any]] = copy.deepcopy(optimizer.state_dict()["state"])
     return state
 
 
 def put_slots(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]], masks: Mapping[Tensor, Tensor]) -> None:
-    """Give an optimizer the slots of :func:`slots_of` again, 0 where their parameter is pruned; settings stay.
+    """Restore the slots of :func:`slots_of`, with 0 at pruned entries; the optimizer's settings are kept.
 
-    Where it has slots of that form, they are written into: nothing is allocated.
+    Slots of the same form are written in place, without allocating.
 
     Args:
-        optimizer: the one they were taken from, or its like.
+        optimizer: the one they were taken from, or an equal one.
         state: the slots.
-        masks: of pruned parameters.
+        masks: of the pruned parameters.
     """
     params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not _fit(optimizer, params, state):
@@ -146,7 +151,7 @@ def put_slots(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]], mask
 
 
 def _fit(optimizer: Optimizer, params: Sequence[Tensor], state: Mapping[int, Mapping[str, Any]]) -> bool:
-    """Whether the optimizer has just these slots already."""
+    """Return whether the optimizer has exactly these slots already."""
     held = {index: optimizer.state[each] for index, each in enumerate(params) if each in optimizer.state}
     return (
         set(held) == set(state)
@@ -164,7 +169,7 @@ def _form(value: Any) -> Any:
 
 
 def masks_changed(optimizer: Optimizer) -> None:
-    """Forget what only held for the old masks: LBFGS's history lies over all weights at once, so it starts anew."""
+    """Clear state that is invalid for other masks: LBFGS keeps one history over all weights, which starts again."""
     if isinstance(optimizer, LBFGS):
         optimizer.state.clear()
 
@@ -172,13 +177,13 @@ def masks_changed(optimizer: Optimizer) -> None:
 def exchange(
     optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, cut: Callable[[Tensor], Tensor]
 ) -> Callable[[], None]:
-    """Let an optimizer train another parameter in an old one's place, its slots cut.
+    """Replace a parameter in an optimizer's groups by another one, with its slots sliced.
 
     Args:
         optimizer: one that may hold ``old``.
-        old: the parameter it holds.
-        new: what takes its place.
-        cut: makes a slot of the new parameter of one of the old.
+        old: the parameter to replace.
+        new: the parameter that replaces it.
+        cut: slices a slot of the old parameter for the new one.
 
     Returns:
         A function that undoes it.
@@ -193,7 +198,7 @@ def exchange(
         params[index] = new
     state = optimizer.state.pop(old, None) if old in optimizer.state else None
     history = optimizer.state
-    if isinstance(optimizer, LBFGS):  # its history lies over all weights at once
+    if isinstance(optimizer, LBFGS):  # one history over all weights
         optimizer.state = type(history)(dict)
         optimizer._params, optimizer._numel_cache = optimizer.param_groups[0]["params"], None
     elif state is not None:

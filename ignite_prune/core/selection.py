@@ -1,4 +1,4 @@
-"""Which parameters: names, globs and layer types to ``{name: Parameter}``."""
+"""Selection of parameters: names, globs and layer types to ``{name: Parameter}``."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def select(
     model: nn.Module, params: Rule | Sequence[Rule] | None = None, exclude: Rule | Sequence[Rule] = ()
 ) -> dict[str, nn.Parameter]:
-    """Return the parameters that the rules name, in the model's order.
+    """Return the parameters that the rules select, in the model's order.
 
     A rule is a parameter's name, a glob over names (``"features.*.weight"``), or a layer type (``nn.Conv2d``: the
     weights of those layers). Globs are literal: ``"features.*"`` takes biases and norms too. A tied parameter may be
@@ -62,7 +62,7 @@ def select(
         model: bare, or wrapped in DDP or ``torch.compile``.
         params: rules; None takes the weights of every linear, convolutional, recurrent and attention layer (no bias, no
             norm, no embedding), and leaves reparametrised layers (spectral norm, weight norm) out with a warning.
-        exclude: rules for what to leave out.
+        exclude: rules for parameters to leave out.
 
     Raises:
         TypeError: a rule is neither a string nor a layer type.
@@ -78,8 +78,15 @@ def select(
     everything = named_parameters(model)
     if not everything:
         raise ValueError(f"The model {type(model).__name__} has no parameters to prune")
+    computed, parts = reparametrised(model)
     if params is None:
-        chosen = set(_default(model))
+        chosen = _default(model, parts)
+        if computed:
+            warnings.warn(
+                "Left out of pruning, as their layers are reparametrised (spectral norm, weight norm, ...): "
+                f"{', '.join(sorted(computed))}",
+                stacklevel=3,
+            )
     else:
         chosen = {name for rule in as_rules("params", params) for name in _matches(model, rule, "params")}
     dropped = {name for rule in as_rules("exclude", exclude) for name in _matches(model, rule, "exclude")}
@@ -88,7 +95,9 @@ def select(
         why = "every one that params names is excluded" if chosen else "it has no layer that is pruned by default"
         raise ValueError(f"No parameter of {type(model).__name__} is left to prune: {why}; name them with params=")
     for name, parameter in selected.items():
-        _check(model, name, parameter)
+        if name in parts:
+            raise ValueError(_REFUSED.format(name))
+        _check(name, parameter)
     return selected
 
 
@@ -120,7 +129,7 @@ def _matches(model: nn.Module, rule: Rule, argument: str) -> list[str]:
         aliases[name] for name in aliases if fnmatchcase(name, rule)
     ]
     if not found:
-        for name in _reparametrised(model):
+        for name in reparametrised(model)[0]:
             if fnmatchcase(name, rule):
                 raise ValueError(f"Argument {argument}: {_REFUSED.format(name)}")
         raise ValueError(f"Argument {argument}: no parameter matches {rule!r}; {near(rule, list(aliases))}")
@@ -128,7 +137,7 @@ def _matches(model: nn.Module, rule: Rule, argument: str) -> list[str]:
 
 
 def _weights(model: nn.Module, types: tuple[type[nn.Module], ...]) -> Iterator[tuple[str, nn.Parameter]]:
-    """The weights (not biases) that layers of ``types`` own themselves, under every name they have."""
+    """Yield the weights (not biases) that layers of ``types`` own themselves, under every name they have."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, types):
             for name, parameter in module.named_parameters(recurse=False):
@@ -136,59 +145,44 @@ def _weights(model: nn.Module, types: tuple[type[nn.Module], ...]) -> Iterator[t
                     yield f"{prefix}.{name}".lstrip(".").replace(_COMPILED, ""), parameter
 
 
-def _default(model: nn.Module) -> Iterator[str]:
+def _default(model: nn.Module, parts: set[str]) -> set[str]:
+    """Return the names of the parameters that are pruned if the user names none."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
-    canonical = {id(p): name for name, p in named_parameters(model).items()}
-    left_out = sorted(_reparametrised(model))
-    if left_out:
-        warnings.warn(
-            f"Left out of pruning, as their layers are reparametrised (spectral norm, weight norm, ...): "
-            f"{', '.join(left_out)}",
-            stacklevel=4,
-        )
-    for name, parameter in _weights(model, PRUNABLE):
-        if id(parameter) not in embeddings and not is_part(model, name):
-            yield canonical[id(parameter)]
+    canonical = {id(p): name.replace(_COMPILED, "") for name, p in model.named_parameters()}
+    return {
+        canonical[id(parameter)]
+        for name, parameter in _weights(model, PRUNABLE)
+        if id(parameter) not in embeddings and name not in parts
+    }
 
 
 _REFUSED = (
     "the layer of {!r} is reparametrised (spectral norm, weight norm, torch.nn.utils.prune, ...), so its weight is "
-    "computed anew in each forward and a mask on its parts would not be one on the weight; remove the "
+    "computed in each forward and a mask on its parts would not be one on the weight; remove the "
     "reparametrisation first"
 )
 
 
-def _reparametrised(model: nn.Module) -> set[str]:
-    """Names of weights that a parametrisation, of torch's new or old kind, computes."""
-    names = set()
-    for prefix, module in model.named_modules():
+def reparametrised(model: nn.Module) -> tuple[set[str], set[str]]:
+    """Return the names of the weights that a parametrisation of torch's new or old kind computes, and of its parts.
+
+    Parts are the parameters that such a weight is computed from (``weight_g``, ``parametrizations.weight.original``).
+    """
+    weights, parts = set[str](), set[str]()
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        path = f"{prefix}." if prefix else ""
         if parametrize.is_parametrized(module):
-            names |= {f"{prefix}.{name}".lstrip(".") for name in module.parametrizations}
-        for part in module._parameters:
-            stem = _old_style_stem(module, part)
-            if stem:
-                names.add(f"{prefix}.{stem}".lstrip("."))
-    return names
+            weights |= {path + name for name in module.parametrizations}
+            parts |= {f"{path}parametrizations.{name}" for name, _ in module.parametrizations.named_parameters()}
+        for leaf in module._parameters:
+            stem, _, suffix = leaf.rpartition("_")
+            if suffix in ("g", "v", "orig") and stem in vars(module):  # weight_norm and prune of torch.nn.utils
+                weights.add(path + stem)
+                parts.add(path + leaf)
+    return {name.replace(_COMPILED, "") for name in weights}, {name.replace(_COMPILED, "") for name in parts}
 
 
-def _old_style_stem(module: nn.Module, part: str) -> str | None:
-    """``weight`` for a ``weight_g``, ``weight_v`` or ``weight_orig`` whose ``weight`` is a plain attribute."""
-    stem, _, suffix = part.rpartition("_")
-    return stem if suffix in ("g", "v", "orig") and stem in vars(module) else None
-
-
-def is_part(model: nn.Module, name: str) -> bool:
-    """Whether the parameter is a piece from which a reparametrised weight is computed."""
-    owner, _, leaf = name.rpartition(".")
-    module = model
-    for step in owner.split(".") if owner else []:
-        module = unwrap(module).get_submodule(step)
-    return ".parametrizations." in f".{name}" or _old_style_stem(module, leaf) is not None
-
-
-def _check(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    if is_part(model, name):
-        raise ValueError(_REFUSED.format(name))
+def _check(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, UninitializedParameter):
         raise ValueError(f"Parameter {name!r} is lazy and has no shape yet; run one forward of the model first")
     if parameter.is_meta or parameter.is_sparse or type(parameter.data) is not Tensor:

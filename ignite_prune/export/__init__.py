@@ -1,1 +1,1 @@
-"""Models and masks in the formats of other libraries."""
+"""Export of models and masks to formats of other libraries."""

@@ -1,4 +1,4 @@
-"""The surviving connections as a graph: neurons or channels are nodes, kept weights are edges."""
+"""Export of masks to a networkx graph: neurons or channels are nodes, kept weights are edges."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def to_networkx(
     model: nn.Module, masks: Mapping[str, Tensor], follows: Mapping[str, str | None] | None = None
 ) -> networkx.DiGraph:
-    """Return a directed graph of the connections that are left (needs networkx).
+    """Return a directed graph of the kept connections (requires networkx).
 
     A node is ``(layer, index)``: an output of the layer, a neuron or a channel. Nodes have ``layer``, ``index`` and
-    ``kind`` (``"neuron"``, ``"channel"`` or ``"input"``); what nothing feeds any more is a node without edges. An edge
-    has ``weight``, the value of the weight, and ``parameter``, its name; between channels the weight is the norm of the
-    kernel, and ``kept`` how many of its entries are left. Where a layer has several weights (a recurrent one), weights
-    stand for layers.
+    ``kind`` (``"neuron"``, ``"channel"`` or ``"input"``); a neuron without kept inputs is a node without incoming
+    edges. An edge has ``weight``, the value of the weight, and ``parameter``, its name; between channels the weight is
+    the norm of the kernel, and ``kept`` the number of its kept entries. If a layer has several weights (recurrent
+    layers), each weight is treated as a layer.
 
-    Which layer feeds which is not to be read off a mask: the layers are taken as a chain in the model's order, each
-    reading the one before. Where the one before has fewer outputs (channels that were flattened), each stands for as
-    many inputs in a row; where the widths do not fit, a layer gets input nodes ``(layer + ".input", i)`` of its own.
+    Masks do not show which layer feeds which: the layers are assumed to form a chain in the model's order. If the
+    previous layer has fewer outputs (channels that are flattened), each of its nodes stands for equally many
+    consecutive inputs; if the widths do not match, the layer gets separate input nodes ``(layer + ".input", i)``.
 
     Args:
         model: bare, wrapped or compiled.
-        masks: bool masks by parameter name, True = kept: a pruner's, a snapshot of an earlier step, ...
-        follows: ``{layer: the layer it reads}`` where the chain is wrong; None for input nodes of its own.
+        masks: bool masks by parameter name, True = kept: ``pruner.masks``, masks of an earlier step, ...
+        follows: corrections of the chain: ``{layer: previous layer}``; None as value for separate input nodes.
 
     Raises:
-        TypeError, ValueError: a mask of an unknown name, another shape or fewer than two dimensions, or a layer that is
-            not there.
+        TypeError, ValueError: a mask has an unknown name, a wrong shape or fewer than two dimensions, or a layer in
+            ``follows`` does not exist.
 
     Example:
         >>> from ignite_prune import prune_model
@@ -53,7 +53,7 @@ def to_networkx(
     weights = _checked(model, masks)
     layers = {name.rpartition(".")[0] or name: name for name in weights}
     if len(layers) < len(weights):
-        layers = {name: name for name in weights}  # several weights a layer: recurrent ones, attention
+        layers = {name: name for name in weights}  # layers with several weights: recurrent, attention
     for reader, read in (follows or {}).items():
         for name in [reader] if read is None else [reader, read]:
             if name not in layers:
@@ -108,10 +108,6 @@ def _as_matrix(module: nn.Module | None, weight: Tensor, mask: Tensor) -> tuple[
     return weight, mask, groups
 
 
-def _transposed(tensor: Tensor, groups: int) -> Tensor:
-    return tensor.reshape(groups, len(tensor) // groups, *tensor.shape[1:]).transpose(1, 2).flatten(0, 1)
-
-
 def _nodes(layer: str, count: int, kind: str) -> Iterable[tuple[tuple[str, int], dict[str, Any]]]:
     return (((layer, index), {"layer": layer, "index": index, "kind": kind}) for index in range(count))
 
@@ -119,7 +115,7 @@ def _nodes(layer: str, count: int, kind: str) -> Iterable[tuple[tuple[str, int],
 def _edges(
     layer: str, name: str, source: str, repeat: int, weight: Tensor, mask: Tensor, groups: int
 ) -> Iterable[tuple[tuple[str, int], tuple[str, int], dict[str, Any]]]:
-    """The kept connections; parallel ones, of inputs that are one node, become one edge with their norm."""
+    """Yield the kept connections; inputs that share a node become one edge with the norm of their weights."""
     outputs, inputs = len(weight), weight.shape[1]
     squares = (weight * mask).reshape(outputs, inputs, -1)
     single = squares.shape[2] == 1 and repeat == 1

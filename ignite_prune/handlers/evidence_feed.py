@@ -1,20 +1,18 @@
-"""Where a PruneHandler's evidence comes from: the running trainer, or calibration data."""
+"""EvidenceFeed: gathers a PruneHandler's evidence from the trainer that it is attached to, or from calibration data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Engine, Events
-from torch.optim import Optimizer
 
-from ignite_prune._utils.arguments import check_callable
-from ignite_prune.evidence.calibration import LossFn, PrepareBatch, batches
+from ignite_prune.evidence.calibration import batches
+from ignite_prune.evidence.from_training import TrainingFeed
 from ignite_prune.handlers.attachment import Attachment
-from ignite_prune.update.one_shot import as_passes, at_init
-from ignite_prune.update.param_groups import Group
-from ignite_prune.update.updater import Calibration
+from ignite_prune.update.calibration import is_at_init
+from ignite_prune.update.pruner import Pruner
 
 if TYPE_CHECKING:
     from ignite_prune.evidence import Evidence
@@ -22,71 +20,46 @@ if TYPE_CHECKING:
 
 
 class EvidenceFeed:
-    """Feeds evidence, and keeps it in checkpoints.
+    """Gathers evidence, and keeps it in checkpoints.
 
     Args:
-        evidence: what to gather.
-        groups: whose saliencies and repairs need it.
-        optimizers: those whose steps tell the gradients.
-        data: calibration batches; None: from training.
-        loss_fn: the loss of passes of its own.
-        prepare_batch: takes a batch apart.
+        pruner: whose evidence it is.
+        evidence: the pruner's.
         scaler: of a training loop with scaled gradients; None: that of the engine's state, if there is one.
-
-    Raises:
-        TypeError: an argument is not what it should be.
-        ValueError: what is needed was not given.
     """
 
-    def __init__(
-        self,
-        evidence: Evidence,
-        groups: Sequence[Group],
-        optimizers: Sequence[Optimizer],
-        data: Iterable[Any] | None,
-        loss_fn: LossFn | None,
-        prepare_batch: PrepareBatch | None,
-        scaler: torch.amp.GradScaler | None,
-    ) -> None:
-        from ignite_prune.evidence.from_training import TrainingFeed  # slow to import
-
-        self.evidence = evidence
-        self._loss_fn, self._prepare, self._scaler, self._at_init = loss_fn, prepare_batch, scaler, at_init(groups)
+    def __init__(self, pruner: Pruner, evidence: Evidence, scaler: torch.amp.GradScaler | None) -> None:
+        self._evidence, self._calibration, self._scaler = evidence, pruner.calibration, scaler
+        self._at_init = is_at_init(group["saliency"] for group in pruner.groups)
+        self._from_data = pruner.calibration.data is not None
         self._engine: Engine | None = None
-        _check(evidence, groups, optimizers, data, loss_fn, prepare_batch, scaler)
-        self.calibration: Calibration | None = None
-        if data is not None:
-            passes = as_passes(evidence.model, data, loss_fn, prepare_batch)
-            assert passes is not None
-            self.calibration = Calibration(lambda: self._calibrate(data), passes)
-        self._feed = TrainingFeed(evidence, evidence.model, [] if data is not None else optimizers, self._scale)
-
-    def _calibrate(self, data: Iterable[Any]) -> None:
-        self.evidence.calibrate(data, self._loss_fn, self._prepare, self._at_init)
+        optimizers = [] if self._from_data else pruner.optimizers
+        self._feed = TrainingFeed(evidence, evidence.model, optimizers, self._scale)
 
     # Feeding
 
     def install(self) -> None:
-        """Put the hooks on that listen to training."""
-        if self.calibration is None:
+        """Install the hooks that gather evidence from training."""
+        if not self._from_data:
             self._feed.install()
 
     def attach(self, attachment: Attachment) -> None:
-        """Listen to an engine as well."""
+        """Gather from an engine as well."""
         self._engine = attachment.engine
         self.install()
-        if self.calibration is None and self.evidence.probes:
+        if not self._from_data and self._evidence.probes:
             attachment.add(Events.ITERATION_STARTED, self._probe)
 
     def remove(self) -> None:
-        """Take every hook off."""
+        """Remove every hook."""
         self._feed.remove()
         self._engine = None
 
     def _probe(self, engine: Engine) -> None:
-        device = next(self.evidence.model.parameters()).device
-        for batch in batches(self.evidence.model, [engine.state.batch], self._loss_fn, self._prepare, device):
-            self.evidence.probe(batch, self._at_init)
+        model, how = self._evidence.model, self._calibration
+        device = next(model.parameters()).device
+        for batch in batches(model, [engine.state.batch], how.loss_fn, how.prepare_batch, device):
+            self._evidence.probe(batch, self._at_init)
 
     def _scale(self) -> float:
         scaler = self._scaler
@@ -98,46 +71,35 @@ class EvidenceFeed:
     # State
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return what is gathered; nothing of what comes from data anew at each update."""
-        return self.evidence.state_dict(lasting_alone=self.calibration is not None)
+        """Return the gathered evidence; evidence that is computed from data at each update is left out."""
+        return self._evidence.state_dict(lasting_alone=self._from_data)
 
     def sliced_state(self, indices: Indices) -> list[dict[str, Any]]:
-        """Return what is left of it where the parameters keep these indices; nothing of what comes from data anew."""
-        return self.evidence.sliced_state(indices, lasting_alone=self.calibration is not None)
+        """Return what remains of it if the parameters keep these indices; evidence from data is left out."""
+        return self._evidence.sliced_state(indices, lasting_alone=self._from_data)
 
     def checked(self, state: Any) -> list[dict[str, Any]]:
         """Return a state that fits, or raise."""
-        return self.evidence.checked(state)
+        return self._evidence.checked(state)
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Take a checked state."""
-        self.evidence.load_state_dict(state)
+        """Load a checked state."""
+        self._evidence.load_state_dict(state)
 
 
-def _check(
-    evidence: Evidence,
-    groups: Sequence[Group],
-    optimizers: Sequence[Optimizer],
-    data: Any,
-    loss_fn: Any,
-    prepare_batch: Any,
-    scaler: Any,
-) -> None:
-    check_callable("loss_fn", loss_fn)
-    check_callable("prepare_batch", prepare_batch)
-    if data is not None and (isinstance(data, Iterator) or not isinstance(data, Iterable)):
-        raise TypeError(
-            "Argument data should be an iterable that can be gone over at each update (a DataLoader, a list), but "
-            f"given {type(data)}"
-        )
-    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
-        raise TypeError(f"Argument scaler should be a torch.amp.GradScaler, but given {type(scaler)}")
-    gatherers = list(evidence.gatherers.values())
-    if any(repair.passes for group in groups for repair in group["repair"]) and data is None:
+def check_sources(pruner: Pruner) -> None:
+    """Raise if evidence or repairs need data, a loss or an optimizer that was not given.
+
+    Raises:
+        ValueError: says which argument is missing.
+    """
+    data, loss_fn = pruner.calibration.data, pruner.calibration.loss_fn
+    collectors = [] if pruner.evidence is None else list(pruner.evidence.gatherers.values())
+    if data is None and any(repair.passes for group in pruner.groups for repair in group["repair"]):
         raise ValueError("A repair runs the pruned model over batches: give data= to the PruneHandler")
-    if loss_fn is None and any(g.probes or (data is not None and g.backward) for g in gatherers):
+    if loss_fn is None and any(c.probes or (data is not None and c.backward) for c in collectors):
         raise ValueError("A saliency or repair needs the loss, in passes of its own: give loss_fn= to the PruneHandler")
-    if data is None and not optimizers and any(g.differentiated for g in gatherers):
+    if data is None and not pruner.optimizers and any(c.differentiated for c in collectors):
         raise ValueError(
             "A saliency or repair needs gradients: give the PruneHandler the optimizer that steps with them, or data="
         )

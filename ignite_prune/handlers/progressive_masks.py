@@ -8,13 +8,14 @@ from typing import Any
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from ignite_prune._utils.arguments import as_sparsity, check_positive
+from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.regularise.progressive import part_way
-from ignite_prune.update.agreement import agree
-from ignite_prune.update.plan import Plan
+from ignite_prune.update.agreement import agreed
+from ignite_prune.update.plan import UpdatePlan
 
 
 class ProgressiveMasks:
@@ -78,14 +79,14 @@ class ProgressiveMasks:
             targets = pruner.pruning.targets(step)
             planned = pruner.pruning.plan(targets)
             self._towards, self._targets, self._left = dict(planned.masks), targets, self._steps
-        planned = agree(self._sub_step, pruner.masks)
+        planned = agreed(self._sub_step, pruner.masks)
         self._left -= 1
-        pruner.pruning.updater.commit(planned, self._targets)
+        pruner.pruning.commit(planned, self._targets)
         pruner._updated(done)
 
-    def _sub_step(self) -> Plan:
+    def _sub_step(self) -> UpdatePlan:
         masks, weights = self._pruner.masks, self._pruner.masks.parameters
-        return Plan(
+        return UpdatePlan(
             {
                 name: part_way(masks[name], after, weights[name].detach().abs(), 1 / self._left)
                 for name, after in self._towards.items()

@@ -16,23 +16,24 @@ from ignite_prune import allocation as allocations
 from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
-from ignite_prune._utils.arguments import as_sparsity
-from ignite_prune.core.mask_store import MaskStore
+from ignite_prune._utils.sparsity import as_sparsity
+from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.optimizer_state import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.handlers.attached import Attached
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
 from ignite_prune.handlers.events import PruneEvents, fire, register
-from ignite_prune.handlers.pruner import Pruner
-from ignite_prune.handlers.state import VERSION, PrunerState
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
 from ignite_prune.schedule.base import check_steps
-from ignite_prune.update.one_shot import warn_of_thin
-from ignite_prune.update.param_groups import Group
+from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
+from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.pruner import REMAKE, Pruner
+from ignite_prune.update.pruner_state import VERSION, PrunerState
 
 if TYPE_CHECKING:
+    from ignite_prune.handlers.evidence_feed import EvidenceFeed
     from ignite_prune.structure import Cost, Indices, Structure
 
 
@@ -66,6 +67,7 @@ class PruneHandler(Attached):
             evidence; with None it is gathered from training.
         loss_fn: ``(output, target) -> scalar``, for evidence that takes passes of its own (``data``, ``GraSP``, ...).
         prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``, as the trainer's.
+        calibration: ``data``, ``loss_fn`` and ``prepare_batch`` as one value, instead of the three.
         scaler: the ``GradScaler`` of a loop of your own, for evidence from activations' gradients; Ignite's is found.
 
     Raises:
@@ -105,6 +107,7 @@ class PruneHandler(Attached):
         data: Iterable[Any] | None = None,
         loss_fn: LossFn | None = None,
         prepare_batch: PrepareBatch | None = None,
+        calibration: Calibration | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         settings = {
@@ -120,22 +123,49 @@ class PruneHandler(Attached):
             "structure": structure,
             "target": target,
         }
-        sources = data, loss_fn, prepare_batch, scaler
+        if calibration is not None or data is not None or loss_fn is not None or prepare_batch is not None:
+            calibration = as_calibration(calibration, data, loss_fn, prepare_batch)
+            calibration.check_repeatable()
+        if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+            raise TypeError(f"Argument scaler should be a torch.amp.GradScaler, but given {type(scaler)}")
         self.is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
-        self.pruning = Pruner(unwrap(model), as_optimizers(optimizer), params, settings, sources, masks)
+        self._scaler = scaler
+        self.pruning = Pruner(
+            unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks
+        )
+        self._feed = self._feed_of(self.pruning)
         self._progress = Progress()
-        self._told: set[str] = set()  # parameters that a warning has named
-        self.pruning.source.install()
+        self._warned: set[str] = set()  # parameters that a warning has named
+        if self._feed is not None:
+            self._feed.install()
         if masks is not None:
-            self.pruning.updater.enforce()
+            self.pruning.enforce()
+
+    def _feed_of(self, pruner: Pruner) -> EvidenceFeed | None:
+        """Return what gathers a pruner's evidence; None where it needs none."""
+        if pruner.evidence is None and not any(group["repair"] for group in pruner.groups):
+            return None
+        from ignite_prune.handlers.evidence_feed import EvidenceFeed, check_sources  # slow to import
+
+        check_sources(pruner)
+        return None if pruner.evidence is None else EvidenceFeed(pruner, pruner.evidence, self._scaler)
 
     def follow(self, structure: Structure, indices: Indices) -> None:
-        """Lie over the parameters of a model that has been sliced, and go on; a ``ShrinkHandler`` calls it."""
-        self.pruning = self.pruning.sliced(structure, indices)
-        if self._attachment is None:
-            self.pruning.source.install()
-        else:
-            self.pruning.source.attach(self._attachment)
+        """Continue on the parameters of a model that has been sliced; called by ``ShrinkHandler``.
+
+        Args:
+            structure: what is left.
+            indices: which indices of each parameter were kept.
+        """
+        pruning = self.pruning.sliced(structure, indices)
+        feed = self._feed_of(pruning)
+        if feed is not None and self._feed is not None:
+            feed.load_state_dict(feed.checked(self._feed.sliced_state(indices)))
+        self._remove_hooks()  # nothing has been let go of where one of the above raises
+        pruning.keep()
+        self.pruning, self._feed = pruning, feed
+        if self._feed is not None:
+            self._feed.install() if self._attachment is None else self._feed.attach(self._attachment)
         self._publish()
 
     # What it knows
@@ -166,7 +196,7 @@ class PruneHandler(Attached):
         return self.pruning.units
 
     @property
-    def param_groups(self) -> list[Group]:
+    def param_groups(self) -> list[ParamGroup]:
         """The groups, each with its ``"sparsity"`` and settings; Ignite's ParamSchedulers can drive it."""
         return self.pruning.groups
 
@@ -179,7 +209,7 @@ class PruneHandler(Attached):
         Raises:
             NonFiniteSaliency: a score is NaN or infinite.
         """
-        return self.pruning.updater.scores()
+        return self.pruning.scores()
 
     # Attaching
 
@@ -204,19 +234,25 @@ class PruneHandler(Attached):
 
     def _attach(self, engine: Engine, event: AnyEvent, name: str, update: Update) -> None:
         self._check_attachable(engine)
-        self.pruning.check_parameters()
+        self.masks.check_current(self.pruning.model, REMAKE)
         register(engine)
         self._attachment = Attachment(engine, event, self._progress, update, name)
         if not self.pruning.optimizers:
             self._attachment.add(Events.ITERATION_COMPLETED, self._apply_masks)
-        self.pruning.source.attach(self._attachment)
+        if self._feed is not None:
+            self._feed.attach(self._attachment)
         self.pruning.keep()
         self._publish()
 
     def detach(self) -> None:
         """Take every hook and handler off; weights stay as they are. It may be attached again."""
         self._let_go()
-        self.pruning.remove()
+        self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
+        self.pruning.enforcer.remove()
+        if self._feed is not None:
+            self._feed.remove()
 
     # Updating
 
@@ -229,10 +265,11 @@ class PruneHandler(Attached):
         Raises:
             TypeError, ValueError: a bad argument, or a saliency that is not finite. Nothing is changed then.
         """
-        self._check_usable()
+        if self._finished:
+            self._check_usable()
         if sparsity is not None and at is not None:
             raise ValueError("step() takes a sparsity or at=, not both")
-        groups = self.param_groups
+        groups = self.pruning.groups
         if sparsity is not None:
             targets = [as_sparsity(sparsity)] * len(groups)
         elif at is not None:
@@ -242,8 +279,9 @@ class PruneHandler(Attached):
             targets = self.pruning.targets(at)
         else:
             targets = [as_sparsity(group["sparsity"]) for group in groups]
-        self._update(targets)
-        return self.sparsity
+        self.pruning.update(targets)
+        self._updated()
+        return self.pruning.masks.sparsity
 
     def restore(self) -> None:
         """Bring back the original structure: masks off; with ``keep_dense=True`` pruned values come back too.
@@ -269,22 +307,22 @@ class PruneHandler(Attached):
         assert self._attachment is not None
         engine = self._attachment.engine
         try:
-            self._update(self.pruning.targets(step), done)
+            self.pruning.update(self.pruning.targets(step))
         except NonFiniteSaliency as error:
             if not engine.should_terminate:
                 raise
             warnings.warn(f"The run is being terminated, so a mask update is left out: {error}", stacklevel=2)
-
-    def _update(self, targets: Sequence[float], done: Callable[[], None] = lambda: None) -> None:
-        self.pruning.update(targets)
+            return
         self._updated(done)
 
-    def _updated(self, done: Callable[[], None]) -> None:
-        done()
-        self._publish()
+    def _updated(self, done: Callable[[], None] | None = None) -> None:
+        """Record, publish and report an update; ``done`` comes first, so that a checkpoint of the event holds it."""
+        if done is not None:
+            done()
         if self._attachment is not None:
+            self._publish()
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
-        warn_of_thin(self.masks, self._told)
+        warn_of_nearly_empty(self.pruning.masks, self._warned)
 
     def _apply_masks(self) -> None:
         self.masks.apply_()
@@ -292,7 +330,7 @@ class PruneHandler(Attached):
     def _publish(self) -> None:
         if self._attachment is not None:
             state = self._attachment.engine.state
-            setattr(state, self._attachment.name, self.pruning.told())
+            setattr(state, self._attachment.name, self.pruning.sparsities())
             state.metrics[self._attachment.name] = self.sparsity
 
     # Checkpoints
@@ -302,7 +340,8 @@ class PruneHandler(Attached):
 
         It holds only what ``torch.load(weights_only=True)`` takes.
         """
-        return {"version": VERSION, "progress": self._progress.state_dict(), **self.pruning.state_dict()}
+        evidence = [] if self._feed is None else self._feed.state_dict()
+        return {"version": VERSION, "progress": self._progress.state_dict(), **self.pruning.state_dict(evidence)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a checkpoint's masks and progress, and keep its zeros from now on.
@@ -314,9 +353,22 @@ class PruneHandler(Attached):
             ValueError: of other parameters, shapes or groups, of a later version, damaged, or this one is finished.
         """
         self._check_usable()
-        self.pruning.check_parameters()
-        state = PrunerState.checked(state_dict, self.param_groups)
-        take = self.pruning.checked(state)
-        take()
-        self._progress.__dict__.update(vars(state.progress))
+        self.masks.check_current(self.pruning.model, REMAKE)
+        state = PrunerState.checked(state_dict, self.pruning.groups)
+        progress = Progress.from_state(state.progress)
+        load = self.pruning.checked(state)
+        evidence = self._checked_evidence(state.evidence)
+        load()
+        if self._feed is not None:
+            self._feed.load_state_dict(evidence)
+        self._progress.__dict__.update(vars(progress))
         self._publish()
+
+    def _checked_evidence(self, state: Any) -> list[dict[str, Any]]:
+        if self._feed is not None:
+            return self._feed.checked(state)
+        if not isinstance(state, list) or state:
+            raise ValueError(
+                "The checkpoint's pruner and this one should gather the same evidence (the same saliency and repair)"
+            )
+        return []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.structure import Indices, Report
-from ignite_prune.structure.slicing.kept import from_plain, rates_from_plain, then, to_plain
+from ignite_prune.structure.slicing.checkpoint import from_plain, rates_from_plain, then, to_plain
 from ignite_prune.structure.slicing.model_edit import ModelEdit, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
 from ignite_prune.structure.slicing.shrink import as_copies, sliced

@@ -1,4 +1,4 @@
-"""Log handlers for Ignite's loggers."""
+"""Handlers for Ignite's loggers."""
 
 from ignite_prune.loggers.mask_handler import MaskHandler
 

@@ -1,4 +1,4 @@
-"""Masks, sparsity and saliency in TensorBoard."""
+"""Logging of masks, sparsity and saliency to TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from ignite_prune.saliency import NonFiniteSaliency
 
 
 class MaskHandler:
-    """Logs a pruner's masks to TensorBoard, in the form of Ignite's log handlers.
+    """Logs a pruner's masks to TensorBoard, with the interface of Ignite's log handlers.
 
-    Per parameter: ``sparsity/<name>`` (and ``sparsity/global``), ``flips/<name>`` (mask entries that the last update
-    changed), the picture ``masks/<name>`` (yellow kept, blue pruned), and histograms ``saliency/<name>`` and
-    ``weights/<name>`` of the surviving entries.
+    For each parameter it logs ``sparsity/<name>`` (and ``sparsity/global``), ``flips/<name>`` (mask entries changed by
+    the last update), the image ``masks/<name>`` (yellow = kept, blue = pruned), and histograms ``saliency/<name>`` and
+    ``weights/<name>`` of the kept entries.
 
     Args:
         pruner: the handler whose masks are logged.
-        tag: put before every tag, as ``tag/sparsity/...``.
-        pictures: log pictures, at most ``max_pixels`` a side.
+        tag: prefix of all tags, as in ``tag/sparsity/...``.
+        pictures: log images, with at most ``max_pixels`` per side.
         histograms: log histograms.
-        whitelist: names to log in detail; None is all. The global sparsity is always logged.
-        max_pixels: a larger mask is pooled to this.
-        global_step_transform: ``(engine, event_name) -> int``; None takes the event's own count.
+        whitelist: names of the parameters to log in detail; None logs all. The global sparsity is always logged.
+        max_pixels: size to which larger masks are pooled.
+        global_step_transform: ``(engine, event_name) -> int``; None uses the count of the event.
 
     Raises:
-        TypeError: ``pruner`` is not a PruneHandler, ``global_step_transform`` not a function.
-        ValueError: ``max_pixels`` below 8; a name in ``whitelist`` that is not pruned.
+        TypeError: ``pruner`` is not a PruneHandler, or ``global_step_transform`` is not a function.
+        ValueError: ``max_pixels`` is below 8, or a name in ``whitelist`` is not pruned.
 
     Example:
         >>> # tb_logger = TensorboardLogger(log_dir="runs/demo")
@@ -71,7 +71,7 @@ class MaskHandler:
         self._step = global_step_transform
 
     def __call__(self, engine: Engine, logger: TensorboardLogger, event_name: Any) -> None:
-        """Log everything at the event's step."""
+        """Log everything at the step of the event."""
         if not isinstance(logger, TensorboardLogger):
             raise RuntimeError(f"Handler 'MaskHandler' works only with TensorboardLogger, but given {type(logger)}")
         step = self._step(engine, event_name) if self._step else engine.state.get_event_attrib_value(event_name)
@@ -87,7 +87,7 @@ class MaskHandler:
             self._log_histograms(writer, step)
 
     def _scores(self) -> dict[str, Tensor]:
-        """The saliencies; none where they are not finite, as logging must not end a run."""
+        """Return the saliencies; empty if they are not finite, because logging should not stop a run."""
         try:
             return self._pruner.scores()
         except NonFiniteSaliency:

@@ -1,4 +1,4 @@
-"""A mask as one readable picture."""
+"""Images of masks."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-_KEPT = (0.98, 0.83, 0.24)  # warm yellow on deep blue: apart in every kind of colour vision, and in grey
+_KEPT = (0.98, 0.83, 0.24)  # yellow on dark blue: distinguishable with any colour vision, and in greyscale
 _PRUNED = (0.09, 0.09, 0.31)
 _GRID = 0.5
 
 
 def mask_picture(mask: Tensor, largest: int = 512, smallest: int = 128) -> Tensor:
-    """Return a mask as a colour picture, one row an output and one column an input.
+    """Return a mask as a colour image, with one row per output and one column per input.
 
-    A convolution's kernels lie as small tiles at (output, input), with lines between them where there is room. What is
-    larger than ``largest`` is pooled (a pixel's colour then tells its density); what is small is magnified.
+    The kernels of a convolution are small tiles at (output, input), separated by lines if there is room. Masks larger
+    than ``largest`` are pooled (the colour of a pixel then shows its density); small ones are magnified.
 
     Args:
         mask: bool, any shape.
-        largest: pixels a side at the most.
-        smallest: pixels to magnify the longer side to, by whole factors.
+        largest: maximum number of pixels per side.
+        smallest: number of pixels to which the longer side is magnified, by whole factors.
 
     Returns:
         Float tensor ``(3, height, width)`` in [0, 1], on the CPU.
@@ -49,7 +49,7 @@ def _as_tiles(mask: Tensor) -> Tensor:
     values = mask.detach().cpu().float()
     if not values.numel():
         return torch.zeros(1, 1, 1, 1)
-    if values.ndim < 2:  # a strip of about square shape
+    if values.ndim < 2:  # folded to about a square
         flat = values.reshape(-1)
         side = max(1, math.isqrt(max(flat.numel() - 1, 0)) + 1)
         filled = torch.zeros(math.ceil(max(flat.numel(), 1) / side) * side)
@@ -61,7 +61,7 @@ def _as_tiles(mask: Tensor) -> Tensor:
 
 
 def _with_lines(picture: Tensor, dim: int, every: int) -> Tensor:
-    """Put a grey line between tiles of ``every`` pixels along ``dim``."""
+    """Insert grey lines between tiles of ``every`` pixels along ``dim``."""
     tiles = torch.split(picture, every, dim)
     line = torch.full_like(tiles[0].narrow(dim, 0, 1), _GRID)
     pieces = [tiles[0]]

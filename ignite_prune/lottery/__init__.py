@@ -1,1 +1,1 @@
-"""Building blocks of lottery-ticket studies: rewinding, control masks, mode connectivity."""
+"""Tools for lottery-ticket experiments: rewinding, control masks, mode connectivity."""

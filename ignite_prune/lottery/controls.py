@@ -1,4 +1,4 @@
-"""Masks and weights of the controls that a lottery ticket has to beat."""
+"""Control masks and weights for lottery-ticket experiments."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ignite_prune._utils.topk import keep_top
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.pattern import Pattern
 from ignite_prune.saliency import Random
-from ignite_prune.update.param_groups import Group
+from ignite_prune.update.param_groups import ParamGroup
 
 
-def shuffled(groups: Sequence[Group], masks: MaskStore, seed: int) -> dict[str, Tensor]:
-    """Return masks that keep as many units of each layer, but others: drawn by ``seed``.
+def shuffled(groups: Sequence[ParamGroup], masks: MaskStore, seed: int) -> dict[str, Tensor]:
+    """Return random masks that keep the same number of units in each layer as ``masks``.
 
     Example:
         >>> from ignite_prune.pattern import Unstructured
@@ -32,13 +32,13 @@ def shuffled(groups: Sequence[Group], masks: MaskStore, seed: int) -> dict[str, 
     return _for_each_layer(groups, masks, {name: random(name, p) for name, p in masks.parameters.items()})
 
 
-def inverted(groups: Sequence[Group], masks: MaskStore, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return masks that keep as many units of each layer, but those of the least scores."""
+def inverted(groups: Sequence[ParamGroup], masks: MaskStore, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return masks that keep the same number of units in each layer as ``masks``, those of least score."""
     return _for_each_layer(groups, masks, scores, -1)
 
 
-def drawn(groups: Sequence[Group], masks: MaskStore, seed: int) -> dict[str, Tensor]:
-    """Return masks of as many units in all, drawn by ``seed`` from the layers of each group together."""
+def drawn(groups: Sequence[ParamGroup], masks: MaskStore, seed: int) -> dict[str, Tensor]:
+    """Return random masks that keep the same number of units in each group as ``masks``, over its layers."""
     random, found = Random(seed), dict[str, Tensor]()
     for group in groups:
         found |= _best(group, masks, {name: random(name, masks.parameters[name]) for name in group["params"]})
@@ -46,7 +46,7 @@ def drawn(groups: Sequence[Group], masks: MaskStore, seed: int) -> dict[str, Ten
 
 
 def _for_each_layer(
-    groups: Sequence[Group], masks: MaskStore, scores: Mapping[str, Tensor], sign: int = 1
+    groups: Sequence[ParamGroup], masks: MaskStore, scores: Mapping[str, Tensor], sign: int = 1
 ) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for group in groups:
@@ -55,8 +55,8 @@ def _for_each_layer(
     return found
 
 
-def _best(group: Group, masks: MaskStore, scores: Mapping[str, Tensor], sign: int = 1) -> dict[str, Tensor]:
-    """Return masks that keep the best of the units of some layers, as many together as ``masks`` keep of them."""
+def _best(group: ParamGroup, masks: MaskStore, scores: Mapping[str, Tensor], sign: int = 1) -> dict[str, Tensor]:
+    """Return masks with the best units of some layers; their total number is that of ``masks``."""
     pattern: Pattern = group["pattern"]
     units, spreading = [], []
     for name, each in scores.items():
@@ -64,7 +64,7 @@ def _best(group: Group, masks: MaskStore, scores: Mapping[str, Tensor], sign: in
         spreading.append(masks.parameters[name].detach() if by_unit else sign * each)
         if by_unit:
             units.append(sign * each)
-        else:  # a norm of units knows no sign, so that of the norm is turned
+        else:  # a norm ignores signs, so the sign is applied to the norm
             units.append(sign * pattern.group(each, None) if pattern.by_unit else pattern.group(sign * each, None))
     keep = sum(int(pattern.alive(masks[name]).count_nonzero()) for name in scores)
     kept = keep_top([partial(_itself, unit) for unit in units], [None] * len(units), [u.numel() for u in units], keep)
@@ -76,19 +76,19 @@ def _itself(values: Tensor) -> Tensor:
 
 
 def reinitialise(model: nn.Module, seed: int, reset: Callable[[nn.Module], None] | None = None) -> None:
-    """Draw every trained weight anew; random numbers elsewhere are not disturbed.
+    """Reinitialise all trainable weights; the global random state is not changed.
 
-    The draw is not the one of ``torch.manual_seed(seed)``: the model may well have been made under that very seed, and
-    would get the weights again that it began with.
+    The seed is hashed, because ``torch.manual_seed(seed)`` could reproduce the original weights, if the model was
+    created under this seed.
 
     Args:
-        model: its weights are replaced.
-        seed: of the draw.
-        reset: ``reset(model)`` draws; None: ``reset_parameters()`` of every module, as when it was made, but of those
-            that are frozen.
+        model: the model, changed in place.
+        seed: seed of the new weights.
+        reset: function that reinitialises the model; None calls ``reset_parameters()`` of every module, as its
+            constructor did, except of frozen ones.
 
     Raises:
-        ValueError: a module has parameters of its own and does not say how they begin; nothing has changed then.
+        ValueError: a module has parameters but no ``reset_parameters()``; the model is left unchanged.
     """
     resets = [partial(reset, model)] if reset is not None else _resets(model)
     with torch.random.fork_rng():
@@ -98,17 +98,18 @@ def reinitialise(model: nn.Module, seed: int, reset: Callable[[nn.Module], None]
 
 
 def _resets(model: nn.Module) -> list[Callable[[], Any]]:
-    found: list[Callable[[], Any]] = []  # asked for by name, as torch's modules have it without a class in common
+    found: list[Callable[[], Any]] = []
     for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        if own and not any(parameter.requires_grad for parameter in own):
+        direct = list(module.parameters(recurse=False))
+        if direct and not any(parameter.requires_grad for parameter in direct):
             continue
+        # By name, because torch's modules have no common base class with this method.
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
             found.append(reset)
-        elif own:
+        elif direct:
             raise ValueError(
                 f"Module {name!r} ({type(module).__name__}) has parameters and no reset_parameters(): give reset=, a "
-                "function that draws the model's weights anew"
+                "function that reinitialises the model"
             )
     return found

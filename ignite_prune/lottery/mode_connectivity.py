@@ -1,4 +1,4 @@
-"""Linear mode connectivity: how high the loss rises on the straight line between two models."""
+"""Linear mode connectivity: the loss along the straight line between two models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ignite_prune._utils.arguments import check_callable, check_positive
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch, batches
-from ignite_prune.lottery.rewind import reread_buffers
+from ignite_prune.lottery.snapshot import reread_buffers
 from ignite_prune.repair.batch_norm import Norm, averaging
 
 
@@ -28,24 +28,24 @@ def barrier(
 ) -> float:
     r"""Return the error barrier, :math:`\max_\alpha L((1-\alpha) a + \alpha b) - \frac{1}{2}(L(a) + L(b))`.
 
-    Two trainings from one beginning that see their data in another order end in the same valley where it is about 0;
-    then they are stable to SGD's noise, which is when rewinding finds tickets.
+    A barrier of about 0 between two trainings that start from the same weights and differ in data order means that they
+    reach the same minimum: training is stable to SGD noise, which is the condition for rewinding to find tickets.
 
     Args:
-        model_a: one end.
-        model_b: the other, of the same form; neither is changed.
-        data: batches, gone over once a point.
-        loss_fn: ``(output, target) -> scalar``, the mean over a batch: a loss, or an error rate.
-        points: on the line, both ends among them; at least 3.
-        calibration: batches over which BatchNorm's statistics are estimated anew at each point between the ends; None:
-            they are interpolated as the weights are, which for BatchNorm nets overstates the barrier.
-        prepare_batch: takes a batch apart, as Ignite's.
+        model_a: one end of the line; not changed.
+        model_b: the other end, with the same parameters and shapes; not changed.
+        data: batches, iterated once per point.
+        loss_fn: ``(output, target) -> scalar``, a mean over the batch of a loss or an error rate.
+        points: number of points on the line, including both ends; at least 3.
+        calibration: batches over which BatchNorm statistics are re-estimated at each point between the ends; None
+            interpolates them like weights, which overestimates the barrier.
+        prepare_batch: ``prepare_batch`` as in Ignite's ``create_supervised_trainer``.
 
     Returns:
-        In the unit of ``loss_fn``.
+        The barrier, in the unit of ``loss_fn``.
 
     Raises:
-        TypeError, ValueError: a bad argument, or models of different form.
+        TypeError, ValueError: an argument is out of range, or the models differ in parameters or shapes.
 
     Example:
         >>> a, b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
@@ -83,21 +83,21 @@ def losses_between(
     """
     check_positive("points", points, whole=True)
     if points < 3:
-        raise ValueError(f"Argument points should be at least 3: both ends and what lies between, but given {points}")
+        raise ValueError(f"Argument points should be at least 3: both ends and one between, but given {points}")
     check_callable("loss_fn", loss_fn)
     ends = [dict(_tensors(unwrap(model))) for model in (model_a, model_b)]
     forms = [{name: (tensor.shape, tensor.dtype) for name, tensor in end.items()} for end in ends]
     if forms[0] != forms[1]:
         other = sorted(n for n in forms[0].keys() | forms[1].keys() if forms[0].get(n) != forms[1].get(n))
         raise ValueError(f"model_a and model_b should be of one form, but {other[0]!r} differs")
-    carrier = copy.deepcopy(unwrap(model_a)).eval()
+    model = copy.deepcopy(unwrap(model_a)).eval()
     steps = [index / (points - 1) for index in range(points)]
     losses = []
     for alpha in steps:
-        _place(carrier, ends[0], ends[1], alpha)
+        _interpolate(model, ends[0], ends[1], alpha)
         if calibration is not None and 0 < alpha < 1:
-            _estimate(carrier, calibration, prepare_batch)
-        losses.append(_loss(carrier, data, loss_fn, prepare_batch))
+            _estimate(model, calibration, prepare_batch)
+        losses.append(_loss(model, data, loss_fn, prepare_batch))
     return losses
 
 
@@ -107,30 +107,31 @@ def _tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def _place(carrier: nn.Module, a: dict[str, Tensor], b: dict[str, Tensor], alpha: float) -> None:
-    """Put the carrier at a point of the line; the ends are the models to the bit."""
-    for name, tensor in _tensors(carrier):
+def _interpolate(model: nn.Module, a: dict[str, Tensor], b: dict[str, Tensor], alpha: float) -> None:
+    """Set the tensors of a model to a point of the line; the ends are bit-identical to ``a`` and ``b``."""
+    for name, tensor in _tensors(model):
         first, second = a[name], b[name].to(a[name].device)
         between = first.is_floating_point() and 0 < alpha < 1
         tensor.copy_(torch.lerp(first, second, alpha) if between else second if alpha == 1 else first)
-    reread_buffers(carrier)
+    reread_buffers(model)
 
 
 @torch.no_grad()
-def _estimate(carrier: nn.Module, data: Iterable[Any], prepare_batch: PrepareBatch | None) -> None:
-    norms = {n: m for n, m in carrier.named_modules() if isinstance(m, Norm) and m.track_running_stats}
+def _estimate(model: nn.Module, data: Iterable[Any], prepare_batch: PrepareBatch | None) -> None:
+    """Re-estimate the statistics of every BatchNorm, in place."""
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, Norm) and m.track_running_stats}
     for norm in norms.values():
         norm.reset_running_stats()
     with averaging(norms):
-        for batch in batches(carrier, data, None, prepare_batch, _device(carrier)):
+        for batch in batches(model, data, None, prepare_batch, _device(model)):
             batch.output()
-    carrier.eval()
+    model.eval()
 
 
 @torch.no_grad()
-def _loss(carrier: nn.Module, data: Iterable[Any], loss_fn: LossFn, prepare_batch: PrepareBatch | None) -> float:
+def _loss(model: nn.Module, data: Iterable[Any], loss_fn: LossFn, prepare_batch: PrepareBatch | None) -> float:
     total, samples = 0.0, 0
-    for batch in batches(carrier, data, loss_fn, prepare_batch, _device(carrier)):
+    for batch in batches(model, data, loss_fn, prepare_batch, _device(model)):
         total += float(batch.loss(finite=False)) * batch.size
         samples += batch.size
     return total / samples

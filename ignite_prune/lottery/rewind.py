@@ -1,50 +1,29 @@
-"""Rewinding: a model, its optimizers and its learning-rate schedule as they were, the pruned weights still 0."""
+"""Rewind: which state of a model and its optimizers is restored, and of which iteration."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
-
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from ignite_prune._utils.bits import masked_copy_
-from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.core.optimizer_state import as_optimizers, put_slots, slots_of
-from ignite_prune.core.selection import named_parameters, unwrap
-
-VERSION = 1
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """What has a state: a learning-rate scheduler of torch or of Ignite."""
-
-    def state_dict(self) -> Any: ...
-
-    def load_state_dict(self, state_dict: Any) -> Any: ...
+from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Rewind:
-    """What goes back to which moment of training.
+    """Configuration of rewinding: what is restored, and to which iteration.
 
-    ``Rewind()`` is the first lottery ticket's: everything to initialisation. ``Rewind(to=k)`` rewinds to iteration k,
-    ``Rewind(weights=False)`` is learning-rate rewinding: weights stay, slots and schedule start anew.
+    ``Rewind()`` restores everything to initialisation, as in the original lottery-ticket paper. ``Rewind(to=k)``
+    restores iteration k. ``Rewind(weights=False)`` is learning-rate rewinding: weights are kept, optimizer state and
+    schedule restart.
 
     Args:
-        to: ``"init"``, or how many iterations had been trained.
-        weights: parameters and buffers, BatchNorm's statistics among them.
-        optimizer: the optimizers' slots: momentum, second moments, step counts.
-        schedule: learning-rate schedulers, and the settings in ``param_groups`` that they drive; in a pruning engine
-            the position in the training too, so that each later round trains the rest from iteration k on.
+        to: ``"init"``, or the number of iterations trained at the moment to restore.
+        weights: restore parameters and buffers, BatchNorm statistics included.
+        optimizer: restore optimizer slots: momentum, second moments, step counts.
+        schedule: restore learning-rate schedulers, and the settings in ``param_groups`` that they drive; in a pruning
+            engine also the position in the training, so that later rounds train from iteration k to the end.
 
     Raises:
-        TypeError: ``to`` is neither ``"init"`` nor an int, another argument not a bool.
-        ValueError: ``to`` is below 0, or nothing is to be rewound.
+        TypeError: ``to`` is neither ``"init"`` nor an int, or another argument is not a bool.
+        ValueError: ``to`` is below 0, or nothing would be rewound.
 
     Example:
         >>> Rewind().iteration, Rewind(to=500).iteration
@@ -76,206 +55,5 @@ class Rewind:
 
     @property
     def iteration(self) -> int:
-        """How many iterations had been trained at that moment."""
+        """Number of iterations trained at the moment to restore."""
         return 0 if self.to == "init" else self.to
-
-
-class Snapshot:
-    """A copy of what a :class:`Rewind` brings back, one copy in memory; in an engine or in a loop of your own.
-
-    Args:
-        rewind: what to keep.
-        model: bare, DDP-wrapped or compiled.
-        optimizer: one, several or None.
-        schedulers: learning-rate schedulers, with ``state_dict`` and ``load_state_dict``.
-
-    Raises:
-        TypeError: an argument is not what it should be.
-
-    Example:
-        >>> model = nn.Linear(3, 1)
-        >>> snapshot = Snapshot(Rewind(), model)
-        >>> snapshot.take()
-        >>> before = model.weight.detach().clone()
-        >>> masks = MaskStore(model, {"weight": torch.tensor([[True, False, True]])})
-        >>> _ = nn.init.ones_(model.weight)
-        >>> snapshot.restore(masks)
-        >>> torch.equal(model.weight, before * masks["weight"])
-        True
-    """
-
-    def __init__(
-        self,
-        rewind: Rewind,
-        model: nn.Module,
-        optimizer: Optimizer | Sequence[Optimizer] | None = None,
-        schedulers: Sequence[Stateful] = (),
-    ) -> None:
-        if not isinstance(rewind, Rewind):
-            raise TypeError(f"Argument rewind should be a Rewind, but given {rewind!r}")
-        self.rewind = rewind
-        self._model, self._optimizers = unwrap(model), as_optimizers(optimizer)
-        if not isinstance(schedulers, Sequence) or not all(isinstance(each, Stateful) for each in schedulers):
-            raise TypeError(
-                "Argument schedulers should be a sequence of learning-rate schedulers, each with state_dict and "
-                f"load_state_dict, but given {schedulers!r:.80}"
-            )
-        self.schedulers = list(schedulers)
-        self._held: dict[str, Any] | None = None
-
-    @property
-    def taken(self) -> bool:
-        """Whether there is something to go back to."""
-        return self._held is not None
-
-    @torch.no_grad()
-    def take(self) -> None:
-        """Copy what is to come back, as it is now."""
-        held: dict[str, Any] = {}
-        if self.rewind.weights:
-            held["tensors"] = {name: tensor.detach().clone() for name, tensor in self._tensors()}
-        if self.rewind.optimizer:
-            held["slots"] = [slots_of(each) for each in self._optimizers]
-        if self.rewind.schedule:
-            held["settings"] = [_settings(each) for each in self._optimizers]
-            held["schedulers"] = [copy.deepcopy(each.state_dict()) for each in self.schedulers]
-        self._held = held
-
-    @torch.no_grad()
-    def restore(self, masks: MaskStore | None = None) -> None:
-        """Bring everything back; what ``masks`` prune is 0 in weights and slots.
-
-        Raises:
-            ValueError: that moment was never snapshotted, or the model or an optimizer has changed its form since;
-                nothing has changed then.
-        """
-        if self._held is None:
-            raise ValueError(
-                f"Rewinding to {self.rewind.to!r}: iteration {self.rewind.iteration} was never snapshotted"
-            )
-        self._check(self._held)
-        for name, tensor in self._tensors() if self.rewind.weights else ():
-            pruned = masks.pruned(name) if masks is not None and name in masks else None
-            held = self._held["tensors"][name]
-            if tensor.shape != held.shape:  # a buffer that is empty before the first batch
-                tensor.resize_(held.shape)
-            masked_copy_(tensor, held, pruned)
-        if self.rewind.weights:
-            reread_buffers(self._model)
-        by_parameter: dict[Tensor, Tensor] = {}
-        if masks is not None:
-            found = ((parameter, masks.pruned(name)) for name, parameter in masks.parameters.items())
-            by_parameter = {parameter: mask for parameter, mask in found if mask is not None}
-        for optimizer, slots in zip(self._optimizers, self._held.get("slots", [])):
-            put_slots(optimizer, slots, by_parameter)
-        for optimizer, settings in zip(self._optimizers, self._held.get("settings", [])):
-            _put_settings(optimizer, settings)
-        for scheduler, state in zip(self.schedulers, self._held.get("schedulers", [])):
-            scheduler.load_state_dict(copy.deepcopy(state))
-
-    def forget(self) -> None:
-        """Let go of the copy."""
-        self._held = None
-
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters by their names, and all buffers, those too that a state_dict leaves out."""
-        yield from named_parameters(self._model).items()
-        for name, buffer in self._model.named_buffers():
-            yield name.replace("_orig_mod.", ""), buffer
-
-    def _check(self, held: Mapping[str, Any]) -> None:
-        wanted = self._wanted()
-        if set(held) != wanted:
-            raise ValueError(f"The snapshot should hold {sorted(wanted)}, but it holds {sorted(held)}")
-        if "tensors" in held:
-            now = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors()}
-            then = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in held["tensors"].items()}
-            for name in now.keys() & then.keys() - named_parameters(self._model).keys():
-                if (0,) in (now[name][0], then[name][0]) and now[name][1] == then[name][1]:
-                    now[name] = then[name]  # a buffer that has no size before the first batch
-            other = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
-            if other:
-                raise ValueError(
-                    f"The snapshot does not fit the model: {other[0]!r} was {then.get(other[0])}, but is "
-                    f"{now.get(other[0])} (sliced, or another model?)"
-                )
-        sizes = [len(optimizer.param_groups) for optimizer in self._optimizers]
-        if "settings" in held and [len(groups) for groups in held["settings"]] != sizes:
-            raise ValueError("The snapshot does not fit the optimizers: they have other parameter groups by now")
-        if "slots" in held and len(held["slots"]) != len(sizes):
-            raise ValueError("The snapshot does not fit the optimizers: there are others by now")
-        if "schedulers" in held and len(held["schedulers"]) != len(self.schedulers):
-            raise ValueError("The snapshot does not fit the learning-rate schedulers: there are others by now")
-
-    def _wanted(self) -> set[str]:
-        wanted = {"tensors"} if self.rewind.weights else set()
-        wanted |= {"slots"} if self.rewind.optimizer else set()
-        return wanted | ({"settings", "schedulers"} if self.rewind.schedule else set())
-
-    # Checkpoints
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the copy as plain data, not copied once more."""
-        return {"version": VERSION, "rewind": asdict(self.rewind), "held": self._held}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take a checkpoint's copy.
-
-        Raises:
-            TypeError: not a state of a Snapshot.
-            ValueError: of another rewinding, or one that does not fit; nothing has changed then.
-        """
-        self.check_state(state)
-        held = state["held"]
-        self._held = None if held is None else copy.deepcopy(dict(held))
-
-    def check_state(self, state: Any) -> None:
-        """Raise, as :meth:`load_state_dict` does, where a state does not fit."""
-        if not isinstance(state, Mapping) or not {"version", "rewind", "held"} <= set(state):
-            raise TypeError("A Snapshot's state_dict should be a mapping with 'version', 'rewind' and 'held'")
-        if state["version"] != VERSION:
-            raise ValueError(f"The checkpoint's snapshot has version {state['version']!r}, this one reads {VERSION}")
-        if state["rewind"] != asdict(self.rewind):
-            raise ValueError(f"The checkpoint rewinds by {state['rewind']}, this one by {self.rewind}")
-        held = state["held"]
-        if held is not None:
-            if not isinstance(held, Mapping) or not _is_well_formed(held):
-                raise TypeError(
-                    "A Snapshot's state_dict should hold a mapping of tensors by name, slots and settings, but does not"
-                )
-            self._check(held)
-
-
-def reread_buffers(model: nn.Module) -> None:
-    """Let modules that hold a number beside its buffer, as sparsifiers do, take it from there again."""
-    for module in model.modules():
-        reread = getattr(module, "reread_buffers", None)  # by name: sparsifiers are made of what is made of this
-        if callable(reread):
-            reread()
-
-
-def _is_well_formed(held: Mapping[str, Any]) -> bool:
-    tensors = held.get("tensors", {})
-    lists = [held.get(name, []) for name in ("slots", "settings", "schedulers")]
-    if not isinstance(tensors, Mapping) or not all(isinstance(each, list) for each in lists):
-        return False
-    slots, settings, _ = lists
-    return (
-        all(isinstance(each, Tensor) for each in tensors.values())
-        and all(isinstance(each, Mapping) and all(isinstance(v, Mapping) for v in each.values()) for each in slots)
-        and all(isinstance(each, list) and all(isinstance(v, Mapping) for v in each) for each in settings)
-    )
-
-
-def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    groups = optimizer.param_groups
-    return [copy.deepcopy({key: value for key, value in group.items() if key != "params"}) for group in groups]
-
-
-def _put_settings(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]]) -> None:
-    for group, saved in zip(optimizer.param_groups, settings):
-        for key, value in saved.items():
-            if isinstance(group.get(key), Tensor) and isinstance(value, Tensor):
-                group[key].copy_(value)  # a captured graph reads this very tensor
-            else:
-                group[key] = copy.deepcopy(value)

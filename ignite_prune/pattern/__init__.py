@@ -1,4 +1,6 @@
-"""Which entries are pruned together: a pattern turns entry scores into unit scores and a unit mask back.
+"""Sparsity patterns, which define the entries that are pruned together (units).
+
+A pattern reduces entry scores to unit scores, and expands a unit mask to an entry mask.
 
 Example:
     >>> from ignite_prune import pattern

@@ -1,4 +1,4 @@
-"""The one interface every pattern has."""
+"""Base class of patterns, and helpers for scores of slices."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class Grid(NamedTuple):
-    """How a tensor is viewed so that some dimensions number the units and the others a unit's entries.
+    """A view of a tensor in which some dimensions index units and the others the entries of a unit.
 
     Attributes:
-        sizes: of the view, a splitting of the tensor's dimensions, in any memory format.
-        units: the dimensions of the view that number the units.
+        sizes: sizes of the view, which splits dimensions of the tensor, so that it exists in any memory format.
+        units: the dimensions of the view that index units.
     """
 
     sizes: tuple[int, ...]
@@ -23,23 +23,20 @@ class Grid(NamedTuple):
 
 
 class Pattern(ABC):
-    """A way to cut a tensor into units that are kept or pruned as wholes. A value: frozen, stateless.
+    """A partition of a tensor into units that are kept or pruned as a whole. Frozen and stateless.
 
-    ``mask`` below is the mask so far, None where nothing is pruned yet; a unit with nothing left to prune is dead and
-    is never counted again.
+    The ``mask`` argument below is the current mask, None if nothing is pruned yet. A unit with nothing left to prune is
+    dead and is not counted again.
 
     Attributes:
-        streams: units are the entries themselves, so scores may be computed again rather than held.
-        by_unit: a saliency may give one score a unit, 1-D, instead of one an entry.
+        streams: units are single entries, so scores can be recomputed instead of stored.
+        by_unit: a saliency may return one score per unit (1-D) instead of one per entry.
+        share: the fraction of a unit's entries that is pruned with the unit: the largest sparsity of the pattern.
     """
 
     streams: ClassVar[bool] = False
     by_unit: ClassVar[bool] = False
-
-    @property
-    def share(self) -> float:
-        """The fraction of a unit's entries that goes when the unit is pruned; the pattern's largest sparsity."""
-        return 1.0
+    share: float = 1.0
 
     @abstractmethod
     def count(self, shape: Sequence[int]) -> int:
@@ -50,34 +47,35 @@ class Pattern(ABC):
         """
 
     def grid(self, shape: Sequence[int]) -> Grid | None:
-        """Return how a tensor of ``shape`` is viewed by units, for what is done often; None where no view shows them.
+        """Return a view of a tensor of ``shape`` by units, for fast code paths; None if there is no such view.
 
-        Where :attr:`share` is below 1 a unit's entries are those of its part of the view that :meth:`spread` prunes.
+        If :attr:`share` is below 1, pruning a unit only removes those of its entries in the view that :meth:`spread`
+        prunes.
         """
         return None
 
     def takes(self, scores: Sequence[int], shape: Sequence[int]) -> bool:
-        """Whether scores of this shape, for a tensor of ``shape``, are one a unit."""
+        """Return whether scores of this shape are unit scores of a tensor of ``shape``."""
         return self.by_unit and tuple(scores) == (self.count(shape),)
 
     @abstractmethod
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the units' scores from the entries' (a tensor with ``count`` elements)."""
+        """Return unit scores, a tensor with ``count`` elements, from entry scores."""
 
     @abstractmethod
     def alive(self, mask: Tensor) -> Tensor:
-        """Return which units still have something to prune: bool, shaped as :meth:`group`'s answer."""
+        """Return which units still have something to prune: bool, in the shape that :meth:`group` returns."""
 
     @abstractmethod
     def spread(self, kept: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the entries' mask from the units' (bool, True = kept); entries pruned in ``mask`` stay pruned."""
+        """Return the entry mask of a unit mask (bool, True = kept); entries pruned in ``mask`` stay pruned."""
 
 
 def norms(slices: Tensor, order: float) -> Tensor:
-    """Return the norm of each row in float64, where squares neither overflow nor vanish.
+    """Return the norm of each row in float64, in which squares neither overflow nor underflow.
 
     Raises:
-        ValueError: a score is negative: a norm would turn it round.
+        ValueError: a score is negative; a norm would ignore its sign.
     """
     if slices.numel() and slices.min() < 0:
         raise ValueError(
@@ -88,10 +86,10 @@ def norms(slices: Tensor, order: float) -> Tensor:
 
 
 def both(mask: Tensor, earlier: Tensor | None) -> Tensor:
-    """Keep what both masks keep."""
+    """Return the entries that both masks keep."""
     return mask if earlier is None else mask & earlier
 
 
 def living(scores: Tensor, mask: Tensor | None, gone: float = 0.0) -> Tensor:
-    """Give entries that are pruned already the score ``gone``, with which they count for nothing in their unit."""
+    """Replace the scores of pruned entries by ``gone``, the neutral element of the reduction over a unit."""
     return scores if mask is None else scores.masked_fill(~mask, gone)

@@ -1,4 +1,4 @@
-"""Rectangular blocks (tiles)."""
+"""Block: rectangular blocks (tiles)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Block(Pattern):
-    """Blocks of ``shape`` side by side over the tensor.
+    """Rectangular blocks of ``shape`` that tile the tensor.
 
-    A shape with as many numbers as the tensor has dimensions cuts those dimensions: ``(4, 1)`` on a Linear is 4 outputs
-    by 1 input, ``(1, 1, 3, 3)`` on a Conv2d is one whole kernel. Two numbers on a convolution cut its matrix
-    ``(out, kh·kw·in)``, inputs fastest, the layout sparse kernels use (Neural Compressor's tiles).
+    A shape with one size per dimension of the tensor tiles those dimensions: ``(4, 1)`` on a Linear weight is 4 outputs
+    by 1 input, ``(1, 1, 3, 3)`` on a Conv2d weight is one whole kernel. Two sizes on a convolution tile its matrix
+    ``(out, kh·kw·in)``, inputs fastest, the layout of sparse kernels (and of Neural Compressor's tiles).
 
     Args:
-        shape: the block's size along each dimension.
-        reduce: the block's score: ``"mean"``, ``"sum"`` or ``"max"`` of its entries' (entries already pruned count 0).
+        shape: size of a block along each dimension.
+        reduce: the block's score is the ``"mean"``, ``"sum"`` or ``"max"`` of its entry scores; pruned entries count 0.
 
     Raises:
         TypeError: ``shape`` is not a sequence of ints.
-        ValueError: a size below 1, an unknown ``reduce``; or, for a shape, a dimension not divisible by the block's.
+        ValueError: a size below 1, or an unknown ``reduce``; when applied, a dimension is not divisible by the block's.
 
     Example:
         >>> Block((4, 1)).count((16, 12))
@@ -55,7 +55,7 @@ class Block(Pattern):
         return len(self.shape) == 2 and ndim > 2
 
     def _grid(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape that is cut."""
+        """Return the shape that is tiled."""
         return (shape[0], math.prod(shape[1:])) if self._as_matrix(len(shape)) else tuple(shape)
 
     def count(self, shape: Sequence[int]) -> int:
@@ -68,7 +68,7 @@ class Block(Pattern):
         return math.prod(grid) // math.prod(self.shape)
 
     def _blocks(self, tensor: Tensor) -> Tensor:
-        """A view ``(units along each dimension ..., entries in a block)``."""
+        """Return a view ``(units along each dimension ..., entries of a block)``."""
         if self._as_matrix(tensor.ndim):
             tensor = tensor.movedim(1, -1).flatten(1)
         for dim, size in reversed(list(enumerate(self.shape))):
@@ -77,7 +77,7 @@ class Block(Pattern):
         return tensor.permute(*range(0, 2 * n, 2), *range(1, 2 * n, 2)).flatten(n)
 
     def grid(self, shape: Sequence[int]) -> Grid | None:
-        first, *rest = zip(shape, self.shape)  # the kernel of a convolution takes no part in its blocks
+        first, *rest = zip(shape, self.shape)  # blocks of two sizes do not extend over a convolution's kernel
         if rest and rest[0][0] % rest[0][1]:
             return None
         split = [part for size, block in (first, *rest) for part in (size // block, block)]

@@ -1,4 +1,4 @@
-"""Slices along one or more dimensions: channels, filters, kernels, rows, columns."""
+"""Channel: slices along one or more dimensions (filters, channels, kernels, rows, columns)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Channel(Pattern):
     ``(0, 1, 2)`` a row and ``(0, 1, 3)`` a column of a kernel, ``(1, 2, 3)`` one weight shared by all filters.
 
     Args:
-        dim: the dimension(s) that number the units; negative counts from the end.
-        norm: the order of the norm that makes a slice's score from its entries': a number above 0 or ``math.inf``.
+        dim: the dimension or dimensions that index units; negative ones count from the end.
+        norm: order of the norm over a slice's entry scores: a number above 0 or ``math.inf``.
 
     Raises:
-        TypeError: ``dim`` is not an int or ints.
-        ValueError: ``norm`` is not above 0; or, for a shape, a dimension that it does not have.
+        TypeError: ``dim`` is not an int or a tuple of ints.
+        ValueError: ``norm`` is not above 0; when applied, the tensor lacks a dimension.
 
     Example:
         >>> import torch
@@ -56,7 +56,7 @@ class Channel(Pattern):
         return tuple(sorted(dim % ndim for dim in dims))
 
     def _slices(self, tensor: Tensor) -> Tensor:
-        """A view ``(units, entries of a slice)``."""
+        """Return a view ``(units, entries of a slice)``."""
         dims = self._dims(tensor.ndim)
         rest = [dim for dim in range(tensor.ndim) if dim not in dims]
         return tensor.permute(*dims, *rest).flatten(0, len(dims) - 1).flatten(1) if rest else tensor.reshape(-1, 1)

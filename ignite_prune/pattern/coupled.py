@@ -1,4 +1,4 @@
-"""Coupled units: what a model's structure has found to go together."""
+"""Coupled: the coupled units of a model's structure (dependency groups)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ignite_prune.pattern.base import Pattern, norms
 
 @dataclass(frozen=True)
 class Coupled(Pattern):
-    r"""Whole units of a :class:`~ignite_prune.structure.Structure`: channels, neurons, heads, wherever they lie.
+    r"""Coupled units of a :class:`~ignite_prune.structure.Structure`: channels, neurons or heads, in all their tensors.
 
-    A unit's score is made of the slices that go with it: of each slice the norm of its entries' scores, of all slices
-    of scored weights together what ``combine`` says.
+    The score of a slice is the norm of its entry scores; the score of a unit combines its slices in all scored weights.
 
     Args:
-        norm: the order of the norm of a slice: a number above 0 or ``math.inf``; None adds scores up, of any sign.
-        combine: ``"mean"``, ``"sum"`` or ``"max"`` of the slices, or ``"first"``: of the weight that makes it alone.
-        round_to: the number of units left is a multiple of it, rounded up, in a group that has as many.
-        at_least: how many units a group keeps.
+        norm: order of the norm of a slice, a number above 0 or ``math.inf``; None sums the scores, of any sign.
+        combine: ``"mean"``, ``"sum"`` or ``"max"`` of the slices, or ``"first"``: only the weight that produces the
+            unit.
+        round_to: the number of kept units is rounded up to a multiple of it, in groups with at least as many units.
+        at_least: minimum number of units that a group keeps.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of its range.
 
     Example:
         >>> Coupled(combine="sum", round_to=8)
@@ -54,7 +54,7 @@ class Coupled(Pattern):
                 raise ValueError(f"Argument {name} should be an int of at least 1, but given {value!r}")
 
     def left(self, kept: int, size: int) -> int:
-        """Return how many of ``size`` units a group keeps where ``kept`` are asked for.
+        """Return how many of ``size`` units a group keeps if ``kept`` are requested.
 
         Example:
             >>> Coupled(round_to=4).left(5, 16), Coupled(round_to=4).left(0, 3)
@@ -69,9 +69,9 @@ class Coupled(Pattern):
         return along.sum(1, dtype=torch.float64) if self.norm is None else norms(along, self.norm)
 
     def joined(self, slices: Tensor, units: Tensor, size: int) -> Tensor:
-        """Return the score of each unit, ``(size,)``, from those of its indices; -1 in ``units`` belongs to none."""
-        mine = units >= 0
-        units, slices = units[mine].to(slices.device), slices[mine]
+        """Return unit scores, ``(size,)``, from index scores; ``units`` holds the unit of each index, -1 for none."""
+        in_group = units >= 0
+        units, slices = units[in_group].to(slices.device), slices[in_group]
         found = slices.new_zeros(size)
         if self.norm is None:
             return found.index_add_(0, units, slices)
@@ -80,18 +80,18 @@ class Coupled(Pattern):
         return found.index_add_(0, units, slices**self.norm) ** (1 / self.norm)
 
     def together(self, several: Sequence[Tensor]) -> Tensor:
-        """Return a unit's score from those of its slices in several weights."""
+        """Return unit scores from the scores of their slices in several weights."""
         stacked = torch.stack(list(several[:1] if self.combine == "first" else several))
         return {"mean": stacked.mean(0), "sum": stacked.sum(0), "max": stacked.amax(0), "first": stacked[0]}[
             self.combine
         ]
 
     def count(self, shape: Sequence[int]) -> int:
-        """Return how many scores a weight may have that are one a unit: one a slice of dim 0."""
+        """Return the number of unit scores of a weight: one per slice of dim 0."""
         return shape[0] if shape else 0
 
     def takes(self, scores: Sequence[int], shape: Sequence[int]) -> bool:
-        """Whether scores are one a slice of dim 0, or one a run of them: a head."""
+        """Return whether there is one score per slice of dim 0, or per run of equally many slices (a head)."""
         return len(scores) == 1 and bool(shape) and scores[0] > 0 and shape[0] % scores[0] == 0
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:

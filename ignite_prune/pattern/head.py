@@ -1,4 +1,4 @@
-"""Attention heads, as masks on a projection's weight."""
+"""Head: attention heads, as groups of rows of a projection's weight."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ignite_prune.pattern.base import Grid, Pattern, both, living, norms
 
 @dataclass(frozen=True)
 class Head(Pattern):
-    """Groups of ``size`` consecutive rows along ``dim``: the rows one attention head reads or writes.
+    """Groups of ``size`` consecutive slices along ``dim``: the rows (or columns) of one attention head.
 
-    ``nn.MultiheadAttention.in_proj_weight`` holds queries, keys and values one under the other: with ``parts=3`` head
-    ``h`` is its rows in all three. An output projection has its heads along ``dim=1``.
+    ``nn.MultiheadAttention.in_proj_weight`` stacks the projections of queries, keys and values: with ``parts=3`` a head
+    consists of its rows in all three. In an output projection the heads are along ``dim=1``.
 
     Args:
-        size: rows a head (``embed_dim // num_heads``).
-        dim: the dimension the heads lie along.
-        parts: projections stacked along ``dim``.
-        norm: the order of the norm that makes a head's score from its entries'.
+        size: rows per head (``embed_dim // num_heads``).
+        dim: the dimension that is divided into heads.
+        parts: number of projections stacked along ``dim``.
+        norm: order of the norm over a head's entry scores.
 
     Raises:
         TypeError: ``size``, ``dim`` or ``parts`` is not an int.
-        ValueError: ``size`` or ``parts`` below 1, ``norm`` not above 0; or, for a shape, ``dim`` is missing or not
+        ValueError: ``size`` or ``parts`` is below 1, or ``norm`` not above 0; when applied, ``dim`` is missing or not
             divisible by ``size * parts``.
 
     Example:
@@ -66,7 +66,7 @@ class Head(Pattern):
         return Grid((*shape[:dim], self.parts, self.count(shape), self.size, *shape[dim + 1 :]), (dim + 1,))
 
     def _heads(self, tensor: Tensor) -> Tensor:
-        """A view ``(heads, entries of a head)``."""
+        """Return a view ``(heads, entries of a head)``."""
         rows: Tensor = torch.unflatten(tensor.movedim(self.dim, 0), 0, (self.parts, -1, self.size))
         return rows.movedim(1, 0).flatten(1)
 

@@ -1,4 +1,4 @@
-"""N:M sparsity, with names that cannot be mistaken."""
+"""NofM: N:M sparsity (2:4 and others)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ignite_prune.pattern.base import Grid, Pattern, both, living
 class NofM(Pattern):
     """Keep at most ``keep`` of every ``of`` consecutive entries along ``dim``.
 
-    A unit is one group of ``of``; pruning it removes its ``of - keep`` least entries, and its score is what those are
-    worth together. Along ``dim=1`` the groups run over the inputs of a Linear and the input channels of a Conv
-    (one group for each kernel position), as sparse tensor cores read them. Full sparsity is ``1 - keep/of``; a smaller
-    target finishes that share of the groups, a larger one is refused.
+    A unit is one group of ``of`` entries: pruning it removes its ``of - keep`` entries of least score, and its score is
+    the sum of theirs. Along ``dim=1`` groups are over the inputs of a Linear and the input channels of a Conv (one
+    group per kernel position), the layout of sparse tensor cores. The full sparsity is ``1 - keep/of``; a smaller
+    target prunes a fraction of the groups, a larger one raises an error.
 
     Args:
         keep: entries kept in a group, at least 1.
         of: entries in a group, more than ``keep``.
-        dim: the dimension the groups run along.
+        dim: the dimension along which groups are formed.
 
     Raises:
-        ValueError: not ``1 <= keep < of``; or, for a shape, ``dim`` is missing or not divisible by ``of``.
+        ValueError: not ``1 <= keep < of``; when applied, ``dim`` is missing or not divisible by ``of``.
 
     Example:
         >>> import torch
@@ -49,10 +49,7 @@ class NofM(Pattern):
                 raise TypeError(f"Argument {name} should be an int, but given {getattr(self, name)!r}")
         if not 1 <= self.keep < self.of:
             raise ValueError(f"NofM should have 1 <= keep < of, but given keep={self.keep}, of={self.of}")
-
-    @property
-    def share(self) -> float:
-        return (self.of - self.keep) / self.of
+        object.__setattr__(self, "share", (self.of - self.keep) / self.of)
 
     def count(self, shape: Sequence[int]) -> int:
         if not -len(shape) <= self.dim < len(shape):
@@ -80,10 +77,10 @@ class NofM(Pattern):
         return self._groups(mask).sum(-1) > self.keep
 
     def spread(self, kept: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
-        # Stable and descending: among equals the earlier entry stays.
+        # A stable, descending sort keeps the earlier of equal entries.
         order = self._groups(living(scores, mask, -torch.inf)).sort(dim=-1, descending=True, stable=True).indices
         best = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
         best.scatter_(-1, order[..., : self.keep], True)
-        if mask is not None:  # a group that is done keeps what it has
+        if mask is not None:  # a group that is already pruned keeps its entries
             kept = kept | ~self.alive(mask)
         return both((best | kept.unsqueeze(-1)).flatten(-2).movedim(-1, self.dim), mask)

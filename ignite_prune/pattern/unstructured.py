@@ -1,4 +1,4 @@
-"""Every entry by itself."""
+"""Unstructured: single entries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ignite_prune.pattern.base import Grid, Pattern
 
 @dataclass(frozen=True)
 class Unstructured(Pattern):
-    """Every entry is a unit of its own.
+    """Each entry is a unit.
 
     Example:
         >>> Unstructured().count((3, 4))
@@ -36,4 +36,4 @@ class Unstructured(Pattern):
         return mask
 
     def spread(self, kept: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
-        return kept  # of what is alive, so nothing comes back
+        return kept  # a subset of the alive entries, so pruned ones stay pruned

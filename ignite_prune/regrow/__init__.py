@@ -1,6 +1,6 @@
-"""Connections that move while a network trains: what to drop, what to grow, in exact numbers.
+"""Drop-and-grow rules of dynamic sparse training (SET, RigL, SRigL, sparse momentum), with exact counts.
 
-Pure moves over weights, masks and evidence; ``ignite_prune.handlers`` makes them on a training model.
+They are pure functions of weights, masks and evidence; ``ignite_prune.handlers`` applies them to a model in training.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The records that moves speak in, and the two halves of every move: drop the smallest, grow the best."""
+"""Base class of drop-and-grow rules, their records, and the two steps they share: drop and grow."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ignite_prune._utils.topk import keep_top
 
 @dataclass(frozen=True)
 class Connections:
-    """One layer as a move sees it.
+    """One layer, as input of a move.
 
     Args:
         name: the parameter's name.
         weight: its values.
         mask: bool, True = active.
-        evidence: what growing asks for, of the weight's shape: dense gradients, dense momentum.
-        budget: how many entries the layer began with; None: as many as are active.
+        evidence: the tensor that growth scores are computed from, of the weight's shape: dense gradients or momentum.
+        budget: number of active entries at the start of training; None: the current number.
     """
 
     name: str
@@ -33,17 +33,17 @@ class Connections:
 
     @cached_property
     def active(self) -> int:
-        """How many entries are active."""
+        """Number of active entries."""
         return int(self.mask.count_nonzero())
 
 
 @dataclass(frozen=True)
 class Rewired:
-    """What a move makes of a layer.
+    """One layer, as result of a move.
 
     Args:
-        survivors: bool, what was active and stays, values and all.
-        mask: bool, the survivors and what has grown; a dropped entry that grows at once begins anew.
+        survivors: bool, the entries that were active and stay active; they keep their values.
+        mask: bool, the survivors and the grown entries; an entry that is dropped and grown again starts from 0.
     """
 
     survivors: Tensor
@@ -51,23 +51,23 @@ class Rewired:
 
 
 class Move(ABC):
-    """A way to rewire layers. A value: frozen, stateless; randomness comes with each call."""
+    """A drop-and-grow rule. Frozen and stateless; each call takes the random generator."""
 
     def first(self, mask: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the mask to begin with, given one whose entries were drawn at random."""
+        """Return the initial mask, given a mask with randomly drawn entries."""
         return mask
 
     def check(self, name: str, mask: Tensor) -> None:
-        """Raise ValueError where the move cannot begin with a mask that the user gives."""
+        """Raise ValueError if the move cannot start from this mask, which the user has given."""
 
     @abstractmethod
     def __call__(self, layers: Sequence[Connections], fraction: float, generator: torch.Generator) -> list[Rewired]:
         """Drop ``fraction`` of the active entries and grow others.
 
         Args:
-            layers: all that are rewired together.
-            fraction: of the active entries, in [0, 1].
-            generator: for random growth.
+            layers: all layers that are rewired together.
+            fraction: fraction of the active entries, in [0, 1].
+            generator: generator for random growth.
 
         Raises:
             ValueError: evidence is missing.
@@ -80,8 +80,8 @@ def drop_smallest(weight: Tensor, mask: Tensor, count: int, active: int | None =
     Args:
         weight: the values.
         mask: bool, True = active.
-        count: how many go.
-        active: how many are active, where that is known.
+        count: number of entries to drop.
+        active: number of active entries; None: counted here.
 
     Raises:
         ValueError: fewer than ``count`` are active.
@@ -102,12 +102,12 @@ def grow_best(mask: Tensor, scores: Tensor, count: int, free: int | None = None)
 
     Args:
         mask: bool, True = active.
-        scores: of its shape.
-        count: how many grow.
-        free: how many are inactive, where that is known.
+        scores: scores of the entries, of the mask's shape.
+        count: number of entries to grow.
+        free: number of inactive entries; None: counted here.
 
     Raises:
-        ValueError: the layer is too full to grow so many.
+        ValueError: fewer than ``count`` are inactive.
 
     Example:
         >>> grow_best(torch.tensor([True, False, False]), torch.tensor([9.0, 1.0, 2.0]), 1)
@@ -115,5 +115,5 @@ def grow_best(mask: Tensor, scores: Tensor, count: int, free: int | None = None)
     """
     free = mask.numel() - int(mask.count_nonzero()) if free is None else free
     if not 0 <= count <= free:
-        raise ValueError(f"Argument count should be from 0 to {free}, the entries that are free, but given {count}")
+        raise ValueError(f"Argument count should be from 0 to {free}, the free entries, but given {count}")
     return keep_top([lambda: scores], [~mask], [free], count)[0].logical_or_(mask)

@@ -1,4 +1,4 @@
-"""Every neuron of a layer has as many inputs as the others; a neuron that is not worth its inputs goes: SRigL."""
+"""ConstantFanIn: the same number of inputs for every neuron of a layer, and ablation of weak neurons (SRigL)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ignite_prune.regrow.growth import ByGradient, Growth
 
 @dataclass(frozen=True)
 class ConstantFanIn(Move):
-    """RigL under the constraint that each living neuron of a layer (index of dim 0) has the same number of inputs.
+    """RigL with the constraint that all active neurons of a layer (indices of dim 0) have the same number of inputs.
 
-    The smallest weights of the layer are dropped. A weight is salient if it survives, or is among as many inactive
-    ones of the largest scores. A neuron with fewer salient weights than ``min_salient`` of its inputs is ablated for
-    good, and its inputs are shared out among the others: the fan-in is what the layer's budget gives each, rounded
-    down. Each neuron then grows up to it.
+    The smallest weights of the layer are dropped. A weight is salient if it survives, or is one of the equally many
+    inactive weights with the largest scores. A neuron with fewer salient weights than ``min_salient`` times its fan-in
+    is ablated permanently, and its inputs are given to the others: the new fan-in is the layer's budget divided by the
+    number of neurons, rounded down. Each neuron then grows inputs up to this fan-in.
 
     Args:
         min_salient: γ, in (0, 1); None ablates no neuron.
-        growth: what grows.
+        growth: scores of the entries to grow.
 
     Raises:
-        TypeError, ValueError: a bad argument.
+        TypeError, ValueError: ``min_salient`` is not a number in (0, 1).
 
     References:
         Lasby, Golubeva, Evci, Nica, Ioannou, "Dynamic sparse training with structured sparsity", 2024,
@@ -44,11 +44,11 @@ class ConstantFanIn(Move):
             check_fraction("min_salient", self.min_salient)
 
     def first(self, mask: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw a constant fan-in: what the connections of ``mask`` give each neuron, rounded down, but at least 1."""
+        """Draw a mask of constant fan-in: the active entries of ``mask`` per neuron, rounded down, at least 1."""
         rows = mask.shape[0]
         fan_in = max(1, int(mask.count_nonzero()) // rows)
-        dice = torch.rand(mask.shape, generator=generator, device=generator.device).to(mask.device)
-        return keep_top_by_row(dice, None, fan_in * rows)
+        scores = torch.rand(mask.shape, generator=generator, device=generator.device).to(mask.device)
+        return keep_top_by_row(scores, None, fan_in * rows)
 
     def check(self, name: str, mask: Tensor) -> None:
         """Raise ValueError unless every neuron that has inputs has the same number of them."""
@@ -76,11 +76,11 @@ class ConstantFanIn(Move):
         return Rewired(survivors.view(layer.mask.shape), grown.view(layer.mask.shape))
 
     def _alive(self, mask: Tensor, survivors: Tensor, scores: Tensor, count: int, budget: int) -> Tensor:
-        """Return which neurons stay, bool, by rows; never so few that the budget has no room."""
+        """Return which neurons (rows) stay active, bool; at least as many as the budget needs."""
         living = mask.any(1)
         if self.min_salient is None:
             return living
-        closed = mask | ~living.unsqueeze(1)  # what cannot grow
+        closed = mask | ~living.unsqueeze(1)  # entries that cannot grow
         room = closed.numel() - int(closed.count_nonzero())
         salient = (survivors | (grow_best(closed, scores, min(count, room)) & ~closed)).sum(1)
         fan_in = int(mask.sum(1).max())
@@ -92,7 +92,7 @@ class ConstantFanIn(Move):
 
 
 def _best_of_rows(scores: Tensor, survivors: Tensor, alive: Tensor, fan_in: int) -> Tensor:
-    """Return the inactive entries of the largest scores that bring each living row to ``fan_in``."""
+    """Return the inactive entries with the largest scores that fill each row of ``alive`` up to ``fan_in``."""
     missing = (fan_in - survivors.sum(1)).clamp(min=0) * alive
     order = scores.double().masked_fill(survivors, -math.inf).sort(dim=1, descending=True, stable=True).indices
     ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(order)

@@ -1,4 +1,4 @@
-"""How large a share of the active connections an update moves, as training goes on."""
+"""Fractions of active connections that updates drop, as functions of the progress of training."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class DropFraction(ABC):
 
     @abstractmethod
     def __call__(self, progress: float) -> float:
-        """Return the fraction at ``progress``, 0 at the start and 1 where updates end."""
+        """Return the fraction at ``progress``, which is 0 at the start and 1 at the end of updates."""
 
 
 @dataclass(frozen=True)
 class ConstantDrop(DropFraction):
-    """The same fraction at every update, as SET has it.
+    """The same fraction at every update, as in SET.
 
     Args:
-        fraction: in (0, 1).
+        fraction: the fraction, in (0, 1).
 
     Raises:
-        TypeError: not a number.
-        ValueError: outside (0, 1).
+        TypeError: ``fraction`` is not a number.
+        ValueError: ``fraction`` is outside (0, 1).
     """
 
     fraction: float
@@ -40,15 +40,15 @@ class ConstantDrop(DropFraction):
 
 @dataclass(frozen=True)
 class CosineDrop(DropFraction):
-    r"""A fraction that falls along half a cosine: :math:`f = e + \frac{\alpha - e}{2}(1 + \cos \pi x)`.
+    r"""A fraction that decreases along half a cosine: :math:`f = e + \frac{\alpha - e}{2}(1 + \cos \pi x)`.
 
     Args:
-        fraction: α, at the start, in (0, 1).
-        final: e, at the end, in [0, fraction].
+        fraction: α, the fraction at the start, in (0, 1).
+        final: e, the fraction at the end, in [0, fraction].
 
     Raises:
-        TypeError: not a number.
-        ValueError: out of its range.
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of its range.
 
     Example:
         >>> [round(CosineDrop(0.3)(x), 4) for x in (0, 0.5, 1)]
@@ -73,7 +73,7 @@ class CosineDrop(DropFraction):
 
 
 def check_fraction(argument: str, value: Any) -> None:
-    """Raise unless ``value`` is a number in (0, 1); NaN is not."""
+    """Raise TypeError or ValueError unless ``value`` is a number in (0, 1); NaN is not."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Argument {argument} should be a number in (0, 1), but given {value!r}")
     if not 0 < float(value) < 1:

@@ -1,4 +1,4 @@
-"""What an inactive connection is worth growing for."""
+"""Growth scores of inactive connections: random, by gradient, by momentum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ignite_prune.regrow.base import Connections
 
 
 class Growth(ABC):
-    """A score for every entry of a layer; the largest of the inactive grow."""
+    """Scores for the entries of a layer; inactive entries with the largest scores are grown."""
 
     @abstractmethod
     def scores(self, layer: Connections, generator: torch.Generator) -> Tensor:
@@ -25,7 +25,7 @@ class Growth(ABC):
 
 @dataclass(frozen=True)
 class Random(Growth):
-    """Any entry is as good as another: SET's growth.
+    """Uniform random scores: growth of SET.
 
     References:
         Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity inspired by
@@ -38,7 +38,7 @@ class Random(Growth):
 
 @dataclass(frozen=True)
 class ByGradient(Growth):
-    """The magnitude of the dense gradient: where the loss falls fastest. RigL's growth.
+    """Magnitude of the dense gradient, where the loss decreases fastest: growth of RigL.
 
     References:
         Evci et al., "Rigging the lottery", 2020, arXiv 1911.11134.
@@ -50,7 +50,7 @@ class ByGradient(Growth):
 
 @dataclass(frozen=True)
 class ByMomentum(Growth):
-    """The magnitude of the dense momentum: where the loss has fallen fastest for a while.
+    """Magnitude of the dense momentum, a running mean of gradients: growth of sparse momentum.
 
     References:
         Dettmers, Zettlemoyer, "Sparse networks from scratch", 2019, arXiv 1907.04840.

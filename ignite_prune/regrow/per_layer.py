@@ -1,4 +1,4 @@
-"""Each layer keeps as many connections as it has: SET, RigL."""
+"""PerLayer: drop and grow within each layer (SET, RigL)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ignite_prune.regrow.growth import Growth
 
 @dataclass(frozen=True)
 class PerLayer(Move):
-    """Drop the ``int(fraction * active)`` smallest weights of a layer, grow as many of all that is inactive then.
+    """Drops the ``int(fraction * active)`` smallest weights of a layer and grows as many inactive entries.
 
-    What was just dropped may grow again, and begins anew. A full layer is left alone: it has nowhere to grow.
+    Entries that were just dropped may be grown again, starting from 0. A layer without inactive entries is not changed.
 
     Args:
-        growth: what grows.
+        growth: scores of the entries to grow.
 
     Example:
         >>> from ignite_prune.regrow import ByGradient

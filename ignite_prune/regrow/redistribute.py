@@ -1,4 +1,4 @@
-"""Connections move between layers, to where the momentum is: sparse momentum."""
+"""Redistribute: drop and grow across layers, by mean momentum (sparse momentum)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ignite_prune.regrow.growth import ByMomentum, Growth, _magnitude
 
 @dataclass(frozen=True)
 class Redistribute(Move):
-    """Drop the ``ceil(fraction * active)`` smallest weights of each layer, and share them out anew.
+    """Drops the ``ceil(fraction * active)`` smallest weights of each layer and redistributes their number over layers.
 
-    A layer's share is its importance, the mean |momentum| of its active weights; what overflows a layer's free
-    entries goes to the others. The whole keeps its number of connections to the unit.
+    The share of a layer is proportional to its importance, the mean |momentum| of its active weights; a share that
+    exceeds the layer's free entries goes to the others. The total number of connections stays exactly the same.
 
     Args:
-        growth: what grows within a layer.
-        fill: how full of what is free a layer may become, in (0, 1], where there is room elsewhere.
+        growth: scores of the entries to grow within a layer.
+        fill: largest fraction of its free entries that a layer may grow, in (0, 1], if other layers have room.
 
     Raises:
-        TypeError, ValueError: a bad argument.
+        TypeError, ValueError: ``growth`` is not a :class:`Growth`, or ``fill`` is not a number in (0, 1].
 
     References:
         Dettmers, Zettlemoyer, "Sparse networks from scratch: faster training without losing performance", 2019,
@@ -54,7 +54,7 @@ class Redistribute(Move):
 
 
 def importance(layer: Connections) -> float:
-    """Return the mean |momentum| of a layer's active weights, 0 where it has none."""
+    """Return the mean |momentum| of a layer's active weights, 0 if it has none."""
     momentum = _magnitude(layer, "the dense momentum")[layer.mask]
     return float(momentum.double().mean()) if momentum.numel() else 0.0
 
@@ -62,14 +62,14 @@ def importance(layer: Connections) -> float:
 def shared(
     total: int, weights: Sequence[float], free: Sequence[int], fallback: Sequence[int], fill: float = 0.99
 ) -> list[int]:
-    """Divide ``total`` in proportion to ``weights``, at most ``fill`` of what is free; to the unit.
+    """Divide ``total`` exactly, in proportion to ``weights`` and at most ``fill`` of the free entries of each.
 
     Args:
-        total: at most all that is free.
-        weights: of at least 0.
-        free: the most that each can take.
-        fallback: the weights where all are 0.
-        fill: exceeded only where nothing else has room.
+        total: the number to divide, at most the sum of ``free``.
+        weights: the weights, at least 0.
+        free: the most that each can get.
+        fallback: weights of those with weight 0, once the others are full.
+        fill: fraction of ``free``, exceeded only if no other has room.
 
     Example:
         >>> shared(10, [3.0, 1.0, 1.0], [5, 100, 100], [1, 1, 1])
@@ -79,7 +79,7 @@ def shared(
     if sum(caps) < total:
         caps = list(free)
     wanting = sum(cap for cap, weight in zip(caps, weights) if weight > 0)
-    if wanting < total:  # those with momentum are full: the rest goes by what each gave
+    if wanting < total:  # layers with momentum are full: the rest is divided by the numbers dropped
         filled = [cap if weight > 0 else 0 for cap, weight in zip(caps, weights)]
         left = [cap - part for cap, part in zip(caps, filled)]
         rest = apportion(total - wanting, [max(each, 1) if room else 0.0 for each, room in zip(fallback, left)], left)

@@ -1,6 +1,6 @@
-"""What training can be made to want beside a small loss: zeros, in units, of an amount that is learnt.
+"""Penalties and gates that drive weights, or whole units, to zero in training.
 
-Pure functions of tensors; what attaches to an engine stands in ``ignite_prune.handlers``.
+They are pure functions of tensors; ``ignite_prune.handlers`` attaches them to an engine.
 """
 
 from ignite_prune.regularise.gate import Gate, SoftMovement, SoftThreshold

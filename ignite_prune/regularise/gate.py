@@ -1,4 +1,4 @@
-"""Gates: how a tensor that is learnt decides which weights a layer works with."""
+"""Gates: learnt tensors that decide which weights a layer uses."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ from ignite_prune.regularise.soft import soft_threshold, straight_through
 
 
 class Gate(ABC):
-    """What a layer works with, of a weight and what is learnt beside it. A value: frozen, stateless.
+    """A function from a weight and a learnt tensor to the weight that a layer uses. Frozen and stateless.
 
-    :meth:`work` is differentiated by autograd, so a gate of one's own is two short functions.
+    Autograd differentiates :meth:`work` and :meth:`penalty`, so subclasses define no gradients.
     """
 
     @abstractmethod
     def start(self, weight: Tensor) -> Tensor:
-        """Return what is learnt, as it is at first."""
+        """Return the initial value of the learnt tensor."""
 
     @abstractmethod
     def work(self, weight: Tensor, learnt: Tensor) -> Tensor:
-        """Return the weight that the layer works with, of the weight's shape; 0 where the weight is 0."""
+        """Return the weight that the layer uses, of the same shape; 0 where the weight is 0."""
 
     @abstractmethod
     def penalty(self, learnt: Tensor) -> Tensor:
-        """Return what the strength is multiplied with: less where less is kept."""
+        """Return the penalty, a scalar that the regulariser's strength multiplies; smaller if less is kept."""
 
 
 @dataclass(frozen=True)
 class SoftMovement(Gate):
     r"""A score for each entry: :math:`W' = W \odot [\sigma(S) > \tau]`, penalty :math:`\mathrm{mean}\,\sigma(S)`.
 
-    The score's gradient is straight-through, :math:`\partial L/\partial S = \partial L/\partial W' \odot W`: an entry
-    that moves away from 0 gains. How much is kept comes of the penalty's strength, which may well be above 1.
+    The gradient of a score is straight-through, :math:`\partial L/\partial S = \partial L/\partial W' \odot W`: the
+    score of an entry that moves away from 0 increases. The sparsity results from the strength of the penalty, which is
+    often above 1.
 
     Args:
         threshold: :math:`\tau`, in (0, 1).
-        start_at: the scores at first; :math:`\sigma(0) = 1/2`.
-        min_density: the least that is kept of a parameter, the best scores; no layer is emptied.
+        start_at: initial scores; :math:`\sigma(0) = 1/2`.
+        min_density: fraction of each parameter that is always kept (the best scores), so that no layer is emptied.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of its range.
 
     Example:
         >>> gate = SoftMovement()
@@ -85,14 +86,14 @@ class SoftMovement(Gate):
 class SoftThreshold(Gate):
     r"""A threshold for each parameter: :math:`W' = \mathrm{sign}(W) \max(0, |W| - \sigma(s))`, penalty :math:`s^2 / 2`.
 
-    The penalty pulls :math:`s` from far below towards 0, which raises the threshold; the loss pulls it back, in each
-    layer as much as it minds. Each layer finds its own sparsity.
+    The penalty moves :math:`s` from below towards 0, which raises the threshold; the gradient of the loss opposes it,
+    with a different strength in each layer, so that each layer reaches a different sparsity.
 
     Args:
-        start_at: :math:`s` at first, below 0; :math:`\sigma(-8) = 0.0003`. The gradient shrinks with the threshold.
+        start_at: initial :math:`s`, below 0; :math:`\sigma(-8) = 0.0003`. Small thresholds have small gradients.
 
     Raises:
-        ValueError: ``start_at`` not below 0.
+        ValueError: ``start_at`` is not below 0.
 
     Example:
         >>> SoftThreshold().work(torch.tensor([1.0, -0.25]), torch.tensor(0.0))

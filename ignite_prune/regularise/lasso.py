@@ -1,4 +1,4 @@
-"""Group lasso: the norms of whole units are penalised, so that units become zero as wholes."""
+"""Group lasso: a penalty on the norms of units, which drives whole units to zero."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from ignite_prune.pattern import Pattern
 from ignite_prune.regularise.units import Units, Weights, units_of
 
-_LEAST = 1e-30  # no norm above 0 is less, as a square that is less than the least float32 is 0
+_LEAST = 1e-30  # smaller than every nonzero norm, because smaller squares underflow to 0 in float32
 
 
 def norms(weight: Tensor, pattern: Pattern) -> Tensor:
-    r"""Return each unit's norm, 1-D: :math:`\|W_b\|_2`.
+    r"""Return the norm of each unit, 1-D: :math:`\|W_b\|_2`.
 
     Args:
-        weight: floating point, any shape that the pattern fits.
-        pattern: which entries go together.
+        weight: floating point, any shape that the pattern supports.
+        pattern: pattern that defines the units.
 
     Example:
         >>> from ignite_prune.pattern import Channel
@@ -33,8 +33,8 @@ def gradient(weight: Tensor, pattern: Pattern, strength: float) -> Tensor:
     r"""Return the penalty's gradient, :math:`\alpha W_b / \|W_b\|_2`, 0 where the norm is 0; of the weight's shape.
 
     Args:
-        weight: floating point, any shape that the pattern fits.
-        pattern: which entries go together.
+        weight: floating point, any shape that the pattern supports.
+        pattern: pattern that defines the units.
         strength: :math:`\alpha`, at least 0.
 
     Example:
@@ -55,13 +55,13 @@ def gradient(weight: Tensor, pattern: Pattern, strength: float) -> Tensor:
 def proximal_(weight: Tensor, pattern: Pattern, threshold: float) -> Tensor:
     r"""Shrink each unit's norm by a threshold, in place, and return the weight.
 
-    :math:`W_b \leftarrow \max(0, 1 - t / \|W_b\|_2)\, W_b`; after an optimizer's step :math:`t = \eta\alpha`. Units of
-    a norm up to ``t`` are exactly 0 then.
+    :math:`W_b \leftarrow \max(0, 1 - t / \|W_b\|_2)\, W_b`; after an optimizer step :math:`t = \eta\alpha`. Units with
+    a norm of at most ``t`` become exactly 0.
 
     Args:
-        weight: floating point, any shape that the pattern fits.
-        pattern: which entries go together.
-        threshold: at least 0, in the weight's unit.
+        weight: floating point, any shape that the pattern supports.
+        pattern: pattern that defines the units.
+        threshold: :math:`t`, at least 0.
 
     Example:
         >>> from ignite_prune.pattern import Channel
@@ -78,7 +78,7 @@ def proximal_(weight: Tensor, pattern: Pattern, threshold: float) -> Tensor:
 
 
 def penalty(units: Units, weights: Weights, by_size: bool = False) -> Tensor:
-    """Return the sum of the units' norms, each times the root of its unit's size if asked for."""
+    """Return the sum of the unit norms, with ``by_size`` each times the square root of the unit's size."""
     norms = units.norms(weights)
     return (norms * _roots(units, weights, norms) if by_size else norms).sum()
 
@@ -86,21 +86,21 @@ def penalty(units: Units, weights: Weights, by_size: bool = False) -> Tensor:
 def add_gradients_(
     units: Units, weights: Weights, gradients: Weights, strengths: Mapping[str, float | Tensor], by_size: bool = False
 ) -> None:
-    """Add the penalty's gradient to the gradients given, of some of the weights, each with its strength."""
+    """Add the penalty's gradient to the given gradients, in place, each times its strength."""
     per_norm = _per_norm(units, weights, by_size)
     for name, gradient in gradients.items():
         units.add_(name, gradient, weights[name], per_norm * strengths[name])
 
 
 def shrink_(units: Units, weights: Weights, thresholds: Mapping[str, float | Tensor], by_size: bool = False) -> None:
-    """Shrink the units in the weights named, each by its threshold, all by the norms that they had before."""
+    """Shrink the units in the weights of ``thresholds``, in place; all use the norms from before the call."""
     per_norm = _per_norm(units, weights, by_size)
     for name, threshold in thresholds.items():
         units.scale_(name, weights[name], (per_norm * -threshold).add_(1).clamp_(min=0))
 
 
 def _per_norm(units: Units, weights: Weights, by_size: bool) -> Tensor:
-    """Return one over each unit's norm, times the root of its size if asked for; large and finite for zeros."""
+    """Return 1 / norm of each unit, with ``by_size`` times the root of its size; large but finite for a norm of 0."""
     norms = units.norms(weights)
     roots = _roots(units, weights, norms) if by_size else None
     found = norms.clamp_(min=_LEAST).reciprocal_()

@@ -1,4 +1,4 @@
-"""From one mask to the next in small steps."""
+"""Progressive masks: from one mask to the next in several small steps."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from ignite_prune._utils.topk import keep_top
 
 
 def part_way(before: Tensor, after: Tensor, scores: Tensor, share: float) -> Tensor:
-    """Return a mask between two: of the entries that are to be pruned, a share is, the least scores first.
+    """Return a mask between two, in which a share of the entries to prune is pruned, those of least score first.
 
-    Four sub-steps are shares of 1/4, 1/3, 1/2 and 1, each from the mask that the last one left. Entries that come back
-    are back at once.
+    Four steps use shares of 1/4, 1/3, 1/2 and 1, each from the mask of the previous step. Entries that ``after`` adds
+    are added at once.
 
     Args:
-        before: bool, True = kept.
-        after: the mask to arrive at, of the same shape.
-        scores: of that shape, larger = keep longer.
-        share: in [0, 1], of the entries kept in ``before`` and pruned in ``after``; rounded half to even.
+        before: the current mask, bool, True = kept.
+        after: the final mask, of the same shape.
+        scores: scores of the same shape, larger = kept longer.
+        share: fraction in [0, 1] of the entries kept in ``before`` and pruned in ``after``; their number is rounded
+            half to even.
 
     Raises:
-        ValueError: a share outside [0, 1], or scores that are not finite.
+        ValueError: ``share`` is outside [0, 1], or scores are not finite.
 
     Example:
         >>> import torch

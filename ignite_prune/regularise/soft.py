@@ -1,4 +1,4 @@
-"""Masks that let gradients through: what learns which weights go."""
+"""Differentiable masks and thresholds, for learning which weights to prune."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(mask: Tensor, scores: Tensor) -> Tensor:
-    """Return the mask as numbers, 0 or 1; its gradient goes to the scores as it is.
+    """Return the mask as 0 and 1 in the dtype of ``scores``; the gradient is passed to ``scores`` unchanged.
 
     Args:
         mask: bool, True = kept.
-        scores: what it was made of, of its shape.
+        scores: the scores that the mask was computed from, of the same shape.
 
     Example:
         >>> scores = torch.tensor([2.0, -1.0], requires_grad=True)
@@ -41,15 +41,15 @@ def straight_through(mask: Tensor, scores: Tensor) -> Tensor:
 
 
 def soft_mask(scores: Tensor, threshold: float | Tensor, temperature: float) -> Tensor:
-    r"""Return :math:`\sigma((S - \tau) / T)`, between 0 and 1: a mask once the temperature is low.
+    r"""Return the soft mask :math:`\sigma((S - \tau) / T)`, in (0, 1); close to 0 and 1 at a low temperature.
 
     Args:
         scores: any shape, larger = keep.
-        threshold: :math:`\tau`; a tensor learns.
+        threshold: :math:`\tau`; a tensor gets a gradient.
         temperature: :math:`T`, above 0.
 
     Raises:
-        ValueError: a temperature not above 0.
+        ValueError: ``temperature`` is not above 0.
 
     Example:
         >>> soft_mask(torch.tensor([0.0, 1.0, 2.0]), 1.0, temperature=0.01)
@@ -65,7 +65,7 @@ def soft_threshold(weight: Tensor, threshold: float | Tensor) -> Tensor:
 
     Args:
         weight: any shape.
-        threshold: at least 0; a tensor learns.
+        threshold: at least 0; a tensor gets a gradient.
 
     Example:
         >>> soft_threshold(torch.tensor([3.0, -1.0, 0.5]), 1.0)

@@ -1,4 +1,4 @@
-"""Sums of squares along dimensions, at the speed of a copy: a piece that stays in the cache at a time."""
+"""Sums of squares along dimensions, computed in pieces that fit in the cache, at the speed of a copy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ FEW = 16
 
 
 def wide(tensor: Tensor) -> torch.dtype:
-    """Return a real type of at least float32, in which squares neither vanish nor overflow soon."""
+    """Return a real dtype of at least float32, in which squares rarely overflow or underflow."""
     return torch.promote_types(tensor.dtype.to_real(), torch.float32)
 
 
 def squares(tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """Return the sums of squares along ``dims`` in rising order, of which there may be none; they stay, of size 1.
+    """Return sums of squares along ``dims``, which are in ascending order, may be empty, and are kept with size 1.
 
     Example:
         >>> squares(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), (1,))
@@ -41,7 +41,7 @@ def _piece(piece: Tensor, dims: list[int]) -> Tensor:
         return norms.square_()
     found = piece.square()
     for dim in dims:
-        if dim == last and found.shape[last] <= FEW:  # a sum over few neighbours is slow, a product is not
+        if dim == last and found.shape[last] <= FEW:  # a matrix product is faster than a sum over few neighbours
             found = found @ found.new_ones(found.shape[last], 1)
         else:
             found = found.sum(dim, keepdim=True)

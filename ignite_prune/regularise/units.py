@@ -1,4 +1,4 @@
-"""Units of a regulariser: their norms, and weights scaled unit by unit, in place and without copies where views do."""
+"""Units of a regulariser: norms of units, and in-place scaling of weights by unit, through views where possible."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ Weights = Mapping[str, Tensor]
 
 
 class Place(NamedTuple):
-    """One number an entry, to be broadcast over a weight's view of ``sizes``."""
+    """Values per entry, which broadcast over the view of a weight with ``sizes``."""
 
     sizes: tuple[int, ...]
     values: Tensor
 
 
 class Units(ABC):
-    """Units that lie over some weights.
+    """A partition of the entries of one or more weights into units.
 
     Attributes:
-        names: of the weights.
+        names: names of the weights.
     """
 
     names: tuple[str, ...]
 
     @abstractmethod
     def squares(self, weights: Weights) -> Tensor:
-        """Return each unit's sum of squares, at least float32, in any shape that :meth:`places` takes back."""
+        """Return the sum of squares of each unit, at least float32, in the shape of ``values`` in :meth:`places`."""
 
     @abstractmethod
     def sizes(self, weights: Weights) -> Tensor:
-        """Return how many entries each unit has, to be broadcast over :meth:`squares`."""
+        """Return the number of entries of each unit, broadcastable to the shape of :meth:`squares`."""
 
     @abstractmethod
     def places(self, name: str, weight: Tensor, values: Tensor, rest: float) -> Iterator[Place]:
-        """Yield where a value a unit goes; ``rest`` is for entries of no unit."""
+        """Yield unit values expanded to entries of a weight; entries of no unit get ``rest``."""
 
     def norms(self, weights: Weights) -> Tensor:
-        """Return each unit's Euclidean norm."""
+        """Return the Euclidean norm of each unit."""
         return self.squares(weights).sqrt_()
 
     def scale_(self, name: str, weight: Tensor, factors: Tensor) -> None:
-        """Multiply a weight by its units' factors."""
+        """Multiply each unit of a weight by its factor, in place."""
         for sizes, values in self.places(name, weight, factors, rest=1.0):
             weight.view(sizes).mul_(values.to(weight.dtype))
 
     def add_(self, name: str, total: Tensor, weight: Tensor, factors: Tensor) -> None:
-        """Add a weight times its units' factors to ``total``."""
+        """Add a weight, each unit times its factor, to ``total`` in place."""
         for sizes, values in self.places(name, weight, factors, rest=0.0):
-            if total.itemsize < 4:  # one over a small norm is infinite there
+            if total.itemsize < 4:  # 1 / norm overflows in half precision
                 total.view(sizes).add_(weight.view(sizes) * values)
             else:
                 total.view(sizes).addcmul_(weight.view(sizes), values.to(weight.dtype))
 
 
 class GridUnits(Units):
-    """Units that a view of the weight shows: see :meth:`Pattern.grid <ignite_prune.pattern.Pattern.grid>`."""
+    """Units of a pattern that are slices of a view: see :meth:`Pattern.grid <ignite_prune.pattern.Pattern.grid>`."""
 
     def __init__(self, name: str, pattern: Pattern, shape: tuple[int, ...]) -> None:
         grid = pattern.grid(shape)
@@ -75,7 +75,7 @@ class GridUnits(Units):
         self._of_each = float(round(count * pattern.share))
 
     def _going(self, weight: Tensor) -> Tensor | None:
-        """Which entries of the view a unit loses, where it is not all."""
+        """Return which entries of the view are pruned with their unit; None if all are."""
         if self._pattern.share == 1:
             return None
         none = torch.zeros(self._pattern.group(weight.abs(), None).shape, dtype=torch.bool, device=weight.device)
@@ -94,21 +94,22 @@ class GridUnits(Units):
         if going is not None:
             values = torch.where(going, values, rest)
         elif weight.is_contiguous() and 1 < sizes[-1] <= FEW and values.shape[-2:] == (*sizes[-2:-1], 1):
-            values = values.expand(*values.shape[:-1], sizes[-1]).flatten(-2)  # a value for few neighbours is slow
+            # Broadcasting one value over few neighbours is slow.
+            values = values.expand(*values.shape[:-1], sizes[-1]).flatten(-2)
             sizes = (*sizes[:-2], sizes[-2] * sizes[-1])
         yield Place(sizes, values)
 
 
 class IndexedUnits(Units):
-    """Units of any pattern, asked anew each time what it spreads: right for all, and slow."""
+    """Units of any pattern, found at each call by :meth:`Pattern.spread`; slower than :class:`GridUnits`."""
 
     def __init__(self, name: str, pattern: Pattern) -> None:
         self.names, self._pattern = (name,), pattern
 
     def _index(self, weight: Tensor) -> tuple[Tensor, int]:
-        """Return the unit of each entry, ``count`` where it is of none, and how many units there are.
+        """Return the unit of each entry, ``count`` for entries of no unit, and the number of units ``count``.
 
-        The pattern is asked to spread masks that spell the units' numbers in bits.
+        Each bit of the unit numbers is spread as a mask, which needs log2(count) calls instead of one per unit.
         """
         scores = weight.abs()
         shape = self._pattern.group(scores, None).shape
@@ -136,7 +137,12 @@ class IndexedUnits(Units):
 
 
 class CoupledUnits(Units):
-    """Units of a structure's group: all slices that go together, of the weights that are told."""
+    """Units of a structure's group: coupled slices of the given weights.
+
+    Args:
+        group: the group.
+        shapes: shapes of the weights to include, by name.
+    """
 
     def __init__(self, group: UnitGroup, shapes: Mapping[str, torch.Size]) -> None:
         self._slots = tuple(slot for slot in group.slots if slot.name in shapes)
@@ -144,7 +150,7 @@ class CoupledUnits(Units):
         self.names = tuple(dict.fromkeys(slot.name for slot in self._slots))
 
     def _by_unit(self, units: Tensor, slices: Tensor) -> Tensor:
-        """Add up what the slices of a unit have; slices of none come last and are dropped."""
+        """Return the sum of slice values per unit; slices that belong to no unit are dropped."""
         index = torch.where(units >= 0, units, self._count).to(slices.device)
         return slices.new_zeros(self._count + 1).index_add_(0, index, slices)[: self._count]
 
@@ -172,6 +178,6 @@ class CoupledUnits(Units):
 
 
 def units_of(name: str, weight: Tensor, pattern: Pattern) -> Units:
-    """Return a pattern's units over one weight."""
+    """Return the units of a pattern on one weight."""
     shape = tuple(weight.shape)
     return IndexedUnits(name, pattern) if pattern.grid(shape) is None else GridUnits(name, pattern, shape)

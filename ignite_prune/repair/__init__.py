@@ -1,4 +1,4 @@
-"""Making up for what was pruned: steps of their own, after the mask.
+"""Repairs: steps after an update that reduce the error of pruning, such as weight updates or new statistics.
 
 ``prune_model(..., repair=repair.OBS())``, ``PruneHandler(..., repair=[repair.Bias(), repair.BatchNorm()])``.
 """

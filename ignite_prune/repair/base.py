@@ -1,4 +1,4 @@
-"""The one interface every repair has, and what it works on."""
+"""Base class of repairs, and the plan of an update that they change."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
     from ignite_prune.saliency.needs import Need
 
 Passes = Callable[[], "Iterator[Batch]"]
-"""Gives the batches of the calibration data anew at each call."""
+"""Returns an iterator over the batches of the calibration data; each call starts again."""
 
 
 @dataclass
 class RepairContext:
-    """A model about to be pruned: what is planned for it. A repair changes the plan, never the model.
+    """A model and the update planned for it. A repair changes the planned masks and values, never the model.
 
     Args:
         model: the unwrapped model, as it was before the update.
         parameters: the selected parameters by name.
-        before: the masks so far, None where nothing is pruned.
-        masks: the new masks of those parameters that get sparser.
-        found: evidence by need and name, gathered before the update.
-        passes: the calibration batches, or None where there are none.
+        before: the current masks by name, None for a parameter without one.
+        masks: the new masks of the parameters that the update prunes.
+        found: returns the evidence of a need, by parameter name.
+        reasons: returns why parameters have no evidence of a need, by parameter name.
+        passes: returns the calibration batches; None if there are none.
         values: planned values of parameters and buffers, by name.
     """
 
@@ -45,18 +46,18 @@ class RepairContext:
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, name: str) -> Tensor:
-        """Return a parameter's planned value; what its new mask prunes may not be 0 yet."""
+        """Return the planned value of a parameter, in which newly pruned entries may not be 0 yet."""
         return self.values[name] if name in self.values else self.parameters[name].detach()
 
 
 @dataclass(frozen=True)
 class PrunedParameter:
-    """One parameter that gets sparser.
+    """One parameter that the update prunes.
 
     Args:
         name: its name.
-        saliency: what chose its mask.
-        pattern: which entries go together.
+        saliency: the saliency that selected its mask.
+        pattern: the pattern of its mask.
     """
 
     name: str
@@ -65,11 +66,11 @@ class PrunedParameter:
 
 
 class Repair(ABC):
-    """A step after the mask that makes up for what was pruned. A value: frozen, stateless.
+    """A step after the selection of masks that reduces the error of pruning. Frozen and stateless.
 
     Attributes:
-        whole: it concerns the model as a whole, and comes after those that concern single layers.
-        passes: it needs calibration data, as it runs the pruned model.
+        whole: it works on the whole model, and runs after repairs of single layers.
+        passes: it runs the pruned model, and so needs calibration data.
     """
 
     whole: ClassVar[bool] = False
@@ -77,28 +78,32 @@ class Repair(ABC):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """The evidence it needs, gathered before the update."""
+        """The evidence that it needs, collected before the update."""
         return ()
 
     @abstractmethod
-    def __call__(self, patient: RepairContext, cuts: Sequence[PrunedParameter]) -> None:
-        """Change what is planned for the parameters that get sparser.
+    def __call__(self, context: RepairContext, pruned: Sequence[PrunedParameter]) -> None:
+        """Change the planned masks and values.
+
+        Args:
+            context: the model and the plan, changed in place.
+            pruned: the parameters that the update prunes.
 
         Raises:
-            ValueError: it lacks evidence, or cannot be computed.
+            ValueError: evidence is missing, or the repair cannot be computed.
         """
 
 
-def evidence_for(patient: RepairContext, repair: Repair, name: str) -> Any:
-    """Return a parameter's evidence.
+def evidence_for(context: RepairContext, repair: Repair, name: str) -> Any:
+    """Return the evidence of a parameter.
 
     Raises:
         MissingEvidence: there is none.
     """
     (need,) = repair.needs
-    found = patient.found(need)
+    found = context.found(need)
     if name not in found:
-        reason = patient.reasons(need).get(name, "nothing has been gathered yet")
+        reason = context.reasons(need).get(name, "nothing has been gathered yet")
         raise MissingEvidence(
             f"repair.{type(repair).__name__} has no evidence for parameter {name!r}: {reason}. {SOURCES}"
         )
@@ -106,10 +111,10 @@ def evidence_for(patient: RepairContext, repair: Repair, name: str) -> Any:
 
 
 def as_repairs(value: Any) -> tuple[Repair, ...]:
-    """Return repairs as a tuple; None is none, one alone a tuple of one.
+    """Return ``value`` (None, a repair or a sequence of them) as a tuple.
 
     Raises:
-        TypeError: it is no repair.
+        TypeError: an element is not a repair.
     """
     listed = () if value is None else value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     for each in listed:

@@ -1,4 +1,4 @@
-"""BatchNorm re-estimation: the cheapest large win there is."""
+"""BatchNorm: re-estimation of running statistics after pruning."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class BatchNorm(Repair):
-    r"""Estimate the running mean and variance of every BatchNorm anew, as averages over the calibration data.
+    r"""Re-estimates the running mean and variance of every BatchNorm, as averages over the calibration data.
 
-    Pruning shifts what enters a BatchNorm; its old statistics are then simply wrong. Needs ``data=``; costs a forward
-    pass over it, in training mode for BatchNorm and eval mode for the rest. A BatchNorm that no batch reaches keeps its
-    statistics. Under ``torch.distributed`` every batch of every rank counts the same.
+    Pruning changes the distribution of a BatchNorm's input, so its old statistics are wrong. Requires ``data=``, and
+    one forward pass over it with BatchNorm in training mode and the rest in eval mode. A BatchNorm that no batch
+    reaches keeps its statistics. Under ``torch.distributed`` every batch of every rank has the same weight.
 
     Args:
-        variance_repair: also undo what ``eps`` does to channels whose variance has all but vanished: with
+        variance_repair: also correct the effect of ``eps`` on channels whose variance is close to 0: with
             :math:`\sigma^2` before and :math:`\hat\sigma^2` after pruning, the input's signal is restored by
             :math:`\alpha = 1 + r (\sigma/\hat\sigma - 1)`, :math:`r = \min(1, \hat\sigma/\sigma)` (weak signals are
-            mostly noise and are trusted less), by way of the scale :math:`\gamma`. Costs a second pass.
+            mostly noise, and are amplified less), through the scale :math:`\gamma`. Costs a second pass.
 
     Raises:
         TypeError: ``variance_repair`` is not a bool.
-        ValueError: (from an update) there is no data, no BatchNorm with running statistics, or a batch that leaves a
-            channel a single value.
+        ValueError: (from an update) there is no data, the model has no BatchNorm with running statistics, or a batch
+            has a single value per channel.
 
     References:
         After Zhan, Chen, Hu, "Adaptive signal resuscitation", 2026, arXiv 2605.21426 (the shrinkage is ours).
@@ -51,26 +51,26 @@ class BatchNorm(Repair):
         if not isinstance(self.variance_repair, bool):
             raise TypeError(f"Argument variance_repair should be a bool, but given {self.variance_repair!r}")
 
-    def __call__(self, patient: RepairContext, cuts: Sequence[PrunedParameter]) -> None:
+    def __call__(self, context: RepairContext, pruned: Sequence[PrunedParameter]) -> None:
         norms = {
             name: module
-            for name, module in patient.model.named_modules()
+            for name, module in context.model.named_modules()
             if isinstance(module, Norm) and module.track_running_stats
         }
-        found = _over_ranks(patient, norms)
+        found = _over_ranks(context, norms)
         if self.variance_repair:
-            patient.values |= _scales(patient, norms, found)
-            found = _over_ranks(patient, norms)
-        patient.values |= found
+            context.values |= _scales(context, norms, found)
+            found = _over_ranks(context, norms)
+        context.values |= found
 
 
-def _over_ranks(patient: RepairContext, norms: Mapping[str, Norm]) -> dict[str, Tensor]:
-    """Return the running statistics over every rank's batches, of those BatchNorms that one has reached."""
+def _over_ranks(context: RepairContext, norms: Mapping[str, Norm]) -> dict[str, Tensor]:
+    """Return the running statistics over the batches of all ranks, of the BatchNorms that a batch has reached."""
     own: dict[str, Tensor] = {}
     error: Exception | None = None
     try:
-        own = _estimated(patient, norms)
-    except Exception as raised:  # told to the others first: none must wait for this rank
+        own = _estimated(context, norms)
+    except Exception as raised:  # raised on all ranks below, so that none waits for this one
         error = raised
     raise_together(error, "repair.BatchNorm() failed on another rank; nothing was changed on this one")
     found: dict[str, Tensor] = {}
@@ -88,17 +88,18 @@ def _over_ranks(patient: RepairContext, norms: Mapping[str, Norm]) -> dict[str, 
 
 
 @torch.no_grad()
-def _estimated(patient: RepairContext, norms: Mapping[str, Norm]) -> dict[str, Tensor]:
-    """Return the running statistics of the model as planned, over this rank's batches."""
+def _estimated(context: RepairContext, norms: Mapping[str, Norm]) -> dict[str, Tensor]:
+    """Return the running statistics of the model with the planned values, over this rank's batches."""
     if not norms:
         raise ValueError("repair.BatchNorm() found no BatchNorm with running statistics in the model")
-    if patient.passes is None:
+    if context.passes is None:
         raise ValueError("repair.BatchNorm() needs batches to estimate the statistics from: give data=")
-    names = {parameter: name for name, parameter in patient.model.named_parameters()}
-    planned = {names[p]: patient.values[name] for name, p in _everything(patient).items() if name in patient.values}
-    for name, mask in patient.masks.items():
-        actual = names[_everything(patient)[name]]
-        planned[actual] = patient.weight(name) * mask
+    names = {parameter: name for name, parameter in context.model.named_parameters()}
+    parameters = named_parameters(context.model)
+    planned = {names[p]: context.values[name] for name, p in parameters.items() if name in context.values}
+    for name, mask in context.masks.items():
+        actual = names[parameters[name]]
+        planned[actual] = context.weight(name) * mask
     statistics = {
         f"{name}.{leaf}".lstrip("."): buffer.detach().clone()
         for name, module in norms.items()
@@ -106,10 +107,10 @@ def _estimated(patient: RepairContext, norms: Mapping[str, Norm]) -> dict[str, T
     }
     for name, value in statistics.items():
         value.fill_(1 if name.endswith("running_var") else 0)
-    with undisturbed(patient.model), averaging(norms):
-        for batch in patient.passes():
+    with undisturbed(context.model), averaging(norms):
+        for batch in context.passes():
             args, kwargs = ((), dict(batch.x)) if isinstance(batch.x, Mapping) else ((batch.x,), {})
-            _run(patient.model, {**planned, **statistics}, args, kwargs, batch)
+            _run(context.model, {**planned, **statistics}, args, kwargs, batch)
     return statistics
 
 
@@ -124,7 +125,7 @@ def _run(model: nn.Module, state: dict[str, Tensor], args: tuple, kwargs: dict, 
 
 @contextmanager
 def averaging(norms: Mapping[str, Norm]) -> Iterator[None]:
-    """Let BatchNorm take plain averages over the passes inside."""
+    """Make BatchNorm compute cumulative averages inside the ``with`` statement, in training mode."""
     momenta = {module: module.momentum for module in norms.values()}
     try:
         for module in momenta:
@@ -136,7 +137,8 @@ def averaging(norms: Mapping[str, Norm]) -> Iterator[None]:
             module.momentum = momentum
 
 
-def _scales(patient: RepairContext, norms: Mapping[str, Norm], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _scales(context: RepairContext, norms: Mapping[str, Norm], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the new scales of BatchNorms, which compensate the effect of ``eps``."""
     scales = {}
     for name, module in norms.items():
         after = found.get(f"{name}.running_var".lstrip("."))
@@ -149,7 +151,3 @@ def _scales(patient: RepairContext, norms: Mapping[str, Norm], found: Mapping[st
         parameter = f"{name}.weight".lstrip(".")
         scales[parameter] = module.weight.detach() * factor.to(module.weight.dtype)
     return scales
-
-
-def _everything(patient: RepairContext) -> Mapping[str, nn.Parameter]:
-    return named_parameters(patient.model)

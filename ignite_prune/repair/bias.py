@@ -1,4 +1,4 @@
-"""Bias correction: the mean of each output is put back."""
+"""Bias: bias correction, which restores the mean of each output."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from ignite_prune.saliency.needs import InputNorms
 
 @dataclass(frozen=True)
 class Bias(Repair):
-    r"""Add to each bias what its output loses on average: :math:`b \leftarrow b + (W - \hat W)\, E[x]`.
+    r"""Adds the mean change of each output to its bias: :math:`b \leftarrow b + (W - \hat W)\, E[x]`.
 
-    Layers without a bias stay as they are. Costs next to nothing; the means come with Wanda's norms, shared with it.
+    Layers without a bias are not changed. The cost is small; the input means are part of the evidence of
+    ``saliency.Wanda()``, and shared with it.
 
     Raises:
-        ValueError: (from an update) no layer that is pruned has a bias.
+        ValueError: (from an update) no pruned layer has a bias.
 
     References:
         Nagel, van Baalen, Blankevoort, Welling, "Data-free quantization through weight equalization and bias
@@ -30,24 +31,24 @@ class Bias(Repair):
     def needs(self) -> tuple[InputNorms]:
         return (InputNorms(),)
 
-    def __call__(self, patient: RepairContext, cuts: Sequence[PrunedParameter]) -> None:
-        everything, found = named_parameters(patient.model), False
-        for cut in cuts:
-            head, dot, leaf = cut.name.rpartition(".")
+    def __call__(self, context: RepairContext, pruned: Sequence[PrunedParameter]) -> None:
+        everything, found = named_parameters(context.model), False
+        for parameter in pruned:
+            head, dot, leaf = parameter.name.rpartition(".")
             name = f"{head}{dot}{leaf.replace('weight', 'bias')}"
-            if name == cut.name or name not in everything:
+            if name == parameter.name or name not in everything:
                 continue
             found = True
-            sums = evidence_for(patient, self, cut.name)
-            bias = patient.values.get(name, everything[name].detach())
-            patient.values[name] = bias + self._lost(patient, cut.name, sums).to(bias.dtype)
-        if cuts and not found:
-            raise ValueError(f"repair.Bias() found no bias beside {', '.join(cut.name for cut in cuts)}")
+            sums = evidence_for(context, self, parameter.name)
+            bias = context.values.get(name, everything[name].detach())
+            context.values[name] = bias + self._lost(context, parameter.name, sums).to(bias.dtype)
+        if pruned and not found:
+            raise ValueError(f"repair.Bias() found no bias next to {', '.join(each.name for each in pruned)}")
 
-    def _lost(self, patient: RepairContext, name: str, sums: Tensor) -> Tensor:
-        """What each output loses on average."""
-        was, mask = patient.parameters[name].detach(), patient.masks[name]
-        now = patient.weight(name) * mask
+    def _lost(self, context: RepairContext, name: str, sums: Tensor) -> Tensor:
+        """Return the mean loss of each output."""
+        was, mask = context.parameters[name].detach(), context.masks[name]
+        now = context.weight(name) * mask
         lost = (was - now).to(sums.dtype) * (sums[0] / sums[2].clamp(min=1))
         outputs = 1 if sums.ndim == 3 and sums.shape[2] == 1 and sums.shape[1] > 1 else 0
         return lost.sum([dim for dim in range(lost.ndim) if dim != outputs])

@@ -1,4 +1,4 @@
-"""Dynamic sparse no training: another mask, as sparse, with less expected error."""
+"""DSnoT (dynamic sparse no training): a mask of the same sparsity with a smaller expected error."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ignite_prune.saliency.needs import InputNorms
 
 @dataclass(frozen=True)
 class DSnoT(Repair):
-    """Swap pruned entries for kept ones, row by row, until each output's expected error is small.
+    """Swaps pruned entries with kept ones, row by row, until the expected error of each output is small.
 
-    No weight is changed. Rows keep their numbers, so the counts stay exact; entries of earlier updates never come back.
-    It helps where inputs have means (after a ReLU); where they have none it does harm. For ``Unstructured()`` masks on
-    Linear and Conv layers. Evidence is that of ``saliency.Wanda``, shared with it.
+    Weights are not changed. Each row keeps its number of entries, so counts stay exact; entries pruned by earlier
+    updates stay pruned. It helps if inputs have a nonzero mean (after a ReLU), and does harm otherwise. For
+    ``Unstructured()`` masks on Linear and Conv layers. The evidence is shared with ``saliency.Wanda()``.
 
     Args:
-        cycles: swaps a row at the most.
-        threshold: of the expected error, in the output's unit, at which a row is left.
+        cycles: maximum number of swaps per row.
+        threshold: expected error, in the output's unit, at which the swaps of a row end.
 
     Raises:
         TypeError, ValueError: ``cycles`` is not an int of at least 1, or ``threshold`` not a finite number above 0.
-        ValueError: (from an update) another pattern.
+        ValueError: (from an update) the pattern is not ``Unstructured()``.
 
     References:
         Zhang et al., "Dynamic sparse no training", 2024, arXiv 2310.08915.
@@ -46,24 +46,26 @@ class DSnoT(Repair):
     def needs(self) -> tuple[InputNorms]:
         return (InputNorms(),)
 
-    def __call__(self, patient: RepairContext, cuts: Sequence[PrunedParameter]) -> None:
-        for cut in cuts:
-            if not isinstance(cut.pattern, Unstructured):
-                raise ValueError(f"repair.DSnoT() swaps single entries, but {cut.name!r} is pruned by {cut.pattern}")
-            sums = evidence_for(patient, self, cut.name)
-            patient.masks[cut.name] = self._swapped(patient, cut.name, sums)
+    def __call__(self, context: RepairContext, pruned: Sequence[PrunedParameter]) -> None:
+        for parameter in pruned:
+            if not isinstance(parameter.pattern, Unstructured):
+                raise ValueError(
+                    f"repair.DSnoT() swaps single entries, but {parameter.name!r} is pruned by {parameter.pattern}"
+                )
+            sums = evidence_for(context, self, parameter.name)
+            context.masks[parameter.name] = self._swapped(context, parameter.name, sums)
 
-    def _swapped(self, patient: RepairContext, name: str, sums: Tensor) -> Tensor:
-        weight, mask, before = patient.weight(name), patient.masks[name], patient.before[name]
+    def _swapped(self, context: RepairContext, name: str, sums: Tensor) -> Tensor:
+        weight, mask, before = context.weight(name), context.masks[name], context.before[name]
         transposed = sums.ndim == 3 and sums.shape[2] == 1 and sums.shape[1] > 1
 
         def rows(tensor: Tensor) -> Tensor:
             return (tensor.t() if transposed else tensor.flatten(1)).contiguous()
 
         allowed = torch.ones_like(mask) if before is None else before
-        statistics = [rows(each) for each in sums]  # of one row for all, or in a grouped convolution of each
-        alike = len(statistics[0])
-        parts = zip(*(rows(each).chunk(alike) for each in (weight, mask, allowed)), *statistics)
+        statistics = [rows(each) for each in sums]  # one row for all outputs, or one per group of a convolution
+        groups = len(statistics[0])
+        parts = zip(*(rows(each).chunk(groups) for each in (weight, mask, allowed)), *statistics)
         found = torch.cat([self._swap(*part) for part in parts])
         return (found.t() if transposed else found.view(weight.shape)).contiguous()
 

@@ -1,4 +1,4 @@
-"""Optimal Brain Surgeon's update, joint for all that goes."""
+"""OBS: the joint weight update of Optimal Brain Surgeon."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from ignite_prune.saliency.obs import joint_update
 
 @dataclass(frozen=True)
 class OBS(Repair):
-    r"""Let each block's kept weights make up for all removed ones at once.
+    r"""Adjusts the kept weights of each block to compensate for all removed ones jointly.
 
-    It minimises :math:`\tfrac12 \delta^T (F + \lambda I)\, \delta` with every removed weight landing on 0:
-    :math:`\delta_K = F_{KK}^{-1} F_{KQ} w_Q`. Published programs add up the updates of single removals instead, which
-    neither lands on 0 nor lowers the loss. Evidence and memory are those of ``saliency.OBS``, shared with it.
+    It minimises :math:`\tfrac12 \delta^T (F + \lambda I)\, \delta` subject to every removed weight becoming 0:
+    :math:`\delta_K = F_{KK}^{-1} F_{KQ} w_Q`. Published implementations sum the updates of single removals, which
+    neither makes the removed weights 0 nor minimises the loss. Evidence and memory are those of ``saliency.OBS()``, and
+    shared with it.
 
     Args:
-        block: weights a block.
-        damping: :math:`\lambda`.
+        block: weights per block.
+        damping: :math:`\lambda`, added to the diagonal.
 
     Raises:
         TypeError, ValueError: ``block`` is not an int of at least 1, or ``damping`` not a finite number above 0.
@@ -41,10 +42,10 @@ class OBS(Repair):
     def needs(self) -> tuple[FisherBlocks]:
         return (FisherBlocks(self.block),)
 
-    def __call__(self, patient: RepairContext, cuts: Sequence[PrunedParameter]) -> None:
-        for cut in cuts:
-            fisher: Fisher = evidence_for(patient, self, cut.name)
-            weight, mask = patient.weight(cut.name), patient.masks[cut.name]
+    def __call__(self, context: RepairContext, pruned: Sequence[PrunedParameter]) -> None:
+        for parameter in pruned:
+            fisher: Fisher = evidence_for(context, self, parameter.name)
+            weight, mask = context.weight(parameter.name), context.masks[parameter.name]
             sums = fisher.sums.to(weight.device)
-            # The solution is the same for S + mλ as for S/m + λ.
-            patient.values[cut.name] = joint_update(weight, mask, sums, self.damping * fisher.number)
+            # S + mλ has the same solution as S/m + λ, and needs no copy of the sums.
+            context.values[parameter.name] = joint_update(weight, mask, sums, self.damping * fisher.number)

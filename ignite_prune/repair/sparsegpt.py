@@ -1,4 +1,4 @@
-"""SparseGPT's update: column after column, those to the right making up for what goes."""
+"""SparseGPT: pruning column by column, with an update of the columns to the right."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from ignite_prune.saliency.needs import InputMoments, Moments
 
 @dataclass(frozen=True)
 class SparseGPT(Repair):
-    """Sweep over a layer's columns, each error spread over the columns not yet reached.
+    """Processes a layer's columns from left to right; the error of each is compensated by the columns to its right.
 
-    Where ``saliency.SparseGPT()`` chose the mask, the mask is chosen anew, block by block (for ``NofM`` group by group)
-    on the weights as updated so far, as the paper does; how many go stays the same. Any other mask is kept as it is.
-    For Linear and Conv layers, whose inputs are unfolded. Evidence and memory are those of ``saliency.SparseGPT``.
+    A mask selected by ``saliency.SparseGPT()`` is selected again, block by block (for ``NofM`` group by group), on the
+    weights updated so far, as in the paper; the number of pruned weights stays the same. Other masks are kept. For
+    Linear and Conv layers; the inputs of a Conv are unfolded. Evidence and memory are those of
+    ``saliency.SparseGPT()``, and shared with it.
 
     Args:
-        block: columns that are updated, and chosen, together.
-        damping: times the mean of the Hessian's diagonal.
+        block: number of columns that are updated, and selected, together.
+        damping: damping relative to the mean of the Hessian's diagonal.
 
     Raises:
         TypeError, ValueError: ``block`` is not an int of at least 1, or ``damping`` not a finite number above 0.
@@ -46,11 +47,15 @@ class SparseGPT(Repair):
     def needs(self) -> tuple[InputMoments]:
         return (InputMoments(),)
 
-    def __call__(self, patient: RepairContext, cuts: Sequence[PrunedParameter]) -> None:
-        for cut in cuts:
-            moments: Moments = evidence_for(patient, self, cut.name)
-            weight, mask, before = patient.weight(cut.name), patient.masks[cut.name], patient.before[cut.name]
-            form = _Matrix(weight, moments.transposed, channels_last=isinstance(cut.pattern, NofM))
+    def __call__(self, context: RepairContext, pruned: Sequence[PrunedParameter]) -> None:
+        for parameter in pruned:
+            moments: Moments = evidence_for(context, self, parameter.name)
+            weight, mask, before = (
+                context.weight(parameter.name),
+                context.masks[parameter.name],
+                context.before[parameter.name],
+            )
+            form = _Matrix(weight, moments.transposed, channels_last=isinstance(parameter.pattern, NofM))
             parts = zip(
                 form.rows(weight).chunk(len(moments.sums)),
                 form.rows(mask).chunk(len(moments.sums)),
@@ -58,22 +63,22 @@ class SparseGPT(Repair):
                 moments.sums,
             )
             swept = [
-                self._sweep(part, kept, earlier, form.hessian(sums.to(weight.device) * moments.scale), cut)
+                self._sweep(part, kept, earlier, form.hessian(sums.to(weight.device) * moments.scale), parameter)
                 for part, kept, earlier, sums in parts
             ]
-            patient.values[cut.name] = form.back(torch.cat([new for new, _ in swept]))
-            patient.masks[cut.name] = form.back(torch.cat([kept for _, kept in swept]))
+            context.values[parameter.name] = form.back(torch.cat([new for new, _ in swept]))
+            context.masks[parameter.name] = form.back(torch.cat([kept for _, kept in swept]))
 
     def _sweep(
-        self, weight: Tensor, mask: Tensor, before: Tensor | None, hessian: Tensor, cut: PrunedParameter
+        self, weight: Tensor, mask: Tensor, before: Tensor | None, hessian: Tensor, parameter: PrunedParameter
     ) -> tuple[Tensor, Tensor]:
-        pattern, rows = cut.pattern, tuple(weight.shape)
-        own = isinstance(cut.saliency, saliency.SparseGPT)
-        if own and isinstance(pattern, Unstructured):
+        pattern, rows = parameter.pattern, tuple(weight.shape)
+        selects = isinstance(parameter.saliency, saliency.SparseGPT)
+        if selects and isinstance(pattern, Unstructured):
             counts = block_counts(int((~mask).sum()), (rows[0], rows[1]), self.block, before)
             choose = by_count(counts, self.block, before)
             return sweep(weight, hessian, damping=self.damping, block=self.block, choose=choose)
-        if own and isinstance(pattern, NofM) and pattern.dim == 1 and _all_done(mask, pattern):
+        if selects and isinstance(pattern, NofM) and pattern.dim == 1 and _all_done(mask, pattern):
             choose = by_group(pattern.keep, before)
             return sweep(weight, hessian, damping=self.damping, block=self.block, choose=choose, group=pattern.of)
         return sweep(weight, hessian, damping=self.damping, block=self.block, mask=mask)
@@ -86,12 +91,13 @@ def _all_done(mask: Tensor, pattern: NofM) -> bool:
 
 
 class _Matrix:
-    """A weight as a matrix ``(out, inputs)``, and the way back.
+    """Conversion between a weight and a matrix ``(out, inputs)``.
 
     Args:
         like: the weight.
-        transposed: its outputs lie along dim 1.
-        channels_last: order a convolution's inputs ``(*kernel, channels)``, as groups along the channels need it.
+        transposed: whether dim 1 of the weight is the output dimension.
+        channels_last: order the inputs of a convolution as ``(*kernel, channels)``, so that groups along the channels
+            are consecutive.
     """
 
     def __init__(self, like: Tensor, transposed: bool, channels_last: bool) -> None:

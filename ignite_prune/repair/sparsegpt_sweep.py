@@ -1,4 +1,4 @@
-"""SparseGPT's column sweep: prune from left to right, and let the columns not yet reached make up for it."""
+"""SparseGPT's column sweep: prunes columns from left to right and updates the columns that follow."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from ignite_prune.saliency.sparsegpt import column_scores, dead_columns, inverse_factor
 
 Chooser = Callable[[int, Tensor, Tensor], Tensor]
-"""Takes the first column, the weights (rows, b) as updated so far and U's diagonal (b,), infinite where the column is
-dead; returns the bool mask (rows, b), True = kept."""
+"""``(start, weight, diagonal) -> mask``: the first column, the weights (rows, b) updated so far, and U's diagonal (b,),
+infinite for dead columns; returns a bool mask (rows, b), True = kept."""
 
 
 def sweep(
@@ -24,28 +24,29 @@ def sweep(
     choose: Chooser | None = None,
     group: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Prune a matrix and update what stays, one column after another.
+    r"""Prune a matrix and update the remaining weights, column by column.
 
-    With U the upper Cholesky factor of the inverse Hessian, column i has the errors :math:`e = w_i / U_{ii}` where it
-    is pruned and 0 elsewhere, and the columns after it become :math:`W_{:,j} - e\, U_{ij}`. Columns beyond the block
-    are updated once a block.
+    With U the upper Cholesky factor of the inverse Hessian, column i has the error :math:`e = w_i / U_{ii}` in pruned
+    entries and 0 elsewhere, and the columns after it become :math:`W_{:,j} - e\, U_{ij}`. Columns beyond the current
+    block are updated once per block.
 
     Args:
         weight2d: ``(rows, n)``; not changed.
         hessian: ``(n, n)``; see :func:`ignite_prune.saliency.sparsegpt.inverse_factor`.
-        damping: relative to the mean of the Hessian's diagonal.
-        block: columns updated together; with a mask given it alters the speed alone.
-        mask: bool, of the weight's shape, True = kept: only the update is made.
-        choose: picks the mask instead, on the weights as updated so far, e.g. :func:`by_count`, :func:`by_group`.
-        group: columns that ``choose`` is asked for at a time, a whole block if None; ``block`` is raised to a multiple.
+        damping: damping relative to the mean of the Hessian's diagonal.
+        block: number of columns updated together; with a given mask it only affects the speed.
+        mask: bool, of the weight's shape, True = kept; weights are updated for this mask.
+        choose: selects the mask instead, on the weights updated so far, e.g. :func:`by_count` or :func:`by_group`.
+        group: number of columns per call of ``choose``; None is a whole block. ``block`` is rounded up to a multiple.
 
     Returns:
-        The new weight, in its type, and the mask. Pruned entries are exactly 0.0; a dead column keeps its kept weights.
+        The new weight, in the dtype of ``weight2d``, and the mask. Pruned entries are exactly 0.0; kept entries of a
+        dead column are not changed.
 
     Raises:
-        TypeError: not just one of ``mask`` and ``choose``, or a mask that is not bool.
-        ValueError: shapes that do not fit, ``block`` or ``group`` below 1, a Hessian without an inverse, or weights
-            that are not finite.
+        TypeError: not exactly one of ``mask`` and ``choose`` is given, or the mask is not bool.
+        ValueError: the shapes do not match, ``block`` or ``group`` is below 1, the Hessian has no finite inverse, or
+            the weights are not finite.
 
     Example:
         >>> w, h = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0], [1.0, 2.0]])
@@ -53,13 +54,13 @@ def sweep(
         (tensor([[0.0000, 2.5000]]), tensor([[False,  True]]))
     """
     if (mask is None) == (choose is None):
-        raise TypeError("Just one of the arguments mask and choose should be given")
+        raise TypeError("Exactly one of the arguments mask and choose should be given")
     _check_shapes(weight2d, hessian, mask)
     _check_widths(block=block, group=block if group is None else group)
     dtype = torch.promote_types(torch.promote_types(weight2d.dtype, hessian.dtype), torch.float32)
     factor = inverse_factor(hessian, damping).to(dtype)
     diagonal = factor.diagonal().clone()
-    worth = diagonal.masked_fill(dead_columns(hessian), torch.inf)
+    divisors = diagonal.masked_fill(dead_columns(hessian), torch.inf)  # dead columns score 0
     columns = weight2d.detach().t().to(dtype, copy=True, memory_format=torch.contiguous_format)  # (n, rows)
     kept = torch.ones_like(columns, dtype=torch.bool) if mask is None else mask.t().contiguous()
     step = block if group is None else -(-block // group) * group
@@ -69,7 +70,7 @@ def sweep(
         for first in range(start, stop, group or step):
             last = min(first + (group or step), stop)
             if choose is not None:
-                kept[first:last] = choose(first, columns[first:last].t(), worth[first:last]).t()
+                kept[first:last] = choose(first, columns[first:last].t(), divisors[first:last]).t()
             share = (~kept[first:last]).to(dtype).div_(diagonal[first:last, None])
             for i in range(first, last):
                 error = torch.mul(columns[i], share[i - first], out=errors[i - start])
@@ -82,16 +83,17 @@ def sweep(
 
 
 def by_count(counts: Sequence[int], block: int, before: Tensor | None = None) -> Chooser:
-    """Return a chooser that prunes exactly the ``counts[b]`` least scores of block b.
+    """Return a chooser that prunes exactly the ``counts[b]`` smallest scores of block b.
+
+    Of equal scores the one with the lower flat index in the block is kept.
 
     Args:
-        counts: pruned entries of each block, those pruned ``before`` included; see :func:`block_counts`.
-        block: columns of a block, as given to :func:`sweep`.
-        before: bool ``(rows, n)``: what is pruned in it goes first. Among equals the lower flat index in the block
-            stays.
+        counts: number of pruned entries of each block, including those pruned in ``before``; see :func:`block_counts`.
+        block: columns per block, as given to :func:`sweep`.
+        before: the earlier mask, bool ``(rows, n)``; its pruned entries are pruned first.
 
     Raises:
-        ValueError: when called: a block has fewer entries than its count, or more of them pruned before.
+        ValueError: (when called) a block has fewer entries than its count, or more of them are pruned in ``before``.
     """
 
     def choose(start: int, weight: Tensor, diagonal: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ def by_count(counts: Sequence[int], block: int, before: Tensor | None = None) ->
         least = 0 if gone is None else int(gone.count_nonzero())
         if not least <= count <= scores.numel():
             raise ValueError(
-                f"The block at column {start} can have {least} to {scores.numel()} pruned, but {count} are asked for"
+                f"The block at column {start} can have {least} to {scores.numel()} pruned, but given a count of {count}"
             )
         return _all_but_least(scores, count).view(weight.shape)
 
@@ -111,13 +113,13 @@ def by_count(counts: Sequence[int], block: int, before: Tensor | None = None) ->
 
 
 def by_group(keep: int, before: Tensor | None = None) -> Chooser:
-    """Return a chooser for N:M: of each row's group the ``keep`` best stay, the earlier among equals.
+    """Return a chooser for N:M sparsity that keeps the ``keep`` best entries of a group in each row.
 
-    Use it as ``sweep(..., choose=by_group(2), group=4)``.
+    Of equal scores the earlier entry is kept. Use it as ``sweep(..., choose=by_group(2), group=4)``.
 
     Args:
-        keep: entries that stay; a group that has fewer left keeps those.
-        before: bool ``(rows, n)``: what is pruned in it stays pruned.
+        keep: number of kept entries; a group with fewer left keeps those.
+        before: the earlier mask, bool ``(rows, n)``; its pruned entries stay pruned.
     """
 
     def choose(start: int, weight: Tensor, diagonal: Tensor) -> Tensor:
@@ -133,16 +135,16 @@ def by_group(keep: int, before: Tensor | None = None) -> Chooser:
 
 
 def block_counts(pruned: int, shape: tuple[int, int], block: int, before: Tensor | None = None) -> list[int]:
-    """Divide ``pruned`` entries of a ``(rows, n)`` matrix over its blocks, in proportion to what lives in each.
+    """Divide ``pruned`` entries of a ``(rows, n)`` matrix over its blocks, in proportion to their remaining entries.
 
     Args:
-        pruned: how many in all, those pruned ``before`` included; where it is fewer, those.
+        pruned: total number of pruned entries, including those pruned in ``before``; at least their number is used.
         shape: rows and columns.
-        block: columns of a block.
-        before: bool ``(rows, n)``, True = kept so far.
+        block: columns per block.
+        before: the earlier mask, bool ``(rows, n)``, True = kept.
 
     Returns:
-        Whole numbers that add up exactly, none below what is pruned already.
+        Pruned entries of each block, which add up exactly.
 
     Example:
         >>> block_counts(7, (2, 5), block=2)
@@ -156,14 +158,14 @@ def block_counts(pruned: int, shape: tuple[int, int], block: int, before: Tensor
     counts, seen, given = [], 0, 0
     for size, alive in zip(sizes, living):
         seen += alive
-        due = more * seen // max(total, 1)
-        counts.append(size - alive + due - given)
-        given = due
+        cumulative = more * seen // max(total, 1)
+        counts.append(size - alive + cumulative - given)
+        given = cumulative
     return counts
 
 
 def _all_but_least(scores: Tensor, count: int) -> Tensor:
-    """Return a mask without the ``count`` least; of equal ones the last go."""
+    """Return a mask without the ``count`` smallest scores; of equal ones the last are pruned."""
     if count == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     threshold = scores.kthvalue(count).values

@@ -1,4 +1,4 @@
-r"""DSnoT: swap pruned entries for kept ones until each output's expected error is small. No weight is changed.
+r"""DSnoT's swaps of pruned and kept entries, which reduce the expected error of each output without new weights.
 
 References:
     Zhang et al., "Dynamic sparse no training: training-free fine-tuning for sparse LLMs", 2024, arXiv 2310.08915.
@@ -23,28 +23,30 @@ def swap(
     threshold: float = 0.1,
     allowed: Tensor | None = None,
 ) -> Tensor:
-    r"""Return a mask with as many entries in each row and an expected error no larger.
+    r"""Return a mask with the same number of entries in each row and an expected error that is not larger.
 
-    A row's error is :math:`\epsilon = \sum_{j\ \mathrm{pruned}} w_j E[x_j]`. In each cycle a row grows the pruned entry
-    with the largest :math:`\mathrm{sign}(\epsilon)\, w_j E[x_j] / \mathrm{Var}[x_j]` and prunes the kept one with the
-    least Wanda score :math:`|w_j| \|x_j\|` of those that oppose :math:`\epsilon`. It stops where :math:`|\epsilon|` is
-    at most ``threshold``, would not fall, or an entry is lacking. No entry moves twice. (The published program also
-    stops before :math:`\epsilon` changes its sign.) It helps where inputs have means; without them it does harm.
+    The error of a row is :math:`\epsilon = \sum_{j\ \mathrm{pruned}} w_j E[x_j]`. In each cycle a row grows the pruned
+    entry with the largest :math:`\mathrm{sign}(\epsilon)\, w_j E[x_j] / \mathrm{Var}[x_j]` and prunes, among the kept
+    entries whose :math:`w_j E[x_j]` has the opposite sign of :math:`\epsilon`, the one with the smallest Wanda score
+    :math:`|w_j| \|x_j\|`. It stops if :math:`|\epsilon|` is at most ``threshold`` or would not decrease, or if there is
+    no entry to swap. No entry is moved twice. (The published code also stops before :math:`\epsilon` changes its sign.)
+    It helps if inputs have a nonzero mean, and does harm otherwise.
 
     Args:
-        weight2d: ``(rows, n)``, dense: what is pruned has its value still.
-        mask2d: bool, of its shape, True = kept.
-        mean_x: ``(n,)``, each input's mean. The published program sums over a sequence, so that its threshold is in
-            units of tokens times ours.
-        var_x: ``(n,)``, its variance.
-        norm_x: ``(n,)``, its Euclidean norm over the samples, or any multiple.
-        cycles: swaps a row at the most.
+        weight2d: dense weights, ``(rows, n)``, pruned entries with their values.
+        mask2d: bool, ``(rows, n)``, True = kept.
+        mean_x: ``(n,)``, mean of each input. The published code sums over a sequence, so its threshold is larger by the
+            number of tokens.
+        var_x: ``(n,)``, variance of each input.
+        norm_x: ``(n,)``, Euclidean norm of each input over the samples, or any multiple.
+        cycles: maximum number of swaps per row.
         threshold: in the output's unit, at least 0.
-        allowed: bool ``(rows, n)``, True = may be grown; None where all may.
+        allowed: bool ``(rows, n)``, True = may be grown; None if all may.
 
     Raises:
-        TypeError: a mask that is not bool.
-        ValueError: shapes that do not fit, negative ``cycles`` or ``threshold``, weights or statistics not finite.
+        TypeError: a mask is not bool.
+        ValueError: the shapes do not match, ``cycles`` or ``threshold`` is negative, or weights or statistics are not
+            finite.
 
     Example:
         >>> w, x = torch.tensor([[1.0, 2.0, -1.0]]), torch.ones(3)
@@ -66,26 +68,26 @@ def swap(
     growable = ~kept if allowed is None else ~kept & allowed[rows]
     gain = effect / var_x.to(effect.dtype).clamp(min=torch.finfo(effect.dtype).tiny)
     cost = weight[rows].abs_() * norm_x
-    ways = []
+    by_sign = []
     for effects, gains in ((effect, gain), (-effect, -gain)):
-        worth = gains.masked_fill(~(growable & (effects > 0)), -torch.inf)
-        price = cost.masked_fill(~(kept & (effects < 0)), torch.inf)
-        ways.append(_Way.ordered(effects, worth, price, min(cycles, effect.shape[1])))
-    for way, count in zip(ways, _count_swaps(error, ways, cycles, threshold)):
-        done = torch.arange(way.grown.shape[1], device=count.device) < count[:, None]
+        grow_scores = gains.masked_fill(~(growable & (effects > 0)), -torch.inf)
+        prune_scores = cost.masked_fill(~(kept & (effects < 0)), torch.inf)
+        by_sign.append(_Swaps.ordered(effects, grow_scores, prune_scores, min(cycles, effect.shape[1])))
+    for swaps, count in zip(by_sign, _count_swaps(error, by_sign, cycles, threshold)):
+        done = torch.arange(swaps.grown.shape[1], device=count.device) < count[:, None]
         at, step = done.nonzero(as_tuple=True)
-        new[rows[at], way.grown[at, step]] = True
-        new[rows[at], way.pruned[at, step]] = False
+        new[rows[at], swaps.grown[at, step]] = True
+        new[rows[at], swaps.pruned[at, step]] = False
     return new
 
 
 @dataclass(frozen=True)
-class _Way:
-    """The swaps that bring errors of one sign down, in the order that a row makes them.
+class _Swaps:
+    """Swaps that reduce errors of one sign, in the order in which a row makes them.
 
     Attributes:
         grown, pruned: columns, ``(rows, k)``.
-        fall: by how much each swap lowers the error, float64; 0 where no swap is left.
+        fall: reduction of the error by each swap, float64; 0 where no swap is left.
     """
 
     grown: Tensor
@@ -93,31 +95,31 @@ class _Way:
     fall: Tensor
 
     @classmethod
-    def ordered(cls, effect: Tensor, worth: Tensor, price: Tensor, k: int) -> _Way:
-        """Pair the ``k`` of most worth (-inf: none) with those of least price (inf: none)."""
-        grown = worth.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        # Turned round, so that among equals the later is pruned.
-        pruned = effect.shape[1] - 1 - price.flip(1).sort(dim=1, stable=True).indices[:, :k]
-        none = (worth.gather(1, grown) == -torch.inf) | (price.gather(1, pruned) == torch.inf)
+    def ordered(cls, effect: Tensor, grow_scores: Tensor, prune_scores: Tensor, k: int) -> _Swaps:
+        """Pair the ``k`` largest ``grow_scores`` (-inf: none) with the ``k`` smallest ``prune_scores`` (inf: none)."""
+        grown = grow_scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        # Flipped, so that the later of equal entries is pruned.
+        pruned = effect.shape[1] - 1 - prune_scores.flip(1).sort(dim=1, stable=True).indices[:, :k]
+        none = (grow_scores.gather(1, grown) == -torch.inf) | (prune_scores.gather(1, pruned) == torch.inf)
         fall = effect.gather(1, grown).double() - effect.gather(1, pruned).double()
         return cls(grown, pruned, fall.masked_fill_(none, 0))
 
 
-def _count_swaps(error: Tensor, ways: list[_Way], cycles: int, threshold: float) -> list[Tensor]:
-    """Return how many swaps each row makes of each way, ``(rows,)`` each."""
-    falls = torch.stack([way.fall for way in ways], dim=1)  # (rows, 2, k)
-    falls = torch.cat([falls, falls.new_zeros(len(error), 2, 1)], dim=2)  # the end: no swap left
+def _count_swaps(error: Tensor, by_sign: list[_Swaps], cycles: int, threshold: float) -> list[Tensor]:
+    """Return how many swaps each row makes for errors above and below 0, ``(rows,)`` each."""
+    falls = torch.stack([swaps.fall for swaps in by_sign], dim=1)  # (rows, 2, k)
+    falls = torch.cat([falls, falls.new_zeros(len(error), 2, 1)], dim=2)  # a sentinel: no swap is left
     made = torch.zeros(len(error), 2, dtype=torch.int64, device=error.device)
     active = torch.ones_like(error, dtype=torch.bool)
     for _ in range(cycles):
-        way = (error < 0).long().unsqueeze(1)
-        fall = falls.gather(2, made.unsqueeze(2)).squeeze(2).gather(1, way).squeeze(1)
-        after = error - torch.where(way.squeeze(1) == 0, fall, -fall)
+        sign = (error < 0).long().unsqueeze(1)
+        fall = falls.gather(2, made.unsqueeze(2)).squeeze(2).gather(1, sign).squeeze(1)
+        after = error - torch.where(sign.squeeze(1) == 0, fall, -fall)
         active &= (error.abs() > threshold) & (after.abs() < error.abs())
         if not bool(active.any()):
             break
         error = torch.where(active, after, error)
-        made.scatter_add_(1, way, active.long().unsqueeze(1))
+        made.scatter_add_(1, sign, active.long().unsqueeze(1))
     return list(made.unbind(1))
 
 

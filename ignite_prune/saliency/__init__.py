@@ -1,4 +1,4 @@
-"""What a weight is worth: formulas, one family a file. Larger = more important.
+"""Saliency criteria: formulas that score weights, larger = more important. One family per file.
 
 Example:
     >>> import torch

@@ -1,4 +1,4 @@
-"""ActivationTaylor: activation times gradient, by unit."""
+"""ActivationTaylor: activation times gradient, summed per unit."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def product_size(z: Tensor, gradient: Tensor | None) -> Tensor:
 
 
 def product(z: Tensor, gradient: Tensor | None) -> Tensor:
-    r"""Return :math:`-\sum z \, \partial L/\partial z` over positions: how much the loss rises without it."""
+    r"""Return :math:`-\sum z \, \partial L/\partial z` over positions: the increase of the loss without the unit."""
     assert gradient is not None
     return (z * gradient).sum(-1).neg()
 
 
 @dataclass(frozen=True)
 class ActivationTaylor(Informed):
-    r"""The loss's change without the unit, to first order: :math:`s = E_x |\sum z \, \partial L_x/\partial z|`.
+    r"""First-order change of the loss when a unit is removed: :math:`s = E_x |\sum z \, \partial L_x/\partial z|`.
 
-    The sum is over positions; :math:`L_x` is the sample's own loss. One score a unit (dim 0), for ``Channel()``.
+    The sum is over positions; :math:`L_x` is the loss of sample x alone. One score per unit (dim 0), for ``Channel()``.
 
     Args:
-        signed: :math:`-E_x \sum z \, \partial L_x/\partial z`, which says whether the loss would rise or fall.
+        signed: use :math:`-E_x \sum z \, \partial L_x/\partial z`, which is negative if the loss would fall.
 
     Raises:
         TypeError: ``signed`` is not a bool.

@@ -1,4 +1,4 @@
-"""APoZ: how often a unit is active."""
+"""APoZ: the fraction of positions at which a unit is active."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def active_share(z: Tensor, gradient: Tensor | None) -> Tensor:
 class APoZ(Informed):
     r"""The fraction of positions at which a unit is active, 1 − APoZ (average percentage of zeros), over all samples.
 
-    One score a unit (dim 0), for ``Channel()``. Measured where the data really goes after the layer: behind BatchNorm
-    and activation, functional ones too. Memory: one number a unit.
+    One score per unit (dim 0), for ``Channel()``. Measured on the output of the BatchNorm and activation that follow
+    the layer in the forward pass, functional ones included. Memory: one number per unit.
 
     References:
         Hu, Peng, Tai, Tang, "Network trimming", 2016, arXiv 1607.03250.

@@ -1,4 +1,4 @@
-"""The one interface every saliency has."""
+"""Base classes of saliencies, and the errors that they raise."""
 
 from __future__ import annotations
 
@@ -19,69 +19,68 @@ SOURCES = "In training a PruneHandler gathers it from update to update; in one s
 
 
 class NonFiniteSaliency(ValueError):
-    """A saliency held NaN or infinity: nothing was pruned by it."""
+    """A saliency contains NaN or infinity; nothing was pruned."""
 
 
 class MissingEvidence(ValueError):
-    """A saliency was asked without what it needs beyond the weight; magnitude is never put in its place."""
+    """A saliency was called without the evidence (gradients, activations, ...) that it needs beyond the weight."""
 
 
 class Saliency(ABC):
-    """A formula from a parameter's name and value to one score an entry, larger = more important.
+    """A formula that maps a parameter's name and value to one score per entry, larger = more important.
 
-    A formula is config: frozen and stateless. Class attributes tell the caller how to treat it.
+    Saliencies are configuration: frozen and stateless. The class attributes describe how callers have to treat them.
 
     Attributes:
-        data_dependent: it may differ from rank to rank, so it is asked for once an update and averaged over ranks.
-        randomised: it draws; :meth:`draw` throws its dice.
-        at_init: it judges a network that is not trained and not pruned yet.
-        some_layers: it has something to say of some layers alone.
+        data_dependent: scores may differ between ranks, so they are computed once per update and averaged over ranks.
+        randomised: scores are random; :meth:`draw` fixes them.
+        at_init: made for a network that is neither trained nor pruned yet.
+        some_layers: only defined for some kinds of layers.
+        by_row: scores are only compared within a row, see :meth:`rows`.
+        once: updates of a network that is already pruned are refused; see ``at_init``.
+        steps: number of steps, of equal density ratio, in which an update prunes; scores are recomputed at each step.
     """
 
     data_dependent: ClassVar[bool] = False
     randomised: ClassVar[bool] = False
     at_init: ClassVar[bool] = False
     some_layers: ClassVar[bool] = False
+    by_row: ClassVar[bool] = False
+    once: bool = False
+    steps: int = 1
 
     @abstractmethod
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
-        """Return the scores of ``parameter``: its shape, or 1-D with one score a unit."""
+        """Return the scores of ``parameter``, in its shape or 1-D with one score per unit."""
 
     def draw(self, generator: torch.Generator) -> Saliency:
-        """Return this formula with its randomness fixed by ``generator``: from then on a pure function."""
+        """Return a copy whose randomness is fixed by ``generator``: a pure function."""
         return self
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """The evidence it needs."""
+        """The evidence that the formula needs beyond the weight."""
         return ()
 
-    @property
-    def once(self) -> bool:
-        """Whether an update of a network that is pruned already should be refused: see ``at_init``."""
-        return False
-
-    @property
-    def steps(self) -> int:
-        """In how many steps of equal ratio an update goes from one density to the next, scores taken anew at each."""
-        return 1
-
     def rows(self, name: str) -> int | None:
-        """Return the dimension of a parameter's rows if scores are compared within each row alone, all pruned alike."""
+        """Return the dimension of a parameter's rows if scores are only compared within a row, else None.
+
+        All rows are then pruned to the same sparsity.
+        """
         return None
 
 
 class Informed(Saliency):
-    """A formula that needs one kind of evidence beside the weight.
+    """A saliency that needs one kind of evidence beyond the weight.
 
-    ``formula(weight, evidence)`` is the mathematics, a pure function of tensors; what it needs is gathered by a
-    ``PruneHandler`` in training, or by ``score`` and ``prune_model`` from ``data``.
+    ``formula(weight, evidence)`` is a pure function of tensors. The evidence is collected by a ``PruneHandler`` during
+    training, or by ``score`` and ``prune_model`` from ``data``.
     """
 
     @property
     @abstractmethod
     def need(self) -> Need:
-        """The evidence it needs."""
+        """The evidence that :meth:`formula` takes."""
 
     @abstractmethod
     def formula(self, weight: Tensor, evidence: Any) -> Tensor:
@@ -95,15 +94,15 @@ class Informed(Saliency):
         raise MissingEvidence(_missing(self, name, _NOTHING))
 
     def row_dim(self, evidence: Any) -> int | None:
-        """Return the dimension of the rows, see :meth:`rows`, of a parameter with this evidence."""
+        """Return the row dimension (see :meth:`rows`) of a parameter with this evidence, or None."""
         return None
 
     def bind(self, found: Mapping[str, Any], reasons: Mapping[str, str] = MappingProxyType({})) -> Saliency:
-        """Return this formula with its evidence: from then on a pure function.
+        """Return this formula bound to its evidence: a pure function.
 
         Args:
             found: evidence by parameter name.
-            reasons: why a parameter has none.
+            reasons: for parameters without evidence, the reason, which the error message quotes.
         """
         return Bound(self, found, reasons)
 
@@ -114,18 +113,26 @@ def _missing(saliency: Saliency, name: str, reason: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Bound(Saliency):
-    """A formula with its evidence."""
+    """A formula bound to its evidence.
+
+    Args:
+        source: the formula.
+        found: evidence by parameter name.
+        reasons: for parameters without evidence, the reason.
+        scale: factor of all scores.
+    """
 
     source: Informed
     found: Mapping[str, Any]
     reasons: Mapping[str, str]
     scale: float = 1.0
+    by_row: ClassVar[bool] = True
 
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
         if name not in self.found:
             raise MissingEvidence(_missing(self.source, name, self.reasons.get(name, _NOTHING)))
         weight = parameter.detach()
-        # Half precision has no room for products.
+        # Products overflow or underflow in half precision.
         scores = self.source.formula(weight.float() if weight.itemsize < 4 else weight, self.found[name])
         return scores if self.scale == 1.0 else scores * self.scale
 

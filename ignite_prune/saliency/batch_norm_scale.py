@@ -13,10 +13,10 @@ from ignite_prune.saliency.needs import FollowingScale
 
 @dataclass(frozen=True)
 class BatchNormScale(Informed):
-    r"""The size of the scale that BatchNorm gives a unit, :math:`|\gamma|`: network slimming.
+    r"""The absolute scale that the following BatchNorm gives a unit, :math:`|\gamma|` (network slimming).
 
-    Which BatchNorm follows which layer is seen in the flow of a batch. One score a unit (dim 0), for ``Channel()``; an
-    L1 penalty on the scales in training makes it tell.
+    The BatchNorm that follows a layer is found in a forward pass. One score per unit (dim 0), for ``Channel()``. Works
+    best after training with an L1 penalty on the scales.
 
     References:
         Liu, Li, Shen, Huang, Yan, Zhang, "Learning efficient convolutional networks through network slimming", 2017,

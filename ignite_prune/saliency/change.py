@@ -1,4 +1,4 @@
-"""Change since initialisation."""
+"""Change: the distance of a weight from its initial value."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ignite_prune.saliency.needs import Initial, Need
 
 @dataclass(frozen=True)
 class Change(Informed):
-    r"""How far training has taken the weight, :math:`s = |w - w_0|`.
+    r"""Distance of the weight from its initial value, :math:`s = |w - w_0|`.
 
-    :math:`w_0` is the value when the ``PruneHandler`` was made; it rides in the checkpoint. Memory: one number an
+    :math:`w_0` is the value when the ``PruneHandler`` was created; it is stored in checkpoints. Memory: one number per
     entry.
 
     Args:
-        initial: :math:`w_0` by parameter name, a ``state_dict()`` of before; needed in one shot, without a handler.
+        initial: :math:`w_0` by parameter name, such as an earlier ``state_dict()``; required without a handler.
 
     Raises:
         TypeError: ``initial`` is not a mapping of tensors.

@@ -1,4 +1,4 @@
-"""FPGM: filters near the geometric median say nothing that the others do not."""
+"""FPGM: distance of a filter to all others; filters near the geometric median are redundant."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ignite_prune.saliency.base import Saliency
 
 @dataclass(frozen=True)
 class FPGM(Saliency):
-    r"""A filter's distance to all others, :math:`s_i = \sum_j \|F_i - F_j\|_p`: the most replaceable go first.
+    r"""Sum of a filter's distances to all others, :math:`s_i = \sum_j \|F_i - F_j\|_p`: redundant filters score low.
 
-    One score for each slice of dim 0 (of a vector: each entry), for ``Channel()``. Memory: the square of the number of
+    One score for each slice of dim 0 (for a vector: each entry), for ``Channel()``. Memory: the square of the number of
     filters.
 
     Args:
-        p: the order of the norm, at least 1 (``math.inf`` too).
+        p: order of the norm, at least 1; ``math.inf`` is allowed.
 
     Raises:
         ValueError: ``p`` is below 1.
@@ -47,6 +47,6 @@ class FPGM(Saliency):
         filters = parameter.detach()
         filters = filters.flatten(1) if filters.ndim > 1 else filters.reshape(-1, 1)
         filters = filters.float() if filters.itemsize < 4 else filters
-        # Differences, not products: those lose the small distances, and the small ones are what counts.
+        # Not by matrix products, which cancel: small distances, which decide the ranking, would be inexact.
         distances = torch.cdist(filters, filters, p=self.p, compute_mode="donot_use_mm_for_euclid_dist")
         return distances.sum(1).view(parameter.shape[:1])

@@ -13,10 +13,10 @@ from ignite_prune.saliency.base import Saliency
 
 @dataclass(frozen=True)
 class FromCallable(Saliency):
-    """A plain function ``(name, parameter) -> scores`` as a saliency; asked once a parameter and update.
+    """Wraps a function ``(name, parameter) -> scores`` as a saliency; it is called once per parameter and update.
 
     Raises:
-        TypeError: ``function`` is not callable, or gives something other than a tensor.
+        TypeError: ``function`` is not callable, or does not return a tensor.
 
     Example:
         >>> import torch
@@ -39,7 +39,7 @@ class FromCallable(Saliency):
 
 
 def as_saliency(value: Saliency | Callable[[str, Tensor], Tensor]) -> Saliency:
-    """Take a :class:`Saliency` as it is and wrap a plain callable ``(name, parameter) -> scores``.
+    """Return ``value`` if it is a :class:`Saliency`; wrap a callable ``(name, parameter) -> scores``.
 
     Raises:
         TypeError: ``value`` is neither.
@@ -49,10 +49,10 @@ def as_saliency(value: Saliency | Callable[[str, Tensor], Tensor]) -> Saliency:
     if isinstance(value, type) or not callable(value):
         raise TypeError(
             "Argument saliency should be one of ignite_prune.saliency (saliency.Magnitude(), ...) or a callable "
-            f"(name, parameter) -> scores, but given {_told(value)}"
+            f"(name, parameter) -> scores, but given {_described(value)}"
         )
     return FromCallable(value)
 
 
-def _told(value: Any) -> str:
+def _described(value: Any) -> str:
     return f"the class {value.__name__} (write {value.__name__}())" if isinstance(value, type) else repr(value)

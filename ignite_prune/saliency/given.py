@@ -1,4 +1,4 @@
-"""Scores that the user brings: torch's ``importance_scores``."""
+"""Given: scores computed by the user, like ``importance_scores`` of ``torch.nn.utils.prune``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Given(Saliency):
     """Scores computed elsewhere, by parameter name.
 
     Args:
-        scores: ``{name: tensor}``, each of the parameter's shape, or 1-D with one score a unit for ``Channel`` and
-            ``Head``. Under several ranks the scores of all are averaged.
+        scores: ``{name: tensor}``, each of the parameter's shape, or 1-D with one score per unit for ``Channel`` and
+            ``Head``. Under ``torch.distributed`` they are averaged over ranks.
 
     Raises:
         TypeError: ``scores`` is not a mapping of tensors.
-        ValueError: asked for a parameter it has no scores of.
+        ValueError: (when called) there are no scores for the parameter.
 
     Example:
         >>> import torch

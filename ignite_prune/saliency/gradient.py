@@ -1,4 +1,4 @@
-"""First-order saliencies: what the gradient says of a weight."""
+"""Gradient, and the running sums that first-order saliencies share."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def add_product_square(running: Tensor, gradient: Tensor, weight: Tensor) -> Ten
 
 @dataclass(frozen=True)
 class Gradient(Informed):
-    r"""The size of the gradient, :math:`s = \sum_t |g_t|`, over the steps since the last update.
+    r"""Absolute gradient, :math:`s = \sum_t |g_t|`, summed over the steps since the last update.
 
-    In training ``g`` is what the optimizer is about to step with: unscaled, accumulated, averaged over ranks. Memory:
-    one number an entry; time: one pass a step.
+    In training ``g`` is the gradient that the optimizer steps with: unscaled, accumulated, averaged over ranks. Memory:
+    one number per entry; time: one pass per step.
 
     Args:
-        memory: decay and type of the running sum.
+        memory: decay and dtype of the running sum.
 
     Raises:
         TypeError: ``memory`` is not a ``Memory``.

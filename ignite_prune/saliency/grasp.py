@@ -1,4 +1,4 @@
-"""GraSP: keep what the gradient flows through."""
+"""GraSP: preserve the gradient flow of a network at initialisation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ignite_prune.saliency.needs import HessianGradient
 
 @dataclass(frozen=True)
 class GraSP(Informed):
-    r"""How much the norm of the gradient would fall without the weight, :math:`s = \theta \odot Hg`.
+    r"""Decrease of the gradient norm when the weight is removed, :math:`s = \theta \odot Hg`.
 
-    The paper scores :math:`-\theta \odot Hg` and removes the largest; here, as everywhere, the least go, so the sign is
-    turned. Scores are of either sign. Made for the network as it was initialised. It runs passes of its own: give
-    ``loss_fn`` (and ``data``, or a ``PruneHandler`` takes the trainer's batches). Memory: one number an entry and a
-    graph of second order; time: about three training steps a batch.
+    The paper scores :math:`-\theta \odot Hg` and removes the largest; here the smallest scores are removed, as
+    everywhere, so the sign is reversed. Scores have either sign. Made for a network at initialisation. It runs extra
+    forward and backward passes: give ``loss_fn`` (and ``data``; a ``PruneHandler`` otherwise uses the trainer's
+    batches). Memory: one number per entry and a second-order graph; time: about three training steps per batch.
 
     Args:
-        temperature: the logits are divided by it before the loss.
-        anytime: allow it on a network that is pruned already.
+        temperature: divisor of the logits before the loss.
+        anytime: allow it on a network that is already pruned.
 
     Raises:
         TypeError: ``anytime`` is not a bool.
@@ -46,10 +46,7 @@ class GraSP(Informed):
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
         check_is("anytime", self.anytime, bool)
-
-    @property
-    def once(self) -> bool:
-        return not self.anytime
+        object.__setattr__(self, "once", not self.anytime)
 
     @property
     def need(self) -> HessianGradient:

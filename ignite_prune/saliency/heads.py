@@ -1,4 +1,4 @@
-"""The importance of attention heads."""
+"""HeadImportance: sensitivity of the loss to attention heads."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from ignite_prune.saliency.needs import HeadGates
 
 @dataclass(frozen=True)
 class HeadImportance(Informed):
-    r"""How much the loss depends on a head, :math:`I_h = E_x \left|Att_h^T \, \partial L/\partial Att_h\right|`.
+    r"""Sensitivity of the loss to a head, :math:`I_h = E_x \left|Att_h^T \, \partial L/\partial Att_h\right|`.
 
-    That is the gradient of a gate on the head. One score a head, for every projection the head reads or writes
-    (``Head(size=...)``; with grouped queries a key's or value's score is that of its whole group). Heads are seen in
-    the flow of a batch: ``nn.MultiheadAttention``, and any module that calls ``scaled_dot_product_attention`` or
-    multiplies a softmax with values, as transformers' BERT, ViT, GPT-2 and Llama do.
+    This is the absolute gradient of a gate on the head's output. One score per head, for each of its query, key, value
+    and output projections (``Head(size=...)``; with grouped-query attention a key or value head has the score of its
+    whole group). Heads are found in a forward pass: in ``nn.MultiheadAttention``, and in any module that calls
+    ``scaled_dot_product_attention`` or multiplies a softmax with values, as BERT, ViT, GPT-2 and Llama of
+    ``transformers`` do.
 
     Args:
-        normalize: divide by the layer's L2 norm, so that layers compare.
-        per_sample: each sample's own magnitude; False sums over the batch first: Neural Compressor's ``abs_gradient``.
+        normalize: divide by the L2 norm over the heads of a layer, so that layers are comparable.
+        per_sample: average the absolute gradients of single samples; False takes the absolute value of the batch's
+            sum, as Neural Compressor's ``abs_gradient`` does.
 
     Raises:
         TypeError: an argument is not a bool.

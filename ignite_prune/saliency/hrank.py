@@ -13,16 +13,17 @@ from ignite_prune.saliency.needs import Activations
 
 
 def map_rank(z: Tensor, gradient: Tensor | None) -> Tensor:
-    """Return the rank of each map, ``(samples, units)``; ``z`` is ``(samples, units, height, width)``."""
+    """Return the rank of each feature map, ``(samples, units)``; ``z`` is ``(samples, units, height, width)``."""
     ranks: Tensor = torch.linalg.matrix_rank(z.float() if z.itemsize < 4 else z)
     return ranks.to(z.dtype)
 
 
 @dataclass(frozen=True)
 class HRank(Informed):
-    r"""The mean rank of a unit's feature maps, over all samples. For convolutions over two dimensions.
+    r"""Mean rank of a unit's feature maps over all samples, for 2-D convolutions.
 
-    One score a unit (dim 0), for ``Channel()``. Few batches do. Time: a singular value decomposition a map.
+    One score per unit (dim 0), for ``Channel()``. A few batches suffice. Time: one singular value decomposition per
+    feature map.
 
     References:
         Lin, Ji, Wang, Zhang, Zhang, Tian, Shao, "HRank", 2020, arXiv 2002.10179.

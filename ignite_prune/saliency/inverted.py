@@ -1,4 +1,4 @@
-"""The sanity check of every criterion: what it calls worst is kept."""
+"""Inverted: a criterion with the opposite ranking, as a sanity check."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ignite_prune.saliency.needs import Need
 
 @dataclass(frozen=True)
 class Inverted(Informed):
-    """Another saliency with its sign turned: the least important entries are kept.
+    """Another saliency with the sign reversed: the least important entries are kept.
 
-    A criterion that is worth anything beats its inversion by far. Scores are below 0, so patterns that take norms of
-    them (``Channel``) refuse.
+    A useful criterion clearly beats its inversion. Scores may be negative, so patterns that take norms of scores
+    (``Channel``) raise an error.
 
     Args:
-        saliency: what to invert; its evidence is gathered as ever.
+        saliency: the saliency to invert; its evidence is collected as usual.
 
     Raises:
-        TypeError: not a saliency.
+        TypeError: ``saliency`` is not a :class:`Saliency`.
 
     Example:
         >>> from ignite_prune.saliency import Magnitude
@@ -40,10 +40,10 @@ class Inverted(Informed):
     def __post_init__(self) -> None:
         if not isinstance(self.saliency, Saliency):
             raise TypeError(
-                f"Argument saliency should be one of ignite_prune.saliency (as_saliency(function) for a function of "
-                f"yours), but given {self.saliency!r}"
+                f"Argument saliency should be one of ignite_prune.saliency (as_saliency(function) for a plain "
+                f"function), but given {self.saliency!r}"
             )
-        for trait in ("data_dependent", "randomised", "at_init", "some_layers"):
+        for trait in ("data_dependent", "randomised", "at_init", "some_layers", "by_row", "once", "steps"):
             object.__setattr__(self, trait, getattr(self.saliency, trait))
 
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Inverted(Informed):
 
     @property
     def need(self) -> Need:
-        assert isinstance(self.saliency, Informed)  # asked for where there are needs
+        assert isinstance(self.saliency, Informed)  # only called if there are needs
         return self.saliency.need
 
     def formula(self, weight: Tensor, evidence: Any) -> Tensor:
@@ -68,14 +68,6 @@ class Inverted(Informed):
     def row_dim(self, evidence: Any) -> int | None:
         assert isinstance(self.saliency, Informed)
         return self.saliency.row_dim(evidence)
-
-    @property
-    def once(self) -> bool:
-        return self.saliency.once
-
-    @property
-    def steps(self) -> int:
-        return self.saliency.steps
 
     def rows(self, name: str) -> int | None:
         return self.saliency.rows(name)

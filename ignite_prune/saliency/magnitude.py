@@ -1,4 +1,4 @@
-"""Magnitude: the oldest criterion and the baseline of every other."""
+"""Magnitude: the absolute value of a weight, the baseline of all criteria."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ignite_prune.saliency.base import Saliency
 
 @dataclass(frozen=True)
 class Magnitude(Saliency):
-    r"""The size of the weight, :math:`s = |w|^p`.
+    r"""Absolute value of the weight, :math:`s = |w|^p`.
 
-    Among single entries every ``p`` ranks alike; it matters where a pattern adds entries up
+    For single entries the ranking is the same for every ``p``; it matters for patterns that sum entries
     (``Block(reduce="sum")`` with ``p=2`` compares sums of squares).
 
     Args:
@@ -42,4 +42,4 @@ class Magnitude(Saliency):
         size = parameter.detach().abs()
         if self.p == 1:
             return size
-        return (size.float() if size.dtype.itemsize < 4 else size).pow(self.p)  # half has no room for squares
+        return (size.float() if size.dtype.itemsize < 4 else size).pow(self.p)  # squares overflow in half

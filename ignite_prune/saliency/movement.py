@@ -14,14 +14,14 @@ from ignite_prune.saliency.needs import Gradients, Memory
 
 @dataclass(frozen=True)
 class Movement(Informed):
-    r"""Whether training moves the weight away from zero: :math:`s = -\alpha \sum_t g_t w_t`, over all of training.
+    r"""Movement of the weight away from zero, :math:`s = -\alpha \sum_t g_t w_t`, summed over the whole training.
 
-    A weight that grows scores high even while it is small: for fine-tuning, where magnitudes are inherited. Scores are
-    of either sign. Memory: one number an entry; time: one pass a step.
+    A growing weight scores high even while it is small, which suits fine-tuning, where magnitudes come from
+    pretraining. Scores have either sign. Memory: one number per entry; time: one pass per step.
 
     Args:
-        scale: :math:`\alpha`, the paper's learning rate of the scores; it changes no ranking.
-        memory: decay and type of the running sum.
+        scale: :math:`\alpha`, the paper's learning rate of the scores; it does not affect the ranking.
+        memory: decay and dtype of the running sum.
 
     Raises:
         TypeError: ``memory`` is not a ``Memory``.

@@ -1,6 +1,6 @@
-"""What a formula may ask for: records of evidence, which ``ignite_prune.evidence`` knows how to gather.
+"""Kinds of evidence that a formula can require; ``ignite_prune.evidence`` collects them.
 
-A record is a value: two groups that ask for equal ones share what is gathered.
+They are compared by value: groups with equal needs share one collection.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(sum so far, gradient, weight) -> sum with this step in it``, all of one shape; it may work in place."""
+"""``(running sum, gradient, weight) -> new running sum``, all of one shape; it may work in place."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """How gathered evidence is kept.
+    """Accumulation of evidence over steps: decay, dtype, and whether mask updates reset it.
 
     Args:
-        decay: what is left of earlier steps at each new one, in (0, 1]; 1 keeps a plain sum. A window of about
+        decay: factor of the running sum at each step, in (0, 1]: 1 is a plain sum, less a moving window of about
             ``1 / (1 - decay)`` steps.
-        dtype: of the running sums; None: the parameter's own, but float32 for half precision.
-        lasting: go on over mask updates; otherwise what is gathered after an update replaces what was before.
+        dtype: dtype of the running sums; None: that of the parameter, but float32 for half precision.
+        lasting: keep accumulating across mask updates; otherwise the first evidence after an update replaces the sum.
 
     Raises:
         TypeError: ``dtype`` is not a floating-point ``torch.dtype``, or ``lasting`` not a bool.
@@ -56,7 +56,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Need(ABC):
-    """A kind of evidence; the subclasses are all there are."""
+    """Base class of the kinds of evidence; users cannot add others."""
 
     @property
     @abstractmethod
@@ -66,17 +66,17 @@ class Need(ABC):
 
 @dataclass(frozen=True)
 class Gradients(Need):
-    """A running sum over training steps, or calibration batches, of a term in gradient and weight.
+    """A running sum, over training steps or calibration batches, of a function of gradient and weight.
 
-    Memory: one number an entry (``by_unit``: one a unit). Time: one pass over the parameters a step.
+    Memory: one number per entry (``by_unit``: one per unit). Time: one pass over the parameters per step.
 
     Args:
-        term: ``(sum so far, gradient, weight) -> sum with this step in it``, see :data:`Term`; ``add_size`` and others
-            of ``saliency.gradient`` are there.
-        memory: how the sum is kept.
+        term: ``(running sum, gradient, weight) -> new running sum``, see :data:`Term`; for example ``add_size`` of
+            ``saliency.gradient``.
+        memory: decay and dtype of the sum, and whether mask updates reset it.
         mean: divide by the number of steps.
-        per_sample: in a calibration pass take every sample's own gradient (one backward pass a sample).
-        by_unit: add the product of gradient and weight up over each slice of dim 0 (its bias too) before the term.
+        per_sample: in a calibration pass use the gradient of each sample (one backward pass per sample).
+        by_unit: sum the product of gradient and weight over each slice of dim 0 and its bias before the term.
         name: identifies the term in checkpoints; None: the function's module and name.
     """
 
@@ -96,7 +96,7 @@ class Gradients(Need):
 
 @dataclass(frozen=True)
 class Initial(Need):
-    """The parameter's value when gathering began. Memory: one number an entry."""
+    """The parameter's value when collection began. Memory: one number per entry."""
 
     @property
     def key(self) -> str:
@@ -105,13 +105,13 @@ class Initial(Need):
 
 @dataclass(frozen=True)
 class FisherBlocks(Need):
-    """The blocks on the diagonal of the empirical Fisher matrix, mean of ``g gᵀ``, not damped.
+    """Diagonal blocks of the empirical Fisher matrix, the mean of ``g gᵀ``, without damping.
 
-    Memory: ``block`` numbers an entry.
+    Memory: ``block`` numbers per entry.
 
     Args:
-        block: entries a block.
-        per_sample: as for :class:`Gradients`.
+        block: entries per block.
+        per_sample: see :class:`Gradients`.
     """
 
     block: int
@@ -124,9 +124,9 @@ class FisherBlocks(Need):
 
 @dataclass(frozen=True)
 class InputNorms(Need):
-    """Of every input of a layer, over all samples and positions: how many, sum, and sum of squares.
+    """Sum, sum of squares and number of values of each layer input, over all samples and positions.
 
-    Memory: three numbers a layer input (for a convolution: an input of its kernel). Time: one pass over the inputs.
+    Memory: three numbers per layer input (for a convolution: per entry of its kernel). Time: one pass over the inputs.
     """
 
     @property
@@ -136,9 +136,9 @@ class InputNorms(Need):
 
 @dataclass(frozen=True)
 class InputMoments(Need):
-    r"""The second moments of a layer's inputs, :math:`\sum x x^T`, and their number.
+    r"""Second moments of a layer's inputs, :math:`\sum x x^T`, and the number of input vectors.
 
-    Memory: the square of the number of inputs. Time: as many products as the layer itself times inputs/outputs.
+    Memory: the square of the number of inputs. Time: that of the layer itself times inputs/outputs.
     """
 
     @property
@@ -148,15 +148,15 @@ class InputMoments(Need):
 
 @dataclass(frozen=True)
 class Activations(Need):
-    """A mean over samples of something of each unit's activation, measured after the norm and activation that follow.
+    """Mean over samples of a measure of each unit's activation, taken after the norm and activation that follow.
 
-    Memory: one number a unit, and the activations of a forward pass until they are consumed.
+    Memory: one number per unit, and the activations of a forward pass until they are consumed.
 
     Args:
-        measure: ``(z, gradient) -> (samples, units)``, both ``(samples, units, positions)``; gradient of the sample's
-            own loss, or None.
-        gradient: whether the gradient is needed.
-        maps: refuse layers without feature maps.
+        measure: ``(z, gradient) -> (samples, units)``; ``z`` and the gradient of the sample's loss (or None) are
+            ``(samples, units, positions)``.
+        gradient: whether ``measure`` needs the gradient.
+        maps: raise an error for layers without feature maps.
         name: identifies the measure in checkpoints; None: the function's module and name.
     """
 
@@ -174,7 +174,7 @@ class Activations(Need):
 
 @dataclass(frozen=True)
 class FollowingScale(Need):
-    """The scale of the BatchNorm that a layer's output goes through. Memory: one number a unit."""
+    """The scale of the BatchNorm that follows a layer. Memory: one number per unit."""
 
     @property
     def key(self) -> str:
@@ -183,12 +183,12 @@ class FollowingScale(Need):
 
 @dataclass(frozen=True)
 class HeadGates(Need):
-    r"""Mean over samples of :math:`|\partial L / \partial gate_h|` of every attention head.
+    r"""Mean over samples of :math:`|\partial L / \partial gate_h|` for every attention head.
 
-    Memory: one number a head.
+    Memory: one number per head.
 
     Args:
-        per_sample: each sample's own magnitude; otherwise that of the batch.
+        per_sample: take the absolute value per sample; otherwise of the sum over a batch.
     """
 
     per_sample: bool = True
@@ -200,9 +200,9 @@ class HeadGates(Need):
 
 @dataclass(frozen=True)
 class Curvature(Need):
-    """The diagonal of the loss's curvature, from passes of its own over batches.
+    """Diagonal of the Hessian of the loss or of an approximation, from extra passes over batches.
 
-    Memory: one number an entry, and what ``method`` needs beside it.
+    Memory: one number per entry, plus that of ``method``.
     """
 
     method: Any
@@ -214,9 +214,9 @@ class Curvature(Need):
 
 @dataclass(frozen=True)
 class HessianGradient(Need):
-    """The Hessian times the gradient, ``Hg``, at a softmax temperature, from passes of its own over batches.
+    """Hessian-gradient product ``Hg`` at a softmax temperature, from extra passes over batches.
 
-    Memory: one number an entry, and a graph of second order.
+    Memory: one number per entry, and a second-order graph.
     """
 
     temperature: float
@@ -228,10 +228,10 @@ class HessianGradient(Need):
 
 @dataclass(frozen=True)
 class SynapticFlow(Need):
-    """The shapes of the model's inputs; flows are computed from them when they are asked for.
+    """Shapes of the model's inputs, from which the flow of SynFlow is computed at each update.
 
     Args:
-        bias: let the biases take part.
+        bias: include the biases.
     """
 
     bias: bool = True
@@ -243,12 +243,12 @@ class SynapticFlow(Need):
 
 @dataclass(frozen=True)
 class UnitRemoval(Need):
-    """The increase of the loss as units go, from passes of its own over batches: Shapley values.
+    """Shapley values: mean increase of the loss when a unit is removed, from extra passes over batches.
 
     Args:
-        samples: permutations.
-        seed: of the permutations.
-        exact: enumerate every coalition of layers with at most this many units.
+        samples: number of permutations.
+        seed: seed of the permutations.
+        exact: layers with at most this many units are computed exactly, over all coalitions.
     """
 
     samples: int
@@ -261,11 +261,11 @@ class UnitRemoval(Need):
 
 
 class Fisher(NamedTuple):
-    """Evidence of :class:`FisherBlocks`: not divided yet, as that would take the memory twice.
+    """Evidence of :class:`FisherBlocks`: the sum instead of the mean, because a mean would need a second copy.
 
     Attributes:
         sums: ``(blocks, block, block)``, the sum of ``g gᵀ``.
-        number: how many gradients.
+        number: number of gradients.
     """
 
     sums: Tensor
@@ -278,7 +278,7 @@ class Moments(NamedTuple):
     Attributes:
         sums: ``(groups, inputs, inputs)``, the sum of ``x xᵀ``.
         scale: the Hessian of the layer's mean squared error is ``scale · sums``.
-        transposed: the weight's outputs lie along its dim 1.
+        transposed: whether dim 1 of the weight is the output dimension.
     """
 
     sums: Tensor
@@ -287,8 +287,9 @@ class Moments(NamedTuple):
 
 
 def function_key(function: Callable[..., Any]) -> str:
-    """Return what identifies a function in checkpoints: its module and name, and for a lambda or a local function a
-    checksum of its code too, since several have one name.
+    """Return the key of a function in checkpoints: module and qualified name.
+
+    Lambdas and local functions, whose names are not unique, also get a checksum of their code.
     """
     name = f"{function.__module__}.{function.__qualname__}" if inspect.isfunction(function) else repr(function)
     if not inspect.isfunction(function) or "<" not in name:

@@ -1,4 +1,4 @@
-"""Optimal Brain Damage: the second-order cost of a weight, curvature taken on the diagonal alone."""
+"""Optimal Brain Damage (second-order cost of a weight with a diagonal Hessian), and sources of the curvature."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ignite_prune.saliency.needs import Curvature, Gradients, Memory, Need
 
 @dataclass(frozen=True)
 class EmpiricalFisher:
-    r"""Mean squared gradient, :math:`h = E[g^2]`: the cheapest curvature, and never negative.
+    r"""Mean squared gradient, :math:`h = E[g^2]`: the cheapest curvature, never negative.
 
-    Over ``data`` each sample's own gradient is squared, one backward pass a sample. In training it is the gradient of
-    each step's batch, which the optimizer has anyway: smaller by about the batch size, and by the mean gradient
-    different, but ranking alike near an optimum.
+    With ``data`` the gradient of each sample is squared, one backward pass per sample. In training the batch gradient
+    of each step is squared, which costs no extra pass: it is smaller by about the batch size, and differs by the mean
+    gradient, but gives the same ranking near an optimum.
 
     Args:
-        per_sample: False squares each batch's gradient over ``data`` too, one pass a batch.
-        memory: decay and type of the running sum.
+        per_sample: False squares batch gradients with ``data`` too, one backward pass per batch.
+        memory: decay and dtype of the running sum.
 
     Raises:
         TypeError: ``per_sample`` is not a bool, or ``memory`` not a ``Memory``.
@@ -43,10 +43,10 @@ class EmpiricalFisher:
 
 @dataclass(frozen=True)
 class Exact:
-    """The exact diagonal of the Hessian: one backward pass for every weight. For small nets; may be negative.
+    """Exact diagonal of the Hessian: one backward pass per weight, for small networks. May be negative.
 
     Args:
-        limit: weights, above which it is refused.
+        limit: largest number of weights for which it is computed; more raise an error.
     """
 
     limit: int = 100_000
@@ -66,10 +66,9 @@ class Exact:
 
 @dataclass(frozen=True)
 class GaussNewton:
-    r"""The exact diagonal of the Gauss-Newton matrix :math:`J^T H_L J`; for softmax cross-entropy, the true Fisher.
+    r"""Exact diagonal of the Gauss-Newton matrix :math:`J^T H_L J`; for softmax cross-entropy, the true Fisher.
 
-    One backward pass for every output of every sample, 64 at a time; never negative where the loss is convex in the
-    outputs.
+    One backward pass per output and sample, 64 at a time. Never negative if the loss is convex in the outputs.
 
     Raises:
         TypeError: (from an update) the model's output is not one tensor.
@@ -88,11 +87,11 @@ class GaussNewton:
 
 @dataclass(frozen=True)
 class Hutchinson:
-    r"""An unbiased estimate of the Hessian's diagonal, :math:`E[v \odot Hv]`, ``v`` random signs.
+    r"""Unbiased estimate of the Hessian's diagonal, :math:`E[v \odot Hv]`, with random signs ``v``.
 
     Args:
-        samples: vectors a batch; each costs about two training steps.
-        seed: of the signs.
+        samples: vectors per batch; each costs about two training steps.
+        seed: seed of the signs.
 
     Raises:
         TypeError, ValueError: ``samples`` is not an int of at least 1, or ``seed`` not an int of 64 bits.
@@ -117,10 +116,10 @@ class Hutchinson:
 
 @dataclass(frozen=True)
 class OBD(Informed):
-    r"""The loss's increase without the weight, to second order and on the diagonal: :math:`s = \tfrac12 h_{ii} w^2`.
+    r"""Second-order increase of the loss without the weight, with a diagonal Hessian: :math:`s = \tfrac12 h_{ii} w^2`.
 
     Args:
-        curvature: where :math:`h` comes from: ``EmpiricalFisher()``, ``Exact()``, ``GaussNewton()`` or
+        curvature: method that computes :math:`h`: ``EmpiricalFisher()``, ``Exact()``, ``GaussNewton()`` or
             ``Hutchinson(samples)``.
 
     Raises:

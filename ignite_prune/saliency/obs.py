@@ -1,8 +1,8 @@
-r"""Optimal Brain Surgeon with a block-diagonal Fisher: what a weight costs when the others make up for it.
+r"""Optimal Brain Surgeon with a block-diagonal Fisher: cost of a weight when the other weights are adjusted optimally.
 
-The ``d`` entries of a weight, row-major, are cut into blocks of ``B``; ``blocks`` is a tensor ``(ceil(d/B), B, B)`` of
-the mean :math:`F = \frac1m \sum_k g_k g_k^T` within each block, the last one padded with zeros. Damping is added where
-the blocks are used: :math:`F + \lambda I`. Any symmetric positive matrix may stand for F, a Hessian too.
+The ``d`` entries of a weight, row-major, are divided into blocks of ``B``; ``blocks`` is a tensor ``(ceil(d/B), B, B)``
+of the mean :math:`F = \frac1m \sum_k g_k g_k^T` within each block, the last one padded with zeros. Damping is added
+when the blocks are used: :math:`F + \lambda I`. F can be any symmetric positive matrix, such as a Hessian.
 
 References:
     Hassibi, Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon", 1993;
@@ -22,11 +22,11 @@ from ignite_prune._utils.arguments import check_positive
 from ignite_prune.saliency.base import Informed
 from ignite_prune.saliency.needs import Fisher, FisherBlocks
 
-_CHUNK = 2 << 20  # bytes of float64 blocks worked on at a time; the work needs about four times that
+_CHUNK = 2 << 20  # bytes of float64 blocks processed at a time; temporaries need about four times that
 
 
 def add_outer_(blocks: Tensor, grads: Sequence[Tensor]) -> Tensor:
-    r"""Add :math:`\sum_k g_k g_k^T` to the blocks in place; divide by the number of gradients when all are in.
+    r"""Add :math:`\sum_k g_k g_k^T` to the blocks in place; dividing by the number of gradients is left to the caller.
 
     Args:
         blocks: ``(ceil(d/B), B, B)``.
@@ -36,7 +36,7 @@ def add_outer_(blocks: Tensor, grads: Sequence[Tensor]) -> Tensor:
         ``blocks``.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not match.
 
     Example:
         >>> add_outer_(torch.zeros(2, 2, 2), [torch.tensor([1.0, 2.0, 3.0])])
@@ -57,18 +57,18 @@ def add_outer_(blocks: Tensor, grads: Sequence[Tensor]) -> Tensor:
 
 
 def inverse_diagonal(blocks: Tensor, d: int, damping: float) -> Tensor:
-    r"""Return the diagonal of :math:`(F + \lambda I)^{-1}`, ``(d,)``, in the type of ``blocks``, float32 at least.
+    r"""Return the diagonal of :math:`(F + \lambda I)^{-1}`, ``(d,)``, in the dtype of ``blocks`` or at least float32.
 
-    By Cholesky in float64, a few blocks at a time: beside ``blocks`` it needs 8 MB, or four blocks where those are
-    larger.
+    Computed by Cholesky factorisation in float64, a few blocks at a time: it needs 8 MB in addition to ``blocks``, or
+    the memory of four blocks if that is more.
 
     Args:
         blocks: ``(ceil(d/B), B, B)``.
-        d: entries of the weight.
+        d: number of entries of the weight.
         damping: :math:`\lambda`, above 0.
 
     Raises:
-        ValueError: a block has no inverse at this damping, damping is not above 0, or shapes do not fit.
+        ValueError: a block is singular with this damping, ``damping`` is not above 0, or the shapes do not match.
 
     Example:
         >>> inverse_diagonal(torch.tensor([[[1.0, 0.0], [0.0, 3.0]]]), 2, damping=1.0)
@@ -87,7 +87,7 @@ def inverse_diagonal(blocks: Tensor, d: int, damping: float) -> Tensor:
 
 
 def saliencies(weight: Tensor, blocks: Tensor, damping: float) -> Tensor:
-    r"""Return :math:`w_q^2 / (2 [(F + \lambda I)^{-1}]_{qq})`, the loss's increase when q goes and the others adjust.
+    r"""Return :math:`w_q^2 / (2 [(F + \lambda I)^{-1}]_{qq})`, the loss increase if q is removed and the others adjust.
 
     Args:
         weight: any shape, ``d`` entries.
@@ -95,10 +95,10 @@ def saliencies(weight: Tensor, blocks: Tensor, damping: float) -> Tensor:
         damping: :math:`\lambda`, above 0.
 
     Returns:
-        Scores in the weight's shape and type, float32 at least.
+        Scores in the weight's shape and dtype, or at least float32.
 
     Raises:
-        ValueError: as :func:`inverse_diagonal`.
+        ValueError: see :func:`inverse_diagonal`.
 
     Example:
         >>> saliencies(torch.tensor([[2.0, 1.0]]), torch.tensor([[[1.0, 0.0], [0.0, 3.0]]]), damping=1.0)
@@ -110,24 +110,24 @@ def saliencies(weight: Tensor, blocks: Tensor, damping: float) -> Tensor:
 
 
 def joint_update(weight: Tensor, kept_mask: Tensor, blocks: Tensor, damping: float) -> Tensor:
-    r"""Move the kept weights so that the loss rises least while all others become zero, together.
+    r"""Adjust the kept weights so that setting all others to zero, jointly, increases the loss least.
 
-    Minimises :math:`\tfrac12 \delta^T (F + \lambda I) \delta` with removed entries landing on 0: with K kept and Q
-    removed in a block, :math:`\delta_K = (F_{KK} + \lambda I)^{-1} F_{KQ} w_Q`. Adding up the updates of single
-    weights, as public programs do, is not this minimum and does not land on 0.
+    Minimises :math:`\tfrac12 \delta^T (F + \lambda I) \delta` subject to removed entries becoming 0: with K kept and Q
+    removed in a block, :math:`\delta_K = (F_{KK} + \lambda I)^{-1} F_{KQ} w_Q`. Summing the updates of single weights,
+    as public implementations do, is not this minimum and does not make the removed entries 0.
 
     Args:
-        weight: any shape, ``d`` entries; what is pruned already counts as it stands, usually 0.
-        kept_mask: bool, of its shape, True = kept.
+        weight: any shape, ``d`` entries; entries that are already pruned enter with their value, usually 0.
+        kept_mask: bool, in the weight's shape, True = kept.
         blocks: ``(ceil(d/B), B, B)``.
         damping: :math:`\lambda`, above 0.
 
     Returns:
-        The new weight, of the same shape and type; removed entries are exactly 0.0.
+        The new weight, of the same shape and dtype; removed entries are exactly 0.0.
 
     Raises:
         TypeError: ``kept_mask`` is not bool.
-        ValueError: as :func:`inverse_diagonal`.
+        ValueError: see :func:`inverse_diagonal`.
 
     Example:
         >>> fisher = torch.tensor([[[1.0, 1.0], [1.0, 1.0]]])
@@ -152,11 +152,11 @@ def joint_update(weight: Tensor, kept_mask: Tensor, blocks: Tensor, damping: flo
 def _joint(blocks: Tensor, old: Tensor, kept: Tensor, damping: float) -> Tensor:
     """Return the new entries of a few blocks, float64."""
     system = blocks.to(torch.float64, copy=True)
-    pull = torch.bmm(system, old.masked_fill(kept, 0).unsqueeze(2)).masked_fill_(~kept.unsqueeze(2), 0)
-    # Removed and padded entries become equations of their own, δ = 0, so that all blocks stay of one size.
+    right = torch.bmm(system, old.masked_fill(kept, 0).unsqueeze(2)).masked_fill_(~kept.unsqueeze(2), 0)
+    # Removed and padded entries get the separate equation δ = 0, so that all blocks keep one size.
     system.mul_(kept.unsqueeze(1)).mul_(kept.unsqueeze(2))
     system.diagonal(dim1=1, dim2=2).add_(torch.where(kept, damping, 1.0))
-    change = torch.cholesky_solve(pull, _cholesky(system, damping)).squeeze(2)
+    change = torch.cholesky_solve(right, _cholesky(system, damping)).squeeze(2)
     return change.add_(old).masked_fill_(~kept, 0)
 
 
@@ -175,7 +175,7 @@ def _check_finite(values: Tensor, damping: float) -> None:
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
             f"The blocks' inverse with a damping of {damping:g} on the diagonals is not finite; try a bigger one, and "
-            "look for NaN or infinity among the gradients"
+            "check the gradients for NaN and infinity"
         )
 
 
@@ -190,7 +190,7 @@ def _check(blocks: Tensor, d: int, damping: float = 1.0) -> int:
 
 
 def _cut(rows: Tensor, size: int) -> Tensor:
-    """Return ``rows`` (k, d) as (k, blocks, size), padded with zeros where d is no multiple."""
+    """Return ``rows`` (k, d) as (k, blocks, size), padded with zeros to a multiple of ``size``."""
     short = -rows.shape[1] % size
     padded = torch.cat([rows, rows.new_zeros(rows.shape[0], short)], dim=1) if short else rows
     return padded.reshape(len(rows), padded.shape[1] // size, size)
@@ -209,13 +209,13 @@ def _at_least_float(dtype: torch.dtype) -> torch.dtype:
 class OBS(Informed):
     r"""Optimal Brain Surgeon with a block-diagonal WoodFisher inverse: :math:`s_i = w_i^2 / (2 [F^{-1}]_{ii})`.
 
-    :math:`F` is the empirical Fisher, over ``data`` of every sample's own gradient, in training of each step's. The
-    cost assumes that the other weights of the block make up for the removed one: ``repair.OBS()`` lets them. Memory:
-    ``block`` numbers a weight; time: one pass over them for every fourth gradient.
+    :math:`F` is the empirical Fisher, of per-sample gradients with ``data`` and of batch gradients in training. The
+    score assumes that the other weights of the block are adjusted, which ``repair.OBS()`` does. Memory: ``block``
+    numbers per weight; time: one pass over them for every fourth gradient.
 
     Args:
-        block: weights a block, consecutive in the flattened parameter.
-        damping: added to the diagonal of F.
+        block: weights per block, consecutive in the flattened parameter.
+        damping: value added to the diagonal of F.
 
     Raises:
         TypeError, ValueError: ``block`` is not an int of at least 1, or ``damping`` not a finite number above 0.

@@ -1,4 +1,4 @@
-"""Random scores: the control that every other criterion must beat."""
+"""Random: uniform random scores, the control for every other criterion."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ignite_prune.saliency.base import Saliency
 class Random(Saliency):
     """Independent uniform scores in [0, 1), the same on every device and rank for the same generator.
 
-    The scores of a parameter depend on the generator and the parameter's name alone, not on what else is pruned.
-    They are drawn on the CPU, so that a GPU gives the same mask.
+    The scores of a parameter depend on the generator and the parameter's name only, not on which other parameters are
+    pruned. They are drawn on the CPU, so the mask does not depend on the device.
 
     Args:
-        seed: of the scores; None: :meth:`draw` throws it.
+        seed: seed of the scores; None: :meth:`draw` draws it.
 
     Raises:
         TypeError, ValueError: ``seed`` is neither None nor an int of 64 bits.
-        RuntimeError: called before :meth:`draw`; ``PruneHandler`` and ``prune_model`` draw by themselves.
+        RuntimeError: called before :meth:`draw`, which ``PruneHandler`` and ``prune_model`` call.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Sensitivity: the size of the gradient at a unit's activation."""
+"""Sensitivity: absolute gradient of the loss with respect to a unit's activation."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def gradient_size(z: Tensor, gradient: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Sensitivity(Informed):
-    r"""How strongly the loss reacts to a unit: :math:`s = E_x \sum |\partial L_x / \partial z|`, summed over positions.
+    r"""Absolute gradient of the activation, :math:`s = E_x \sum |\partial L_x / \partial z|`, summed over positions.
 
-    :math:`L_x` is the sample's own loss, so the scores do not depend on the batch size (of a ``loss_fn`` that is a mean
-    over the batch). One score a unit (dim 0), for ``Channel()``.
+    :math:`L_x` is the loss of sample x alone, so the scores do not depend on the batch size if ``loss_fn`` is a mean
+    over the batch. One score per unit (dim 0), for ``Channel()``.
 
     References:
         Mittal, Bhardwaj, Khapra, Ravindran, "Recovering from random pruning", 2018, arXiv 1812.10240 (and TorchPruner).

@@ -1,4 +1,4 @@
-"""Shapley values: a fair share of the loss for each unit."""
+"""Shapley: average increase of the loss when a unit is removed, over orders of removal."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ignite_prune.saliency.needs import UnitRemoval
 
 @dataclass(frozen=True)
 class Shapley(Informed):
-    r"""A unit's Shapley value: the increase of the loss as it goes, averaged over the orders in which units go.
+    r"""Shapley value of a unit: the increase of the loss when it is removed, averaged over orders of removal.
 
-    Orders are sampled, each followed by its reverse (which cancels much of the error), the same for all samples of the
-    data; layers of up to 8 units are enumerated exactly. One score a unit (dim 0), for ``Channel()``. It runs passes of
-    its own, from the layer onward where the model allows: ``samples × units`` of them a batch and layer.
-    ``ignite_prune.evidence.shapley_values`` tells standard errors too.
+    Orders are sampled, each followed by its reverse (which cancels much of the error), and are the same for all data;
+    layers of up to 8 units are computed exactly. One score per unit (dim 0), for ``Channel()``. It runs
+    ``samples × units`` extra passes per batch and layer, from the layer onward if the model allows it.
+    ``ignite_prune.evidence.shapley_values`` returns standard errors too.
 
     Args:
-        samples: orders.
-        generator: to draw them with; None: seed 0. It is drawn from once, here.
+        samples: number of orders.
+        generator: generator of the orders, used once, in the constructor; None: seed 0.
 
     Raises:
         TypeError, ValueError: ``samples`` is not an int of at least 1, ``generator`` not a ``torch.Generator``.

@@ -1,4 +1,4 @@
-"""SNIP: connection sensitivity, before training or in it."""
+"""SNIP: connection sensitivity, at initialisation or as a running sum in training."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ignite_prune.saliency.needs import Gradients, Memory
 
 @dataclass(frozen=True)
 class SNIP(Informed):
-    r"""Connection sensitivity, :math:`s = |g \odot w| / \sum |g \odot w|`, the sum over all of the group's parameters.
+    r"""Connection sensitivity, :math:`s = |g \odot w| / \sum |g \odot w|`, normalised over all parameters of the group.
 
-    Made for the network as it was initialised: one update, before training, on one or a few batches, whose gradients
-    are added up. With ``data=`` the weights are those of now; in training each step's product is added. Memory: one
-    number an entry.
+    Made for a network at initialisation: one update, before training, on one or a few batches, whose gradients are
+    summed. With ``data=`` the current weights are used; in training the product of each step is added. Memory: one
+    number per entry.
 
     Args:
-        anytime: allow it on a network that is pruned already.
+        anytime: allow it on a network that is already pruned.
 
     Raises:
         TypeError: ``anytime`` is not a bool.
-        ValueError: (from an update) the network is pruned already and ``anytime`` is not set.
+        ValueError: (from an update) the network is already pruned and ``anytime`` is not set.
 
     References:
         Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection sensitivity", 2018,
@@ -41,10 +41,7 @@ class SNIP(Informed):
 
     def __post_init__(self) -> None:
         check_is("anytime", self.anytime, bool)
-
-    @property
-    def once(self) -> bool:
-        return not self.anytime
+        object.__setattr__(self, "once", not self.anytime)
 
     @property
     def need(self) -> Gradients:
@@ -60,9 +57,9 @@ class SNIP(Informed):
 
 @dataclass(frozen=True)
 class SNIPMomentum(Informed):
-    r"""A running mean of connection sensitivity in training: :math:`s \leftarrow d s + |g \odot w|`.
+    r"""Running sum of connection sensitivity in training, with decay: :math:`s \leftarrow d s + |g \odot w|`.
 
-    Memory: one number an entry; time: two passes a step.
+    Memory: one number per entry; time: two passes per step.
 
     Args:
         decay: :math:`d`, in (0, 1].

@@ -1,4 +1,4 @@
-r"""SparseGPT's score: what a weight costs in its row's output when the columns to its right make up for it.
+r"""SparseGPT's score: error of a row's output without a weight, after an optimal update of the columns to its right.
 
 For a layer :math:`y = W x` the Hessian of :math:`\|W x - \hat W x\|^2` is :math:`H = \frac2n \sum x x^T`, ``(n, n)``
 over the inputs and the same for every row.
@@ -20,12 +20,12 @@ from ignite_prune._utils.arguments import check_positive
 from ignite_prune.saliency.base import Informed
 from ignite_prune.saliency.needs import InputMoments, Moments
 
-_SMALL = 1024  # columns up to which float64 costs little
+_SMALL = 1024  # largest number of columns for which float64 is cheap
 _BASE = 256
 
 
 def dead_columns(hessian: Tensor) -> Tensor:
-    """Return which inputs were never anything but 0: bool ``(n,)``, True where :math:`H_{jj} = 0`."""
+    """Return which inputs were always 0: bool ``(n,)``, True where :math:`H_{jj} = 0`."""
     return hessian.diagonal() == 0
 
 
@@ -33,18 +33,18 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     r"""Return the upper Cholesky factor :math:`U` of :math:`\tilde H^{-1} = U^T U`.
 
     :math:`\tilde H` is H with 1 on the diagonal of dead columns, plus ``damping`` times the mean of its diagonal.
-    It is had from one factorisation, :math:`\tilde H = R R^T` with R upper and :math:`U = R^{-1}`, without the inverse.
+    One factorisation gives U without computing the inverse: :math:`\tilde H = R R^T` with R upper, :math:`U = R^{-1}`.
 
     Args:
         hessian: ``(n, n)``, symmetric; not changed.
-        damping: relative, at least 0; the paper's is 0.01.
+        damping: relative damping, at least 0; 0.01 in the paper.
 
     Returns:
-        ``(n, n)``, in the type of ``hessian``, float32 at least. Up to 1024 columns it is computed in float64, above
-        that in float32, and in float64 where that fails.
+        ``(n, n)``, in the dtype of ``hessian`` or at least float32. Up to 1024 columns are computed in float64; more
+        in float32, or in float64 if that fails.
 
     Raises:
-        ValueError: ``hessian`` is not square, ``damping`` is negative or not finite, or there is no inverse.
+        ValueError: ``hessian`` is not square, ``damping`` is negative or not finite, or there is no finite inverse.
 
     Example:
         >>> inverse_factor(torch.tensor([[4.0, 0.0], [0.0, 0.0]]), damping=0.0)
@@ -62,7 +62,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
             return factor.to(single)
     raise ValueError(
         f"The Hessian has no finite inverse at damping={damping:g}; try a bigger damping, or more samples than the "
-        f"{len(hessian)} columns, and look for NaN or infinity among the inputs"
+        f"{len(hessian)} columns, and check the inputs for NaN and infinity"
     )
 
 
@@ -71,11 +71,11 @@ def column_scores(weight2d: Tensor, factor: Tensor, dead: Tensor | None = None) 
 
     Args:
         weight2d: ``(rows, n)``.
-        factor: from :func:`inverse_factor`, ``(n, n)``; or its diagonal, ``(n,)``.
-        dead: bool ``(n,)``, from :func:`dead_columns`: these score 0. None where no column is dead.
+        factor: result of :func:`inverse_factor`, ``(n, n)``; or its diagonal, ``(n,)``.
+        dead: result of :func:`dead_columns`, bool ``(n,)``: these columns score 0. None if no column is dead.
 
     Returns:
-        Scores in the weight's shape, float32 at least.
+        Scores in the weight's shape, at least float32.
 
     Example:
         >>> column_scores(torch.tensor([[1.0, 2.0]]), torch.eye(2) / 2, torch.tensor([False, True]))
@@ -87,8 +87,8 @@ def column_scores(weight2d: Tensor, factor: Tensor, dead: Tensor | None = None) 
 
 
 def _factor(hessian: Tensor, damping: float) -> Tensor | None:
-    """Return U in the type of ``hessian``, or None where it cannot be had."""
-    flipped = hessian.flip(0, 1)  # a copy, whose lower factor is R turned round
+    """Return U in the dtype of ``hessian``, or None if the factorisation fails."""
+    flipped = hessian.flip(0, 1)  # a copy, whose lower factor is R flipped
     diagonal = flipped.diagonal()
     diagonal.masked_fill_(diagonal == 0, 1)
     diagonal.add_(diagonal.mean() * damping)
@@ -100,7 +100,7 @@ def _factor(hessian: Tensor, damping: float) -> Tensor | None:
 
 
 def _inverse_of_lower(lower: Tensor) -> Tensor:
-    """Invert by halves: a third of the work of solving against the identity."""
+    """Invert by recursive halving: a third of the work of solving against the identity."""
     n, half = len(lower), len(lower) // 2
     if n <= _BASE:
         eye = torch.eye(n, dtype=lower.dtype, device=lower.device)
@@ -115,15 +115,16 @@ def _inverse_of_lower(lower: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SparseGPT(Informed):
-    r"""What a weight costs its layer's output if the columns to its right make up for it: :math:`w_{ij}^2 / U_{jj}^2`.
+    r"""Output error without a weight, after updating the columns to its right: :math:`w_{ij}^2 / U_{jj}^2`.
 
-    :math:`U` is the upper Cholesky factor of the inverse of :math:`H = \tfrac2n \sum x x^T` over the layer's inputs (a
-    convolution's unfolded), damped. With ``repair.SparseGPT()`` the mask is chosen again block by block on the weights
-    as updated so far, as in the paper; the counts stay. Memory: the square of a layer's inputs.
+    :math:`U` is the upper Cholesky factor of the inverse of the damped :math:`H = \tfrac2n \sum x x^T` over the layer's
+    inputs (unfolded for a convolution). With ``repair.SparseGPT()`` the mask is chosen again, block by block, on the
+    weights updated so far, as in the paper; the number of pruned weights stays the same. Memory: the square of the
+    number of a layer's inputs.
 
     Args:
-        block: columns a block.
-        damping: times the mean of H's diagonal.
+        block: columns per block.
+        damping: damping relative to the mean of H's diagonal.
 
     Raises:
         TypeError, ValueError: ``block`` is not an int of at least 1, or ``damping`` not a finite number above 0.
@@ -147,7 +148,7 @@ class SparseGPT(Informed):
         if not weight.numel():
             return torch.zeros_like(weight)
         matrix = weight.t() if evidence.transposed else weight
-        rows = matrix.flatten(1).chunk(len(evidence.sums))  # a group of a convolution has inputs of its own
+        rows = matrix.flatten(1).chunk(len(evidence.sums))  # each group of a convolution has separate inputs
         scores = []
         for part, sums in zip(rows, evidence.sums):
             hessian = sums.to(weight.device) * evidence.scale

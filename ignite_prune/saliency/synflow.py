@@ -1,4 +1,4 @@
-"""SynFlow: no data, no loss, no collapsed layer."""
+"""SynFlow: synaptic flow, a criterion that needs no data and avoids collapsed layers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ignite_prune.saliency.needs import SynapticFlow
 class SynFlow(Informed):
     r"""Synaptic flow, :math:`s = \theta \odot \partial R / \partial \theta`, :math:`R = 1^T f_{|\theta|}(1)`.
 
-    Every parameter is replaced by its absolute value, the input by ones, and the flow through each weight is what it
-    scores (float64, eval mode). An update is done in ``rounds`` steps of equal ratio, the flow taken anew at each, so
-    that no layer is emptied before the others. It needs no data but the *shape* of an input: that of the first batch of
-    ``data``, or of the first training batch.
+    Parameters are replaced by their absolute values and the input by ones; the score of a weight is the flow through
+    it (float64, eval mode). An update prunes in ``rounds`` steps of equal density ratio and recomputes the flow at each
+    step, so that no layer is emptied before the others. It needs no data, only the *shape* of an input: that of the
+    first batch of ``data``, or of the first training batch.
 
     Args:
-        rounds: steps of an update.
-        bias: let (the absolute values of) biases take part, as the authors' code does; the paper's network has none.
-        anytime: allow it on a network that is pruned already.
+        rounds: number of steps of an update.
+        bias: include the (absolute) biases, as the authors' code does; the paper's network has none.
+        anytime: allow it on a network that is already pruned.
 
     Raises:
         TypeError, ValueError: ``rounds`` is not an int of at least 1, or ``bias`` or ``anytime`` not a bool.
@@ -43,18 +43,12 @@ class SynFlow(Informed):
         check_positive("rounds", self.rounds, whole=True)
         check_is("bias", self.bias, bool)
         check_is("anytime", self.anytime, bool)
-
-    @property
-    def once(self) -> bool:
-        return not self.anytime
+        object.__setattr__(self, "once", not self.anytime)
+        object.__setattr__(self, "steps", self.rounds)
 
     @property
     def need(self) -> SynapticFlow:
         return SynapticFlow(self.bias)
-
-    @property
-    def steps(self) -> int:
-        return self.rounds
 
     def formula(self, weight: Tensor, evidence: Tensor) -> Tensor:
         return weight.abs().to(evidence.dtype) * evidence

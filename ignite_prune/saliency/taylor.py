@@ -1,4 +1,4 @@
-"""Taylor: how much the loss would change without a weight, to first order."""
+"""Taylor: first-order change of the loss when a weight is removed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ignite_prune.saliency.needs import Gradients, Memory
 
 @dataclass(frozen=True)
 class Taylor(Informed):
-    r"""How much the loss would change without the weight, to first order: :math:`s = E_t |g_t w|`, or its square.
+    r"""First-order change of the loss when the weight is removed, :math:`s = E_t |g_t w|`, or its square.
 
-    The mean is over the batches (training steps) since the last update. On a converged net the gradient has vanished
-    and with it what this can say: use :class:`OBD` there. Memory: one number an entry; time: one pass a step.
+    The mean is over the batches (training steps) since the last update. In a converged network gradients vanish, and
+    the scores are uninformative: use :class:`OBD` there. Memory: one number per entry; time: one pass per step.
 
     Args:
         squared: :math:`(g w)^2` instead of :math:`|g w|`.
-        by_unit: one score for each slice of dim 0, of the *sum* :math:`\sum g w` over the slice and its bias: the
-            filter importance of the paper, and Neural Compressor's ``weighted_gradient``. For ``Channel()``. A
-            vector's slices are its entries.
-        memory: decay and type of the running sum.
+        by_unit: one score for each slice of dim 0 (for a vector: each entry), of the *sum* :math:`\sum g w` over the
+            slice and its bias: the paper's filter importance, Neural Compressor's ``weighted_gradient``. For
+            ``Channel()``.
+        memory: decay and dtype of the running sum.
 
     Raises:
         TypeError: ``squared`` or ``by_unit`` is not a bool, or ``memory`` not a ``Memory``.

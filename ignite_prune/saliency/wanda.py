@@ -1,4 +1,4 @@
-"""Wanda: weights and the activations they meet."""
+"""Wanda: weights times the norms of their inputs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ignite_prune.saliency.needs import InputNorms
 
 @dataclass(frozen=True)
 class Wanda(Informed):
-    r"""Magnitude times the norm of the input it meets, :math:`s_{ij} = |W_{ij}| \, \|X_j\|_2`.
+    r"""Magnitude times the norm of the weight's input, :math:`s_{ij} = |W_{ij}| \, \|X_j\|_2`.
 
-    The norm is over all samples and positions. Scores are compared within each output row alone: a parameter's rows are
-    all pruned alike, however much of it the allocation takes (``Uniform()`` is the paper's, ``OWL()`` its successor). A
-    convolution's inputs are unfolded. Memory: three numbers an input; time: one pass over the inputs.
+    The norm is over all samples and positions. Scores are only compared within an output row: all rows of a parameter
+    get the same sparsity, and the allocation decides which (the paper's is ``Uniform()``, its successor's ``OWL()``).
+    The inputs of a convolution are unfolded. Memory: three numbers per input; time: one pass over the inputs.
 
     Example:
         >>> import torch

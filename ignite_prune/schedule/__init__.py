@@ -1,4 +1,6 @@
-"""Schedules: step → sparsity, pure functions of the step, counted in the attached event's own unit.
+"""Sparsity schedules: pure functions from a step to a sparsity.
+
+Steps are counted in the unit of the attached event: epochs for ``EPOCH_*``, iterations for ``ITERATION_*``.
 
 Example:
     >>> from ignite_prune import schedule

@@ -1,4 +1,4 @@
-"""The one interface every schedule has, and the ramps' common shape."""
+"""Base classes of schedules and of ramps, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ if TYPE_CHECKING:
 
 
 class Schedule(ABC):
-    """A pure function from a step to the sparsity aimed for at that step.
+    """A pure function from a step to the target sparsity at that step.
 
     Attributes:
-        regrows: a value below the sparsity reached lifts the masks (dense phases); otherwise it changes nothing.
+        regrows: whether a target below the current sparsity removes the masks (dense phases); otherwise it has no
+            effect.
     """
 
     regrows: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, step: float) -> float:
-        """Return the sparsity in [0, 1] to have after ``step``."""
+        """Return the target sparsity after ``step``, in [0, 1]."""
 
     @property
     @abstractmethod
     def horizon(self) -> float:
-        """The step from which nothing changes any more."""
+        """The step from which the value is constant."""
 
     def values(self, n: int) -> list[float]:
         """Return the sparsities at steps 0 … n − 1.
@@ -47,7 +48,7 @@ class Schedule(ABC):
         return [self(step) for step in range(n)]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the schedule over its steps and return the axes (needs matplotlib)."""
+        """Plot the schedule over its steps and return the axes (requires matplotlib)."""
         import matplotlib.pyplot as plt
 
         axes = plt.subplots(figsize=(5, 3))[1] if ax is None else ax
@@ -60,9 +61,15 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Ramp(Schedule):
-    r"""A rise from ``initial`` to ``final``: :math:`s = s_i + (s_f - s_i) f(x)`, x the progress in [0, 1].
+    r"""An increase from ``initial`` to ``final``: :math:`s = s_i + (s_f - s_i) f(x)`, x the progress in [0, 1].
 
-    At ``step <= begin`` it is ``initial``, at ``step >= end`` exactly ``final``; with ``begin == end`` it is one jump.
+    The value is ``initial`` at ``step <= begin`` and exactly ``final`` at ``step >= end``; ``begin == end`` is a jump.
+
+    Args:
+        final: sparsity from ``end`` on.
+        begin: last step of ``initial``.
+        end: first step of ``final``.
+        initial: sparsity up to ``begin``.
     """
 
     final: float
@@ -103,7 +110,7 @@ class Ramp(Schedule):
 
 
 def check_sparsity(name: str, value: object) -> None:
-    """Raise unless ``value`` is a number in [0, 1]; NaN is not."""
+    """Raise TypeError or ValueError unless ``value`` is a number in [0, 1]; NaN is not."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Argument {name} should be a sparsity, a number in [0, 1], but given {value!r}")
     if not 0 <= float(value) <= 1:
@@ -112,7 +119,7 @@ def check_sparsity(name: str, value: object) -> None:
 
 
 def check_steps(**steps: object) -> None:
-    """Raise unless the steps are finite numbers of at least 0 in rising order."""
+    """Raise TypeError or ValueError unless the steps are finite numbers of at least 0 in ascending order."""
     for name, step in steps.items():
         if isinstance(step, bool) or not isinstance(step, Real):
             raise TypeError(f"Argument {name} should be a step, a number of at least 0, but given {step!r}")

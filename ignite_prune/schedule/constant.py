@@ -1,4 +1,4 @@
-"""Schedules of constant pieces."""
+"""Constant: the same sparsity at every step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cosine: half a cosine wave."""
+"""Cosine: a ramp along half a cosine wave."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ignite_prune.schedule.base import Ramp
 class Cosine(Ramp):
     r"""Half a cosine wave, :math:`s = s_i + (s_f - s_i)(1 - \cos \pi x)/2`.
 
-    (Neural Compressor's "cos" is :math:`1 - \cos(\pi x/2)`, fastest at its end: another curve.)
+    Neural Compressor's "cos" is a different curve: :math:`1 - \cos(\pi x/2)`, fastest at its end.
 
     Example:
         >>> [round(v, 4) for v in Cosine(final=0.8, begin=0, end=4).values(5)]

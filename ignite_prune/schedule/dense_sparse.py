@@ -1,4 +1,4 @@
-"""Alternating dense and sparse phases."""
+"""DenseSparse: alternating dense and sparse phases (AC/DC)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from ignite_prune.schedule.base import Ramp, check_steps
 
 @dataclass(frozen=True)
 class DenseSparse(Ramp):
-    """AC/DC: dense warm-up, then sparse and dense phases in turn, ending sparse.
+    """AC/DC: a dense warm-up, then alternating sparse and dense phases, the last one sparse.
 
-    Up to ``begin`` it is ``initial``; then ``sparse`` steps of ``final``, ``dense`` steps of ``initial`` and so on;
-    from ``end`` on it is ``final``. In a dense phase the masks are lifted and the pruned weights train again (from 0,
-    or from their old values with ``keep_dense=True``); at each sparse phase they are chosen anew. Masks
-    that were given at the start are lifted with the others.
+    The value is ``initial`` up to ``begin``, then ``final`` for ``sparse`` steps, ``initial`` for ``dense`` steps and
+    so on, and ``final`` from ``end`` on. A dense phase removes the masks, including those given at the start, and the
+    pruned weights train again (from 0, or from their old values with ``keep_dense=True``); each sparse phase selects
+    new masks.
 
     Args:
         final: sparsity of the sparse phases and at the end.
         begin: last step of the dense warm-up.
         end: first step of the final sparse phase.
         initial: sparsity of the dense phases.
-        sparse: steps a sparse phase, at least 1.
-        dense: steps a dense phase, at least 1.
+        sparse: number of steps of a sparse phase, at least 1.
+        dense: number of steps of a dense phase, at least 1.
 
     Raises:
         TypeError: an argument is not a number.
-        ValueError: a sparsity outside [0, 1], ``initial > final``, ``begin > end``, a phase shorter than 1 step.
+        ValueError: a sparsity is outside [0, 1], ``initial > final``, ``begin > end``, or a phase is shorter than 1.
 
     Example:
         >>> DenseSparse(0.9, begin=1, end=8, sparse=2, dense=3).values(9)

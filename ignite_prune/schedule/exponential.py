@@ -1,4 +1,4 @@
-"""Schedules whose density shrinks by a constant factor."""
+"""Exponential: a ramp whose density falls by a constant factor per step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ignite_prune.schedule.base import Ramp
 
 @dataclass(frozen=True)
 class Exponential(Ramp):
-    r"""The density falls by the same factor each step, :math:`s = 1 - (1 - s_i)\left(\frac{1-s_f}{1-s_i}\right)^x`.
+    r"""The density falls by a constant factor per step, :math:`s = 1 - (1 - s_i)\left(\frac{1-s_f}{1-s_i}\right)^x`.
 
     Neural Compressor's default ("exp").
 
     Raises:
-        ValueError: as :class:`Polynomial`'s, and for ``final = 1``, which no constant factor reaches.
+        ValueError: see :class:`Polynomial`; also if ``final`` is 1, which no constant factor reaches.
 
     Example:
         >>> [round(v, 3) for v in Exponential(final=0.75, begin=0, end=2).values(3)]

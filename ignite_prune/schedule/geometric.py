@@ -1,4 +1,4 @@
-"""Geometric: a fixed fraction of what remains at each update."""
+"""Geometric: a fixed fraction of the remaining units at each update."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ignite_prune.schedule.base import Schedule, check_sparsity, check_steps
 
 @dataclass(frozen=True)
 class Geometric(Schedule):
-    r"""Lottery-ticket rounds: every ``every`` steps a fraction ``rate`` of what is left goes.
+    r"""Lottery-ticket rounds: prunes a fraction ``rate`` of the remaining units every ``every`` steps.
 
     The density after round k is :math:`(1 - rate)^k`: 80.0, 64.0, 51.2, 41.0, ... % for ``rate = 0.2``.
 
     Args:
-        rate: the fraction of the remaining units pruned in a round, in [0, 1].
-        every: steps a round, above 0.
+        rate: fraction of the remaining units that a round prunes, in [0, 1].
+        every: number of steps of a round, above 0.
 
     Raises:
         TypeError: an argument is not a number.
-        ValueError: ``rate`` outside [0, 1], ``every`` not above 0.
+        ValueError: ``rate`` is outside [0, 1], or ``every`` not above 0.
 
     Example:
         >>> [round(1 - s, 3) for s in Geometric(rate=0.2, every=1).values(4)]

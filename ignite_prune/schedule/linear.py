@@ -1,4 +1,4 @@
-"""Linear: a straight ramp."""
+"""Linear: a linear ramp."""
 
 from __future__ import annotations
 

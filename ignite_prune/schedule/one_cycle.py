@@ -18,7 +18,7 @@ class OneCycle(Ramp):
         end: first step of ``final``.
         initial: sparsity up to ``begin``.
         alpha: steepness, above 0.
-        beta: where the steep part lies.
+        beta: offset of the steep part.
 
     Example:
         >>> s = OneCycle(final=1.0, begin=0, end=4)

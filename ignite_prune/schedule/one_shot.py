@@ -1,4 +1,4 @@
-"""OneShot: one step up."""
+"""OneShot: a single jump."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ignite_prune.schedule.base import Schedule, check_sparsity, check_steps
 
 @dataclass(frozen=True)
 class OneShot(Schedule):
-    """Dense before step ``at``, ``sparsity`` from it on.
+    """0 before step ``at``, ``sparsity`` from it on.
 
     Example:
         >>> OneShot(0.8, at=2).values(4)

@@ -1,4 +1,4 @@
-"""Polynomial ramps: fast at first, slow near the end."""
+"""Polynomial: a ramp that is fast at first and slow near the end."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ignite_prune.schedule.base import Ramp
 class Polynomial(Ramp):
     r"""Gradual pruning of Zhu and Gupta, :math:`s = s_f + (s_i - s_f)(1 - x)^{power}`.
 
-    Prunes quickly while there is much to spare and slowly near the end. TensorFlow Model Optimization's
-    ``PolynomialDecay``. (Neural Compressor's "cube" is :math:`x^3`, slow at first: another curve.)
+    Prunes fast at first, while there is much redundancy, and slowly near the end. The same as ``PolynomialDecay`` of
+    TensorFlow Model Optimization. Neural Compressor's "cube" is a different curve: :math:`x^3`, slow at first.
 
     Args:
         final: sparsity from ``end`` on.
@@ -24,7 +24,7 @@ class Polynomial(Ramp):
 
     Raises:
         TypeError: an argument is not a number.
-        ValueError: a sparsity outside [0, 1], ``initial > final``, ``begin > end``, ``power`` not above 0.
+        ValueError: a sparsity is outside [0, 1], ``initial > final``, ``begin > end``, or ``power`` is not above 0.
 
     Example:
         >>> s = Polynomial(final=0.9, begin=0, end=4)

@@ -1,4 +1,4 @@
-"""Steps: a sparsity for each given step."""
+"""Steps: a table of steps and sparsities."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ignite_prune.schedule.base import Schedule, check_sparsity, check_steps
 
 @dataclass(frozen=True)
 class Steps(Schedule):
-    """A table: each sparsity holds from its step until the next one's; before the first it is dense.
+    """A table: each sparsity holds from its step until the next; before the first step the sparsity is 0.
 
     Args:
-        table: ``{step: sparsity}``, not empty, sparsities that never fall.
+        table: ``{step: sparsity}``, not empty, with sparsities that never decrease.
 
     Example:
         >>> Steps({1: 0.5, 3: 0.75}).values(5)

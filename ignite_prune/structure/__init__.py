@@ -1,4 +1,4 @@
-"""Really smaller: which slices of a model go together, and cutting them out."""
+"""Structured pruning: find the coupled units of a model, and slice pruned units off its tensors."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a model costs where some of its units are kept: parameters, operations, or measured time."""
+"""Costs of a partly pruned model: parameters, FLOPs, or measured latency."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from ignite_prune.structure.unit_group import Kept
 
 
 class Cost(ABC):
-    """What a sparsity is a fraction of, instead of units: ``PruneHandler(structure=..., target=Flops())``."""
+    """Quantity that sparsity is a fraction of, instead of units: ``PruneHandler(structure=..., target=Flops())``."""
 
     measured: ClassVar[bool] = False
-    """Whether it takes time, and is another each time."""
+    """Whether the cost is measured by running the model: slow, and different at each call."""
 
     @abstractmethod
     def __call__(self, structure: Structure, kept: Kept) -> float:
-        """Return what the model costs where these units are kept."""
+        """Return the cost of the model with only the given units kept."""
 
     def whole(self, structure: Structure) -> float:
-        """Return what it cost before anything was pruned or sliced off."""
+        """Return the cost of the original model, before anything was pruned or sliced off."""
         return self(structure.origin, {})
 
 
 @dataclass(frozen=True)
 class Parameters(Cost):
-    """The numbers in all of a model's parameters.
+    """Number of elements in all parameters of the model.
 
     Example:
         >>> from ignite_prune import prune_model, trace
@@ -53,25 +53,25 @@ class Parameters(Cost):
 
 @dataclass(frozen=True)
 class Flops(Cost):
-    """The floating-point operations of a forward pass over the inputs that the model was traced with."""
+    """Floating-point operations of one forward pass over the inputs that the model was traced with."""
 
     def __call__(self, structure: Structure, kept: Kept) -> float:
         return structure.flops(kept)
 
 
 class Latency(Cost):
-    """The time of a forward pass in eval mode, measured: the least of some runs of a sliced copy.
+    """Measured time of a forward pass in eval mode: the minimum over several runs of a sliced copy.
 
-    Each update measures about a dozen copies. Two runs do not measure the same; under ``torch.distributed`` rank 0's
-    plan is everybody's.
+    Each update measures about a dozen copies. Measurements vary from run to run; under ``torch.distributed`` all ranks
+    use the plan of rank 0.
 
     Args:
-        model: the one that is pruned, not sliced yet.
-        example_inputs: what it takes, as large as it will be used with.
-        runs: how many passes.
+        model: the model that is pruned, before any slicing.
+        example_inputs: inputs of the size that the model will be deployed with.
+        runs: number of timed forward passes.
 
     Raises:
-        ValueError: fewer than one run.
+        ValueError: ``runs`` is less than 1.
     """
 
     measured = True
@@ -85,7 +85,9 @@ class Latency(Cost):
     def __call__(self, structure: Structure, kept: Kept) -> float:
         other = misfit(self._model, structure)
         if other is not None:
-            raise ValueError(f"Latency was made with another model than is pruned: its {other!r} has another shape")
+            raise ValueError(
+                f"Latency was made with another model than the pruned one: its {other!r} has another shape"
+            )
         copied = copy.deepcopy(self._model)
         ModelEdit(copied).slice(structure.indices(kept))
         return self._seconds(copied)
@@ -98,7 +100,7 @@ class Latency(Cost):
         args, kwargs = self._inputs
         best = float("inf")
         with undisturbed(model):
-            for _ in range(self._runs + 1):  # the first warms up
+            for _ in range(self._runs + 1):  # the first run is a warm-up
                 start = time.perf_counter()
                 model(*args, **kwargs)
                 if torch.cuda.is_available():

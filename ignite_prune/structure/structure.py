@@ -1,4 +1,4 @@
-"""What a model's units are, and what goes with them."""
+"""The coupled units of a model, and conversions between units, masks and indices."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ignite_prune._utils.arguments import near
 from ignite_prune.structure.unit_group import Axis, Kept, UnitGroup, Work
 
 NOTHING: Kept = MappingProxyType({})
-_TOLD = 4
+_LISTED = 4
 
 
 class Structure:
-    """The units of a model: what can go as a whole, and what has to stay.
+    """The groups of coupled units of a model (a dependency graph): which can be removed, and which must stay.
 
-    Made by :func:`trace`.
+    Made by :func:`trace` or :func:`declare`.
 
     Attributes:
-        groups: by name, in the order of the model's parameters.
-        shapes: of every parameter and buffer.
-        frozen: why a parameter's dimension has to stay, by ``(name, dim)``.
-        unknown: operations that are not known, and where they stand.
-        origin: the structure of the model before anything was sliced off: this one, if nothing has been.
+        groups: the unit groups by name, in the order of the model's parameters.
+        shapes: shape of every parameter and buffer.
+        frozen: the reason why a parameter's dimension must keep its size, by ``(name, dim)``.
+        unknown: operations without a rule, with the path of the module that calls them.
+        origin: the structure of the model before any slicing; itself if nothing has been sliced off.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Structure:
     ) -> None:
         self.groups = {group.name: group for group in groups}
         if len(self.groups) < len(groups):
-            raise ValueError("Groups of units should have names of their own")
+            raise ValueError("Groups of units should have distinct names")
         self.shapes, self.frozen, self.unknown = dict(shapes), dict(frozen), tuple(dict.fromkeys(unknown))
         self._parameters, self._work, self._dropouts = frozenset(parameters), tuple(work), dict(dropouts)
         self._normalised = dict(normalised)
@@ -56,7 +56,7 @@ class Structure:
         return len(self.groups)
 
     def indices(self, kept: Kept) -> dict[str, dict[int, Tensor]]:
-        """Return which indices of which dimensions stay, of every parameter and buffer that loses some."""
+        """Return the indices to keep, by tensor name and dimension, of every parameter and buffer that loses some."""
         found: dict[str, dict[int, Tensor]] = {}
         for name, dims in self._stay(kept).items():
             cut = {dim: stay.nonzero().squeeze(1) for dim, stay in dims.items() if not stay.all()}
@@ -65,14 +65,15 @@ class Structure:
         return found
 
     def without(self, gone: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        """Return which units are kept where some are taken out by hand.
+        """Return which units are kept if the given ones are removed.
 
         Args:
-            gone: numbers of units, by the name of their group or of any weight that makes them (dimension 0).
+            gone: numbers of the units to remove, by the name of their group or of any weight that has them in
+                dimension 0.
 
         Raises:
-            TypeError: numbers that are not whole.
-            ValueError: a name without units, or a number that is out of range.
+            TypeError: a number is not an int.
+            ValueError: a name has no units, or a number is out of range.
 
         Example:
             >>> from ignite_prune import trace
@@ -85,14 +86,14 @@ class Structure:
             group = self._named(name)
             for number in numbers:
                 if type(number) is not int:
-                    raise TypeError(f"The units of {name!r} should be told as whole numbers, but given {number!r}")
+                    raise TypeError(f"The units of {name!r} should be given as whole numbers, but given {number!r}")
                 if not 0 <= number < group.size:
                     raise ValueError(f"There is no unit {number} of {name!r}, which has {group.size}")
                 kept[group.name][number] = False
         return kept
 
     def _named(self, name: str) -> UnitGroup:
-        """Return the group of a name, or the only one whose units a weight's dimension 0 has one by one."""
+        """Return the group of a name, or the one whose units are the indices of dimension 0 of the named tensor."""
         if name in self.groups:
             return self.groups[name]
         for group in self:
@@ -102,7 +103,7 @@ class Structure:
         raise ValueError(f"There are no units of {name!r}; {near(name, list(self.groups))}")
 
     def sliced(self, kept: Kept) -> Structure:
-        """Return the structure of the model that is left."""
+        """Return the structure of the sliced model."""
         stay = {(name, dim): left for name, dims in self._stay(kept).items() for dim, left in dims.items()}
         groups = [group.sliced(kept.get(group.name, torch.ones(group.size, dtype=torch.bool)), stay) for group in self]
         shapes = {
@@ -113,37 +114,36 @@ class Structure:
         return Structure(groups, shapes, self._parameters, self.frozen, self.unknown, origin=origin)
 
     def parameters(self, kept: Kept = NOTHING) -> int:
-        """Return how many numbers the model's parameters hold where these units are kept; of other groups all."""
+        """Return the number of parameter elements with only these units kept; groups not given keep all units."""
         left = {name: {dim: int(stay.sum()) for dim, stay in dims.items()} for name, dims in self._stay(kept).items()}
         shapes = ((left.get(name, {}), self.shapes[name]) for name in self._parameters)
         return sum(math.prod(dims.get(d, size) for d, size in enumerate(shape)) for dims, shape in shapes)
 
     @property
     def counts_flops(self) -> bool:
-        """Whether operations are known: one that was declared by hand knows none."""
+        """Whether FLOPs can be counted: true of a traced structure, false of a declared one."""
         return bool(self.origin._work)
 
     def flops(self, kept: Kept = NOTHING) -> int:
-        """Return the floating-point operations of a forward pass over the inputs that the model was traced with.
+        """Return the FLOPs of a forward pass over the inputs that the model was traced with.
 
-        Those of matrix products, convolutions, attention and recurrent layers; a multiplication and an addition are
-        two.
+        Matrix products, convolutions, attention and recurrent layers are counted; a multiply-add is two operations.
 
         Args:
-            kept: which units are; of groups that are not told all.
+            kept: the kept units by group; groups not given keep all units.
 
         Raises:
-            ValueError: a structure that was declared by hand knows no operations.
+            ValueError: the structure was declared, not traced.
         """
         if not self.counts_flops:
-            raise ValueError("No operations are known of this structure, as it was not traced")
+            raise ValueError("This structure does not know the model's operations, as it was not traced")
         whole = self._of_origin(kept)
         return sum(work.left(whole) for work in self.origin._work)
 
     def rates(self, kept: Kept) -> dict[str, float]:
-        """Return what is left, as a fraction, of the units that each Dropout module drops, where some are gone.
+        """Return the remaining fraction of the units in the input of each Dropout module that loses some.
 
-        A module that is called at several places, with other fractions, is left out.
+        A module that is called several times with different fractions is left out.
         """
         before, after = self._of_origin(NOTHING), self._of_origin(kept)
         found = {}
@@ -157,17 +157,19 @@ class Structure:
         return found
 
     def normalised(self, kept: Kept = NOTHING) -> dict[str, Tensor]:
-        """Return which indices are left of what each norm goes over, bool, where units of it may go by request.
+        """Return which indices of the normalised dimension are left, bool, by path of a norm.
+
+        Only norms whose units may be removed, ``trace(through_norms=True)``, are returned.
 
         Args:
-            kept: which units are; of groups that are not told all.
+            kept: the kept units by group; groups not given keep all units.
         """
         before, after = self._of_origin(NOTHING), self._of_origin(kept)
         axes = self.origin._normalised
         return {path: axis.stay(after)[axis.stay(before)] for path, axis in axes.items()}
 
     def _of_origin(self, kept: Kept) -> dict[str, Tensor]:
-        """Return which units of the origin are left."""
+        """Return which units of the original model are left."""
         found = {}
         for name, group in self.origin.groups.items():
             left = self._left.get(name)
@@ -178,11 +180,11 @@ class Structure:
         return found
 
     def masks(self, kept: Kept, without: Container[str] = ()) -> dict[str, Tensor]:
-        """Return masks, True = kept, of every tensor that has units: they cover all that goes with a unit.
+        """Return masks, True = kept, of every parameter and buffer that has units, biases and norms included.
 
         Args:
-            kept: which units are.
-            without: tensors whose masks are not asked for.
+            kept: the kept units by group.
+            without: names of tensors to leave out.
         """
         masks = {}
         for name, dims in self._stay(kept).items():
@@ -195,10 +197,10 @@ class Structure:
         return masks
 
     def kept(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return which units some masks keep.
+        """Return which units the masks keep.
 
         Raises:
-            ValueError: masks that are not made of whole units.
+            ValueError: a name or shape is unknown, or the masks do not prune whole units.
         """
         unknown = set(masks) - set(self.shapes)
         if unknown:
@@ -218,10 +220,10 @@ class Structure:
         return kept
 
     def kept_by(self, indices: Mapping[str, Mapping[int, Tensor]]) -> dict[str, Tensor]:
-        """Return which units are left where these indices of the tensors are.
+        """Return which units are left if only these indices of the tensors are kept.
 
         Raises:
-            ValueError: indices that are not made of whole units.
+            ValueError: the indices do not remove whole units.
         """
         kept = {}
         for group in self:
@@ -232,25 +234,26 @@ class Structure:
                     gone = torch.ones(len(slot.units), dtype=torch.bool)
                     gone[stay] = False
                     kept[group.name][slot.units[gone & (slot.units >= 0)]] = False
-        mine = {name: {d: i.tolist() for d, i in dims.items()} for name, dims in self.indices(kept).items()}
-        if mine != {name: {d: i.tolist() for d, i in dims.items()} for name, dims in indices.items() if dims}:
+        whole = {name: {d: i.tolist() for d, i in dims.items()} for name, dims in self.indices(kept).items()}
+        if whole != {name: {d: i.tolist() for d, i in dims.items()} for name, dims in indices.items() if dims}:
             raise ValueError("The checkpoint's kept indices are not whole units of this model's structure")
         return kept
 
     def _alive(self, group: UnitGroup, masks: Mapping[str, Tensor]) -> Tensor:
-        """A unit is gone where some parameter has lost all its slices."""
+        """Return which units are kept: a unit is pruned once all its slices of some parameter are."""
         alive = torch.ones(group.size, dtype=torch.bool)
         for slot in group.slots:
             if slot.name in masks:
                 mask = masks[slot.name].cpu()
-                lives = mask.movedim(slot.dim, 0).reshape(mask.shape[slot.dim], -1).any(1)
-                mine = slot.units >= 0
+                nonzero = mask.movedim(slot.dim, 0).reshape(mask.shape[slot.dim], -1).any(1)
+                in_group = slot.units >= 0
                 here = torch.zeros(group.size, dtype=torch.bool)
-                here[slot.units[mine & lives]] = True
+                here[slot.units[in_group & nonzero]] = True
                 alive &= here
         return alive
 
     def _stay(self, kept: Kept) -> dict[str, dict[int, Tensor]]:
+        """Return which indices of each tensor's dimensions are kept, bool; groups not given keep all units."""
         unknown = set(kept) - set(self.groups)
         if unknown:
             raise ValueError(f"There is no group {sorted(unknown)[0]!r}; there are {', '.join(self.groups)}")
@@ -259,8 +262,8 @@ class Structure:
             for slot in self.groups[name].slots:
                 dims = found.setdefault(slot.name, {})
                 stay = dims.setdefault(slot.dim, torch.ones(len(slot.units), dtype=torch.bool))
-                mine = slot.units >= 0
-                stay[mine] &= units.cpu()[slot.units[mine]]
+                in_group = slot.units >= 0
+                stay[in_group] &= units.cpu()[slot.units[in_group]]
         return found
 
     def __str__(self) -> str:
@@ -268,21 +271,21 @@ class Structure:
         for group in self:
             lines.append(f"  {group.name}: {group.size} units")
             for slot in group.slots:
-                mine = int((slot.units >= 0).sum())
-                each = f" × {mine // group.size}" if mine != group.size else ""
+                in_group = int((slot.units >= 0).sum())
+                each = f" × {in_group // group.size}" if in_group != group.size else ""
                 lines.append(f"      {slot.name}[{slot.dim}]{each}")
         if self.unknown:
-            lines.append("operations that are not known, which freeze what they touch")
-            lines += [f"  {told}" for told in self.unknown]
-        why: dict[str, list[str]] = {}
-        for (name, dim), told in self.frozen.items():
-            why.setdefault(told, []).append(f"{name}[{dim}]")
-        if why:
+            lines.append("operations without a rule, which freeze their inputs")
+            lines += [f"  {operation}" for operation in self.unknown]
+        frozen: dict[str, list[str]] = {}
+        for (name, dim), why in self.frozen.items():
+            frozen.setdefault(why, []).append(f"{name}[{dim}]")
+        if frozen:
             lines.append("frozen")
-            lines += [f"  {told}: {_some(names)}" for told, names in why.items()]
+            lines += [f"  {why}: {_some(names)}" for why, names in frozen.items()]
         return "\n".join(lines)
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
-    return ", ".join(names[:_TOLD]) + more
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -1,4 +1,4 @@
-"""Where units lie: along a tensor's dimensions, and inside the program."""
+"""Groups of units, and the dimensions of tensors and of intermediate results that they index."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 Kept = Mapping[str, Tensor]
-"""Which units of each group are kept, by the group's name: bool, ``(units,)``."""
+"""Kept units by group name: bool tensors, ``(units,)``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """A dimension of a parameter or buffer that a group's units lie along.
+    """A dimension of a parameter or buffer whose indices belong to units of a group.
 
     Args:
-        name: of the parameter or buffer.
+        name: name of the parameter or buffer.
         dim: the dimension.
-        units: ``(size,)``, the unit of each index; -1 where the index belongs to none of the group's.
+        units: ``(size,)``, the unit of each index; -1 where the index belongs to no unit of the group.
     """
 
     name: str
@@ -30,13 +30,13 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class UnitGroup:
-    """Units that are alike: channels of one width, neurons of a layer, heads.
+    """Units of the same kind: channels of one width, neurons of a layer, attention heads.
 
     Args:
-        name: of the weight that makes them, and of the dimension where that is not 0.
-        size: how many units.
-        slots: where they lie.
-        maker: which of the slots is that of the weight that makes them.
+        name: name of the weight that produces the units, followed by its dimension if that is not 0.
+        size: number of units.
+        slots: the dimensions of parameters and buffers that the units index.
+        maker: index in ``slots`` of the weight that produces the units.
     """
 
     name: str
@@ -45,11 +45,11 @@ class UnitGroup:
     maker: int
 
     def sliced(self, kept: Tensor, stay: Mapping[tuple[str, int], Tensor]) -> UnitGroup:
-        """Return what is left of the group.
+        """Return the group with only the kept units.
 
         Args:
-            kept: which units, bool.
-            stay: which indices of the slots' dimensions are left, bool; where nothing is told, all.
+            kept: the kept units, bool.
+            stay: the kept indices by ``(name, dim)`` of a slot, bool; slots not given keep all indices.
         """
         number = torch.where(kept, kept.cumsum(0) - 1, -1)
         slots = []
@@ -62,40 +62,40 @@ class UnitGroup:
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """A dimension inside the program that units lie along.
+    """A dimension of an intermediate result whose indices belong to units.
 
     Args:
-        size: how many indices.
-        parts: the groups whose units lie along it, with the unit of each index, -1 where it belongs to none.
+        size: number of indices.
+        parts: the groups that it belongs to, each with the unit of every index; -1 where the index belongs to none.
     """
 
     size: int
     parts: tuple[tuple[str, Tensor], ...]
 
     def stay(self, kept: Kept) -> Tensor:
-        """Return which indices are left, bool."""
+        """Return which indices are kept, bool."""
         found = torch.ones(self.size, dtype=torch.bool)
         for name, units in self.parts:
             found[units >= 0] &= kept[name][units[units >= 0]]
         return found
 
     def left(self, kept: Kept) -> int:
-        """Return how many indices are left."""
+        """Return the number of kept indices."""
         return int(self.stay(kept).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """An operation's floating-point operations.
+    """The FLOPs of one operation, as a product over axes.
 
     Args:
-        each: how many there are to one index of every axis.
-        axes: what they grow with.
+        each: FLOPs per combination of one index of every axis.
+        axes: the axes whose sizes multiply ``each``.
     """
 
     each: int
     axes: tuple[Axis, ...]
 
     def left(self, kept: Kept) -> int:
-        """Return how many are left."""
+        """Return the FLOPs with only the given units kept."""
         return self.each * math.prod(axis.left(kept) for axis in self.axes)

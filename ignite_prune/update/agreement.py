@@ -10,7 +10,7 @@ from torch import Tensor
 from ignite_prune._utils.bits import pack, packed_size, unpack
 from ignite_prune._utils.distributed import all_gather, all_reduce, broadcast, raise_together, world_size
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.update.plan import Plan
+from ignite_prune.update.plan import UpdatePlan
 from ignite_prune.update.scores import ParameterScores
 
 _REFUSED = "The mask update was refused on another rank; nothing was pruned on this one"
@@ -26,44 +26,51 @@ def average_scores(scores: Sequence[ParameterScores], error: Exception | None = 
     Raises:
         ValueError: a rank's saliency failed, or returned other shapes than another rank's; on all ranks.
     """
-    if world_size() == 1:
-        if error is not None:
-            raise error
-        return
     try:
         for each in scores if error is None else ():
-            each.ask()
+            each.cache()
     except Exception as raised:  # exchanged with the others first, so that no rank waits for this one
         error = raised
     raise_together(error, _REFUSED)
-    held = [each for each in scores if each.held is not None]
-    forms = [(each.name, tuple(each.held.shape), str(each.held.dtype)) for each in held if each.held is not None]
+    cached = [each for each in scores if each.cached is not None]
+    forms = [
+        (each.name, tuple(each.cached.shape), str(each.cached.dtype)) for each in cached if each.cached is not None
+    ]
     if any(other != forms for other in all_gather(forms)):
         raise ValueError(f"The saliency gave other shapes or types on another rank; on this one {forms}")
-    for each in held:
+    for each in cached:
         each.average(lambda tensor: all_reduce(tensor) / world_size())
 
 
-def agree(plan: Callable[[], Plan], masks: MaskStore) -> Plan:
-    """Return rank 0's plan on every rank, bit for bit; raise on all ranks if one fails.
+def agree(plan: UpdatePlan, masks: MaskStore, error: Exception | None = None) -> UpdatePlan:
+    """Return rank 0's plan on every rank, bit for bit; raise on all ranks if one has failed.
 
     Scores that depend on data are equal already; this also holds where the weights of the ranks have drifted apart.
+
+    Args:
+        plan: this rank's; a parameter that it leaves out keeps its mask.
+        masks: the masks so far.
+        error: an error that this rank has met in planning.
 
     Raises:
         ValueError: another rank failed; a rank's own error is raised as it is.
     """
+    raise_together(error, _REFUSED)
     if world_size() == 1:
-        return plan()
-    error: Exception | None = None
-    planned = Plan()
+        return plan
+    values = {name: broadcast(value) for name, value in plan.values.items()}
+    agreed = _masks_of_rank_0(plan.masks, masks)
+    return UpdatePlan({name: mask for name, mask in agreed.items() if not torch.equal(mask, masks[name])}, values)
+
+
+def agreed(plan: Callable[[], UpdatePlan], masks: MaskStore) -> UpdatePlan:
+    """Call ``plan`` and :func:`agree` on what it returns or raises."""
+    planned, error = UpdatePlan(), None
     try:
         planned = plan()
     except Exception as raised:
         error = raised
-    raise_together(error, _REFUSED)
-    values = {name: broadcast(value) for name, value in planned.values.items()}
-    agreed = _masks_of_rank_0(planned.masks, masks)
-    return Plan({name: mask for name, mask in agreed.items() if not torch.equal(mask, masks[name])}, values)
+    return agree(planned, masks, error)
 
 
 def _masks_of_rank_0(planned: Mapping[str, Tensor], masks: MaskStore) -> dict[str, Tensor]:

@@ -1,39 +1,37 @@
-"""Pruning a model in one shot, without an engine."""
+"""Pruning and scoring a model in one shot, without an engine: :func:`prune_model` and :func:`score`."""
 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from ignite_prune._utils.arguments import check_callable
+from ignite_prune._utils.arguments import check_generator
 from ignite_prune.allocation import Allocation, Global
-from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.core.selection import named_parameters, unwrap
-from ignite_prune.evidence.calibration import LossFn, PrepareBatch, batches
+from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
+from ignite_prune.core.selection import named_parameters, select, unwrap
+from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.pattern import Pattern, Unstructured
-from ignite_prune.repair.base import Passes, Repair
-from ignite_prune.saliency import Magnitude, Saliency
-from ignite_prune.update.param_groups import Group, build
-from ignite_prune.update.plan import Plan, evidence_of, plan_masks, repaired
-
-
-def warn_of_thin(masks: MaskStore, told: set[str]) -> None:
-    """Warn once of parameters that are left less than 1 % dense; ``told`` are those named before."""
-    thin = [name for name, sparsity in masks.sparsities().items() if sparsity > 0.99 and name not in told]
-    if thin and masks.sparsity < 1:
-        told.update(thin)
-        named = ", ".join(f"{name} ({masks.kept(name)} of {masks.whole(name)} kept)" for name in thin)
-        warnings.warn(
-            f"Pruning left less than 1 % of {named}. If accuracy falls, divide the sparsity otherwise: "
-            "allocation=LAMP(), ERK(), or Global(min_density=0.02)",
-            stacklevel=3,
-        )
-
+from ignite_prune.repair.base import Repair
+from ignite_prune.saliency import Informed, Magnitude, NonFiniteSaliency, Saliency, as_saliency
+from ignite_prune.update.calibration import Calibration, as_calibration, calibrate
+from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.plan import (
+    GroupUpdate,
+    UpdatePlan,
+    bind,
+    bound_scores,
+    drawn,
+    evidence_of,
+    merge,
+    plan_masks,
+    repaired,
+    write_values,
+)
+from ignite_prune.update.scores import all_finite, check_real
 
 if TYPE_CHECKING:
     from ignite_prune.structure import Cost, Structure
@@ -53,6 +51,7 @@ def prune_model(
     data: Iterable[Any] | None = ...,
     loss_fn: LossFn | None = ...,
     prepare_batch: PrepareBatch | None = ...,
+    calibration: Calibration | None = ...,
     repair: Repair | Sequence[Repair] | None = ...,
     structure: Structure | None = ...,
     target: Cost | None = ...,
@@ -72,6 +71,7 @@ def prune_model(
     data: Iterable[Any] | None = ...,
     loss_fn: LossFn | None = ...,
     prepare_batch: PrepareBatch | None = ...,
+    calibration: Calibration | None = ...,
     repair: Repair | Sequence[Repair] | None = ...,
     structure: Structure | None = ...,
     target: Cost | None = ...,
@@ -90,6 +90,7 @@ def prune_model(
     data: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
     prepare_batch: PrepareBatch | None = None,
+    calibration: Calibration | None = None,
     repair: Repair | Sequence[Repair] | None = None,
     structure: Structure | None = None,
     target: Cost | None = None,
@@ -97,25 +98,26 @@ def prune_model(
 ) -> MaskStore | tuple[nn.Module, MaskStore]:
     """Prune a model in one shot, without an engine: its weights are zeroed, and the masks returned.
 
-    The model stays an ordinary one. To train on with the zeros kept, hand the masks to a ``PruneHandler(masks=...)``.
+    The model stays an ordinary one. To train on with the zeros kept, pass the masks to ``PruneHandler(masks=...)``.
 
     Args:
         model: bare, or wrapped in DDP or ``torch.compile``.
         params_or_groups: None, rules, group dicts, or ``{"features.0.weight": {"sparsity": 0.8}}``.
-        sparsity: for every group that has none of its own, in [0, 1].
-        saliency: what an entry is worth.
-        pattern: which entries go together.
-        allocation: how the sparsity is divided over each group's parameters.
-        exclude: rules for what to leave alone.
-        generator: for random saliencies; None draws from torch's default generator (under several ranks, give each
-            the same).
+        sparsity: of every group that has none of its own, in [0, 1].
+        saliency: scores the entries, larger = kept.
+        pattern: which entries are pruned together.
+        allocation: divides the sparsity over the parameters of each group.
+        exclude: rules for parameters to leave out.
+        generator: for random saliencies; None uses torch's default generator (with several ranks, give each the same).
         data: batches as Ignite's supervised trainer takes them, for a saliency or repair that needs evidence. The model
             runs in eval mode over them (BatchNorm with the batch's statistics for saliencies made for initialisation)
-            and is left as it was. Under ``torch.distributed`` each rank gives its own, and all call together.
+            and is left as it was. Under ``torch.distributed`` each rank gives its own data, and all ranks call this
+            function together.
         loss_fn: ``(output, target) -> scalar``, a mean over the batch; for evidence that is made of gradients.
         prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``.
-        repair: one of ``ignite_prune.repair``, or several in order: what makes up for what was pruned.
-        structure: from :func:`ignite_prune.structure.trace`: whole units go, with all that hangs on them.
+        calibration: ``data``, ``loss_fn`` and ``prepare_batch`` as one value, instead of the three.
+        repair: one of ``ignite_prune.repair``, or several in order: compensates for what was pruned.
+        structure: from :func:`ignite_prune.trace`: whole units are pruned, in all parameters that they lie in.
         target: what the sparsity is a fraction of, instead of units: ``structure.Parameters()``, ``Flops()``, ...
         inplace: prune ``model`` itself; otherwise a deep copy.
 
@@ -133,8 +135,7 @@ def prune_model(
     """
     if not isinstance(inplace, bool):
         raise TypeError(f"Argument inplace should be a bool, but given {inplace!r}")
-    check_callable("loss_fn", loss_fn)
-    check_callable("prepare_batch", prepare_batch)
+    calibration = as_calibration(calibration, data, loss_fn, prepare_batch)
     pruned = unwrap(model) if inplace else copy.deepcopy(unwrap(model))
     groups = build(
         pruned,
@@ -154,69 +155,113 @@ def prune_model(
     for group in groups:
         if group["sparsity"] is None and not group["allocation"].sets_own:
             raise ValueError(f"Argument sparsity should be given for the group of {group['params'][0]!r}")
-        draw(group)
     parameters = named_parameters(pruned)
     masks = MaskStore({name: parameters[name] for group in groups for name in group["params"]})
-    plan = _planned(pruned, groups, masks, data, loss_fn, prepare_batch)
-    masks.update(plan.masks, copy=False)
-    take_values(pruned, plan)
+    plan = _planned(pruned, groups, masks, calibration)
+    masks.replace(plan.masks)
+    write_values(pruned, plan.values)
     masks.apply_()
-    warn_of_thin(masks, set())
+    warn_of_nearly_empty(masks, set())
     return masks if inplace else (pruned, masks)
 
 
-def _planned(
-    model: nn.Module,
-    groups: Sequence[Group],
-    masks: MaskStore,
-    data: Iterable[Any] | None,
-    loss_fn: LossFn | None,
-    prepare_batch: PrepareBatch | None,
-) -> Plan:
-    data = as_data(groups, data)
+def _planned(model: nn.Module, groups: Sequence[ParamGroup], masks: MaskStore, calibration: Calibration) -> UpdatePlan:
+    updates = [GroupUpdate(group, group["sparsity"], drawn(group, group["generator"])) for group in groups]
+    if any(repair.passes for group in groups for repair in group["repair"]):
+        calibration = calibration.repeatable()
     evidence = evidence_of(model, groups, masks.parameters)
-    evidence.reset(start=True)
-    if evidence and data is not None:
-        evidence.calibrate(data, loss_fn, prepare_batch, at_init(groups))
-    evidence.sum_over_ranks()
-    before, plan = masks.so_far(masks), Plan()
-    for group in groups:
-        plan.join(plan_masks(group, masks, {name: before[name] for name in group["params"]}, evidence))
-    return repaired(model, groups, masks, before, plan, evidence, as_passes(model, data, loss_fn, prepare_batch))
+    if evidence is not None:
+        evidence.reset(start=True)
+        if calibration.data is not None:
+            calibrate(evidence, calibration, [group["saliency"] for group in groups])
+        evidence.sum_over_ranks()
+    before, plan = masks.so_far(), UpdatePlan()
+    for update in updates:
+        update.scores = bound_scores(update.group, update.saliency, masks, before, evidence)
+        merge(plan.masks, plan_masks(update, masks, before, evidence))
+    passes = None if calibration.data is None else lambda: calibration.batches(model)
+    return repaired(model, groups, masks, before, plan, evidence, passes)
 
 
-def draw(group: Group) -> None:
-    """Throw a group's dice."""
-    if group["saliency"].randomised:
-        source = torch.default_generator if group["generator"] is None else group["generator"]
-        group["saliency"] = group["saliency"].draw(source)
+def score(
+    model: nn.Module,
+    params: Any = None,
+    *,
+    saliency: Saliency | Callable[[str, Tensor], Tensor],
+    data: Iterable[Any] | None = None,
+    loss_fn: LossFn | None = None,
+    generator: torch.Generator | None = None,
+    prepare_batch: PrepareBatch | None = None,
+    exclude: Any = (),
+    calibration: Calibration | None = None,
+) -> dict[str, Tensor]:
+    """Return the scores of a model's parameters by a saliency; the model is left as it was.
+
+    Args:
+        model: bare, or wrapped in DDP or ``torch.compile``.
+        params: None, or rules, see :func:`~ignite_prune.core.selection.select`. With None, saliencies that score some
+            layers only (``BatchNormScale``, ``HRank``, ``HeadImportance``) leave the others out.
+        saliency: the formula, or a callable ``(name, parameter) -> scores``.
+        data: batches as Ignite's supervised trainer takes them, for a saliency that needs evidence. The model runs in
+            eval mode over them. Under ``torch.distributed`` each rank gives its own data, all ranks call this function
+            together, and all get the scores of all the data.
+        loss_fn: ``(output, target) -> scalar``, a mean over the batch; for evidence that is made of gradients.
+        generator: for random saliencies; None uses torch's default generator.
+        prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``.
+        exclude: rules for parameters to leave out.
+        calibration: ``data``, ``loss_fn`` and ``prepare_batch`` as one value, instead of the three.
+
+    Returns:
+        ``{name: scores}``, larger = kept, each in the parameter's shape, or 1-D: one for each unit of dim 0,
+        or for each head.
+
+    Raises:
+        MissingEvidence: the data is missing, or never reached a parameter, which is named.
+        NonFiniteSaliency: a score is NaN or infinite.
+        TypeError, ValueError: a bad argument.
+
+    Example:
+        >>> from ignite_prune import saliency
+        >>> net = nn.Linear(3, 2)
+        >>> data = [(torch.randn(4, 3), torch.randn(4, 2))]
+        >>> scores = score(net, saliency=saliency.Taylor(), data=data, loss_fn=nn.functional.mse_loss)
+        >>> scores["weight"].shape
+        torch.Size([2, 3])
+    """
+    check_generator(generator)
+    calibration = as_calibration(calibration, data, loss_fn, prepare_batch)
+    model, formula = unwrap(model), as_saliency(saliency)
+    parameters = select(model, params, exclude)
+    if formula.randomised:
+        formula = formula.draw(torch.default_generator if generator is None else generator)
+    if formula.needs and isinstance(formula, Informed):
+        from ignite_prune.evidence import Evidence  # slow to import
+
+        evidence = Evidence(model, {formula.need: parameters})
+        evidence.reset(start=True)
+        if calibration.data is not None:
+            evidence.calibrate(calibration.data, calibration.loss_fn, calibration.prepare_batch, formula.at_init)
+        evidence.sum_over_ranks()
+        bound = bind(formula, list(parameters), evidence, dict.fromkeys(parameters))
+        if formula.some_layers and params is None:
+            found = evidence.found(formula.need, dict.fromkeys(parameters))
+            parameters = {name: p for name, p in parameters.items() if name in found} or parameters
+        formula = bound
+    scores = {}
+    for name, parameter in parameters.items():
+        scores[name] = _checked(name, parameter, formula(name, parameter))
+    return scores
 
 
-def at_init(groups: Sequence[Group]) -> bool:
-    """Whether every saliency that asks for evidence is made for a network whose BatchNorm has no statistics yet."""
-    asking = [group["saliency"] for group in groups if group["saliency"].needs]
-    return bool(asking) and all(saliency.at_init for saliency in asking)
-
-
-def as_data(groups: Sequence[Group], data: Iterable[Any] | None) -> Iterable[Any] | None:
-    """Return ``data``, an iterator that can be used once as a list where a repair goes over it again."""
-    again = any(repair.passes for group in groups for repair in group["repair"])
-    return list(data) if again and isinstance(data, Iterator) else data
-
-
-def as_passes(
-    model: nn.Module, data: Iterable[Any] | None, loss_fn: LossFn | None, prepare_batch: PrepareBatch | None
-) -> Passes | None:
-    """Return what runs over ``data`` for a repair."""
-    if data is None:
-        return None
-    device = next(model.parameters()).device
-    return lambda: batches(model, data, loss_fn, prepare_batch, device)
-
-
-@torch.no_grad()
-def take_values(model: nn.Module, plan: Plan) -> None:
-    """Write a plan's values into a model's parameters and buffers."""
-    parameters, buffers = named_parameters(model), dict(model.named_buffers())
-    for name, value in plan.values.items():
-        (parameters[name] if name in parameters else buffers[name]).copy_(value)
+def _checked(name: str, parameter: Tensor, scores: Tensor) -> Tensor:
+    check_real(name, scores)
+    units = parameter.shape[0] if parameter.ndim else 0
+    by_unit = scores.ndim == 1 and (len(scores) == units or (len(scores) and units % len(scores) == 0))
+    if scores.shape != parameter.shape and not by_unit:
+        raise ValueError(
+            f"The saliency of parameter {name!r} should have its shape {tuple(parameter.shape)}, or be 1-D with one a "
+            f"unit of dim 0, but given {tuple(scores.shape)}"
+        )
+    if not all_finite(scores):
+        raise NonFiniteSaliency(f"The saliency of parameter {name!r} has values that are NaN or infinite")
+    return scores.detach()

@@ -1,32 +1,60 @@
-"""Parameter groups, as in ``torch.optim``: which parameters are pruned together, and how."""
+"""Parameter groups, as in ``torch.optim``: which parameters are pruned together, and with which settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import nn
 
-from ignite_prune._utils.arguments import as_sparsity, near
+from ignite_prune._utils.arguments import check_generator, near
+from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.allocation import Allocation, Layer
-from ignite_prune.core.selection import is_part, named_parameters, select
+from ignite_prune.core.selection import named_parameters, reparametrised, select
 from ignite_prune.pattern import Coupled, Pattern, Unstructured
-from ignite_prune.repair.base import as_repairs
-from ignite_prune.saliency import as_saliency
+from ignite_prune.repair.base import Repair, as_repairs
+from ignite_prune.saliency import Saliency, as_saliency
 from ignite_prune.schedule import Schedule
 
 if TYPE_CHECKING:
-    from ignite_prune.structure import Structure, UnitGroup
+    from ignite_prune.structure import Cost, Structure, UnitGroup
+
+
+class ParamGroup(TypedDict):
+    """One group: the user's settings, and what :func:`build` derives from them. A plain dict at run time.
+
+    Args:
+        params: names of the parameters that are masked.
+        scored: names of those that are scored: the same, unless a structure's units reach into other parameters.
+        shapes: the shape of each of ``params``.
+        units: with a structure, the names of its unit groups that may shrink; otherwise empty.
+        sparsity: the target of the next update; None only in one shot, with an allocation that sets its own.
+        saliency, schedule, pattern, allocation, keep_dense, generator, repair, structure, target: see
+            :class:`~ignite_prune.PruneHandler`.
+    """
+
+    params: list[str]
+    scored: list[str]
+    shapes: dict[str, tuple[int, ...]]
+    units: list[str]
+    sparsity: float | None
+    saliency: Saliency
+    schedule: Schedule | None
+    pattern: Pattern
+    allocation: Allocation
+    keep_dense: bool
+    generator: torch.Generator | None
+    repair: tuple[Repair, ...]
+    structure: Structure | None
+    target: Cost | None
+
 
 Group = dict[str, Any]
-"""``params`` (names of what is masked), ``scored`` (of what is judged: the same, but where a structure's units reach
-further), ``sparsity`` (what an update aims for), and each keyword of :func:`build` but ``exclude``; with a structure
-``units``, the names of its groups that may shrink."""
 
 
-def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
-    """Return the groups of ``params`` with each setting checked; what a group leaves out is taken from ``defaults``.
+def build(model: nn.Module, params: Any, **defaults: Any) -> list[ParamGroup]:
+    """Return the groups of ``params``, each setting checked; missing ones are taken from ``defaults``.
 
     Args:
         model: the unwrapped model.
@@ -39,13 +67,8 @@ def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
         ValueError: an unknown setting, a parameter in two groups, a pattern that does not fit a parameter.
     """
     groups = [_group(model, given, defaults) for given in as_dicts(params)]
-    seen: dict[str, int] = {}
-    for index, group in enumerate(groups):
-        for name in group["scored"]:
-            if name in seen:
-                raise ValueError(f"Parameter {name!r} appears in group {seen[name]} and again in group {index}")
-            seen[name] = index
-    _check_together(groups)
+    if len(groups) > 1:
+        _check_together(groups)
     return groups
 
 
@@ -63,39 +86,86 @@ def as_dicts(params: Any) -> list[dict[str, Any]]:
     return [{"params": params}]
 
 
-def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Group:
+def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> ParamGroup:
     for key in given:
         if key != "params" and key not in defaults:
             raise ValueError(f"Unknown setting {key!r} in a parameter group; {near(str(key), [*defaults, 'params'])}")
-    group = {**defaults, **given}
-    _check_settings(group)
-    chosen = group["params"]
-    if chosen is None and group["structure"] is not None:
-        chosen = _touched(model, group["structure"]) or None
-    parameters = select(model, chosen, group.pop("exclude"))
+    settings = {**defaults, **given}
+    group = _checked_settings(settings)
+    chosen, structure = settings["params"], group["structure"]
+    if chosen is None and structure is not None:
+        chosen = _touched(model, structure) or None
+    parameters = select(model, chosen, settings["exclude"])
     group["params"] = group["scored"] = list(parameters)
-    if group["structure"] is not None:
-        _take_structure(model, group)
-    everything = named_parameters(model)
-    group["shapes"] = {name: tuple(everything[name].shape) for name in group["params"]}
-    _check_fit(group, parameters)
+    if structure is not None:
+        parameters = _extend_to_units(model, group, structure)
+    elif isinstance(group["pattern"], Coupled):
+        raise ValueError(
+            "pattern.Coupled() and structure= go together: PruneHandler(..., structure=trace(model, example_inputs))"
+        )
+    group["shapes"] = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    _check_fit(group)
+    return group
+
+
+def _checked_settings(settings: Mapping[str, Any]) -> ParamGroup:
+    """Return a group with its settings checked and its parameters not selected yet."""
+    saliency, repair = settings["saliency"], settings["repair"]
+    group: ParamGroup = {
+        "params": [],
+        "scored": [],
+        "shapes": {},
+        "units": [],
+        "sparsity": None if settings["sparsity"] is None else as_sparsity(settings["sparsity"]),
+        "saliency": saliency if isinstance(saliency, Saliency) else as_saliency(saliency),
+        "schedule": settings["schedule"],
+        "pattern": settings["pattern"],
+        "allocation": settings["allocation"],
+        "keep_dense": settings["keep_dense"],
+        "generator": settings["generator"],
+        "repair": () if repair is None else as_repairs(repair),
+        "structure": settings["structure"],
+        "target": settings["target"],
+    }
+    for key, given, kind in (
+        ("pattern", group["pattern"], Pattern),
+        ("allocation", group["allocation"], Allocation),
+    ):
+        if not isinstance(given, kind):
+            raise TypeError(
+                f"Argument {key} should be one of ignite_prune.{key}, but given {given!r}"
+                + (f" (write {given.__name__}())" if isinstance(given, type) else "")
+            )
+    if not isinstance(group["keep_dense"], bool):
+        raise TypeError(f"Argument keep_dense should be a bool, but given {group['keep_dense']!r}")
+    if group["generator"] is not None:
+        check_generator(group["generator"])
+    if group["schedule"] is not None:
+        _check_schedule(group["schedule"], group["saliency"])
+    if group["structure"] is not None and not is_structure(group["structure"]):
+        raise TypeError(
+            "Argument structure should be what trace(model, example_inputs) gives, but given "
+            f"{group['structure']!r:.60}"
+        )
+    if group["target"] is not None:
+        _check_target(group)
     return group
 
 
 def _touched(model: nn.Module, structure: Structure) -> list[str]:
-    """Return the weights that units lie in, whatever layer they are of: all that have two dimensions, no embeddings."""
+    """Return the weights that units lie in, of any layer: those with two dimensions or more, no embeddings."""
     touched = {slot.name for each in structure for slot in each.slots}
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    _, parts = reparametrised(model)
     return [
         name
         for name, parameter in named_parameters(model).items()
-        if name in touched and parameter.dim() > 1 and id(parameter) not in embeddings and not is_part(model, name)
+        if name in touched and parameter.dim() > 1 and id(parameter) not in embeddings and name not in parts
     ]
 
 
-def _take_structure(model: nn.Module, group: Group) -> None:
-    """Let a group be of whole units: those that a selected weight makes, with all that they touch."""
-    structure: Structure = group["structure"]
+def _extend_to_units(model: nn.Module, group: ParamGroup, structure: Structure) -> dict[str, nn.Parameter]:
+    """Extend a group to the coupled units that its weights produce; return all parameters that these lie in."""
     everything, selected = named_parameters(model), set(group["params"])
     other = [name for name, shape in structure.shapes.items() if name in everything and everything[name].shape != shape]
     if other or not set(everything) <= set(structure.shapes):
@@ -109,103 +179,88 @@ def _take_structure(model: nn.Module, group: Group) -> None:
     group["units"] = [each.name for each in units]
     group["params"] = [name for name in everything if name in touched]
     group["scored"] = [name for name in group["params"] if name in selected]
-    if isinstance(group["pattern"], Unstructured):
-        group["pattern"] = Coupled()
-    pattern = group["pattern"]
+    pattern = group["pattern"] = Coupled() if isinstance(group["pattern"], Unstructured) else group["pattern"]
     if not isinstance(pattern, Coupled):
         raise ValueError(f"With structure= units are a structure's: pattern.Coupled() goes with it, not {pattern}")
     if structure is structure.origin and all(pattern.left(0, each.size) == each.size for each in units):
         raise ValueError(f"With {pattern} no group may lose a unit; they have {[each.size for each in units][:8]}")
     if group["target"] is not None and not group["target"].measured and group["sparsity"] is not None:
-        _check_reach(group, units)
+        _check_reach(group, structure, group["target"], pattern, units)
+    return {name: everything[name] for name in group["params"]}
 
 
-def _check_together(groups: Sequence[Group]) -> None:
-    """Raise where groups that share a weight cannot go side by side: units of several groups may lie in one."""
+def _check_together(groups: Sequence[ParamGroup]) -> None:
+    """Raise if a parameter is in two groups, or if groups with coupled units, which share weights, do not fit."""
+    seen: dict[str, int] = {}
+    for index, group in enumerate(groups):
+        for name in group["scored"]:
+            if name in seen:
+                raise ValueError(f"Parameter {name!r} appears in group {seen[name]} and again in group {index}")
+            seen[name] = index
     if len({id(group["structure"]) for group in groups}) > 1:
         raise ValueError("Argument structure should be the same in every group")
-    if len(groups) > 1 and groups[0]["structure"] is not None:
+    if groups[0]["structure"] is not None:
         if any(group["target"] is not None for group in groups):
             raise ValueError("Argument target is what the whole model costs; it should be given with one group alone")
         if any(group["schedule"] is not None and group["schedule"].regrows for group in groups):
             raise ValueError("A schedule that lifts masks should be given with one group alone, as they share weights")
 
 
-def _check_reach(group: Group, units: Sequence[UnitGroup]) -> None:
-    """Raise where the fewest units that may be left cost more than is asked for."""
-    structure, pattern, cost = group["structure"], group["pattern"], group["target"]
+def _check_reach(
+    group: ParamGroup, structure: Structure, cost: Cost, pattern: Coupled, units: Sequence[UnitGroup]
+) -> None:
+    """Raise if the cost of the fewest units that may be left is more than the target allows."""
     fewest = {each.name: torch.arange(each.size) < pattern.left(0, each.size) for each in units}
     reach = 1 - cost(structure, fewest) / cost.whole(structure)
-    asked = max([group["sparsity"], group["schedule"](group["schedule"].horizon) if group["schedule"] else 0.0])
+    asked = max(end for end in _ends(group) if end is not None)
     if asked > reach:
         raise ValueError(f"A sparsity of {asked:g} in {cost} cannot be reached: what must stay leaves {reach:.3f}")
 
 
-def _check_fit(group: Group, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise where the pattern does not fit, or the schedule's end is out of reach: now, not epochs later."""
-    if (group["structure"] is None) is isinstance(group["pattern"], Coupled):
-        raise ValueError(
-            "pattern.Coupled() and structure= go together: PruneHandler(..., structure=trace(model, example_inputs))"
-        )
-    structure, layers = group["structure"], []
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+def _check_fit(group: ParamGroup) -> None:
+    """Raise now, not epochs later, if the pattern does not fit or the end of the schedule is out of reach."""
+    structure, pattern, allocation = group["structure"], group["pattern"], group["allocation"]
+    shapes = group["shapes"]
     if structure is not None:
         shapes = {name: (structure.origin.groups[name].size,) for name in group["units"]}
+    layers = []
     for name, shape in shapes.items():
         try:
-            units = group["pattern"].count(shape)
+            units = pattern.count(shape)
         except ValueError as error:
             raise ValueError(f"Parameter {name!r}: {error}") from None
         layers.append(Layer(name, shape, units, lambda: torch.empty(0), None, units))
-    ends = [group["sparsity"], group["schedule"](group["schedule"].horizon) if group["schedule"] else None]
-    for end in ends:
+    for end in _ends(group):
         if end is not None:
-            fraction = as_unit_fraction(group["pattern"], end)
-            if not group["allocation"].sets_own:
-                group["allocation"].divide(layers, fraction)
+            fraction = as_unit_fraction(pattern, end)
+            if not allocation.sets_own:
+                allocation.divide(layers, fraction)
 
 
-def _check_settings(group: Group) -> None:
-    group["saliency"] = as_saliency(group["saliency"])
-    group["repair"] = as_repairs(group["repair"])
-    for key, kind in (("pattern", Pattern), ("allocation", Allocation)):
-        if not isinstance(group[key], kind):
-            raise TypeError(
-                f"Argument {key} should be one of ignite_prune.{key}, but given {group[key]!r}"
-                + (f" (write {group[key].__name__}())" if isinstance(group[key], type) else "")
-            )
-    if group["schedule"] is not None and not isinstance(group["schedule"], Schedule):
-        raise TypeError(f"Argument schedule should be one of ignite_prune.schedule, but given {group['schedule']!r}")
-    if group["saliency"].once and group["schedule"] is not None and _is_gradual(group["schedule"]):
-        name = type(group["saliency"]).__name__
+def _ends(group: ParamGroup) -> list[float | None]:
+    schedule = group["schedule"]
+    return [group["sparsity"], schedule(schedule.horizon) if schedule is not None else None]
+
+
+def _check_schedule(schedule: Any, saliency: Saliency) -> None:
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"Argument schedule should be one of ignite_prune.schedule, but given {schedule!r}")
+    if saliency.once and _is_gradual(schedule):
+        name = type(saliency).__name__
         raise ValueError(
-            f"{name} judges a network at its initialisation, but {group['schedule']} prunes step by step; take "
+            f"{name} judges a network at its initialisation, but {schedule} prunes step by step; take "
             f"schedule.OneShot, or ask for it: saliency.{name}(anytime=True)"
         )
-    if group["structure"] is not None and not is_structure(group["structure"]):
-        raise TypeError(
-            "Argument structure should be what trace(model, example_inputs) gives, but given "
-            f"{group['structure']!r:.60}"
-        )
-    _check_target(group)
-    if group["generator"] is not None and not isinstance(group["generator"], torch.Generator):
-        raise TypeError(f"Argument generator should be a torch.Generator, but given {group['generator']!r}")
-    if not isinstance(group["keep_dense"], bool):
-        raise TypeError(f"Argument keep_dense should be a bool, but given {group['keep_dense']!r}")
-    if group["sparsity"] is not None:
-        group["sparsity"] = as_sparsity(group["sparsity"])
 
 
 def is_structure(value: Any) -> bool:
-    """Whether it is what :func:`ignite_prune.trace` gives."""
+    """Return whether ``value`` is a result of :func:`ignite_prune.trace`."""
     from ignite_prune.structure import Structure  # slow to import
 
     return isinstance(value, Structure)
 
 
-def _check_target(group: Group) -> None:
-    if group["target"] is None:
-        return
+def _check_target(group: ParamGroup) -> None:
     from ignite_prune.structure import Cost  # slow to import
 
     if not isinstance(group["target"], Cost):
@@ -222,17 +277,3 @@ def _check_target(group: Group) -> None:
 def _is_gradual(schedule: Schedule) -> bool:
     steps = [schedule.horizon * part / 64 for part in range(65)]
     return len({value for value in map(schedule, steps) if value > 0}) > 1
-
-
-def as_unit_fraction(pattern: Pattern, sparsity: float) -> float:
-    """Return the fraction of units to prune for ``sparsity`` of the entries.
-
-    Raises:
-        ValueError: more than the pattern can take.
-    """
-    if sparsity > pattern.share + 1e-9:
-        raise ValueError(
-            f"{pattern} reaches at most a sparsity of {pattern.share:g}, but {sparsity:g} is asked for; "
-            f"aim for {pattern.share:g}, where every group is done"
-        )
-    return min(sparsity / pattern.share, 1.0)

@@ -1,126 +1,179 @@
-"""What an update is going to do: masks by a saliency and its evidence, and the repairs after it. Nothing is changed."""
+"""What an update is going to change: new masks, and the values that repairs give. Nothing is changed here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.sparsity import as_unit_fraction
 from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.selection import named_parameters
 from ignite_prune.repair.base import Passes, PrunedParameter, RepairContext
 from ignite_prune.saliency import Informed, Saliency
-from ignite_prune.update.choose_units import divide
-from ignite_prune.update.param_groups import Group, as_unit_fraction
-from ignite_prune.update.scores import ParameterScores, scorers
+from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.scores import ParameterScores, choose_masks
 
 if TYPE_CHECKING:
     from ignite_prune.evidence import Evidence
     from ignite_prune.saliency.needs import Need
 
 Masks = Mapping[str, Tensor | None]
+"""Masks by name, None where nothing is pruned."""
 
 
 @dataclass
-class Plan:
+class UpdatePlan:
     """What an update changes.
 
     Args:
-        masks: the new masks, of the parameters that get sparser.
+        masks: the new masks of the parameters that get sparser.
         values: new values of parameters and buffers, by name.
     """
 
     masks: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
 
-    def join(self, masks: Mapping[str, Tensor]) -> None:
-        """Take another group's masks too; units of several groups may lie in one parameter."""
-        for name, mask in masks.items():
-            self.masks[name] = mask & self.masks[name] if name in self.masks else mask
+
+@dataclass
+class GroupUpdate:
+    """One group's part in an update.
+
+    Args:
+        group: the group.
+        target: the sparsity to reach; None: what the allocation sets itself.
+        saliency: the group's, its randomness drawn; evidence is not bound.
+        scores: of each scored parameter, evidence bound.
+        lifts: whether a dense phase begins: the masks so far are removed first.
+    """
+
+    group: ParamGroup
+    target: float | None
+    saliency: Saliency
+    scores: dict[str, ParameterScores] = field(default_factory=dict)
+    lifts: bool = False
 
 
-def evidence_of(model: nn.Module, groups: Sequence[Group], parameters: Mapping[str, nn.Parameter]) -> Evidence:
-    """Return gatherers for all that the groups' saliencies and repairs need."""
-    from ignite_prune.evidence import Evidence  # slow to import
+def drawn(group: ParamGroup, generator: torch.Generator | None, advance: bool = True) -> Saliency:
+    """Return a group's saliency with its randomness fixed by a generator.
 
+    Args:
+        group: the group.
+        generator: None: torch's default generator.
+        advance: False draws from a copy of the generator, which stays where it is.
+    """
+    saliency = group["saliency"]
+    if not saliency.randomised:
+        return saliency
+    if generator is not None and not advance:
+        state, generator = generator.get_state(), torch.Generator(device=generator.device)
+        generator.set_state(state)
+    return saliency.draw(torch.default_generator if generator is None else generator)
+
+
+def evidence_of(
+    model: nn.Module, groups: Sequence[ParamGroup], parameters: Mapping[str, nn.Parameter]
+) -> Evidence | None:
+    """Return the evidence that the groups' saliencies and repairs need; None where they need none."""
     wanted: dict[Need, dict[str, nn.Parameter]] = {}
     for group in groups:
-        needs = [*group["saliency"].needs, *(need for repair in group["repair"] for need in repair.needs)]
-        for need in needs:
+        formula = group["saliency"]
+        asked = formula.needs if isinstance(formula, Informed) else ()
+        for need in (*asked, *(need for repair in group["repair"] for need in repair.needs)):
             wanted.setdefault(need, {}).update((name, parameters[name]) for name in group["scored"])
+    if not wanted:
+        return None
+    from ignite_prune.evidence import Evidence  # slow to import
+
     return Evidence(model, wanted)
 
 
 def bind(saliency: Saliency, names: Sequence[str], evidence: Evidence, masks: Masks) -> Saliency:
-    """Return a saliency with its evidence, of a group's parameters."""
+    """Return a saliency with its evidence about the parameters named."""
     if not isinstance(saliency, Informed) or not saliency.needs:
         return saliency
     found, reasons = evidence.found(saliency.need, masks), evidence.reasons(saliency.need)
     return saliency.bind({name: found[name] for name in names if name in found}, reasons)
 
 
-def plan_masks(
-    group: Group,
-    store: MaskStore,
-    before: Masks,
-    evidence: Evidence,
-    asked: Mapping[str, ParameterScores] | None = None,
-) -> dict[str, Tensor]:
-    """Return the masks that bring a group to its ``"sparsity"``, in as many steps as its saliency wants.
+def bound_scores(
+    group: ParamGroup, saliency: Saliency, store: MaskStore, masks: Masks, evidence: Evidence | None
+) -> dict[str, ParameterScores]:
+    """Return the scores of a group's parameters by a saliency and its evidence."""
+    bound = saliency if evidence is None else bind(saliency, group["scored"], evidence, masks)
+    return {
+        name: ParameterScores(name, store.parameters[name], bound, group["pattern"], masks[name])
+        for name in group["scored"]
+    }
+
+
+def plan_masks(update: GroupUpdate, store: MaskStore, before: Masks, evidence: Evidence | None) -> dict[str, Tensor]:
+    """Return the masks that bring a group to its target, in as many steps as its saliency asks for.
 
     Args:
-        group: from :func:`ignite_prune.update.param_groups.build`, its randomness drawn.
-        store: knows the parameters.
-        before: the masks so far.
+        update: the group, its target and its scores.
+        store: of the parameters.
+        before: the masks so far; those of the result nest in them.
         evidence: what has been gathered.
-        asked: scorers that have been asked already.
 
     Raises:
-        TypeError, ValueError: see :func:`ignite_prune.update.choose_units.divide`.
+        TypeError, ValueError: see :func:`.choose_masks`.
     """
-    saliency, planned = group["saliency"], dict[str, Tensor]()
-    for target in _targets(group, before):
-        now: dict[str, Tensor | None] = {**before, **planned}
-        bound = {**group, "saliency": bind(saliency, group["scored"], evidence, now), "sparsity": target}
-        judges = asked if asked is not None and saliency.steps == 1 else scorers(bound, store.parameters, now)
-        planned |= _divided(judges, now, bound)
-    if planned and saliency.once and any(mask is not None for mask in before.values()):
+    group, saliency = update.group, update.saliency
+    pattern, planned = group["pattern"], dict[str, Tensor]()
+    if update.lifts:
+        before = dict.fromkeys(before)
+    for target in _targets(update, before) if saliency.steps > 1 else (update.target,):
+        scores, now = update.scores, before
+        if saliency.steps > 1:
+            now = {**before, **planned}
+            scores = bound_scores(group, saliency, store, now, evidence)
+        if group["structure"] is None:
+            fraction = as_unit_fraction(pattern, pattern.share if target is None else target)
+            planned |= choose_masks(scores, group["allocation"], fraction)
+        else:
+            from ignite_prune.update.choose_coupled_units import choose_coupled_masks  # slow to import
+
+            planned |= choose_coupled_masks(scores, now, group, target)
+    if saliency.once and planned and any(mask is not None for mask in before.values()):
         raise ValueError(
             f"{type(saliency).__name__} judges a network at its initialisation, but this one is pruned already; prune "
             f"in one update (schedule.OneShot), or ask for it: saliency.{type(saliency).__name__}(anytime=True)"
         )
+    if update.lifts:
+        return {name: torch.ones_like(store[name]) for name in group["params"]} | planned
     return planned
 
 
-def _divided(judges: Mapping[str, ParameterScores], masks: Masks, group: Group) -> dict[str, Tensor]:
-    if group["structure"] is None:
-        return divide(judges, masks, group)
-    from ignite_prune.update.choose_coupled_units import divide_units  # slow to import
-
-    return divide_units(judges, masks, group)
+def merge(masks: dict[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    """Add another group's masks to ``masks``; coupled units of several groups may lie in one parameter."""
+    for name, mask in others.items():
+        masks[name] = mask & masks[name] if name in masks else mask
 
 
-def _targets(group: Group, before: Masks) -> Iterator[float | None]:
-    """The sparsities on the way, their densities of equal ratio, from that of ``before`` to the group's."""
-    steps, final = group["saliency"].steps, group["sparsity"]
-    if steps == 1 or final is None:
+def _targets(update: GroupUpdate, before: Masks) -> Iterator[float | None]:
+    """Yield the sparsities on the way; their densities have an equal ratio, from that of ``before`` to the target."""
+    steps, final, pattern = update.saliency.steps, update.target, update.group["pattern"]
+    if final is None:
         yield final
         return
-    units, living = _counted(group, before)
-    pattern = group["pattern"]
+    units, living = _counted(update.group, before)
     start, end = living / max(units, 1), 1 - as_unit_fraction(pattern, final)
     for step in range(1, steps + 1):
         density = start * (end / start) ** (step / steps) if start > end else end
         yield final if step == steps else (1 - density) * pattern.share
 
 
-def _counted(group: Group, masks: Masks) -> tuple[int, int]:
-    """Return how many units a group has, and how many of them live."""
-    if group["structure"] is not None:
-        kept = group["structure"].kept({name: mask for name, mask in masks.items() if mask is not None})
+def _counted(group: ParamGroup, masks: Masks) -> tuple[int, int]:
+    """Return the number of a group's units, and how many of them are not pruned."""
+    structure, pattern = group["structure"], group["pattern"]
+    if structure is not None:
+        kept = structure.kept({name: mask for name, mask in masks.items() if mask is not None})
         return sum(len(kept[name]) for name in group["units"]), sum(int(kept[name].sum()) for name in group["units"])
-    pattern, units, living = group["pattern"], 0, 0
+    units = living = 0
     for name in group["params"]:
         count, mask = pattern.count(group["shapes"][name]), masks[name]
         units += count
@@ -130,36 +183,43 @@ def _counted(group: Group, masks: Masks) -> tuple[int, int]:
 
 def repaired(
     model: nn.Module,
-    groups: Sequence[Group],
+    groups: Sequence[ParamGroup],
     store: MaskStore,
     before: Masks,
-    plan: Plan,
-    evidence: Evidence,
+    plan: UpdatePlan,
+    evidence: Evidence | None,
     passes: Passes | None,
-) -> Plan:
-    """Return a plan with its repairs, of every layer first and of the model as a whole after them."""
-    patient = RepairContext(
+) -> UpdatePlan:
+    """Return a plan with its repairs: those of single layers first, then those of the whole model."""
+    context = RepairContext(
         model,
         store.parameters,
         before,
         dict(plan.masks),
-        lambda need: evidence.found(need, before),
-        evidence.reasons,
+        lambda need: {} if evidence is None else evidence.found(need, before),
+        lambda need: {} if evidence is None else evidence.reasons(need),
         passes,
     )
-    todo = [(repair, _cuts(group, plan)) for group in groups for repair in group["repair"]]
+    todo = [(repair, _pruned(group, plan)) for group in groups for repair in group["repair"]]
     done = set()
-    for repair, cuts in sorted(todo, key=lambda each: each[0].whole):  # stable: in the order given
-        if cuts and not (repair.whole and repair in done):
-            repair(patient, cuts)
+    for repair, pruned in sorted(todo, key=lambda each: each[0].whole):  # stable: in the order given
+        if pruned and not (repair.whole and repair in done):
+            repair(context, pruned)
             done.add(repair)
-    for name, mask in patient.masks.items():
-        if name in patient.values:
-            patient.values[name] = patient.values[name] * mask
-    return replace(plan, masks=patient.masks, values=patient.values)
+    for name, mask in context.masks.items():
+        if name in context.values:
+            context.values[name] = context.values[name] * mask
+    return UpdatePlan(context.masks, context.values)
 
 
-def _cuts(group: Group, plan: Plan) -> list[PrunedParameter]:
-    return [
-        PrunedParameter(name, group["saliency"], group["pattern"]) for name in group["scored"] if name in plan.masks
-    ]
+def _pruned(group: ParamGroup, plan: UpdatePlan) -> list[PrunedParameter]:
+    names = [name for name in group["scored"] if name in plan.masks]
+    return [PrunedParameter(name, group["saliency"], group["pattern"]) for name in names]
+
+
+@torch.no_grad()
+def write_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Write new values into a model's parameters and buffers."""
+    parameters, buffers = named_parameters(model), dict(model.named_buffers())
+    for name, value in values.items():
+        (parameters[name] if name in parameters else buffers[name]).copy_(value)

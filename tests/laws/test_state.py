@@ -71,7 +71,7 @@ def spoiled():
         return change
 
     return [
-        (edit("version", value=3), ValueError, r"version 3, this one reads versions up to 2; update ignite_prune"),
+        (edit("version", value=4), ValueError, r"version 4, this one reads versions up to 3; update ignite_prune"),
         (edit("version", value="1"), TypeError, r"whole 'version'"),
         (lambda state: state.pop("masks"), ValueError, r"damaged: it lacks \['masks'\]"),
         (lambda state: state.pop("dense"), ValueError, r"damaged: it lacks \['dense'\]"),

@@ -35,7 +35,7 @@ def test_by_request_alone(build, name, size):
     assert structure.groups[name].size == size
 
 
-@pytest.mark.filterwarnings("ignore:Units may go")
+@pytest.mark.filterwarnings("ignore:Units that norms")
 @pytest.mark.parametrize("build", [encoder, grouped])
 def test_the_sliced_model_normalises_over_what_is_left(build):
     torch.manual_seed(0)
@@ -50,7 +50,7 @@ def test_the_sliced_model_normalises_over_what_is_left(build):
     optimizer.step()
 
 
-@pytest.mark.filterwarnings("ignore:Units may go")
+@pytest.mark.filterwarnings("ignore:Units that norms")
 def test_twice():
     torch.manual_seed(0)
     model, x = encoder()

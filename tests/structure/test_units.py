@@ -25,7 +25,7 @@ from ignite_prune import (
     trace,
 )
 from ignite_prune.structure import Flops, Latency, Parameters, declare
-from ignite_prune.structure.tracing.reshape import regroup
+from ignite_prune.structure.tracing.reshape import reshaped
 from ignite_prune.structure.tracing.traced_tensor import fixed
 from ignite_prune.structure.tracing.unit_ids import UnitIds
 from tests.ranks import on_two_ranks
@@ -75,7 +75,7 @@ def test_a_reshape_moves_units_as_it_moves_entries(atoms, seed):
     units, moving = UnitIds(), dice.randrange(len(old))
     dims = tuple(units.new(size) if d == moving else fixed(size) for d, size in enumerate(old))
     free = dice.choice([None, *range(len(new))])
-    made = regroup(units, dims, new, free, "view")
+    made = reshaped(units, dims, new, free, "view")
     assert [len(dim) for dim in made] == new
     entries = dims[moving].view([-1 if d == moving else 1 for d in range(len(old))]).expand(old).reshape(new)
     entries = torch.where(units.is_frozen(entries), 0, units.find(entries))

@@ -10,13 +10,15 @@ from typing import Any
 from ignite.engine import Engine, EventEnum
 from torch.optim import Optimizer
 
-from ignite_prune._utils.arguments import as_sparsity, check_positive
+from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.handlers.attachment import published
 from ignite_prune.handlers.lottery import results as rounds
 from ignite_prune.handlers.lottery.pruning_engine import PruningEngine
 from ignite_prune.handlers.lottery.training_segment import TrainingSegment, epoch_length_of, schedulers_on
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.lottery.rewind import Rewind, Snapshot, Stateful
+from ignite_prune.lottery.rewind import Rewind
+from ignite_prune.lottery.snapshot import Snapshot, Stateful
 
 
 class _Trainers(EventEnum):

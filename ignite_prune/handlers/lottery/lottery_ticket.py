@@ -13,7 +13,8 @@ from ignite.engine import Engine
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ignite_prune._utils.arguments import as_sparsity, check_callable, check_positive, check_seed, near
+from ignite_prune._utils.arguments import check_callable, check_positive, check_seed, near
+from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.allocation import Allocation, Uniform
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_state import put_slots
@@ -22,7 +23,8 @@ from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_e
 from ignite_prune.handlers.lottery.results import Result
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lottery import controls
-from ignite_prune.lottery.rewind import Rewind, Snapshot
+from ignite_prune.lottery.rewind import Rewind
+from ignite_prune.lottery.snapshot import Snapshot
 from ignite_prune.saliency import Magnitude, Saliency
 from ignite_prune.schedule import Geometric
 

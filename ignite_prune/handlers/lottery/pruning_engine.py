@@ -15,7 +15,7 @@ from ignite_prune.handlers.events import PruningEvents, fire, register
 from ignite_prune.handlers.lottery import results as rounds
 from ignite_prune.handlers.lottery.training_segment import TrainingSegment, forget_failure
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.lottery.rewind import Snapshot
+from ignite_prune.lottery.snapshot import Snapshot
 
 VERSION = 1
 BETWEEN, TRAINING, TRAINED, PRUNED, TUNING = PHASES = ("between", "training", "trained", "pruned", "tuning")
@@ -247,7 +247,7 @@ class PruningEngine(Engine):
             )
 
     def _publish(self) -> None:
-        vars(self.state).update(results=self._results, sparsity=self.pruner.pruning.told())
+        vars(self.state).update(results=self._results, sparsity=self.pruner.pruning.sparsities())
         self.state.metrics["sparsity"] = self.pruner.sparsity
 
     # Checkpoints

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,19 +79,14 @@ class AlternatingSparse(PruneHandler):
             raise ValueError("reset_momentum=True needs the optimizer that trains the model, but given none")
         super().__init__(model, optimizer, params, schedule=phases, **settings)
         self._reset_momentum = reset_momentum
+        self.pruning.on_commit.append(self._reset)
 
     def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_STARTED, name: str = "sparsity") -> None:
         """Change phases on ``event`` of ``engine``; see :meth:`PruneHandler.attach`."""
         super().attach(engine, event, name)
 
-    def _update(self, targets: Sequence[float], done: Callable[[], None] = lambda: None) -> None:
-        before = [group["sparsity"] for group in self.param_groups]
-
-        def reset() -> None:  # before anything else hears of the update: a checkpoint of this very event holds it
-            if self._reset_momentum and list(targets) != before:
-                for optimizer in self.pruning.optimizers:
-                    for parameter in self.masks.parameters.values():
-                        zero_slots_(optimizer, parameter, torch.zeros_like(parameter, dtype=torch.bool))
-            done()
-
-        super()._update(targets, reset)
+    def _reset(self, former: Sequence[float | None], targets: Sequence[float]) -> None:
+        if self._reset_momentum and list(targets) != list(former):
+            for optimizer in self.pruning.optimizers:
+                for parameter in self.masks.parameters.values():
+                    zero_slots_(optimizer, parameter, torch.zeros_like(parameter, dtype=torch.bool))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ignite.engine import Engine
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim import LBFGS, Optimizer
 from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune._utils.arguments import near
+from ignite_prune._utils.distributed import world_size
 from ignite_prune.allocation import Allocation
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_state import as_optimizers, check_held
@@ -21,9 +22,9 @@ from ignite_prune.handlers.attached import Attached, check_same
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.events import PruneEvents, fire, register
 from ignite_prune.saliency import NonFiniteSaliency
-from ignite_prune.update.agreement import agree
-from ignite_prune.update.param_groups import Group, build
-from ignite_prune.update.plan import Plan
+from ignite_prune.update.agreement import agreed
+from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.plan import UpdatePlan
 from ignite_prune.update.scores import all_finite
 
 _SETTINGS = ("params", "sparsity", "allocation", "exclude")
@@ -101,7 +102,7 @@ class Sister(Attached, ABC):
             ValueError: it failed on another rank.
         """
         store = self._masks if store is None else store
-        return {**store, **agree(lambda: Plan(plan()), store).masks}
+        return plan() if world_size() == 1 else {**store, **agreed(lambda: UpdatePlan(plan()), store).masks}
 
     # What it knows
 
@@ -116,9 +117,9 @@ class Sister(Attached, ABC):
         return self._masks.sparsity
 
     @property
-    def param_groups(self) -> list[Group]:
+    def param_groups(self) -> list[ParamGroup]:
         """The groups, each with its ``"params"``, ``"sparsity"`` and ``"allocation"``; they cannot be changed."""
-        return [_Fixed(group) for group in self._groups]
+        return [cast(ParamGroup, _Fixed(group)) for group in self._groups]
 
     def scores(self) -> dict[str, Tensor]:
         """Return every selected parameter's magnitude as of now, by which connections stay."""
@@ -258,7 +259,7 @@ class Sister(Attached, ABC):
 
 def _groups(
     model: nn.Module, params: Any, sparsity: float | None, allocation: Allocation, exclude: Any, pattern: Any
-) -> list[Group]:
+) -> list[ParamGroup]:
     given = [params] if isinstance(params, Mapping) and "params" in params else params
     inner = given.values() if isinstance(given, Mapping) else given
     for group in inner if isinstance(inner, Sequence) or isinstance(given, Mapping) else ():

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from ignite_prune.allocation import Layer
 from ignite_prune.allocation.base import once
-from ignite_prune.update.choose_units import choose
-from ignite_prune.update.param_groups import Group
+from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.scores import choose
 
 
 def start(
-    groups: Sequence[Group],
+    groups: Sequence[ParamGroup],
     parameters: Mapping[str, nn.Parameter],
     scores: Callable[[Tensor], Tensor],
-    sparsity: Callable[[Group], float],
+    sparsity: Callable[[ParamGroup], float],
 ) -> dict[str, Tensor]:
     """Return a mask for each parameter that does not stay dense.
 
@@ -34,7 +34,7 @@ def start(
     return masks
 
 
-def checked_sparsity(group: Group) -> float:
+def checked_sparsity(group: ParamGroup) -> float:
     """Return a group's sparsity.
 
     Raises:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ignite_prune._utils.arguments import as_sparsity, check_positive
+from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
@@ -21,7 +22,7 @@ from ignite_prune.handlers.sparse_training.base import Sister
 from ignite_prune.handlers.sparse_training.before_step import BeforeStep
 from ignite_prune.handlers.sparse_training.initial_masks import checked_sparsity, start
 from ignite_prune.handlers.sparse_training.masked_forward import MaskedForward
-from ignite_prune.update.param_groups import Group
+from ignite_prune.update.param_groups import ParamGroup
 
 
 class TopKAST(Sister):
@@ -117,11 +118,11 @@ class TopKAST(Sister):
         # An allocation that is no longer monotone might leave an active weight out.
         self._explored.update({name: mask | self._masks[name] for name, mask in backward.items()})
 
-    def _backward_sparsity(self, group: Group) -> float:
+    def _backward_sparsity(self, group: ParamGroup) -> float:
         sparsity = checked_sparsity(group)
         return max(0.0, 1 - 1.5 * (1 - sparsity)) if self._backward is None else float(self._backward)
 
-    def _top(self, sparsity: Callable[[Group], float]) -> dict[str, Tensor]:
+    def _top(self, sparsity: Callable[[ParamGroup], float]) -> dict[str, Tensor]:
         for name in self._parameters:
             self._magnitudes(name)
         chosen = start(self._groups, self._parameters, torch.abs, sparsity)

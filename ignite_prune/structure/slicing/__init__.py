@@ -1,1 +1,1 @@
-"""Slicing pruned units off a model, its optimizer and its checkpoints."""
+"""Removal of pruned units from a model, its optimizers and its checkpoints."""

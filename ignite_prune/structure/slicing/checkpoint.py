@@ -1,4 +1,4 @@
-"""A shrunk model saved, and loaded into a freshly built full-size one."""
+"""Saving a shrunk model, and loading it into a freshly built full-size one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ignite_prune.core.selection import unwrap
-from ignite_prune.structure.slicing.kept import from_plain, rates_from_plain, to_plain
 from ignite_prune.structure.slicing.model_edit import Indices, ModelEdit, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
 
 
 def shrunk_state(model: nn.Module, indices: Indices) -> dict[str, Any]:
-    """Return what :func:`load_shrunk` takes: a shrunk model's state_dict and which indices were kept, as plain data.
+    """Return a shrunk model's state_dict and the kept indices as plain data, for :func:`load_shrunk`.
 
     Args:
         model: the shrunk model.
-        indices: ``report.indices`` of one :func:`~ignite_prune.shrink`; of several, ``ShrinkHandler.left``.
+        indices: ``report.indices`` after one :func:`~ignite_prune.shrink`; ``ShrinkHandler.left`` after several.
     """
     model = unwrap(model)
     return {"left": to_plain(indices), "rates": dropout_rates(model), "model": model.state_dict()}
@@ -32,17 +31,17 @@ def load_shrunk(
     """Slice a freshly built full-size model to a shrunk one's shapes, in place, and load its weights.
 
     Args:
-        fresh_model: of the class and arguments that the shrunk model was built with.
-        source: what :func:`shrunk_state` gave, or a file of it; or a ``Checkpoint`` that holds a ``ShrinkHandler`` as
-            ``"shrinker"`` and the model as ``"model"``. Files are read with ``weights_only=True``.
-        strict: as ``load_state_dict``'s.
+        fresh_model: an instance of the class and arguments that the shrunk model was built with.
+        source: the result of :func:`shrunk_state`, or a file that holds it; or a ``Checkpoint`` that holds a
+            ``ShrinkHandler`` as ``"shrinker"`` and the model as ``"model"``. Files are read with ``weights_only=True``.
+        strict: passed to ``load_state_dict``.
 
     Returns:
         ``fresh_model``.
 
     Raises:
-        TypeError: not of that form.
-        ValueError: of another model; it is left whole then.
+        TypeError: ``source`` has neither form.
+        ValueError: ``source`` was saved from another model; ``fresh_model`` is left unchanged.
 
     Example:
         >>> from ignite_prune.structure import shrink, trace
@@ -58,10 +57,10 @@ def load_shrunk(
     if not isinstance(state, Mapping) or "model" not in state or not ("left" in state or "shrinker" in state):
         raise TypeError("Argument source should hold 'model' and 'left' (see shrunk_state), or 'model' and 'shrinker'")
     model = unwrap(fresh_model)
-    cuts = state if "left" in state else state["shrinker"]
-    surgery = ModelEdit(model)
-    with undone_on_error([surgery]):
-        surgery.slice(from_plain(cuts["left"], model), rates_from_plain(cuts.get("rates", {}), model))
+    kept = state if "left" in state else state["shrinker"]
+    edit = ModelEdit(model)
+    with undone_on_error([edit]):
+        edit.slice(from_plain(kept["left"], model), rates_from_plain(kept.get("rates", {}), model))
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         try:
             model.load_state_dict(state["model"], strict=strict)
@@ -69,3 +68,71 @@ def load_shrunk(
             model.load_state_dict(before)  # torch copies what fits before it raises
             raise ValueError(f"The weights do not fit the model: {error}") from error
     return fresh_model
+
+
+def then(first: Indices, second: Indices) -> dict[str, dict[int, Tensor]]:
+    """Return the indices left after two slicings in a row, in terms of the tensors before the first.
+
+    Example:
+        >>> then({"w": {0: torch.tensor([0, 2, 3])}}, {"w": {0: torch.tensor([1, 2])}})
+        {'w': {0: tensor([2, 3])}}
+    """
+    left = {name: dict(dims) for name, dims in first.items()}
+    for name, dims in second.items():
+        kept = left.setdefault(name, {})
+        for dim, stay in dims.items():
+            kept[dim] = kept[dim][stay] if dim in kept else stay
+    return left
+
+
+def to_plain(indices: Indices) -> dict[str, dict[str, Tensor]]:
+    """Return indices in the form stored in checkpoints."""
+    return {name: {str(dim): stay.to(torch.int64) for dim, stay in dims.items()} for name, dims in indices.items()}
+
+
+def from_plain(state: Any, model: nn.Module) -> dict[str, dict[int, Tensor]]:
+    """Return the indices stored in a checkpoint, checked against the full-size model.
+
+    Raises:
+        TypeError: ``state`` does not have the form of :func:`to_plain`.
+        ValueError: the indices are of another model, or out of range.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(dims, Mapping) for dims in state.values()):
+        raise TypeError("The kept indices of a checkpoint should be a mapping by name and dimension")
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, dims in state.items():
+        if name not in tensors:
+            raise ValueError(f"The checkpoint was made from another model: this one has no {name!r}")
+        for dim, stay in dims.items():
+            found.setdefault(name, {})[int(dim)] = _checked(name, int(dim), stay, tensors[name])
+    return found
+
+
+def rates_from_plain(state: Any, model: nn.Module) -> dict[str, float]:
+    """Return the rates of Dropout modules stored in a checkpoint, by module path.
+
+    Raises:
+        TypeError: ``state`` is not a mapping of floats.
+        ValueError: the rates are of another model, or outside [0, 1].
+    """
+    known = dropout_rates(model)
+    if not isinstance(state, Mapping) or not all(isinstance(rate, float) for rate in state.values()):
+        raise TypeError("The Dropout rates of a checkpoint should be numbers by path")
+    for path, rate in state.items():
+        if path not in known:
+            raise ValueError(f"The checkpoint was made from another model: this one has no Dropout {path!r}")
+        if not 0 <= rate <= 1:
+            raise ValueError(f"The checkpoint's rate of {path!r} should be in [0, 1], but it is {rate}")
+    return dict(state)
+
+
+def _checked(name: str, dim: int, stay: Any, tensor: Tensor) -> Tensor:
+    if not isinstance(stay, Tensor) or stay.dtype != torch.int64 or stay.dim() != 1 or dim >= tensor.dim():
+        raise TypeError(f"The kept indices of {name!r} should be 1-D int64 tensors by dimension")
+    if stay.numel() and not 0 <= int(stay.min()) <= int(stay.max()) < tensor.shape[dim]:
+        raise ValueError(
+            f"The checkpoint keeps index {int(stay.max())} of dimension {dim} of {name!r}, which has "
+            f"{tensor.shape[dim]}; give the model at its full size"
+        )
+    return stay

@@ -1,4 +1,4 @@
-"""A masked model and its sliced self, compared: both are run, and what differs is named."""
+"""Comparison of a masked model with the sliced one: both are run, and the first differing layer is named."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from ignite_prune.structure.slicing.model_edit import slice_
 from ignite_prune.structure.tracing.trace import as_arguments
 
 
-def masked_twin(model: nn.Module, masks: Mapping[str, Tensor], normalised: Mapping[str, Tensor]) -> nn.Module:
-    """Return a copy with masked weights; the others are over the same memory.
+def masked_copy(model: nn.Module, masks: Mapping[str, Tensor], normalised: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of the model with masked weights; parameters without a mask share their memory with the model.
 
     Args:
-        model: unwrapped.
-        masks: by name.
-        normalised: which channels norms go over, as they will in the sliced model, by path.
+        model: the unwrapped model.
+        masks: masks by parameter name.
+        normalised: by path of a norm, the channels that it normalises over in the sliced model, as a bool tensor.
     """
     memo: dict[int, Any] = {}
     with torch.no_grad():
         for name, parameter in named_parameters(model).items():
             values = parameter * masks[name].to(parameter.device) if name in masks else parameter.detach()
             memo[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
-    twin = copy.deepcopy(model, memo)
-    _normalise_over(twin, normalised)
-    return twin
+    masked = copy.deepcopy(model, memo)
+    _normalise_over(masked, normalised)
+    return masked
 
 
-def _normalise_over(twin: nn.Module, left: Mapping[str, Tensor]) -> None:
-    """Let norms go over what is left alone, as they will in the sliced model."""
+def _normalise_over(model: nn.Module, left: Mapping[str, Tensor]) -> None:
+    """Restrict norms to the remaining channels, as in the sliced model."""
     for path, stay in left.items():
         if not stay.all():
             owner, _, name = path.rpartition(".")
-            setattr(twin.get_submodule(owner), name, _NormOfSome(twin.get_submodule(path), stay))
+            setattr(model.get_submodule(owner), name, _NormOfSome(model.get_submodule(path), stay))
 
 
 class _NormOfSome(nn.Module):
-    """A norm over some channels; the others are 0.
+    """A norm over some of the channels; its output is 0 in the others.
 
     Args:
-        norm: of all of them.
-        stay: which, bool.
+        norm: the norm over all channels.
+        stay: the channels to normalise over, bool.
     """
 
     def __init__(self, norm: nn.Module, stay: Tensor) -> None:
@@ -65,19 +65,19 @@ class _NormOfSome(nn.Module):
 
 
 def runs_in_training(model: nn.Module, example_inputs: Any) -> bool:
-    """Whether a model runs in training mode."""
+    """Return whether a model runs in training mode."""
     try:
         run_in_training(model, example_inputs)
-    except ValueError:  # BatchNorm, of a batch of one, say
+    except ValueError:  # for example BatchNorm with a batch of one
         return False
     return True
 
 
 def run_in_training(model: nn.Module, example_inputs: Any) -> None:
-    """Run a copy of a model in training mode, where its program may be another.
+    """Run a copy of a model in training mode, where ``forward`` may take another path than in eval mode.
 
     Raises:
-        ValueError: it fails; names the layer.
+        ValueError: the forward pass fails; the message names the layer.
     """
     args, kwargs = as_arguments(example_inputs)
     model = copy.deepcopy(model).train()
@@ -86,22 +86,22 @@ def run_in_training(model: nn.Module, example_inputs: Any) -> None:
 
 
 def run(model: nn.Module, example_inputs: Any, counting: bool = False) -> tuple[list[Tensor], int]:
-    """Run a model in eval mode and return its outputs, and FLOPs where they are counted; it is left as it was.
+    """Run a model in eval mode and return its output tensors and FLOPs (0 unless ``counting``); modes are restored.
 
     Raises:
-        ValueError: it fails; names the layer.
+        ValueError: the forward pass fails; the message names the layer.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel  # slow to import
     from torch.utils.flop_counter import FlopCounterMode
 
     args, kwargs = as_arguments(example_inputs)
     kernel = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # which pads its answer otherwise than the layers themselves
+    torch.backends.mha.set_fastpath_enabled(False)  # the fast path pads its output differently from the layers
     counter = FlopCounterMode(display=False)
     try:
         with undisturbed(model), torch.no_grad(), _naming(model), ExitStack() as stack:
             if counting:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the counter knows attention by its products
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the counter sees attention as its matrix products
                 stack.enter_context(counter)
             torch.manual_seed(0)
             return _tensors(model(*args, **kwargs)), counter.get_total_flops()
@@ -111,7 +111,7 @@ def run(model: nn.Module, example_inputs: Any, counting: bool = False) -> tuple[
 
 @contextmanager
 def _naming(model: nn.Module) -> Iterator[None]:
-    """Name the layer in what is raised inside."""
+    """Re-raise any exception as a ValueError that names the layer in which it occurred."""
     names = {module: name for name, module in model.named_modules()}
     inside: list[nn.Module] = []
 
@@ -132,27 +132,27 @@ def _naming(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def first_difference(twin: nn.Module, model: nn.Module, example_inputs: Any) -> str:
-    """Return a sentence on the first layer, in the order of the calls, that answers otherwise than its twin."""
-    before, after = _answers(twin, example_inputs), _answers(model, example_inputs)
-    for (name, its), (other, mine) in zip(before, after):
+def first_difference(masked: nn.Module, model: nn.Module, example_inputs: Any) -> str:
+    """Return a sentence that names the first called layer whose output differs between the two models."""
+    before, after = _outputs(masked, example_inputs), _outputs(model, example_inputs)
+    for (name, expected), (other, found) in zip(before, after):
         if name != other:
             return f"after {name!r} other layers are called"
-        pairs = list(zip(mine, its))
+        pairs = list(zip(found, expected))
         if all(a.shape == b.shape for a, b in pairs) and any(not _relative(a, b) <= tolerance(model) for a, b in pairs):
             return f"the first layer of the same width that differs is {name!r}"
-    return "no layer of the same width differs, so it comes of what is done with the layers' outputs"
+    return "no layer of the same width differs, so the cause is in what forward() does with the layers' outputs"
 
 
-def _answers(model: nn.Module, example_inputs: Any) -> list[tuple[str, list[Tensor]]]:
-    """Return what each call of a layer inside gives, in order."""
+def _outputs(model: nn.Module, example_inputs: Any) -> list[tuple[str, list[Tensor]]]:
+    """Return the name and output tensors of every submodule call, in call order."""
     names, found = {module: name for name, module in model.named_modules() if name}, []
 
-    def note(module: nn.Module, args: Any, output: Any) -> None:
+    def record(module: nn.Module, args: Any, output: Any) -> None:
         if module in names:
             found.append((names[module], [each.detach().clone() for each in _tensors(output)]))
 
-    handle = register_module_forward_hook(note)
+    handle = register_module_forward_hook(record)
     try:
         run(model, example_inputs)
     finally:
@@ -171,35 +171,39 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the greatest difference of outputs, relative to the greatest number.
+    """Return the largest absolute difference of outputs, relative to the largest absolute value.
 
     Raises:
-        ValueError: there are none to compare, other ones, or of other shapes.
+        ValueError: there are no outputs to compare, or their number or shapes differ.
     """
     worst = 0.0
     if not expected:
         raise ValueError("its outputs hold no tensor to compare")
     if len(found) != len(expected):
         raise ValueError(f"it gives {len(found)} outputs instead of {len(expected)}")
-    for mine, its in zip(found, expected):
-        if mine.shape != its.shape:
-            raise ValueError(f"an output has the shape {tuple(mine.shape)} instead of {tuple(its.shape)}")
-        worst = max(worst, _relative(mine, its))
+    for one, other in zip(found, expected):
+        if one.shape != other.shape:
+            raise ValueError(f"an output has the shape {tuple(one.shape)} instead of {tuple(other.shape)}")
+        worst = max(worst, _relative(one, other))
     return worst
 
 
-def _relative(mine: Tensor, its: Tensor) -> float:
-    """Return the greatest difference over the greatest number; infinite where NaN and infinity are not alike."""
-    if mine.is_complex():
-        mine, its = torch.view_as_real(mine), torch.view_as_real(its)
-    finite = its.isfinite()
-    if not torch.equal(mine.isfinite(), finite) or not torch.allclose(mine[~finite], its[~finite], equal_nan=True):
+def _relative(found: Tensor, expected: Tensor) -> float:
+    """Return the relative difference; infinity if NaN and infinite values are not at the same places."""
+    if found.is_complex():
+        found, expected = torch.view_as_real(found), torch.view_as_real(expected)
+    finite = expected.isfinite()
+    if not torch.equal(found.isfinite(), finite):
         return math.inf
-    mine, its = mine[finite].double(), its[finite].double()
-    return float((mine - its).abs().max()) / max(float(its.abs().max()), 1e-12) if its.numel() else 0.0
+    if not torch.allclose(found[~finite], expected[~finite], equal_nan=True):
+        return math.inf
+    found, expected = found[finite].double(), expected[finite].double()
+    if not expected.numel():
+        return 0.0
+    return float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
 
 
 def tolerance(model: nn.Module) -> float:
-    """Return how large a difference comes of rounding alone."""
+    """Return the largest relative difference that rounding may cause, by the model's dtypes."""
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return min(max((torch.finfo(kind).eps for kind in kinds), default=1e-7) * 1e4, 0.05)

@@ -1,4 +1,11 @@
-"""Cutting slices out of a model and of what hangs on it, in place, in a way that can be undone."""
+"""In-place slicing of a model, with its gradients and optimizer state, that can be undone.
+
+A slicing touches parameters, gradients, optimizer slots and param groups, buffers and width attributes, and it can
+fail at any of them: a tensor may be shared with code that was never traced, or the sliced model may not run. A model
+that is half sliced cannot be trained, saved or repaired. So every change appends its inverse to a list;
+``undone_on_error`` runs that list backwards, also when the user interrupts. Undoing restores the original ``Parameter``
+objects rather than copies, because optimizers, DDP and the user's own variables refer to them by identity.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +25,11 @@ from ignite_prune.structure.slicing.module_attributes import counts, widths
 from ignite_prune.structure.tracing.heads_attention import HeadsAttention
 
 Indices = Mapping[str, Mapping[int, Tensor]]
-"""Which indices of which dimensions stay, by the name of a parameter or buffer."""
+"""The kept indices by name of a parameter or buffer and by dimension."""
 
 
 def cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """Return a copy of what stays of a tensor, ``(dims: which indices stay)``.
+    """Return a copy of a tensor with only the given indices of each dimension.
 
     Example:
         >>> cut(torch.arange(6).view(2, 3), {1: torch.tensor([0, 2])})
@@ -33,11 +40,11 @@ def cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
 
 
 class ModelEdit:
-    """Changes to a model that can be undone, all together.
+    """Changes to one model, which :meth:`undo` takes back together.
 
     Args:
         model: the unwrapped model.
-        optimizers: those that train it.
+        optimizers: the optimizers that train it.
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer] = ()) -> None:
@@ -46,11 +53,11 @@ class ModelEdit:
 
     @torch.no_grad()
     def slice(self, indices: Indices, rates: Mapping[str, float] = MappingProxyType({})) -> None:
-        """Cut parameters, their gradients and optimizer slots, buffers, and the attributes that tell widths.
+        """Slice parameters, their gradients and optimizer slots, and buffers, and update the width attributes.
 
         Args:
-            indices: which stay.
-            rates: what Dropout modules are to drop, by path.
+            indices: the indices to keep.
+            rates: new rates of Dropout modules, by module path.
         """
         named = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
         new = {id(named[name]): self._cut(named[name], dims) for name, dims in indices.items()}
@@ -68,16 +75,16 @@ class ModelEdit:
             self._set(self._model.get_submodule(path), "p", rate)
 
     def undo(self) -> None:
-        """Put everything back."""
+        """Restore the model and the optimizers."""
         while self._undo:
             self._undo.pop()()
 
     def _cut(self, tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-        made = _laid_as(tensor, cut(tensor.detach(), dims))
+        sliced = _with_layout_of(tensor, cut(tensor.detach(), dims))
         if not isinstance(tensor, nn.Parameter):
-            return made
-        parameter = nn.Parameter(made, requires_grad=tensor.requires_grad)
-        parameter.__dict__.update(tensor.__dict__)  # what users note on it
+            return sliced
+        parameter = nn.Parameter(sliced, requires_grad=tensor.requires_grad)
+        parameter.__dict__.update(tensor.__dict__)  # attributes that users set on it
         if tensor.grad is not None:
             parameter.grad = cut(tensor.grad, dims)
         for optimizer in self._optimizers:
@@ -85,7 +92,7 @@ class ModelEdit:
         return parameter
 
     def _exchange(self, module: nn.Module, new: Mapping[int, Tensor]) -> bool:
-        """Put new tensors where old ones were; tied ones stay tied."""
+        """Replace the tensors of a module, so that tied ones stay tied; return whether there were any."""
         found = False
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
@@ -102,22 +109,22 @@ class ModelEdit:
             self._undo.append(lambda: setattr(owner, name, before))
 
     def _refresh(self, module: nn.RNNBase) -> None:
-        """Let a recurrent layer's flat list hold the new weights."""
-        self._undo.insert(0, module._init_flat_weights)  # undone last, when the old weights are back
+        """Rebuild a recurrent layer's list of flat weights from the new parameters."""
+        self._undo.insert(0, module._init_flat_weights)  # runs last in undo, after the old weights are restored
         module._init_flat_weights()
 
 
-def check_mine(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Raise where an optimizer holds nothing of a model."""
-    mine = set(model.parameters())
+def check_optimizers(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Raise ValueError if an optimizer holds no parameter of the model."""
+    parameters = set(model.parameters())
     for optimizer in optimizers:
         held = {each for group in optimizer.param_groups for each in group["params"]}
-        if not held & mine:
+        if not held & parameters:
             raise ValueError("Argument optimizer holds none of the model's parameters")
 
 
-def _laid_as(before: Tensor, tensor: Tensor) -> Tensor:
-    """Return a tensor laid out in memory as another: with channels last, where that is."""
+def _with_layout_of(before: Tensor, tensor: Tensor) -> Tensor:
+    """Return ``tensor`` in the memory format of ``before``: channels last, or contiguous."""
     for kind, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
         if before.dim() == rank and before.is_contiguous(memory_format=kind) and not before.is_contiguous():
             return tensor.contiguous(memory_format=kind)
@@ -125,19 +132,21 @@ def _laid_as(before: Tensor, tensor: Tensor) -> Tensor:
 
 
 def slice_(module: nn.Module, indices: Mapping[str, Mapping[int, Sequence[int]]], *, optimizer: Any = None) -> None:
-    """Keep some indices of a module's own tensors, in place; what hangs on them elsewhere is left to the caller.
+    """Keep only the given indices of a module's tensors, in place.
 
-    Gradients, optimizer slots and parameter groups, tied weights and the attributes that tell widths follow. For what
-    has to go together, and a check that nothing is forgotten, see :func:`~ignite_prune.shrink`.
+    Gradients, optimizer slots and param groups, tied weights and width attributes such as ``in_features`` are updated
+    too. Other layers are not: the caller slices whatever is coupled to these dimensions. :func:`~ignite_prune.shrink`
+    finds coupled dimensions and compares the outputs.
 
     Args:
         module: one layer, or any module.
-        indices: which stay, in their new order, by name and dimension.
-        optimizer: the optimizer(s) that train it.
+        indices: the indices to keep, in their new order, by tensor name and dimension.
+        optimizer: the optimizer or optimizers that train it.
 
     Raises:
-        TypeError: not of that form.
-        ValueError: a name or dimension that there is not, an index out of range, nothing left. Nothing is changed then.
+        TypeError: the indices are not integers.
+        ValueError: an unknown name or dimension, an index out of range, or nothing would be left. The module is left
+            unchanged.
 
     Example:
         >>> layer = nn.Linear(3, 4)
@@ -152,10 +161,10 @@ def slice_(module: nn.Module, indices: Mapping[str, Mapping[int, Sequence[int]]]
             raise ValueError(f"The module has no {name!r}; {near(name, list(tensors))}")
         stay[name] = {dim: _as_indices(name, dim, each, tensors[name]) for dim, each in dims.items()}
     optimizers = as_optimizers(optimizer)
-    check_mine(module, optimizers)
-    surgery = ModelEdit(module, optimizers)
-    with undone_on_error([surgery]):
-        surgery.slice(stay)
+    check_optimizers(module, optimizers)
+    edit = ModelEdit(module, optimizers)
+    with undone_on_error([edit]):
+        edit.slice(stay)
 
 
 def _as_indices(name: str, dim: int, stay: Sequence[int], tensor: Tensor) -> Tensor:
@@ -165,25 +174,25 @@ def _as_indices(name: str, dim: int, stay: Sequence[int], tensor: Tensor) -> Ten
         raise ValueError(f"Nothing would be left of dimension {dim} of {name!r}")
     found = torch.as_tensor(stay)
     if found.dtype != torch.int64 or found.dim() != 1:
-        raise TypeError(f"What stays of {name!r} should be told as whole numbers, but given {stay!r:.60}")
+        raise TypeError(f"Argument indices[{name!r}] should hold lists of ints, but given {stay!r:.60}")
     if not 0 <= int(found.min()) <= int(found.max()) < tensor.shape[dim]:
-        raise ValueError(f"What stays of dimension {dim} of {name!r} should be in [0, {tensor.shape[dim]})")
+        raise ValueError(f"Argument indices[{name!r}][{dim}] should hold indices in [0, {tensor.shape[dim]})")
     return found
 
 
 @contextmanager
-def undone_on_error(surgeries: Sequence[ModelEdit]) -> Iterator[None]:
-    """Put everything back where what is inside raises."""
+def undone_on_error(edits: Sequence[ModelEdit]) -> Iterator[None]:
+    """Undo the edits if the body of the ``with`` statement raises."""
     try:
         yield
-    except BaseException:  # an interrupted one too
-        for surgery in reversed(surgeries):
-            surgery.undo()
+    except BaseException:  # KeyboardInterrupt too
+        for edit in reversed(edits):
+            edit.undo()
         raise
 
 
 def _cut_slot(slot: Tensor, parameter: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """Cut a slot as its parameter where it is as wide; a factor of it is of size 1 elsewhere."""
+    """Slice a slot like its parameter; a factored slot has size 1 in some dimensions, which are left alone."""
     if slot.dim() != parameter.dim():
         return slot
     return cut(slot, {dim: stay for dim, stay in dims.items() if slot.shape[dim] == parameter.shape[dim]})

@@ -1,4 +1,4 @@
-"""Attributes that say how wide a module is: after slicing they say it truly."""
+"""Attributes that hold the width of a module, which slicing updates: ``in_features``, ``num_heads``, config entries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Known = TypeVar("Known")
 
 
 def widths(module: nn.Module) -> Attributes:
-    """Return what a module's attributes should be by the shapes of its tensors.
+    """Return the values of a module's width attributes that match the shapes of its tensors.
 
     Example:
         >>> layer = nn.Linear(3, 4)
@@ -38,7 +38,7 @@ def _linear(module: Any) -> Attributes:
 def _conv(module: Any) -> Attributes:
     outputs, within = module.weight.shape[:2]
     groups = module.groups
-    if groups == module.in_channels and groups > 1:  # depthwise: the groups go with the channels
+    if groups == module.in_channels and groups > 1:  # depthwise: one group per channel
         groups = outputs // (module.out_channels // module.in_channels)
     return {"in_channels": within * groups, "out_channels": outputs, "groups": groups}
 
@@ -77,13 +77,14 @@ def _recurrent(module: Any) -> Attributes:
 def _attention(module: Any) -> Attributes:
     embedding, inner = module.out_proj.weight.shape
     into = [module.in_proj_weight] * 2 if module.q_proj_weight is None else [module.k_proj_weight, module.v_proj_weight]
-    # The last one is why layers around it may not call a kernel that reads the heads from the embedding's width.
+    # _qkv_same_embed_dim=False keeps TransformerEncoderLayer from the fused kernel, which derives the head count from
+    # the width of the embedding.
     widths = {"embed_dim": embedding, "kdim": into[0].shape[1], "vdim": into[1].shape[1]}
     return {**widths, "num_heads": inner // module.head_dim, "_qkv_same_embed_dim": False}
 
 
 def _conv1d(module: Any) -> Attributes:
-    """Return the widths of transformers' Conv1D, a linear layer the other way round."""
+    """Return the widths of transformers' Conv1D, a linear layer with a transposed weight."""
     inputs, outputs = module.weight.shape
     return {"nx": inputs, "nf": outputs}
 
@@ -104,7 +105,7 @@ _WIDTHS: dict[type[nn.Module], Callable[[Any], Attributes]] = {
 
 
 def dropout_rates(model: nn.Module) -> dict[str, float]:
-    """Return what each Dropout module drops, by path."""
+    """Return the rate of each Dropout module, by path."""
     return {
         path: module.p for path, module in model.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)
     }
@@ -112,15 +113,15 @@ def dropout_rates(model: nn.Module) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Count:
-    """A count of units that a module of transformers tells, and its config.
+    """A number of units that a ``transformers`` module and its config store as attributes.
 
     Args:
-        layer: path of the layer below the module whose outputs are the units.
-        attribute: the module's own name for how many there are.
-        config: the config's name for it.
-        size: path of the attribute that tells how many outputs make a unit, as of a head.
-        width: the module's name for all these outputs.
-        inputs: whether the units are the layer's inputs.
+        layer: path, below the module, of the layer whose outputs are the units.
+        attribute: the module's attribute for the number of units; empty if it has none.
+        config: the config's attribute for the number of units; empty if it has none.
+        size: path of the attribute for the number of outputs per unit, such as the size of a head; empty for 1.
+        width: the module's attribute for the total number of outputs; empty if it has none.
+        inputs: whether the units are the layer's inputs instead of its outputs.
     """
 
     layer: str
@@ -162,36 +163,36 @@ _COUNTS: dict[str, tuple[Count, ...]] = {
         Count("fc1", config="decoder_ffn_dim"),
     ),
 }
-"""By the class's name, in transformers."""
+"""By the name of the class in ``transformers``."""
 
-_WRITTEN: dict[str, dict[tuple[str, int], str]] = {
+_FROM_ATTRIBUTE: dict[str, dict[tuple[str, int], str]] = {
     "GPT2Attention": {("split", 0): "split_size"},
     "T5Attention": {("zeros", 1): "n_heads"},
     "WhisperAttention": {("view", 2): "num_heads"},
 }
-"""Which size of which operation a class reads from which of the attributes above."""
+"""The attribute above that ``forward`` of a class passes to an operation, by operation and argument position."""
 
 
-def written(module: nn.Module, operation: str, sizes: Sequence[int]) -> int | None:
-    """Return which of an operation's sizes is read from an attribute that slicing writes anew, if one is."""
-    for (name, place), attribute in _of(module, _WRITTEN, {}).items():
-        if name == operation and place < len(sizes) and sizes[place] == dict(_told(module)).get(attribute):
+def size_from_attribute(module: nn.Module, operation: str, sizes: Sequence[int]) -> int | None:
+    """Return the position in ``sizes`` that ``forward`` reads from an attribute which slicing updates, or None."""
+    for (name, place), attribute in _of(module, _FROM_ATTRIBUTE, {}).items():
+        if name == operation and place < len(sizes) and sizes[place] == dict(_unit_counts(module)).get(attribute):
             return place
     return None
 
 
 def counts(model: nn.Module) -> Iterator[tuple[Any, str, int]]:
-    """Yield ``(module or config, attribute, value)``: what they should tell by the shapes of the layers.
+    """Yield ``(module or config, attribute, value)`` for the unit counts that match the shapes of the layers.
 
-    A config tells it where all layers that it speaks of agree.
+    A config entry is only updated if all layers that it describes have the same count.
     """
     agreed: dict[tuple[int, str], set[int]] = {}
     configs: dict[int, Any] = {}
     for path, module in model.named_modules():
-        yield from ((module, name, value) for name, value in _told(module))
+        yield from ((module, name, value) for name, value in _unit_counts(module))
         if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, HeadsAttention) for m in module.modules()):
-            yield module, "use_nested_tensor", False  # which only that kernel takes
-        for name, value in _told(module, of_config=True):
+            yield module, "use_nested_tensor", False  # only the fused kernel takes nested tensors
+        for name, value in _unit_counts(module, of_config=True):
             for config in _configs(model, path):
                 configs[id(config)] = config
                 agreed.setdefault((id(config), name), set()).add(value)
@@ -201,25 +202,28 @@ def counts(model: nn.Module) -> Iterator[tuple[Any, str, int]]:
 
 
 def _of(module: nn.Module, table: Mapping[str, Known], default: Known) -> Known:
-    """Look a class of transformers up by its name."""
+    """Look up the class of a ``transformers`` module in a table by its name."""
     kind = type(module)
     return table.get(kind.__name__, default) if kind.__module__.partition(".")[0] == "transformers" else default
 
 
-def _told(module: nn.Module, of_config: bool = False) -> Iterator[tuple[str, int]]:
-    """Yield what a module's attributes, or its config, should tell; nothing of a layer that was put there instead."""
+def _unit_counts(module: nn.Module, of_config: bool = False) -> Iterator[tuple[str, int]]:
+    """Yield the attributes of a module, or of its config, and their values by the shapes of its layers.
+
+    A layer that was replaced by one of another type is skipped.
+    """
     for count in _of(module, _COUNTS, ()):
         layer = module.get_submodule(count.layer)
         if type(layer) is nn.Linear or type(layer).__name__ == "Conv1D":
             inputs, outputs = widths(layer).values()
             width = inputs if count.inputs else outputs
             units = width // (attrgetter(count.size)(module) if count.size else 1)
-            told = {count.config: units} if of_config else {count.attribute: units, count.width: width}
-            yield from ((name, value) for name, value in told.items() if name)
+            found = {count.config: units} if of_config else {count.attribute: units, count.width: width}
+            yield from ((name, value) for name, value in found.items() if name)
 
 
 def _configs(model: nn.Module, path: str) -> Iterator[Any]:
-    """Yield the configs of a module and of those around it."""
+    """Yield the configs of a module and of its parents, outermost first."""
     parts = path.split(".") if path else []
     for length in range(len(parts) + 1):
         config = vars(model.get_submodule(".".join(parts[:length]))).get("config")

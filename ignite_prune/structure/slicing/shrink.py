@@ -1,4 +1,11 @@
-"""A pruned model made smaller: sliced, compared with its masked self, and put back where they differ."""
+"""Shrinking a pruned model: slice it, compare it with the masked model, and undo the slicing if they differ.
+
+Tracing cannot prove that a slicing is right. A forward pass may branch on data, compare a size with a constant, or call
+an operation whose rule is wrong for a case that was never met, and each of these gives a model that runs and answers
+wrongly. The proof is cheap by comparison: two forward passes. So the masked model is run before slicing, the sliced
+one after it (in training mode too, where ``forward`` may differ), and outputs that differ by more than rounding raise
+an error that names the first differing layer. The model, its optimizers and its averaged copies are then restored.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +26,13 @@ from ignite_prune.core.selection import unwrap
 from ignite_prune.structure.slicing.compare import (
     difference,
     first_difference,
-    masked_twin,
+    masked_copy,
     run,
     run_in_training,
     runs_in_training,
     tolerance,
 )
-from ignite_prune.structure.slicing.model_edit import Indices, ModelEdit, check_mine, undone_on_error
+from ignite_prune.structure.slicing.model_edit import Indices, ModelEdit, check_optimizers, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
 from ignite_prune.structure.structure import Structure
 from ignite_prune.structure.tracing.trace import misfit, trace
@@ -34,16 +41,16 @@ from ignite_prune.structure.unit_group import Kept
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What a model was and is.
+    """Sizes of a model before and after shrinking.
 
     Args:
-        units: of each group that lost some: how many there were and are.
-        parameters: how many numbers before and after.
-        flops: of a forward pass before and after, over the inputs that the model was traced with: see
-            :meth:`Structure.flops`; of a structure declared by hand over the example inputs, by
-            ``torch.utils.flop_counter``.
-        error: the greatest difference from the masked model's output, relative to its greatest number.
-        indices: which indices of which dimensions were kept, by parameter and buffer.
+        units: numbers of units before and after, of each group that lost some.
+        parameters: numbers of parameter elements before and after.
+        flops: FLOPs of a forward pass before and after. A traced structure counts them for the inputs that it was
+            traced with (:meth:`Structure.flops`); for a declared one ``torch.utils.flop_counter`` counts them for the
+            example inputs.
+        error: largest difference from the masked model's outputs, relative to the largest output.
+        indices: the kept indices, by parameter or buffer name and dimension.
     """
 
     units: Mapping[str, tuple[int, int]]
@@ -75,29 +82,29 @@ def shrink(
     structure: Structure | None = None,
     scale_dropout: bool = False,
 ) -> Report:
-    """Take pruned units out of a model, in place: its weights get smaller, its outputs stay as the masked model's.
+    """Remove pruned units from a model, in place: its weights get smaller, its outputs equal the masked model's.
 
-    Parameters, their gradients, buffers, the optimizers' slots and the attributes that tell widths are cut; tied
-    weights stay tied, frozen ones frozen, and the modes as they are. The sliced model is run and compared with the
-    masked one; where they differ, everything is put back.
+    Parameters, their gradients, buffers, optimizer slots and width attributes are sliced; tied weights stay tied,
+    ``requires_grad`` and the training modes stay the same. The sliced model is run and compared with the masked one; if
+    their outputs differ, the slicing is undone.
 
     Args:
-        model: bare, or wrapped in ``torch.compile``; of a DDP model give the module inside, and wrap it anew.
-        masks: a ``PruneHandler`` (whose structure and optimizers are taken then), a ``MaskStore`` or a mapping, made of
-            whole units; or by hand the numbers of the units that go, ``{"conv1.weight": [0, 3]}``, see
+        model: bare, or wrapped in ``torch.compile``; for a DDP model give ``model.module``, and wrap it again.
+        masks: a ``PruneHandler`` (its structure and optimizers are used), a ``MaskStore`` or a mapping of masks that
+            prune whole units; or the numbers of the units to remove, ``{"conv1.weight": [0, 3]}``, see
             :meth:`Structure.without`.
-        example_inputs: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        optimizer: those that train the model; they go on with the new parameters.
-        ema: copies of the model to be cut alike.
-        structure: from :func:`trace`; None: traced here.
-        scale_dropout: lower the rate of each Dropout module by the fraction of units that it has lost.
+        example_inputs: inputs of the model: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        optimizer: the optimizers that train the model; they continue with the new parameters.
+        ema: averaged copies of the model, sliced in the same way.
+        structure: result of :func:`trace`; None traces the model.
+        scale_dropout: multiply the rate of each Dropout module by the fraction of its units that is left.
 
     Returns:
-        What the model was and is.
+        The sizes before and after.
 
     Raises:
-        ValueError: masks that are not made of whole units, a layer that would be emptied, an optimizer of another
-            model, a model that cannot be exported, or whose sliced outputs differ. The model is left whole.
+        ValueError: masks do not prune whole units, a layer would be empty, an optimizer is of another model, the model
+            cannot be exported, or the sliced outputs differ. The model is left unchanged.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -116,7 +123,8 @@ def shrink(
             f"Argument model is wrapped in {type(model).__name__}, which holds on to the old parameters; give "
             "model.module, and wrap it again afterwards"
         )
-    model, pruning = unwrap(model), getattr(masks, "pruning", None)  # a PruneHandler's parts, from a floor above
+    # A PruneHandler is recognised by its attribute, because this package may not import handlers.
+    model, pruning = unwrap(model), getattr(masks, "pruning", None)
     if pruning is not None and pruning.model is not model:
         raise ValueError("Argument masks is a PruneHandler of another model")
     optimizers = as_optimizers(optimizer)
@@ -127,7 +135,7 @@ def shrink(
     _check_shapes(model, structure)
     held, kept = _read(masks, structure)
     if pruning is not None and pruning.structure is None:
-        _warn_of_change(model, masked_twin(model, structure.masks(kept), {}), example_inputs)
+        _warn_of_change(model, masked_copy(model, structure.masks(kept), {}), example_inputs)
     with sliced(model, held, kept, example_inputs, structure, optimizers, as_copies(ema), scale_dropout) as report:
         return report
 
@@ -143,26 +151,27 @@ def sliced(
     copies: Sequence[nn.Module],
     scale_dropout: bool,
 ) -> Iterator[Report]:
-    """Slice a model; where something is raised, inside too, everything is put back.
+    """Slice a model and yield the report; undo the slicing if this or the body of the ``with`` statement raises.
 
-    Args and raises as :func:`shrink`'s, checked; ``kept`` are the units that the masks keep.
+    Arguments and errors are those of :func:`shrink`, with the arguments checked; ``kept`` holds the units that the
+    masks keep.
     """
     _check_not_empty(structure, kept)
-    check_mine(model, optimizers)
+    check_optimizers(model, optimizers)
     indices = structure.indices(kept)
     rates = dropout_rates(model)
     rates = {path: rates[path] * left for path, left in structure.rates(kept).items()} if scale_dropout else {}
     before = _count(model)
     rest = structure.masks(kept, without=masks)
-    twin = masked_twin(model, {**masks, **rest}, structure.normalised(kept))
+    masked = masked_copy(model, {**masks, **rest}, structure.normalised(kept))
     counting = not structure.counts_flops
-    expected, flops = run(twin, example_inputs, counting)
-    trains = model.training and runs_in_training(twin, example_inputs)
-    surgeries = [ModelEdit(model, optimizers), *(ModelEdit(each) for each in copies)]
-    with undone_on_error(surgeries):
+    expected, flops = run(masked, example_inputs, counting)
+    trains = model.training and runs_in_training(masked, example_inputs)
+    edits = [ModelEdit(model, optimizers), *(ModelEdit(each) for each in copies)]
+    with undone_on_error(edits):
         try:
-            for surgery in surgeries:
-                surgery.slice(indices, rates)
+            for edit in edits:
+                edit.slice(indices, rates)
             found, fewer = run(model, example_inputs, counting)
             error = difference(found, expected)
             if trains:
@@ -172,32 +181,32 @@ def sliced(
         if not error <= tolerance(model):
             raise ValueError(
                 f"The sliced model's outputs differ from the masked model's by {error:.1e}, so it was put back; "
-                f"{first_difference(twin, model, example_inputs)}"
+                f"{first_difference(masked, model, example_inputs)}"
             )
         units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
         work = (flops, fewer) if counting else (structure.flops(), structure.flops(kept))
         yield Report(units, (before, _count(model)), work, error, indices)
 
 
-def _warn_of_change(model: nn.Module, twin: nn.Module, example_inputs: Any) -> None:
-    """Warn where masks over weights alone have left something of a unit: a bias, a norm's shift."""
-    change = difference(run(twin, example_inputs)[0], run(model, example_inputs)[0])
+def _warn_of_change(model: nn.Module, masked: nn.Module, example_inputs: Any) -> None:
+    """Warn if pruned units still have an output because only weights are masked, not biases or norms."""
+    change = difference(run(masked, example_inputs)[0], run(model, example_inputs)[0])
     if not change <= tolerance(model):
         warnings.warn(
-            f"The pruned units still give something, by their biases or norms: without them the outputs change by "
-            f"{change:.1e}. PruneHandler(structure=trace(model, inputs)) masks all that goes with a unit",
+            f"The pruned units still have an output, by their biases or norms: without them the outputs change by "
+            f"{change:.1e}. PruneHandler(structure=trace(model, inputs)) masks every parameter of a unit",
             stacklevel=3,
         )
 
 
 def as_copies(ema: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
-    """Return averaged copies as a list of models, out of torch's own wrapper."""
+    """Return averaged copies as a list of models, with ``AveragedModel`` unwrapped."""
     listed = [ema] if isinstance(ema, nn.Module) else list(ema or ())
     return [unwrap(each.module if isinstance(each, AveragedModel) else each) for each in listed]
 
 
 def _read(masks: Any, structure: Structure) -> tuple[Mapping[str, Tensor], Kept]:
-    """Return masks, and which units they keep."""
+    """Return the masks, and the units that they keep, from any form of the argument."""
     held = getattr(masks, "masks", masks)
     if not isinstance(held, Mapping):
         raise TypeError(f"Argument masks should be a PruneHandler, a MaskStore or a mapping, but given {type(masks)}")
@@ -208,21 +217,21 @@ def _read(masks: Any, structure: Structure) -> tuple[Mapping[str, Tensor], Kept]
             raise ValueError("Argument masks prunes no whole unit of the structure, so there is nothing to slice off")
         return held, kept
     if any(by_mask):
-        raise TypeError("Argument masks should hold bool masks alone, or the numbers of units that go alone")
+        raise TypeError("Argument masks should hold bool masks alone, or alone the numbers of the units to remove")
     kept = structure.without({name: _numbers(name, each) for name, each in held.items()})
     return structure.masks(kept), kept
 
 
 def _numbers(name: str, units: Any) -> list[int]:
-    """Return numbers of units as a list, from a list, a set, a range or an integer tensor."""
+    """Return unit numbers as a list, from a list, a set, a range or an integer tensor."""
     try:
         return units.tolist() if isinstance(units, Tensor) else list(units)
     except TypeError:
-        raise TypeError(f"The units of {name!r} should be told as numbers, [0, 3], but given {units!r:.60}") from None
+        raise TypeError(f"The units of {name!r} should be given as numbers, [0, 3], but given {units!r:.60}") from None
 
 
 def _check_shapes(model: nn.Module, structure: Structure) -> None:
-    """Raise where a structure is of another model, or of this one before it was sliced."""
+    """Raise if a structure is of another model, or of this one before it was sliced."""
     other = misfit(model, structure)
     if other is not None:
         raise ValueError(

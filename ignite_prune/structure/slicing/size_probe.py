@@ -1,4 +1,8 @@
-"""Whether a model runs with a unit less: a size that is written in its program is told from one that it computes."""
+"""Trial runs with one unit removed, which find sizes that are hard-coded in ``forward``.
+
+In an exported graph ``x.view(n, 64)`` and ``x.view(n, x.shape[1])`` look the same: both hold the number 64. Only
+running the model at another width shows whether its program computes the size or has it written in.
+"""
 
 from __future__ import annotations
 
@@ -15,36 +19,36 @@ from ignite_prune.structure.structure import Structure
 
 
 class SizeProbe:
-    """Runs sliced copies of a model: without data on the meta device, or with it where something fails there.
+    """Runs copies of a model with one unit of each group removed, on the meta device or, if that fails, with data.
 
     Args:
-        model: unwrapped; it is left as it is.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
+        model: the unwrapped model, which is not changed.
+        args: positional arguments of its forward pass.
+        kwargs: keyword arguments of its forward pass.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._model, self._given = model, (args, dict(kwargs))
-        self._copy: Callable[[nn.Module], nn.Module] = _without_data
+        self._copy: Callable[[nn.Module], nn.Module] = _on_meta
         self._inputs = tree_map_only(Tensor, lambda each: each.to("meta"), self._given)
         self._modes: tuple[bool, ...] = (False, True)
 
     def failing(self, structure: Structure) -> dict[str, str]:
-        """Return the groups without one of whose units the model does not run, and what it raises."""
+        """Return the groups that cannot lose a unit because the model then fails, with the error."""
         groups = [group.name for group in structure if group.size > 1]
         if not self._error(groups, structure):
             return {}
-        self._look()
+        self._use_data()
         return self._among(groups, [], structure)
 
-    def _look(self) -> None:
-        """Go on with data, in the modes that the model runs in whole: without, devices may not fit."""
+    def _use_data(self) -> None:
+        """Switch to real data, as devices may not match on the meta device, in the modes that the model supports."""
         self._copy, self._inputs = copy.deepcopy, self._given
         whole = self._copy(self._model)
         self._modes = tuple(mode for mode in (False, True) if not _fails(whole.train(mode), self._inputs))
 
     def _among(self, groups: Sequence[str], sound: Sequence[str], structure: Structure) -> dict[str, str]:
-        """Return which of ``groups`` fail beside those that are sound, found by halving."""
+        """Return the failing ones of ``groups``, by bisection; groups in ``sound`` are known to lose a unit safely."""
         error = self._error([*sound, *groups], structure) if groups else ""
         if not error:
             return {}
@@ -63,7 +67,7 @@ class SizeProbe:
 
 
 def _fails(model: nn.Module, inputs: Any) -> str:
-    """Run a model and return what it raises, empty where it runs."""
+    """Run a model and return the error that it raises as text; empty if there is none."""
     args, kwargs = inputs
     try:
         with torch.no_grad(), torch.random.fork_rng():
@@ -73,7 +77,8 @@ def _fails(model: nn.Module, inputs: Any) -> str:
     return ""
 
 
-def _without_data(model: nn.Module) -> nn.Module:
+def _on_meta(model: nn.Module) -> nn.Module:
+    """Return a copy of the model whose tensors are on the meta device."""
     memo: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         empty = tensor.detach().to("meta")

@@ -1,1 +1,1 @@
-"""From a model to the groups of units that have to be pruned together."""
+"""Tracing a model to find the groups of coupled units, which can only be pruned together."""

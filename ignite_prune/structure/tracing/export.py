@@ -1,4 +1,15 @@
-"""From a model to the units of its parameters' dimensions: it is exported, and every operation is followed."""
+"""Propagation of unit ids through the graph that ``torch.export`` gives of a model.
+
+Which channels are coupled (by a residual sum, a concatenation, shared gates) is decided by ``forward``, not by the
+modules, so it is read from the exported graph, where functional calls, tied weights and reshapes are all visible.
+Every index of every parameter dimension starts with a separate id; each operation then merges the ids of indices
+that can only be removed together. A union-find does this in any order, needs no fixed point, and couples parts of a
+dimension (the halves of a ``chunk``) as easily as whole ones. There is one rule per operation (``rules/``). An
+operation without a rule, or called in a way that its rule does not expect, freezes all dimensions of its inputs: too
+little is pruned then, never something wrong. Dead code (a loss that is not returned) only couples. The graph shows no
+difference between a size that is computed and one that is hard-coded, so ``trace`` runs the model with one unit removed
+(``SizeProbe``) and freezes the groups for which it fails.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
-from ignite_prune.structure.tracing.heads_attention import take_heads
+from ignite_prune.structure.tracing.heads_attention import use_heads_attention
 from ignite_prune.structure.tracing.rules import RULES, Op
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
 from ignite_prune.structure.tracing.unit_ids import TieOnly, UnitIds
@@ -20,18 +32,18 @@ from ignite_prune.structure.tracing.work import Product, products
 
 
 @dataclass(frozen=True)
-class Traced:
-    """What following a model gives.
+class TracedModel:
+    """Result of tracing: the unit ids of a model's tensors, its FLOPs, norms and Dropout modules.
 
     Args:
-        units: the ids.
-        held: the ids of every parameter's and buffer's dimensions, by name; of tied ones under every name.
-        unknown: operations without a rule, and where they stand.
-        work: the floating-point operations of each, and the dimensions that they are a product of.
-        dropped: the dimensions of what each Dropout module is called with, by its path.
-        normalised: by request, the dimension that each norm goes over, by its path.
-        makers: the dimensions of weights where units are made, by ``id``.
-        fixed_sizes: dimensions whose sizes are numbers in the graph, and by which operation.
+        units: the union-find of unit ids.
+        held: the ids of each dimension of every parameter and buffer, by name; tied tensors are under every name.
+        unknown: operations without a rule, with the path of the module that calls them.
+        work: the FLOPs of each operation, and the dimensions whose sizes multiply to them.
+        dropped: the dimensions of the inputs of each Dropout module, by its path.
+        normalised: with ``through_norms``, the dimension that each norm normalises over, by its path.
+        makers: ``id`` of each weight dimension that produces units (output channels).
+        fixed_sizes: dimensions whose size is a constant in the graph, with the operation.
     """
 
     units: UnitIds
@@ -44,23 +56,25 @@ class Traced:
     fixed_sizes: list[tuple[Dim, str]] = field(default_factory=list)
 
 
-def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], through_norms: bool = False) -> Traced:
-    """Export a copy of a model in eval mode and follow the units through it.
+def trace_units(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], through_norms: bool = False
+) -> TracedModel:
+    """Export a copy of a model in eval mode and propagate unit ids through its graph.
 
     Args:
-        model: unwrapped.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-        through_norms: whether what a norm goes over may go.
+        model: the unwrapped model.
+        args: positional arguments of its forward pass.
+        kwargs: keyword arguments of its forward pass.
+        through_norms: whether units may be removed from a dimension that a norm normalises over.
 
     Raises:
-        ValueError: it cannot be exported; the reason is told.
+        ValueError: the model does not run, or cannot be exported; the message gives the reason.
     """
     from torch.export.graph_signature import InputKind  # slow to import
 
     exported = _exported(model, args, kwargs)
     units, modules = UnitIds(), dict(model.named_modules())
-    traced = Traced(units, _fresh(model, units))
+    traced = TracedModel(units, _new_ids(model, units))
     alive = _alive(exported.graph)
     values: dict[fx.Node, Any] = {}
     given = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
@@ -75,7 +89,7 @@ def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
                 node, values, traced, units if node in alive else TieOnly(units), modules, through_norms
             )
         elif node.op == "output":
-            fx.map_arg(node.args, lambda each: _stay(values[each], units))
+            fx.map_arg(node.args, lambda each: _freeze_output(values[each], units))
         else:
             values[node] = _fixed(node)
     _freeze_unused(traced.held, exported, units)
@@ -83,7 +97,7 @@ def follow(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
 
 
 def _alive(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that the outputs, or anything that is written to, come of."""
+    """Return the nodes that an output or a mutation depends on; the rest is dead code."""
     alive: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node.op != "call_function" or node.is_impure() or any(user in alive for user in node.users):
@@ -92,7 +106,7 @@ def _alive(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _freeze_unused(held: Mapping[str, tuple[Dim, ...]], exported: Any, units: UnitIds) -> None:
-    """Freeze what the forward pass never reads: nothing is known of it."""
+    """Freeze parameters and buffers that the forward pass never reads: nothing is known about their coupling."""
     specs = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
     used = [
         held[specs[n.name]] for n in exported.graph.nodes if n.op == "placeholder" and n.users and specs[n.name] in held
@@ -103,8 +117,8 @@ def _freeze_unused(held: Mapping[str, tuple[Dim, ...]], exported: Any, units: Un
             units.freeze(dim, "the forward pass does not use it")
 
 
-def _twin(model: nn.Module) -> nn.Module:
-    """Return a copy whose tensors are others over the same memory: exporting computes with none, but refers to them."""
+def _copy_sharing_memory(model: nn.Module) -> nn.Module:
+    """Return a copy with new tensor objects over the same memory; exporting never reads or writes their values."""
     memo: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         if type(tensor) is nn.Parameter:
@@ -118,22 +132,22 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            twin = _twin(model).eval()
-            take_heads(twin)
+            copied = _copy_sharing_memory(model).eval()
+            use_heads_attention(copied)
             try:
-                return torch.export.export(twin, args, dict(kwargs), strict=False)
-            except Exception:  # heads with a mask each cannot be told apart from their number
-                return torch.export.export(_twin(model).eval(), args, dict(kwargs), strict=False)
+                return torch.export.export(copied, args, dict(kwargs), strict=False)
+            except Exception:  # HeadsAttention takes no mask per head; torch's own layer does
+                return torch.export.export(_copy_sharing_memory(model).eval(), args, dict(kwargs), strict=False)
     except Exception as error:
         _check_runs(model, args, kwargs)
         raise ValueError(
-            "The model cannot be exported by torch.export, so its structure is not known; structure.declare(model, "
-            f"groups) takes it by hand. {error}"
+            "The model cannot be exported by torch.export, so its structure is not known; give it with "
+            f"structure.declare(model, groups). {error}"
         ) from error
 
 
 def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raise where a model does not take these inputs at all."""
+    """Raise ValueError if the model does not run with these inputs at all."""
     try:
         with torch.no_grad(), torch.random.fork_rng():
             copy.deepcopy(model).eval()(*args, **kwargs)
@@ -141,8 +155,8 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
         raise ValueError(f"Argument example_inputs: the model does not run with them: {error}") from error
 
 
-def _fresh(model: nn.Module, units: UnitIds) -> dict[str, tuple[Dim, ...]]:
-    """Return new ids for every parameter's and buffer's dimensions; tied ones share them."""
+def _new_ids(model: nn.Module, units: UnitIds) -> dict[str, tuple[Dim, ...]]:
+    """Return new ids for the dimensions of every parameter and buffer; tied tensors share theirs."""
     ids: dict[int, tuple[Dim, ...]] = {}
     held = {}
     everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
@@ -161,51 +175,51 @@ def _fixed(node: fx.Node) -> Any:
 def _called(
     node: fx.Node,
     values: Mapping[fx.Node, Any],
-    traced: Traced,
+    traced: TracedModel,
     units: UnitIds,
     modules: Mapping[str, nn.Module],
     through_norms: bool,
 ) -> Any:
+    """Return the outputs of a call by its rule, and record in ``traced`` what the rule reports."""
     args: Any
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
     if node.target is operator.getitem:
         return args[0][args[1]]
-    made = node.meta.get("val")
-    shapes = [
-        tuple(each.shape) for each in (made if isinstance(made, (list, tuple)) else [made]) if isinstance(each, Tensor)
-    ]
+    output = node.meta.get("val")
+    outputs = output if isinstance(output, (list, tuple)) else [output]
+    shapes = [tuple(each.shape) for each in outputs if isinstance(each, Tensor)]
     if not shapes:
-        return made
+        return output
     name = _name(node.target)
     where = _where(node)
     path = where.partition("@")[0]  # "@1": the module's second call
     op = Op(units, name, where, shapes, modules.get(path), through_norms, _named(node.target, args, kwargs))
-    taken = [each for each in _leaves((args, kwargs)) if isinstance(each, TracedTensor)]
+    inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, TracedTensor)]
     try:
         found = RULES[name](op, *args, **kwargs)
         _check(op, found)
-    except Exception:  # without a rule, or called in a way that its rule does not know
-        traced.unknown.append(op.told)
-        found = op.freeze_all(taken, "is not known")
-        found = found if isinstance(made, (list, tuple)) else found[0]
+    except Exception:  # there is no rule, or the rule does not expect this form of call
+        traced.unknown.append(op.label)
+        found = op.freeze_all(inputs, "is not known")
+        found = found if outputs is output else found[0]
     if op.normalised is not None:
         traced.normalised[path] = op.normalised
     traced.makers.update(map(id, op.makes))
-    traced.fixed_sizes.extend((dim, op.told) for dim in op.fixed_sizes if not op.is_frozen(dim))
+    traced.fixed_sizes.extend((dim, op.label) for dim in op.fixed_sizes if not op.is_frozen(dim))
     traced.work.extend(products(name, args, found))
-    if isinstance(op.module, nn.modules.dropout._DropoutNd) and taken:
-        traced.dropped.setdefault(path, []).append(taken[0].dims)
+    if isinstance(op.module, nn.modules.dropout._DropoutNd) and inputs:
+        traced.dropped.setdefault(path, []).append(inputs[0].dims)
     return found
 
 
 def _named(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an operation's arguments by their names."""
+    """Return an operation's arguments by name."""
     schema = getattr(target, "_schema", None)
     return {**{each.name: value for each, value in zip(schema.arguments if schema else (), args)}, **kwargs}
 
 
 def _name(target: Any) -> str:
-    """The operation's name without its overload; of another library's with that library's."""
+    """Return the operation's name without its overload; with the namespace unless that is ``aten``."""
     schema = getattr(target, "_schema", None)
     if schema is None:
         return str(target)
@@ -214,26 +228,19 @@ def _name(target: Any) -> str:
 
 
 def _where(node: fx.Node) -> str:
+    """Return the path of the module that a node was recorded in."""
     stack = node.meta.get("nn_module_stack")
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        return [leaf for each in value.values() for leaf in _leaves(each)]
-    if isinstance(value, (list, tuple)):
-        return [leaf for each in value for leaf in _leaves(each)]
-    return [value]
-
-
 def _check(op: Op, found: Any) -> None:
-    """Make sure that a rule gave the shapes that the operation has."""
+    """Raise RuntimeError if a rule returned other shapes than the operation's."""
     shapes = [each.shape for each in (found if isinstance(found, list) else [found])]
     if shapes != list(op.shapes):
-        raise RuntimeError(f"The rule of {op.told} gives the shapes {shapes}, but they are {list(op.shapes)}")
+        raise RuntimeError(f"The rule of {op.label} gives the shapes {shapes}, but they are {list(op.shapes)}")
 
 
-def _stay(value: Any, units: UnitIds) -> None:
+def _freeze_output(value: Any, units: UnitIds) -> None:
     if isinstance(value, TracedTensor):
         for dim in value.dims:
             units.freeze(dim, "it is the model's output")

@@ -1,4 +1,4 @@
-"""torch's attention, with as many heads as its weights have."""
+"""``nn.MultiheadAttention`` with the number of heads read from its weights, so that heads can be removed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class HeadsAttention(nn.MultiheadAttention):
-    """``nn.MultiheadAttention`` that reads how many heads there are from its weights, not from the embedding's width.
+    """``nn.MultiheadAttention`` that reads the number of heads from its weights, not from the embedding's width.
 
-    ``nn.MultiheadAttention`` wants as many numbers in all heads as in an embedding, so that a head less fails. Tracing
-    follows this one instead, and a layer that has lost heads becomes one: same names, same arguments, same answer.
-    A mask of its own for each head is not taken.
+    ``nn.MultiheadAttention`` requires ``num_heads * head_dim == embed_dim``, so it fails once a head is removed.
+    Tracing replaces it by this class, and so does slicing if heads are removed: parameter names, arguments and outputs
+    are the same. A 3-D ``attn_mask``, with one mask per head, is not supported.
     """
 
     def forward(
@@ -29,13 +29,13 @@ class HeadsAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend, as ``nn.MultiheadAttention`` does.
+        """Compute attention, as ``nn.MultiheadAttention`` does.
 
         Raises:
-            ValueError: ``is_causal`` without the mask that it speaks of.
+            ValueError: ``is_causal`` is given without ``attn_mask``.
         """
         if is_causal and attn_mask is None:
-            raise ValueError("Argument is_causal says what attn_mask is; attn_mask should be given too")
+            raise ValueError("Argument is_causal only describes attn_mask; attn_mask should be given too")
         is_batched, along = query.dim() == 3, 1 if self.batch_first else 0
         if not is_batched:
             query, key, value = (each.unsqueeze(1 - along) for each in (query, key, value))
@@ -61,7 +61,7 @@ class HeadsAttention(nn.MultiheadAttention):
         return out.squeeze(1 - along), None if weights is None else weights.squeeze(0)
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, along: int) -> list[Tensor]:
-        """Return queries, keys and values of every head, ``(batch, heads, length, head_dim)``."""
+        """Return the projected queries, keys and values, each ``(batch, heads, length, head_dim)``."""
         packed = self.in_proj_weight is not None
         weights = (
             self.in_proj_weight.chunk(3) if packed else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
@@ -79,14 +79,14 @@ class HeadsAttention(nn.MultiheadAttention):
 
 
 def _bias(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor, keys: int) -> Tensor | None:
-    """Return what is added to the products of queries and keys, ``(batch or 1, 1, queries, all keys)``.
+    """Return the additive mask of the attention scores, ``(batch or 1, 1, queries, all keys)``, or None.
 
     Args:
         attn_mask: ``(queries, keys)``.
         padding: ``(batch, keys)``.
         q: queries, ``(batch, heads, queries, head_dim)``.
-        k: keys, the layer's own too.
-        keys: how many were given.
+        k: keys, including those that ``bias_k`` and ``add_zero_attn`` append.
+        keys: number of keys given by the caller.
     """
     batch, _, queries, _ = q.shape
     found = None
@@ -99,7 +99,7 @@ def _bias(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor
         if tuple(mask.shape) != shape:
             raise ValueError(
                 f"Argument {name} should be of the shape {shape}, but given {tuple(mask.shape)}; heads may have been "
-                "pruned, so a mask of each is not taken"
+                "pruned, so a mask per head is not supported"
             )
         is_bool = mask.dtype == torch.bool
         if not (is_bool or mask.is_floating_point()):
@@ -115,8 +115,8 @@ def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
     return torch.softmax(products if bias is None else products + bias, -1)
 
 
-def take_heads(model: nn.Module) -> None:
-    """Let every attention layer of torch's own read its heads from its weights."""
+def use_heads_attention(model: nn.Module) -> None:
+    """Turn every ``nn.MultiheadAttention`` of a model into :class:`HeadsAttention`, in place."""
     for module in model.modules():
         if type(module) is nn.MultiheadAttention:
             module.__class__ = HeadsAttention

@@ -1,4 +1,4 @@
-"""Reshaping: how the units of a tensor's dimensions come to lie in other dimensions."""
+"""Unit ids of a reshaped tensor: merged and split dimensions."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from ignite_prune.structure.tracing.traced_tensor import Dim, fixed
 from ignite_prune.structure.tracing.unit_ids import UnitIds
 
 
-def regroup(units: UnitIds, dims: Sequence[Dim], sizes: Sequence[int], free: int | None, why: str) -> tuple[Dim, ...]:
-    """Return the dimensions of a reshaped tensor.
+def reshaped(units: UnitIds, dims: Sequence[Dim], sizes: Sequence[int], free: int | None, why: str) -> tuple[Dim, ...]:
+    """Return the unit ids of a reshaped tensor's dimensions.
 
-    Dimensions that are merged or split are looked at block by block. In a block one dimension at the most may have
-    units that go; of the new ones, the unit lies along the one whose size the program leaves open (-1), or along the
-    only one where it can. The indices that a unit covers are tied. All else is frozen.
+    Merged and split dimensions are handled in the smallest blocks of dimensions with equal products. At most one old
+    dimension of a block may have removable units. They are assigned to one new dimension: the only one along which
+    their ids vary, or the one whose size the program leaves open (-1). Indices that belong to one unit are tied; all
+    other dimensions are frozen.
 
     Args:
-        units: the ids.
-        dims: before.
-        sizes: after; their product is the same.
-        free: which of ``sizes`` the program left open.
-        why: told of what is frozen.
+        units: the union-find of unit ids.
+        dims: the dimensions before.
+        sizes: the sizes after, with the same product.
+        free: index in ``sizes`` of the size that the program leaves open, if there is one.
+        why: the operation, for the reason that frozen dimensions are recorded with.
 
     Example:
         >>> units = UnitIds()
         >>> channels = units.new(2)
-        >>> flat, = regroup(units, (channels, fixed(3)), [6], None, "view")
+        >>> flat, = reshaped(units, (channels, fixed(3)), [6], None, "view")
         >>> flat.tolist()
         [1, 1, 1, 2, 2, 2]
     """
@@ -47,7 +48,7 @@ def regroup(units: UnitIds, dims: Sequence[Dim], sizes: Sequence[int], free: int
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
-    """Yield the smallest runs of dimensions with equal products."""
+    """Yield the smallest runs of old and new dimensions whose sizes have equal products."""
     i = j = 0
     while i < len(old) or j < len(new):
         first, second = i, j
@@ -69,6 +70,7 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, ran
 
 
 def _merged(units: UnitIds, parts: Sequence[Dim], why: str) -> Dim:
+    """Return the ids of merged dimensions; freeze them if more than one has removable units."""
     sizes = [len(part) for part in parts]
     moving = [k for k, part in enumerate(parts) if not units.is_frozen(part).all()]
     if len(moving) != 1:
@@ -81,6 +83,7 @@ def _merged(units: UnitIds, parts: Sequence[Dim], why: str) -> Dim:
 
 
 def _split(units: UnitIds, flat: Dim, sizes: Sequence[int], free: int | None, why: str) -> list[Dim]:
+    """Return the ids of a dimension's parts after splitting it, with the units along one of them."""
     if not len(flat) or units.is_frozen(flat).all():
         return [fixed(size) for size in sizes]
     block = flat.view(*sizes)
@@ -97,6 +100,6 @@ def _split(units: UnitIds, flat: Dim, sizes: Sequence[int], free: int | None, wh
 
 
 def _varies_alone(block: Tensor, k: int) -> bool:
-    """Whether ids vary along dimension ``k`` alone."""
+    """Return whether ids vary along dimension ``k`` alone."""
     along = block.movedim(k, 0).reshape(block.shape[k], -1)
     return torch.equal(along, along[:, :1].expand_as(along))

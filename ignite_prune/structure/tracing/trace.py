@@ -1,4 +1,4 @@
-"""From a model to its structure: by tracing it, or told by hand."""
+"""``trace`` and ``declare``: the structure of a model, found by ``torch.export`` or given by the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ignite_prune._utils.arguments import near
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.structure.slicing.size_probe import SizeProbe
 from ignite_prune.structure.structure import Structure
-from ignite_prune.structure.tracing.export import follow
+from ignite_prune.structure.tracing.export import trace_units
 from ignite_prune.structure.tracing.unit_grouping import UnitGrouping, reasons
 from ignite_prune.structure.unit_group import Slot, UnitGroup
 
@@ -27,27 +27,27 @@ def trace(
     tie: Sequence[Sequence[str]] = (),
     through_norms: bool = False,
 ) -> Structure:
-    """Find which slices of a model's parameters have to go together.
+    """Find the coupled units of a model: slices of its parameters that can only be removed together.
 
-    The model is exported by ``torch.export`` in eval mode, from a copy; every operation is followed, and one that is
-    not known freezes what it touches.
+    A copy of the model in eval mode is exported by ``torch.export``, and units are followed through every operation of
+    the graph. The inputs of an operation without a rule keep their sizes (they are frozen).
 
     Args:
         model: bare, or wrapped in DDP or ``torch.compile``.
-        example_inputs: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        keep: layers or parameters, by name or glob, whose units have to stay.
-        tie: pairs (or more) of parameters whose units have to go together, ``"name"`` for dimension 0, ``"name[1]"``
-            for another.
-        through_norms: let units go that a LayerNorm, RMSNorm or GroupNorm goes over, with a warning: a sliced model
-            normalises over what is left, the masked one over the zeros too.
+        example_inputs: inputs of the model: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        keep: names or globs of layers or parameters that keep all their units.
+        tie: pairs (or more) of parameters whose units are only removed together, ``"name"`` for dimension 0,
+            ``"name[1]"`` for another.
+        through_norms: allow removing units that a LayerNorm, RMSNorm or GroupNorm normalises over, with a warning: the
+            sliced model normalises over the remaining units, the masked model over the zeros too.
 
     Returns:
-        The structure; it prints as a table.
+        The structure, which prints as a table.
 
     Raises:
-        TypeError: ``keep`` or ``tie`` is not of that form.
-        ValueError: the model cannot be exported, or does not take these inputs; a name that the model does not have,
-            dimensions of different sizes to tie. What cannot be exported can be told by hand: :func:`declare`.
+        TypeError: ``keep`` or ``tie`` does not have that form.
+        ValueError: the model cannot be exported (give its structure with :func:`declare`) or does not run with these
+            inputs; a name is unknown, or tied dimensions have different sizes.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -61,30 +61,30 @@ def trace(
     for each in places:
         _one_size(each, shapes_of(model))
     kept = [name for rule in _strings(keep) for name in _matching(rule, model)]
-    traced = follow(model, args, kwargs, through_norms)
+    traced = trace_units(model, args, kwargs, through_norms)
     for (first, dim), *others in places:
         for name, other in others:
-            traced.units.tie(traced.held[first][dim], traced.held[name][other], "it is tied by hand")
+            traced.units.tie(traced.held[first][dim], traced.held[name][other], "argument tie names it")
     for name in kept:
-        made = [ids for ids in traced.held[name] if id(ids) in traced.makers]
-        for ids in made or traced.held[name]:
-            traced.units.freeze(ids, "it is kept by hand")
+        outputs = [ids for ids in traced.held[name] if id(ids) in traced.makers]
+        for ids in outputs or traced.held[name]:
+            traced.units.freeze(ids, "argument keep names it")
     shapes, parameters = shapes_of(model), list(named_parameters(model))
-    trial = SizeProbe(model, args, kwargs)
+    probe = SizeProbe(model, args, kwargs)
     while True:
-        found = UnitGrouping(traced, list(shapes))
+        grouping = UnitGrouping(traced, list(shapes))
         structure = Structure(
-            found.groups,
+            grouping.groups,
             shapes,
             parameters,
             reasons(traced, parameters),
             traced.unknown,
-            found.work,
-            found.dropouts,
-            found.normalised,
+            grouping.work,
+            grouping.dropouts,
+            grouping.normalised,
         )
-        told = {name: why for dim, why in traced.fixed_sizes for name in found.along(dim)}
-        failing = trial.failing(structure)
+        fixed_by = {name: op for dim, op in traced.fixed_sizes for name in grouping.along(dim)}
+        failing = probe.failing(structure)
         if not failing:
             _warn_of_norms(structure)
             return structure
@@ -92,8 +92,8 @@ def trace(
             maker = structure.groups[name].slots[structure.groups[name].maker]
             ids = traced.held[maker.name][maker.dim][maker.units >= 0]
             why = f"without one of its units the model fails, {error}"
-            if name in told:
-                why = f"{told[name]} writes its size in the program, where -1 would leave it open"
+            if name in fixed_by:
+                why = f"{fixed_by[name]} writes its size in the program, where -1 would leave it open"
             traced.units.freeze(ids, why)
 
 
@@ -101,23 +101,24 @@ def _warn_of_norms(structure: Structure) -> None:
     paths = list(structure.normalised())
     if paths:
         warnings.warn(
-            f"Units may go that norms go over ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}): slicing "
-            "changes their statistics, so train on afterwards",
+            f"Units that norms go over may be removed ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}): "
+            "slicing changes their statistics, so train on afterwards",
             stacklevel=3,
         )
 
 
 def declare(model: nn.Module, groups: Sequence[Mapping[str, int]]) -> Structure:
-    """Return a structure that is told by hand, for a model that cannot be exported.
+    """Return a structure with the given groups of coupled units, for a model that ``torch.export`` cannot export.
 
     Args:
         model: bare, or wrapped in DDP or ``torch.compile``.
-        groups: for each its parameters and buffers by name, with the dimension that the units lie along, the weight
-            that makes them first. ``shrink`` runs the sliced model and compares it, so that what is forgotten is found.
+        groups: one mapping per group, from the names of its parameters and buffers to the dimension that its units
+            index; the weight that produces the units comes first. ``shrink`` compares the sliced model with the masked
+            one, which reveals a forgotten tensor.
 
     Raises:
-        TypeError: groups of another form.
-        ValueError: a name that the model does not have, dimensions of different sizes.
+        TypeError: ``groups`` does not have that form.
+        ValueError: a name is unknown, or the dimensions of a group have different sizes.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -139,31 +140,31 @@ def declare(model: nn.Module, groups: Sequence[Mapping[str, int]]) -> Structure:
 
 
 def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
-    """Return the shapes of a model's parameters and buffers, tied ones once."""
+    """Return the shapes of a model's parameters and buffers by name; tied tensors are listed once."""
     return {name: tensor.shape for name, tensor in {**named_parameters(model), **dict(model.named_buffers())}.items()}
 
 
 def misfit(model: nn.Module, structure: Structure) -> str | None:
-    """Return a tensor of a model that is of another shape in a structure: of another model, or not as it is now."""
+    """Return the name of a tensor whose shape differs between a model and a structure, or None if all agree."""
     shapes = shapes_of(model)
     return next((name for name, shape in shapes.items() if structure.shapes.get(name) != shape), None)
 
 
 def read_place(text: str, model: nn.Module) -> tuple[str, int]:
-    """Return name and dimension of ``"name"`` or ``"name[dim]"``.
+    """Parse ``"name"`` or ``"name[dim]"`` into name and dimension.
 
     Raises:
-        TypeError: not a string.
-        ValueError: the model has no such tensor, or it has no such dimension.
+        TypeError: ``text`` is not a string.
+        ValueError: the model has no such tensor, or the tensor no such dimension.
     """
     if not isinstance(text, str):
-        raise TypeError(f"A parameter's dimension should be told as 'name' or 'name[dim]', but given {text!r}")
+        raise TypeError(f"A parameter's dimension should be given as 'name' or 'name[dim]', but given {text!r}")
     name, _, dim = text.removesuffix("]").partition("[")
     shapes = shapes_of(model)
     if name not in shapes:
         raise ValueError(f"The model has no parameter {name!r}; {near(name, list(shapes))}")
     if dim and not dim.lstrip("-").isdigit():
-        raise ValueError(f"A parameter's dimension should be told as 'name' or 'name[1]', but given {text!r}")
+        raise ValueError(f"A parameter's dimension should be given as 'name' or 'name[1]', but given {text!r}")
     number = int(dim or 0)
     if not -len(shapes[name]) <= number < len(shapes[name]):
         raise ValueError(f"Parameter {name!r} has {len(shapes[name])} dimensions, and no dimension {number}")
@@ -199,12 +200,12 @@ def _matching(rule: str, model: nn.Module) -> list[str]:
 def _one_size(places: Sequence[tuple[str, int]], shapes: Mapping[str, torch.Size]) -> int:
     sizes = {f"{name}[{dim}]": shapes[name][dim] for name, dim in places}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"Dimensions that go together should be of one size, but given {sizes}")
+        raise ValueError(f"Dimensions whose units go together should be of one size, but given {sizes}")
     return next(iter(sizes.values()))
 
 
 def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional and keyword arguments."""
+    """Return example inputs as positional and keyword arguments of a forward pass."""
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, Tensor):

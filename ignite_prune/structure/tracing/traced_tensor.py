@@ -1,4 +1,4 @@
-"""What is known of a tensor in the graph: the unit of every index of its dimensions."""
+"""A tensor of the graph as unit ids: one id per index of each dimension."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 Dim = Tensor
-"""The unit ids of a dimension's indices, ``(size,)``."""
+"""Unit ids of the indices of one dimension, int64, ``(size,)``."""
 
 
 def fixed(size: int) -> Dim:
-    """Return a dimension that no weight decides."""
+    """Return a dimension whose size depends on no weight, such as a batch."""
     return torch.zeros(size, dtype=torch.int64)
 
 
@@ -22,9 +22,9 @@ class TracedTensor:
     """A tensor of the graph.
 
     Args:
-        dims: ids of each dimension's indices.
-        zero: whether a masked unit's entries are 0 here whichever dimension it lies along, as in a parameter and what
-            is made of it by moving its entries: a sum over units then may run over what is left alone.
+        dims: unit ids of each dimension.
+        zero: whether all entries of a pruned unit are 0, in any dimension, as in a parameter or its transpose. A sum
+            over such a dimension does not change if the unit is removed.
     """
 
     dims: tuple[Dim, ...]
@@ -35,10 +35,10 @@ class TracedTensor:
         return tuple(len(dim) for dim in self.dims)
 
     def put(self, at: int, *dims: Dim) -> TracedTensor:
-        """Return it with other dimensions, or none, in a dimension's place."""
+        """Return a copy with dimension ``at`` replaced by ``dims``, or removed if there are none."""
         return TracedTensor((*self.dims[:at], *dims, *self.dims[at + 1 :]), self.zero)
 
     @classmethod
     def fixed(cls, shape: Sequence[int]) -> TracedTensor:
-        """Return a tensor that no weight decides the shape of."""
+        """Return a tensor whose shape depends on no weight."""
         return cls(tuple(fixed(int(size)) for size in shape))

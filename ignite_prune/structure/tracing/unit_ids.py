@@ -1,4 +1,12 @@
-"""Unit ids: which indices of which dimensions must go together."""
+"""Union-find of unit ids: which indices of which dimensions can only be removed together.
+
+Coupling is an equivalence between single indices, not between dimensions: after ``cat`` half of a dimension belongs to
+one layer, and in a grouped convolution every group loses the same positions. So each index has an id, and ``tie``
+merges sets of ids. A model has millions of indices, so all operations work on whole tensors of ids: ``tie`` points the
+larger root of each pair to the smaller one by ``scatter_reduce_("amin")``, which is independent of the order of pairs,
+and repeats until the roots agree. The smallest id of a set is its root, which makes groups and their names the same
+on every run and rank.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +14,17 @@ import torch
 from torch import Tensor
 
 FIXED = 0
-"""The id of every index that no weight decides: a batch's, a position's."""
+"""Id of every index that depends on no weight: of a batch, of a position."""
 
 
 class UnitIds:
-    """Ids that can be tied: a union-find over whole arrays at a time.
+    """Union-find over unit ids that works on whole tensors of ids.
 
-    Every index of every dimension of a tensor has an id. Indices whose ids are tied are one unit: they go or stay
-    together. A frozen unit stays. Id 0 is fixed: what is tied to it is frozen, and nothing else is tied by that.
+    Every index of every dimension of a tensor has an id. Indices whose ids are tied form one unit, which is kept or
+    removed as a whole. A frozen unit is always kept. Ids tied to id 0 (``FIXED``) are frozen, not tied to each other.
 
     Attributes:
-        reasons: what was frozen, and why, in order.
+        reasons: frozen ids with the reason, in order.
 
     Example:
         >>> units = UnitIds()
@@ -39,7 +47,7 @@ class UnitIds:
         return self._size
 
     def new(self, size: int) -> Tensor:
-        """Return ``size`` ids that no other index has."""
+        """Return ``size`` unused ids."""
         first, self._size = self._size, self._size + size
         if self._size > len(self._parent):
             room = max(self._size, 2 * len(self._parent))
@@ -49,24 +57,24 @@ class UnitIds:
         return torch.arange(first, self._size)
 
     def find(self, ids: Tensor) -> Tensor:
-        """Return the smallest id of each one's unit."""
+        """Return the root of each id: the smallest id of its unit."""
         found = self._parent[ids]
         while not torch.equal(above := self._parent[found], found):
             found = above
-        self._parent[ids] = found  # a shorter way for those who ask next
+        self._parent[ids] = found  # path compression
         return found
 
     def is_frozen(self, ids: Tensor) -> Tensor:
-        """Return which ids must stay, of their shape."""
+        """Return which ids are frozen, in their shape."""
         return self._frozen[self.find(ids)]
 
     def tie(self, first: Tensor, second: Tensor, why: str = "") -> None:
-        """Tie ids, one by one.
+        """Tie ids elementwise.
 
         Args:
             first: ids of any shape.
             second: ids of a shape that broadcasts with it.
-            why: told where a unit meets what is fixed.
+            why: reason recorded for units that are tied to a fixed index, and so frozen.
         """
         first, second = (self.find(each.flatten()) for each in torch.broadcast_tensors(first, second))  # type: ignore[no-untyped-call]
         fixed = (first == FIXED) | (second == FIXED)
@@ -80,7 +88,7 @@ class UnitIds:
         self._frozen[self.find(tied[self._frozen[tied]])] = True
 
     def freeze(self, ids: Tensor, why: str) -> None:
-        """Let the units of these ids stay."""
+        """Freeze the units of these ids."""
         free = ids[~self.is_frozen(ids)]
         if free.numel():
             self._frozen[self.find(free)] = True
@@ -88,10 +96,12 @@ class UnitIds:
 
 
 class TieOnly(UnitIds):
-    """The same ids for code whose results nobody reads: what goes together there has to, but nothing has to stay.
+    """View of a UnitIds that ties but never freezes, for code whose results are not used.
+
+    Dead code still runs, so coupled dimensions in it have to match; but its results may have any width.
 
     Args:
-        units: which.
+        units: the ids to tie.
     """
 
     def __init__(self, units: UnitIds) -> None:

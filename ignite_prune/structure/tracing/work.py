@@ -1,4 +1,4 @@
-"""How much an operation computes, and with which dimensions that grows."""
+"""FLOPs of operations, as a product over dimensions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ignite_prune.structure.tracing.rules.arithmetic import letters_of
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
 
 Product = tuple[int, tuple[Dim, ...]]
-"""Floating-point operations, two to a multiplication and addition, and the dimensions that they are a product of."""
+"""FLOPs, counting a multiply-add as two, and the dimensions whose sizes multiply to them."""
 
 
 def products(name: str, args: Sequence[Any], out: Any) -> list[Product]:
-    """Return an operation's floating-point operations, none where it multiplies no matrices.
+    """Return the FLOPs of an operation; an empty list unless it is a matrix product of some kind.
 
     Args:
-        name: of the operation.
-        args: its own, with a TracedTensor for each tensor.
-        out: what its rule gave.
+        name: name of the operation.
+        args: its arguments, with each tensor replaced by a TracedTensor.
+        out: its output, from its rule.
     """
     return _WORK[name](out, *args) if name in _WORK else []
 
@@ -55,7 +55,7 @@ def _baddbmm(
 
 
 def _einsum(out: TracedTensor, equation: str, tensors: Sequence[TracedTensor]) -> list[Product]:
-    """Two tensors' product; of more the way is not known, and one alone is a sum."""
+    """Count a product of two tensors; the contraction order of more is unknown, and one alone is a sum."""
     if len(tensors) != 2 or "." in equation:
         return []
     inputs, _ = letters_of(equation)

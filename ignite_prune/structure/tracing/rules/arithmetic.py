@@ -1,4 +1,4 @@
-"""Arithmetic: elementwise, over a dimension, and products."""
+"""Rules of elementwise operations, reductions and matrix products."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor, fixe
 
 
 def keeping_zero(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
-    """Map entries, 0 to 0."""
+    """Elementwise function with f(0) = 0."""
     return x
 
 
 def moving_zero(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
-    """Map entries, 0 to something else; bounds may be tensors."""
+    """Elementwise function with f(0) != 0; bounds may be tensors."""
     return TracedTensor(elementwise(op, x, *args, *kwargs.values()).dims)
 
 
 def elementwise(op: Op, *args: Any, **kwargs: Any) -> TracedTensor:
-    """Combine entries, broadcasting: equal sizes are tied."""
+    """Elementwise function of several tensors, with broadcasting: dimensions of equal size are tied."""
     values = [each for each in args if isinstance(each, TracedTensor)]
     rank = max(len(each.dims) for each in values)
     dims = [_together(op, [each.dims[d] for each in values if len(each.dims) >= -d]) for d in range(-rank, 0)]
@@ -28,6 +28,7 @@ def elementwise(op: Op, *args: Any, **kwargs: Any) -> TracedTensor:
 
 
 def _together(op: Op, dims: Sequence[Dim]) -> Dim:
+    """Tie the dimensions that are broadcast against each other, freeze those of size 1, and return the result's."""
     size = max(map(len, dims))
     wide = [dim for dim in dims if len(dim) == size]
     for other in wide[1:]:
@@ -53,7 +54,10 @@ def softmax(op: Op, x: TracedTensor, dim: int, *args: Any, **kwargs: Any) -> Tra
 
 
 def reduce(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor | list[TracedTensor]:
-    """Reduce dimensions: they must stay, but that zeros may go from a sum. Of two tensors, ``min`` is elementwise."""
+    """Reduction: freezes the reduced dimensions, except for sums in which pruned units are 0.
+
+    ``min`` and ``max`` of two tensors are elementwise.
+    """
     if args and isinstance(args[0], TracedTensor):
         return elementwise(op, x, *args)
     dim, keep = _reduced(op)
@@ -72,7 +76,7 @@ def _reduced(op: Op) -> tuple[list[int] | None, bool]:
 
 
 def pool(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor | list[TracedTensor]:
-    """Pool over space."""
+    """Pooling or interpolation over the spatial dimensions."""
     space = 3 if "3d" in op.name else 2 if "2d" in op.name else 1
     size = op.shapes[0][-space:]
     for before in x.dims[-space:]:
@@ -82,7 +86,7 @@ def pool(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor | l
 
 
 def matmul(op: Op, first: TracedTensor, second: TracedTensor) -> TracedTensor:
-    """Multiply: what is summed over may go where a factor is a parameter, as its mask makes it 0 there."""
+    """Matrix product: the contracted dimension may lose units if a factor is a parameter, whose pruned units are 0."""
     if len(first.dims) == 1 or len(second.dims) == 1:
         return op.freeze_all([first, second], "multiplies vectors")[0]
     op.tie(first.dims[-1], second.dims[-2])
@@ -102,7 +106,7 @@ def baddbmm(op: Op, bias: TracedTensor, first: TracedTensor, second: TracedTenso
 
 
 def einsum(op: Op, equation: str, tensors: Sequence[TracedTensor], **kwargs: Any) -> TracedTensor:
-    """Multiply and sum; dimensions of one letter go together, and what is summed over may go as in ``matmul``."""
+    """Einsum: dimensions with the same letter are tied; contracted ones are treated as in ``matmul``."""
     inputs, letters = letters_of(equation)
     if "." in equation or any(len(set(each)) < len(each) for each in inputs):
         return op.freeze_all(tensors, "takes a diagonal, or dimensions without a letter")[0]
@@ -117,7 +121,7 @@ def einsum(op: Op, equation: str, tensors: Sequence[TracedTensor], **kwargs: Any
 
 
 def letters_of(equation: str) -> tuple[list[str], str]:
-    """Return the letters of each tensor and of the result, which are those that stand once where it is left out.
+    """Return the letters of each operand and of the result; an implicit result has the letters that occur once.
 
     Example:
         >>> letters_of("bij, bjk")
@@ -129,7 +133,7 @@ def letters_of(equation: str) -> tuple[list[str], str]:
 
 
 def glu(op: Op, x: TracedTensor, dim: int = -1) -> TracedTensor:
-    """Halve, one half gating the other: as many units go from each."""
+    """Gated linear unit: the two halves of the dimension are tied."""
     at = dim % len(x.dims)
     half, gate = x.dims[at].chunk(2)
     op.tie(half, gate)
@@ -137,12 +141,12 @@ def glu(op: Op, x: TracedTensor, dim: int = -1) -> TracedTensor:
 
 
 def cumulative(op: Op, x: TracedTensor, dim: int, *args: Any, **kwargs: Any) -> TracedTensor:
-    op.freeze(x.dims[dim], "adds up along it")
+    op.freeze(x.dims[dim], "accumulates along it")
     return TracedTensor(x.dims)
 
 
 def difference(op: Op, x: TracedTensor, n: int = 1, dim: int = -1, *args: Any, **kwargs: Any) -> TracedTensor:
-    """Take differences along a dimension, which must stay."""
+    """Differences along a dimension, which is frozen."""
     for each in (x, *args, *kwargs.values()):
         if isinstance(each, TracedTensor):
             op.freeze(each.dims[dim], "takes differences along it")
@@ -151,16 +155,16 @@ def difference(op: Op, x: TracedTensor, n: int = 1, dim: int = -1, *args: Any, *
 
 
 def made(op: Op, *args: Any, **kwargs: Any) -> TracedTensor:
-    """Make a tensor whose shape is written in the program; a size that is an attribute may shrink."""
+    """New tensor of a given shape; only a size that is read from a width attribute may shrink."""
     dims = [fixed(size) for size in op.shapes[0]]
-    known = op.written(op.shapes[0])
+    known = op.size_from_attribute(op.shapes[0])
     if known is not None:
         dims[known] = op.units.new(op.shapes[0][known])
     return TracedTensor(tuple(dims))
 
 
 def like(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
-    """Make a tensor shaped as another."""
+    """New tensor with the shape of another."""
     return TracedTensor(x.dims)
 
 

@@ -1,4 +1,4 @@
-"""Layers: where units are made and used up."""
+"""Rules of layers, which produce units (output channels) and consume them (input channels)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def linear(op: Op, x: TracedTensor, weight: TracedTensor, bias: TracedTensor | N
 
 
 def _summed(op: Op, x: TracedTensor, weight: TracedTensor, inputs: Dim) -> None:
-    """Let what is summed over stay, but where a factor is 0 for a masked unit: a parameter is, not one made of it."""
+    """Freeze the contracted dimension unless one factor is a parameter, whose entries of pruned units are 0.
+
+    A tensor computed from parameters, such as a normalised weight, need not be 0 there.
+    """
     if not (x.zero or weight.zero):
         op.freeze(inputs, "sums over it, with a weight that its mask does not make 0")
 
@@ -36,7 +39,7 @@ def addmm(op: Op, bias: TracedTensor, x: TracedTensor, weight: TracedTensor, **k
 def conv(
     op: Op, x: TracedTensor, weight: TracedTensor, bias: TracedTensor | None = None, *args: Any, **kwargs: Any
 ) -> TracedTensor:
-    """Convolve; in groups as many units go from each, in a depthwise layer each with its input."""
+    """Convolution: each group loses equally many channels; in a depthwise layer outputs are tied to their input."""
     groups = kwargs.get("groups", args[3] if len(args) > 3 else 1)
     outputs = weight.dims[0]
     op.makes.append(outputs)
@@ -67,9 +70,9 @@ def _convolved(
     op: Op, x: TracedTensor, weight: TracedTensor, batch: int, outputs: Dim, bias: TracedTensor | None
 ) -> TracedTensor:
     for kernel in weight.dims[2:]:
-        op.freeze(kernel, "has it as its kernel")
+        op.freeze(kernel, "uses it as a kernel dimension")
     for each in (*x.dims[:batch], *x.dims[batch + 1 :]):
-        op.freeze(each, "goes over it")
+        op.freeze(each, "slides over it")
     if bias is not None:
         op.tie(outputs, bias.dims[0])
     space = op.shapes[0][batch + 1 :]
@@ -80,13 +83,13 @@ def _grouped(op: Op, inputs: Dim, within: Dim, outputs: Dim, groups: int) -> Non
     if groups == 1:
         op.tie(inputs, within)
         return
-    if len(within) == 1:  # depthwise, each input making some outputs
+    if len(within) == 1:  # depthwise: each input channel has its own output channels
         op.tie(inputs.repeat_interleave(len(outputs) // groups), outputs)
-        op.units.freeze(within, f"{op.told} is depthwise")
+        op.units.freeze(within, f"{op.label} is depthwise")
         return
     for each in (inputs, outputs):
         parts = each.view(groups, -1)
-        op.units.tie(parts, parts[:1], op.told)
+        op.units.tie(parts, parts[:1], op.label)
     op.tie(inputs.view(groups, -1)[0], within)
 
 
@@ -102,11 +105,11 @@ def batch_norm(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTens
 def layer_norm(
     op: Op, x: TracedTensor, shape: Sequence[int], weight: TracedTensor | None = None, *args: Any, **kwargs: Any
 ) -> TracedTensor:
-    """Normalise over whole dimensions: their statistics change with what goes, so that nothing may but by request."""
+    """Layer norm: removing units changes the statistics, so the normalised dimensions are frozen by default."""
     bias = args[0] if args and isinstance(args[0], TracedTensor) else None
     for each in (weight, bias):
-        for mine, its in zip(x.dims[-len(shape) :], each.dims if each is not None else ()):
-            op.tie(mine, its)
+        for dim, other in zip(x.dims[-len(shape) :], each.dims if each is not None else ()):
+            op.tie(dim, other)
     if op.through_norms and weight is not None and len(shape) == 1:
         op.normalised = x.dims[-1]
         return TracedTensor(x.dims)
@@ -126,12 +129,12 @@ def group_norm(
     for each in (weight, bias):
         if each is not None:
             op.tie(x.dims[1], each.dims[0])
-    if op.through_norms and weight is not None and groups < len(x.dims[1]):  # as many from each
+    if op.through_norms and weight is not None and groups < len(x.dims[1]):  # each group loses equally many
         parts = x.dims[1].view(groups, -1)
         op.tie(parts, parts[:1])
         op.normalised = x.dims[1]
-    elif groups == len(x.dims[1]):  # every channel by itself: its own statistics; the groups go with it
-        op.freeze(x.dims[1], "counts its groups")
+    elif groups == len(x.dims[1]):  # one channel per group: num_groups would have to shrink too
+        op.freeze(x.dims[1], "has one group per channel")
     else:
         op.freeze(x.dims[1], "normalises over it")
     return TracedTensor(x.dims)
@@ -142,7 +145,7 @@ def instance_norm(op: Op, x: TracedTensor, *args: Any) -> TracedTensor:
 
 
 def embedding(op: Op, weight: TracedTensor, indices: TracedTensor, *args: Any) -> TracedTensor:
-    op.freeze(weight.dims[0], "looks its rows up")
+    op.freeze(weight.dims[0], "indexes its rows")
     op.makes.append(weight.dims[1])
     return TracedTensor((*indices.dims, weight.dims[1]))
 
@@ -162,7 +165,7 @@ def attention(
     *args: Any,
     **kwargs: Any,
 ) -> TracedTensor:
-    """Attend: heads go together, of grouped queries with their keys and values; the size of a head must stay."""
+    """Attention: query heads are tied to their key and value heads (also grouped ones); head size is frozen."""
     for one, other in ((key, value), (query, key)):
         for a, b in zip(one.dims[:-3], other.dims[:-3]):
             op.tie(a, b)
@@ -203,14 +206,14 @@ def _recurrent(
     args: Sequence[Any],
     gates: int,
 ) -> list[TracedTensor]:
-    """Tie a hidden unit's gates; the layers' widths must be alike, as they are one attribute."""
+    """Recurrent layer: the gates of a hidden unit are tied, and so are all layers, which share one hidden_size."""
     biased, layers, _, _, bidirectional = args[0], args[1], *args[2:5]
     directions = 2 if bidirectional else 1
     per = 4 if biased else 2
     if len(weights) != per * layers * directions:
         return op.freeze_all([x, *hidden, *weights], "has projections")
     for dim in (*x.dims[:-1], *(dim for state in hidden for dim in state.dims[:-1])):
-        op.freeze(dim, "goes over it")
+        op.freeze(dim, "iterates over it")
     below, unit = x.dims[-1], weights[1].dims[1]
     for layer in range(layers):
         for direction in range(directions):
@@ -223,7 +226,7 @@ def _recurrent(
                 op.tie(each.dims[0], unit.repeat(gates))
         below = unit.repeat(directions)
     for state in hidden:
-        if not op.is_frozen(state.dims[-1]):  # learnt, not zeros as wide as an attribute says
+        if not op.is_frozen(state.dims[-1]):  # an initial state that is a parameter, not zeros of the hidden size
             op.tie(state.dims[-1], unit)
     out = TracedTensor((*x.dims[:-1], below))
     return [out, *(TracedTensor((*(fixed(n) for n in op.shapes[1][:-1]), unit)) for _ in hidden)]

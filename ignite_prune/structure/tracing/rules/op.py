@@ -1,4 +1,4 @@
-"""The operation that a rule looks at."""
+"""The operation passed to a rule, with which it ties and freezes unit ids."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 from torch import nn
 
-from ignite_prune.structure.slicing.module_attributes import written
+from ignite_prune.structure.slicing.module_attributes import size_from_attribute
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
 from ignite_prune.structure.tracing.unit_ids import UnitIds
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-"""Norms whose units may go by request."""
+"""Norms whose normalised units may be removed with ``trace(through_norms=True)``."""
 Rule = Callable[..., Any]
-"""``rule(op, *args, **kwargs)``: the arguments are the operation's, with a :class:`TracedTensor` for each tensor; it
-returns the output, a TracedTensor or a list of them."""
+"""``rule(op, *args, **kwargs)``: takes the operation's arguments with each tensor replaced by a :class:`TracedTensor`,
+and returns the output, a TracedTensor or a list of them."""
 
 
 class Op:
-    """The operation that runs: what a rule ties and freezes by it.
+    """One call of an operation in the graph; rules tie and freeze unit ids through it.
 
     Args:
-        units: the ids.
-        name: of the operation.
+        units: the union-find of unit ids.
+        name: name of the operation.
         where: path of the module that calls it.
-        shapes: of its outputs.
-        module: the one that calls it.
-        through_norms: whether what a norm goes over may go.
-        named: its arguments by their names.
+        shapes: shapes of its outputs.
+        module: the module that calls it.
+        through_norms: whether units may be removed from a dimension that a norm normalises over.
+        named: its arguments by name.
     """
 
     def __init__(
@@ -46,36 +46,36 @@ class Op:
         self.named = named
         self.through_norms = through_norms and isinstance(module, NORMS)
         self.normalised: Dim | None = None
-        """A dimension that it normalises over, where its units may go all the same."""
+        """The normalised dimension, if its units may be removed."""
         self.makes: list[Dim] = []
-        """Dimensions of weights that its output has: where units are made."""
+        """Dimensions of weights that become dimensions of the output: they produce units."""
         self.fixed_sizes: list[Dim] = []
-        """Dimensions of its output whose sizes are numbers in the graph: written in the program, or computed by it."""
+        """Dimensions of the output whose sizes are constants in the graph: hard-coded, or computed by the program."""
 
     @property
-    def told(self) -> str:
-        """The operation and where it stands, for people."""
+    def label(self) -> str:
+        """The operation and the module that calls it, for messages."""
         return f"{self.name} in {self.where}" if self.where else self.name
 
-    def written(self, sizes: Sequence[int]) -> int | None:
-        """Return which of some sizes stands in an attribute that slicing writes anew, if one does."""
-        return None if self.module is None else written(self.module, self.name, sizes)
+    def size_from_attribute(self, sizes: Sequence[int]) -> int | None:
+        """Return the position in ``sizes`` that is read from an attribute which slicing updates, or None."""
+        return None if self.module is None else size_from_attribute(self.module, self.name, sizes)
 
     def tie(self, first: Dim, second: Dim) -> None:
-        """Let indices of two dimensions go together."""
-        self.units.tie(first, second, f"{self.told} ties it to a size that is given")
+        """Tie the indices of two dimensions, one by one."""
+        self.units.tie(first, second, f"{self.label} ties it to a fixed size")
 
     def freeze(self, dim: Dim, why: str) -> None:
-        """Let the indices of a dimension stay."""
-        self.units.freeze(dim, f"{self.told} {why}")
+        """Freeze the units of a dimension; ``why`` continues a sentence that begins with the operation."""
+        self.units.freeze(dim, f"{self.label} {why}")
 
     def freeze_all(self, values: Iterable[TracedTensor], why: str) -> list[TracedTensor]:
-        """Freeze tensors whole; return outputs of which nothing can go."""
+        """Freeze all dimensions of the tensors, and return outputs whose dimensions are all fixed."""
         for value in values:
             for dim in value.dims:
                 self.freeze(dim, why)
         return [TracedTensor.fixed(shape) for shape in self.shapes]
 
     def is_frozen(self, dim: Dim) -> bool:
-        """Whether nothing can go from a dimension."""
+        """Return whether no unit of a dimension can be removed."""
         return bool(self.units.is_frozen(dim).all())

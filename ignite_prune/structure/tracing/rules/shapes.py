@@ -1,4 +1,4 @@
-"""Operations that move, cut and join dimensions."""
+"""Rules of operations that reshape, permute, index, split and join tensors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from ignite_prune.structure.tracing.reshape import regroup
+from ignite_prune.structure.tracing.reshape import reshaped
 from ignite_prune.structure.tracing.rules.op import Op, Rule
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor, fixed
 
 
 def reshape(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
-    """Reshape: the size that may shrink is the one that the program leaves open (-1), or reads from an attribute."""
+    """Reshape: only a size that the program leaves open (-1) or reads from a width attribute may shrink."""
     asked = next((each for each in args if isinstance(each, (list, tuple))), ())
     sizes, free = op.shapes[0], None
     if op.name == "unflatten":
@@ -21,9 +21,9 @@ def reshape(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
         asked = [*x.shape[:start], *args[1], *x.shape[start + 1 :]]
     if len(asked) == len(sizes) and -1 in asked:
         free = list(asked).index(-1)
-    known = op.written(list(asked))
+    known = op.size_from_attribute(list(asked))
     free = free if known is None else known
-    dims = regroup(op.units, x.dims, sizes, free, op.told)
+    dims = reshaped(op.units, x.dims, sizes, free, op.label)
     op.fixed_sizes += [ids for d, ids in enumerate(dims) if d != free and op.name != "flatten"]
     return TracedTensor(dims, x.zero)
 
@@ -38,7 +38,7 @@ def transpose(op: Op, x: TracedTensor, first: int, second: int) -> TracedTensor:
     return TracedTensor(tuple(dims), x.zero)
 
 
-def turn(op: Op, x: TracedTensor) -> TracedTensor:
+def reverse_dims(op: Op, x: TracedTensor) -> TracedTensor:
     return TracedTensor(x.dims[::-1], x.zero)
 
 
@@ -58,12 +58,12 @@ def squeeze(op: Op, x: TracedTensor, dim: int | Sequence[int] | None = None) -> 
     asked = range(len(x.dims)) if dim is None else [dim] if isinstance(dim, int) else dim
     gone = {d % len(x.dims) for d in asked if x.shape[d] == 1} if x.dims else set()
     for d in gone:
-        op.freeze(x.dims[d], "takes the dimension away")
+        op.freeze(x.dims[d], "removes the dimension")
     return TracedTensor(tuple(ids for d, ids in enumerate(x.dims) if d not in gone), x.zero)
 
 
 def expand(op: Op, x: TracedTensor, sizes: Sequence[int], **kwargs: Any) -> TracedTensor:
-    """Repeat along new dimensions and those of size 1; a size that is written out, not -1, must stay."""
+    """Expansion along new dimensions and those of size 1; a size that is a number instead of -1 is fixed."""
     out, new = op.shapes[0], len(op.shapes[0]) - len(x.dims)
     dims = [fixed(size) for size in out[:new]]
     for ids, size in zip(x.dims, out[new:]):
@@ -75,13 +75,13 @@ def expand(op: Op, x: TracedTensor, sizes: Sequence[int], **kwargs: Any) -> Trac
 
 
 def shaped_as(op: Op, x: TracedTensor, other: TracedTensor) -> TracedTensor:
-    """Reshape, or repeat, to the shape of another tensor; the sizes that they share go together."""
+    """Reshape or expand to the shape of another tensor, whose dimensions are tied to the result's."""
     if op.name == "expand_as":
         found = expand(op, x, [-1] * len(other.dims))
     else:
-        found = TracedTensor(regroup(op.units, x.dims, op.shapes[0], None, op.told), x.zero)
-    for mine, its in zip(found.dims, other.dims):
-        op.tie(mine, its)
+        found = TracedTensor(reshaped(op.units, x.dims, op.shapes[0], None, op.label), x.zero)
+    for dim, its in zip(found.dims, other.dims):
+        op.tie(dim, its)
     return found
 
 
@@ -93,7 +93,7 @@ def repeat(op: Op, x: TracedTensor, times: Sequence[int]) -> TracedTensor:
 
 
 def repeat_interleave(op: Op, x: TracedTensor, times: int, dim: int | None = None, **kwargs: Any) -> TracedTensor:
-    """Repeat each index in its place, as of keys that several queries share."""
+    """Repetition of each index in place, as in grouped-query attention."""
     if dim is None or not isinstance(times, int):
         return op.freeze_all([x], "repeats its entries")[0]
     return x.put(dim % len(x.dims), x.dims[dim].repeat_interleave(times))
@@ -120,7 +120,7 @@ def stack(op: Op, tensors: Sequence[TracedTensor], dim: int = 0) -> TracedTensor
 
 
 def chunk(op: Op, x: TracedTensor, chunks: int, dim: int = 0) -> list[TracedTensor]:
-    """Cut into equal parts: as many units go from each."""
+    """Split into equal parts, which are tied."""
     at = dim % len(x.dims)
     return _equal_parts(op, x, at, x.dims[at].chunk(chunks))
 
@@ -135,9 +135,9 @@ def _equal_parts(op: Op, x: TracedTensor, at: int, parts: Sequence[Dim]) -> list
 
 
 def split(op: Op, x: TracedTensor, sizes: int | Sequence[int], dim: int = 0) -> list[TracedTensor]:
-    """Cut at places that are written in the program; equal parts are free where their size is an attribute."""
+    """Split at fixed positions, which freezes the dimension; equal parts are tied if their size is an attribute."""
     at = dim % len(x.dims)
-    if isinstance(sizes, int) and op.written([sizes]) is not None:
+    if isinstance(sizes, int) and op.size_from_attribute([sizes]) is not None:
         return _equal_parts(op, x, at, x.dims[at].split(sizes))  # type: ignore[no-untyped-call]
     op.freeze(x.dims[at], "cuts it into parts of sizes that are written in the program")
     parts = x.dims[at].split(sizes if isinstance(sizes, int) else list(sizes))  # type: ignore[no-untyped-call]
@@ -147,7 +147,7 @@ def split(op: Op, x: TracedTensor, sizes: int | Sequence[int], dim: int = 0) -> 
 def cut(
     op: Op, x: TracedTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> TracedTensor:
-    """Slice: of a part, the places are written in the program."""
+    """Slice: taking a part of a dimension freezes it, because the bounds are fixed."""
     at = dim % len(x.dims)
     taken = x.dims[at][slice(start, end, step)]
     if len(taken) != len(x.dims[at]):
@@ -162,15 +162,15 @@ def select(op: Op, x: TracedTensor, dim: int, index: int) -> TracedTensor:
 
 
 def index(op: Op, x: TracedTensor, indices: Sequence[TracedTensor | None]) -> TracedTensor:
-    """Look rows up in some dimensions side by side; the others are carried on."""
+    """Advanced indexing in adjacent dimensions, which are frozen; the other dimensions are passed through."""
     taken = [d for d, each in enumerate(indices) if each is not None]
     by = [each for each in indices if each is not None]
     if taken != list(range(taken[0], taken[-1] + 1)):
-        return op.freeze_all([x, *by], "looks it up")[0]
+        return op.freeze_all([x, *by], "indexes it")[0]
     for dim in (dim for each in by for dim in each.dims):
-        op.freeze(dim, "looks rows up by it")
+        op.freeze(dim, "indexes with it")
     for d in taken:
-        op.freeze(x.dims[d], "looks it up")
+        op.freeze(x.dims[d], "indexes it")
     rank = len(op.shapes[0]) - (len(x.dims) - len(taken))
     shape = op.shapes[0][taken[0] : taken[0] + rank]
     return TracedTensor((*x.dims[: taken[0]], *(fixed(n) for n in shape), *x.dims[taken[-1] + 1 :]), x.zero)
@@ -178,15 +178,15 @@ def index(op: Op, x: TracedTensor, indices: Sequence[TracedTensor | None]) -> Tr
 
 def index_select(op: Op, x: TracedTensor, dim: int, index: TracedTensor) -> TracedTensor:
     at = dim % len(x.dims)
-    op.freeze(x.dims[at], "looks it up")
+    op.freeze(x.dims[at], "indexes it")
     for its in index.dims:
-        op.freeze(its, "looks rows up by it")
+        op.freeze(its, "indexes with it")
     return x.put(at, fixed(op.shapes[0][at]))
 
 
 def gather(op: Op, x: TracedTensor, dim: int, index: TracedTensor, **kwargs: Any) -> TracedTensor:
-    """Look entries up one by one: nothing may go from either."""
-    return op.freeze_all([x, index], "looks entries up")[0]
+    """Gather of single entries, which freezes both tensors."""
+    return op.freeze_all([x, index], "gathers single entries")[0]
 
 
 def unbind(op: Op, x: TracedTensor, dim: int = 0) -> list[TracedTensor]:
@@ -194,7 +194,7 @@ def unbind(op: Op, x: TracedTensor, dim: int = 0) -> list[TracedTensor]:
 
 
 def pad(op: Op, x: TracedTensor, padding: Sequence[int], *args: Any, **kwargs: Any) -> TracedTensor:
-    """Pad: dimensions that grow must stay, whatever they are padded with."""
+    """Padding, which freezes the padded dimensions."""
     dims = list(x.dims)
     for k in range(len(padding) // 2):
         before, after, at = padding[2 * k], padding[2 * k + 1], len(dims) - 1 - k
@@ -210,7 +210,7 @@ def roll(op: Op, x: TracedTensor, shifts: Sequence[int], dims: Sequence[int] = (
 
 def flip(op: Op, x: TracedTensor, dims: Sequence[int]) -> TracedTensor:
     for dim in dims:
-        op.freeze(x.dims[dim], "turns it")
+        op.freeze(x.dims[dim], "flips it")
     return TracedTensor(x.dims, x.zero)
 
 
@@ -219,10 +219,10 @@ def narrow(op: Op, x: TracedTensor, dim: int, start: int, length: int) -> Traced
 
 
 def pixel_shuffle(op: Op, x: TracedTensor, factor: int) -> TracedTensor:
-    """Move ``factor²`` channels each into space: they go together."""
+    """Pixel shuffle: the ``factor²`` channels that become one output channel are tied."""
     *rest, channels, height, width = x.dims
     groups = channels.view(-1, factor * factor)
-    op.units.tie(groups, groups[:, :1], op.told)
+    op.units.tie(groups, groups[:, :1], op.label)
     return TracedTensor((*rest, groups[:, 0], fixed(len(height) * factor), fixed(len(width) * factor)), x.zero)
 
 
@@ -233,9 +233,9 @@ def pixel_unshuffle(op: Op, x: TracedTensor, factor: int) -> TracedTensor:
 
 
 def channel_shuffle(op: Op, x: TracedTensor, groups: int) -> TracedTensor:
-    """Shuffle channels of several groups: as many go from each."""
+    """Channel shuffle: each group loses equally many channels."""
     parts = x.dims[1].view(groups, -1)
-    op.units.tie(parts, parts[:1], op.told)
+    op.units.tie(parts, parts[:1], op.label)
     return TracedTensor((x.dims[0], parts.t().reshape(-1), *x.dims[2:]), x.zero)
 
 
@@ -243,7 +243,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "_unsafe_view"), reshape),
     "permute": permute,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
-    **dict.fromkeys(("t", "numpy_T", "mT"), turn),
+    **dict.fromkeys(("t", "numpy_T", "mT"), reverse_dims),
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,
     **dict.fromkeys(("movedim", "moveaxis"), movedim),

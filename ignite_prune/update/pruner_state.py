@@ -1,4 +1,4 @@
-"""What a PruneHandler writes into a checkpoint, and how it is checked when it comes back."""
+"""PrunerState: what a PruneHandler writes into a checkpoint, checked when it is loaded."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from typing import Any
 
 import torch
 
-from ignite_prune._utils.arguments import as_sparsity
-from ignite_prune.handlers.attachment import Progress
-from ignite_prune.update.param_groups import Group
+from ignite_prune._utils.sparsity import as_sparsity
+from ignite_prune.update.param_groups import ParamGroup
 
 VERSION = 3  # 1 had no evidence; 2 named evidence by the representation of its fields
 
 
 @dataclass(frozen=True)
 class PrunerState:
-    """A state_dict that fits some groups; masks and dense values are checked by those who know them."""
+    """A state_dict that fits some groups. Masks, dense values, progress and evidence are checked by their owners."""
 
     masks: Any
     sparsities: list[float]
-    progress: Progress
+    progress: Any
     generators: list[Any]
     dense: Any
     evidence: Any
     reached: list[float | None]
 
     @classmethod
-    def checked(cls, state: Any, groups: Sequence[Group]) -> PrunerState:
+    def checked(cls, state: Any, groups: Sequence[ParamGroup]) -> PrunerState:
         """Return the state, or raise.
 
         Raises:
@@ -48,9 +47,14 @@ class PrunerState:
             _check_generator(generator, group)
         sparsities = [as_sparsity(value) for value in state["sparsities"]]
         reached = [None if value is None else as_sparsity(value) for value in state["reached"]]
-        progress = Progress.from_state(state["progress"])
         return cls(
-            state["masks"], sparsities, progress, state["generators"], state["dense"], state["evidence"], reached
+            state["masks"],
+            sparsities,
+            state["progress"],
+            state["generators"],
+            state["dense"],
+            state["evidence"],
+            reached,
         )
 
 
@@ -67,7 +71,7 @@ def _check_version(state: Any) -> None:
         )
 
 
-def _check_generator(state: Any, group: Group) -> None:
+def _check_generator(state: Any, group: ParamGroup) -> None:
     generator = group["generator"]
     if (state is None) != (generator is None):
         raise ValueError("The checkpoint's pruner and this one should both have a generator in a group, or neither")

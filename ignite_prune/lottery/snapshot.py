@@ -1,0 +1,230 @@
+"""Copies of the state of a model, its optimizers and learning-rate schedulers, restored under the masks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ignite_prune._utils.bits import masked_copy_
+from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.optimizer_state import as_optimizers, put_slots, slots_of
+from ignite_prune.core.selection import named_parameters, unwrap
+from ignite_prune.lottery.rewind import Rewind
+
+VERSION = 1
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An object with a state dict, such as a learning-rate scheduler of torch or Ignite."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+class Snapshot:
+    """A copy, in memory, of the state that a :class:`Rewind` restores. It can be used without an engine.
+
+    Args:
+        rewind: what to copy and restore.
+        model: bare, DDP-wrapped or compiled.
+        optimizer: one, several or None.
+        schedulers: learning-rate schedulers, with ``state_dict`` and ``load_state_dict``.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+
+    Example:
+        >>> model = nn.Linear(3, 1)
+        >>> snapshot = Snapshot(Rewind(), model)
+        >>> snapshot.take()
+        >>> before = model.weight.detach().clone()
+        >>> masks = MaskStore(model, {"weight": torch.tensor([[True, False, True]])})
+        >>> _ = nn.init.ones_(model.weight)
+        >>> snapshot.restore(masks)
+        >>> torch.equal(model.weight, before * masks["weight"])
+        True
+    """
+
+    def __init__(
+        self,
+        rewind: Rewind,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        schedulers: Sequence[Stateful] = (),
+    ) -> None:
+        if not isinstance(rewind, Rewind):
+            raise TypeError(f"Argument rewind should be a Rewind, but given {rewind!r}")
+        self.rewind = rewind
+        self._model, self._optimizers = unwrap(model), as_optimizers(optimizer)
+        if not isinstance(schedulers, Sequence) or not all(isinstance(each, Stateful) for each in schedulers):
+            raise TypeError(
+                "Argument schedulers should be a sequence of learning-rate schedulers, each with state_dict and "
+                f"load_state_dict, but given {schedulers!r:.80}"
+            )
+        self.schedulers = list(schedulers)
+        self._held: dict[str, Any] | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether there is a copy to restore."""
+        return self._held is not None
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Copy the current state."""
+        held: dict[str, Any] = {}
+        if self.rewind.weights:
+            held["tensors"] = {name: tensor.detach().clone() for name, tensor in self._tensors()}
+        if self.rewind.optimizer:
+            held["slots"] = [slots_of(each) for each in self._optimizers]
+        if self.rewind.schedule:
+            held["settings"] = [_settings(each) for each in self._optimizers]
+            held["schedulers"] = [copy.deepcopy(each.state_dict()) for each in self.schedulers]
+        self._held = held
+
+    @torch.no_grad()
+    def restore(self, masks: MaskStore | None = None) -> None:
+        """Restore the copy; entries that ``masks`` prune become 0 in weights and optimizer slots.
+
+        Raises:
+            ValueError: there is no copy, or the model's shapes or an optimizer's groups have changed; nothing is
+                restored then.
+        """
+        if self._held is None:
+            raise ValueError(
+                f"Rewinding to {self.rewind.to!r}: iteration {self.rewind.iteration} was never snapshotted"
+            )
+        self._check(self._held)
+        for name, tensor in self._tensors() if self.rewind.weights else ():
+            pruned = masks.pruned(name) if masks is not None and name in masks else None
+            held = self._held["tensors"][name]
+            if tensor.shape != held.shape:  # a buffer that is empty before the first batch
+                tensor.resize_(held.shape)
+            masked_copy_(tensor, held, pruned)
+        if self.rewind.weights:
+            reread_buffers(self._model)
+        by_parameter: dict[Tensor, Tensor] = {}
+        if masks is not None:
+            found = ((parameter, masks.pruned(name)) for name, parameter in masks.parameters.items())
+            by_parameter = {parameter: mask for parameter, mask in found if mask is not None}
+        for optimizer, slots in zip(self._optimizers, self._held.get("slots", [])):
+            put_slots(optimizer, slots, by_parameter)
+        for optimizer, settings in zip(self._optimizers, self._held.get("settings", [])):
+            _put_settings(optimizer, settings)
+        for scheduler, state in zip(self.schedulers, self._held.get("schedulers", [])):
+            scheduler.load_state_dict(copy.deepcopy(state))
+
+    def forget(self) -> None:
+        """Free the copy."""
+        self._held = None
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield parameters and all buffers by name, including buffers that are not in the state dict."""
+        yield from named_parameters(self._model).items()
+        for name, buffer in self._model.named_buffers():
+            yield name.replace("_orig_mod.", ""), buffer
+
+    def _check(self, held: Mapping[str, Any]) -> None:
+        wanted = self._wanted()
+        if set(held) != wanted:
+            raise ValueError(f"The snapshot should hold {sorted(wanted)}, but it holds {sorted(held)}")
+        if "tensors" in held:
+            now = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors()}
+            then = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in held["tensors"].items()}
+            for name in now.keys() & then.keys() - named_parameters(self._model).keys():
+                if (0,) in (now[name][0], then[name][0]) and now[name][1] == then[name][1]:
+                    now[name] = then[name]  # a buffer that has no size before the first batch
+            other = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+            if other:
+                raise ValueError(
+                    f"The snapshot does not fit the model: {other[0]!r} was {then.get(other[0])}, but is "
+                    f"{now.get(other[0])} (sliced, or another model?)"
+                )
+        sizes = [len(optimizer.param_groups) for optimizer in self._optimizers]
+        if "settings" in held and [len(groups) for groups in held["settings"]] != sizes:
+            raise ValueError("The snapshot does not fit the optimizers: their parameter groups have changed")
+        if "slots" in held and len(held["slots"]) != len(sizes):
+            raise ValueError("The snapshot does not fit the optimizers: their number has changed")
+        if "schedulers" in held and len(held["schedulers"]) != len(self.schedulers):
+            raise ValueError("The snapshot does not fit the learning-rate schedulers: their number has changed")
+
+    def _wanted(self) -> set[str]:
+        wanted = {"tensors"} if self.rewind.weights else set()
+        wanted |= {"slots"} if self.rewind.optimizer else set()
+        return wanted | ({"settings", "schedulers"} if self.rewind.schedule else set())
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain data; tensors are not copied again."""
+        return {"version": VERSION, "rewind": asdict(self.rewind), "held": self._held}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load the copy of a checkpoint.
+
+        Raises:
+            TypeError: ``state`` is not the state of a Snapshot.
+            ValueError: ``state`` has another ``Rewind`` or version, or does not match the model; nothing is loaded.
+        """
+        self.check_state(state)
+        held = state["held"]
+        self._held = None if held is None else copy.deepcopy(dict(held))
+
+    def check_state(self, state: Any) -> None:
+        """Raise the errors of :meth:`load_state_dict` without loading."""
+        if not isinstance(state, Mapping) or not {"version", "rewind", "held"} <= set(state):
+            raise TypeError("A Snapshot's state_dict should be a mapping with 'version', 'rewind' and 'held'")
+        if state["version"] != VERSION:
+            raise ValueError(f"The checkpoint's snapshot has version {state['version']!r}, this one reads {VERSION}")
+        if state["rewind"] != asdict(self.rewind):
+            raise ValueError(f"The checkpoint rewinds by {state['rewind']}, this one by {self.rewind}")
+        held = state["held"]
+        if held is not None:
+            if not isinstance(held, Mapping) or not _is_well_formed(held):
+                raise TypeError(
+                    "A Snapshot's state_dict should hold a mapping of tensors by name, slots and settings, but does not"
+                )
+            self._check(held)
+
+
+def reread_buffers(model: nn.Module) -> None:
+    """Call ``reread_buffers()`` of modules that cache a buffer's value as a number, as sparsifiers do."""
+    for module in model.modules():
+        reread = getattr(module, "reread_buffers", None)  # by name, so that this file does not depend on activation
+        if callable(reread):
+            reread()
+
+
+def _is_well_formed(held: Mapping[str, Any]) -> bool:
+    tensors = held.get("tensors", {})
+    lists = [held.get(name, []) for name in ("slots", "settings", "schedulers")]
+    if not isinstance(tensors, Mapping) or not all(isinstance(each, list) for each in lists):
+        return False
+    slots, settings, _ = lists
+    return (
+        all(isinstance(each, Tensor) for each in tensors.values())
+        and all(isinstance(each, Mapping) and all(isinstance(v, Mapping) for v in each.values()) for each in slots)
+        and all(isinstance(each, list) and all(isinstance(v, Mapping) for v in each) for each in settings)
+    )
+
+
+def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    groups = optimizer.param_groups
+    return [copy.deepcopy({key: value for key, value in group.items() if key != "params"}) for group in groups]
+
+
+def _put_settings(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]]) -> None:
+    for group, saved in zip(optimizer.param_groups, settings):
+        for key, value in saved.items():
+            if isinstance(group.get(key), Tensor) and isinstance(value, Tensor):
+                group[key].copy_(value)  # in place, because a captured CUDA graph refers to this tensor
+            else:
+                group[key] = copy.deepcopy(value)

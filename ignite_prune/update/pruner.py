@@ -1,0 +1,326 @@
+"""Pruner: the pruning state of one model, and its updates. It knows no engine; ``PruneHandler`` attaches it to one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
+from ignite_prune.core.dense_values import DenseValues
+from ignite_prune.core.mask_enforcer import MaskEnforcer
+from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.optimizer_state import check_held
+from ignite_prune.core.selection import named_parameters
+from ignite_prune.update.agreement import agree, average_scores
+from ignite_prune.update.calibration import Calibration, calibrate
+from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.plan import (
+    GroupUpdate,
+    UpdatePlan,
+    bound_scores,
+    drawn,
+    evidence_of,
+    merge,
+    plan_masks,
+    repaired,
+    write_values,
+)
+from ignite_prune.update.pruner_state import PrunerState
+
+if TYPE_CHECKING:
+    from ignite_prune.evidence import Evidence
+    from ignite_prune.repair.base import Passes
+    from ignite_prune.saliency import Saliency
+    from ignite_prune.structure import Indices, Structure
+
+
+REMAKE = "PruneHandler, with masks=pruner.masks"  # what to do where the model's parameters were replaced
+
+
+class Pruner:
+    """Groups, masks, kept values, hooks and evidence over the parameters of one model.
+
+    An update is planned first, without changing anything, and then committed: where planning raises, nothing has
+    changed. After a slicing the model has other parameters, and another pruner is made.
+
+    Args:
+        model: unwrapped.
+        optimizers: those that train it.
+        params: the user's selection.
+        settings: of every group, see :func:`ignite_prune.update.param_groups.build`.
+        calibration: the data that evidence and repairs are computed from; without data, evidence is gathered from
+            training by whoever runs it.
+        masks: initial masks.
+
+    Attributes:
+        groups: the parameter groups.
+        masks: the mask store, which owns the parameters.
+        enforcer: the hooks.
+        evidence: what the saliencies and repairs need; None where they need nothing.
+        on_commit: functions of the former and the new targets, called when an update has been carried out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        params: Any,
+        settings: Mapping[str, Any],
+        calibration: Calibration,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.model, self.optimizers, self.calibration = model, optimizers, calibration
+        self.on_commit: list[Callable[[list[float | None], Sequence[float]], None]] = []
+        self._given = params, settings
+        self.groups: list[ParamGroup] = build(model, params, **settings)
+        self.structure: Structure | None = self.groups[0]["structure"]
+        everything = named_parameters(model)
+        chosen = {name: everything[name] for group in self.groups for name in group["params"]}
+        check_held(chosen, optimizers)
+        shapes = {} if self.structure is None else self.structure.origin.shapes
+        if self.structure is not None and masks is not None:  # masks of a part of a unit are extended to the unit
+            whole = self.structure.masks(self.structure.kept(masks))
+            masks = {name: whole[name] for name in chosen}
+        self.masks = MaskStore(chosen, masks, {name: shapes[name].numel() for name in chosen if name in shapes})
+        kept = [name for group in self.groups if group["keep_dense"] for name in group["params"]]
+        self._dense = DenseValues(self.masks, kept) if kept else None
+        self.enforcer = MaskEnforcer(self.masks, optimizers)
+        self.evidence: Evidence | None = evidence_of(model, self.groups, chosen)
+        self._drawn: list[Saliency | None] = [None] * len(self.groups)
+        self._cached: dict[str, Tensor] = {}
+        self._settled: dict[str, tuple[float | None, int]] = {}  # by first scored name: what the last update reached
+        for group in self.groups:
+            if group["saliency"].randomised and group["generator"] is None:
+                group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
+        if masks is not None and self._dense is not None:
+            self._dense.remember({})
+
+    # Hooks
+
+    def keep(self) -> None:
+        """Install the hooks that keep zeros, and mask pruned entries that are not 0."""
+        self.enforcer.install()
+        self.enforcer.settle()
+
+    def enforce(self) -> None:
+        """Install the hooks, and make pruned entries 0 everywhere."""
+        self.enforcer.install()
+        self.enforcer.apply()
+
+    # Updates
+
+    def targets(self, step: float) -> list[float]:
+        """Return each group's target: of its schedule at a step, or its ``"sparsity"`` where it has none."""
+        return [
+            as_sparsity(group["sparsity"] if group["schedule"] is None else group["schedule"](step))
+            for group in self.groups
+        ]
+
+    def update(self, targets: Sequence[float]) -> None:
+        """Bring each group to its target, equally on every rank; if it raises, nothing has changed."""
+        self.commit(self.plan(targets), targets)
+
+    def plan(self, targets: Sequence[float]) -> UpdatePlan:
+        """Return what brings each group to its target, equal on every rank; only generators have moved on.
+
+        Args:
+            targets: a sparsity for each group.
+
+        Raises:
+            TypeError, ValueError: see :func:`.choose_masks`; nothing has changed, no generator either.
+        """
+        self.masks.check_current(self.model, REMAKE)
+        for group, target in zip(self.groups, targets):
+            as_unit_fraction(group["pattern"], target)
+        ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
+        states, before, plan = self.generator_states(), self.masks.so_far(), UpdatePlan()
+        updates, error = list[GroupUpdate](), None
+        try:
+            updates = self._scored(targets, before, ranks)
+            for update in updates:
+                merge(plan.masks, plan_masks(update, self.masks, before, self.evidence))
+            if any(group["repair"] for group in self.groups):
+                plan = repaired(self.model, self.groups, self.masks, before, plan, self.evidence, self._passes())
+        except Exception as raised:
+            self.set_generator_states(states)
+            error = raised
+        if ranks:
+            plan = agree(plan, self.masks, error)
+        elif error is not None:
+            raise error
+        self._drawn = [update.saliency if update.group["saliency"].randomised else None for update in updates]
+        self._cached |= {s.name: s.cached for u in updates for s in u.scores.values() if s.cached is not None}
+        return plan
+
+    def _scored(self, targets: Sequence[float], before: Mapping[str, Tensor | None], ranks: bool) -> list[GroupUpdate]:
+        """Return each group's update with its scores; data-dependent scores are averaged over ranks."""
+        updates, error = list[GroupUpdate](), None
+        try:
+            for group, target in zip(self.groups, targets):
+                saliency, schedule = group["saliency"], group["schedule"]
+                if saliency.randomised:
+                    saliency = drawn(group, group["generator"])
+                dense_phase = schedule is not None and schedule.regrows and target < (group["sparsity"] or 0.0)
+                updates.append(GroupUpdate(group, target, saliency, lifts=dense_phase))
+            due = [self._is_due(update) for update in updates]
+            if self.evidence is not None and any(due):
+                if self.calibration.data is not None:
+                    calibrate(self.evidence, self.calibration, [group["saliency"] for group in self.groups])
+                self.evidence.sum_over_ranks(averaged=self.calibration.data is None)
+            for update, is_due in zip(updates, due):
+                evidence = self.evidence if is_due else None
+                update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
+        except Exception as raised:
+            error = raised
+        if ranks:
+            average_scores([scores for update in updates for scores in update.scores.values()], error)
+        elif error is not None:
+            raise error
+        return updates
+
+    def _is_due(self, update: GroupUpdate) -> bool:
+        """Return whether an update may prune something; it cannot if the last one reached just this target."""
+        if update.group["allocation"].sets_own:
+            return True
+        reached = self._settled.get(update.group["scored"][0])
+        return update.target != 0 and reached != (update.target, self.masks.changes)
+
+    def _passes(self) -> Passes | None:
+        """Return what iterates over the calibration data for a repair."""
+        return None if self.calibration.data is None else lambda: self.calibration.batches(self.model)
+
+    def commit(self, plan: UpdatePlan, targets: Sequence[float]) -> None:
+        """Carry a plan out: masks, weights, gradients, optimizer slots, buffers and the groups' ``"sparsity"``."""
+        former = [group["sparsity"] for group in self.groups]
+        for group, target in zip(self.groups, targets):
+            group["sparsity"] = target
+        before = None if self._dense is None else self._dense.masks_before()
+        self.masks.replace(plan.masks)
+        if self._dense is not None and before is not None:
+            self._dense.remember(before)
+        if plan.values:
+            write_values(self.model, plan.values)
+        self.enforcer.install()
+        self.enforcer.apply()
+        if self._dense is not None and before is not None:
+            self._dense.bring_back(before)
+        if plan.masks and self.evidence is not None:
+            self.evidence.used()
+        self._settled = {g["scored"][0]: (target, self.masks.changes) for g, target in zip(self.groups, targets)}
+        for call in self.on_commit:
+            call(former, targets)
+
+    def sliced(self, structure: Structure, indices: Indices) -> Pruner:
+        """Return a pruner of the same settings, masks and targets over the model now that it has been sliced.
+
+        Its hooks are not installed, and its evidence is empty.
+
+        Args:
+            structure: what is left.
+            indices: which indices of each parameter were kept.
+        """
+        from ignite_prune.structure.slicing.model_edit import cut  # slow to import
+
+        masks = {name: cut(mask, indices.get(name, {})) for name, mask in self.masks.items()}
+        params, settings = self._given
+        settings = {**settings, "structure": structure}
+        made = Pruner(self.model, self.optimizers, params, settings, self.calibration, masks)
+        for group, before in zip(made.groups, self.groups):  # the user may have changed these
+            group["sparsity"], group["schedule"] = before["sparsity"], before["schedule"]
+            group["allocation"] = before["allocation"]
+        made.set_generator_states(self.generator_states())
+        made.on_commit = self.on_commit
+        return made
+
+    def restore(self) -> None:
+        """Remove the masks; kept values come back."""
+        before = {} if self._dense is None else self._dense.masks_before()
+        self.masks.clear()
+        if self._dense is not None:
+            self._dense.bring_back(before)
+        for group in self.groups:
+            group["sparsity"] = 0.0
+
+    # What it knows
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return every scored parameter's saliency as of now; drawn and cached scores are the last update's."""
+        answer = {}
+        for group, last in zip(self.groups, self._drawn):
+            saliency = last or drawn(group, group["generator"], advance=False)
+            masks = self.masks.so_far(group["params"])
+            for name, scores in bound_scores(group, saliency, self.masks, masks, self.evidence).items():
+                answer[name] = self._cached[name] if name in self._cached else scores.compute()
+        return answer
+
+    @property
+    def units(self) -> dict[str, tuple[int, int]]:
+        """The number of units of a structure's groups at first, and now; empty without a structure."""
+        if self.structure is None:
+            return {}
+        origin, kept = self.structure.origin.groups, self.structure.kept(self.masks)
+        names = [name for group in self.groups for name in group["units"]]
+        return {name: (origin[name].size, int(kept[name].count_nonzero())) for name in names}
+
+    def sparsities(self) -> dict[str, float]:
+        """Return the sparsity of all parameters together ("global"), of each, and of the units of a structure."""
+        found = {"global": self.masks.sparsity, **self.masks.sparsities()}
+        if self.structure is not None:
+            whole, left = map(sum, zip(*self.units.values()))
+            found["units"] = 1 - left / whole
+        return found
+
+    # State
+
+    def reached(self) -> list[float | None]:
+        """Return the target of each group's last update, None where the masks have changed since."""
+        settled = [self._settled.get(group["scored"][0], (None, -1)) for group in self.groups]
+        return [target if changes == self.masks.changes else None for target, changes in settled]
+
+    def generator_states(self) -> list[Tensor | None]:
+        """Return the state of each group's generator."""
+        return [None if group["generator"] is None else group["generator"].get_state() for group in self.groups]
+
+    def set_generator_states(self, states: Sequence[Any]) -> None:
+        """Set the state of each group's generator."""
+        for group, state in zip(self.groups, states):
+            if state is not None and group["generator"] is not None:
+                group["generator"].set_state(state.cpu())
+
+    def state_dict(self, evidence: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return masks (one bit for each entry), targets, generators, kept values and evidence as plain data."""
+        return {
+            "masks": self.masks.state_dict(),
+            "sparsities": [float(group["sparsity"] or 0.0) for group in self.groups],
+            "generators": self.generator_states(),
+            "dense": {} if self._dense is None else self._dense.state_dict(),
+            "evidence": evidence,
+            "reached": self.reached(),
+        }
+
+    def checked(self, state: PrunerState) -> Callable[[], None]:
+        """Check a state and return the function that loads it; nothing is changed before it is called."""
+        masks = self.masks.unpacked(state.masks)
+        dense = (DenseValues(self.masks, []) if self._dense is None else self._dense).unpacked(state.dense, masks)
+
+        def load() -> None:
+            self.masks.replace(masks)
+            if self._dense is not None:
+                self._dense.load(dense)
+            for group, sparsity in zip(self.groups, state.sparsities):
+                group["sparsity"] = sparsity
+            self.set_generator_states(state.generators)
+            self._drawn, self._cached = [None] * len(self.groups), {}
+            self._settled = {
+                group["scored"][0]: (target, self.masks.changes)
+                for group, target in zip(self.groups, state.reached)
+                if target is not None
+            }
+            self.keep()
+
+        return load
