@@ -1,11 +1,18 @@
-"""Work done on two ranks of a real process group, one process each."""
+"""Work on two ranks of a real process group.
+
+The two processes are started once a test session and take one piece of work after another, each with the seeds that a
+new process would have. After a failure they are killed, and the next piece of work gets new ones.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
+import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import ignite.distributed as idist
@@ -13,37 +20,70 @@ import torch
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch._dynamo", "torch.distributed", "tests.models", "ignite_prune"])
+TIMEOUT = 90  # seconds
 
 
-def rank_main(rank: int, port: int, work: Callable[..., Any], args: tuple[Any, ...], answers: Any) -> None:
+def rank_main(rank: int, port: int, jobs: Connection) -> None:
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
     )
     torch.set_num_threads(1)
-    torch.manual_seed(100 + rank)  # each rank with a seed of its own, as data loading wants it
     idist.initialize("gloo")
-    try:
-        answers.put((rank, work(rank, *args)))
-        idist.barrier()
-    finally:
-        idist.finalize()
+    while True:
+        try:
+            work, args = pickle.loads(jobs.recv_bytes())
+        except EOFError:  # the test session has ended
+            return
+        torch.manual_seed(100 + rank)  # each rank with a seed of its own, as data loading wants it
+        try:
+            answer = True, work(rank, *args)
+            idist.barrier()
+        except BaseException:
+            answer = False, traceback.format_exc()
+        jobs.send_bytes(pickle.dumps(answer))
+
+
+class Ranks:
+    """Two processes that are one process group."""
+
+    def __init__(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.ends, self.processes = [], []
+        for rank in range(2):
+            end, other = SERVER.Pipe()
+            process = SERVER.Process(target=rank_main, args=(rank, port, other), daemon=True)
+            process.start()
+            other.close()
+            self.ends.append(end)
+            self.processes.append(process)
+
+    def run(self, work: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
+        for end in self.ends:
+            end.send_bytes(pickle.dumps((work, args)))
+        answers = []
+        for rank, end in enumerate(self.ends):
+            assert end.poll(TIMEOUT), f"rank {rank} has not answered in {TIMEOUT} s"
+            fine, answer = pickle.loads(end.recv_bytes())
+            assert fine, f"rank {rank} failed:\n{answer}"
+            answers.append(answer)
+        return answers[0], answers[1]
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+
+_started: list[Ranks] = []
 
 
 def on_two_ranks(work: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
-    """Return what ``work(rank, *args)`` gives on either rank; tensors travel as lists."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    answers = SERVER.Queue()
-    ranks = [SERVER.Process(target=rank_main, args=(rank, port, work, args, answers)) for rank in range(2)]
-    for process in ranks:
-        process.start()
+    """Return what ``work(rank, *args)`` returns on rank 0 and on rank 1; tensors travel as lists."""
+    if not _started:
+        _started.append(Ranks())
     try:
-        found = dict(answers.get(timeout=90) for _ in ranks)
-        for process in ranks:
-            process.join(60)
-            assert process.exitcode == 0
-    finally:
-        for process in ranks:  # one that waits for the other for good
-            process.kill()
-    return found[0], found[1]
+        return _started[0].run(work, args)
+    except BaseException:
+        _started.pop().kill()
+        raise

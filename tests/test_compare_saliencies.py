@@ -1,26 +1,29 @@
 """The comparison of saliencies comes out in kind as published: what is informed beats what is not."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_saliencies.py"
-
-
-def compare(*arguments):
-    command = [sys.executable, str(EXAMPLE), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}, check=False)
+from tests.examples import run_example
 
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saliencies")
-    done = compare("--quick", "--workers", 1, "--output", folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_example(
+        "compare_saliencies",
+        "--quick",
+        "--seeds",
+        1,
+        "--epochs",
+        20,
+        "--conv-epochs",
+        4,
+        "--workers",
+        1,
+        "--output",
+        folder,
+    )
     assert {path.name for path in folder.iterdir()} == {"saliencies.png", "figures.csv", "figures.json"}
     rows = json.loads((folder / "figures.json").read_text())["accuracy"]
     return {
@@ -78,5 +81,5 @@ def test_synaptic_flow_survives_what_magnitude_does_not(figures):
 
 def test_refusals(tmp_path):
     for wrong in (["--seeds", 0], ["--sparsities", 1.5], ["--workers", 0], ["--nonsense"]):
-        done = compare(*wrong, "--output", tmp_path)
-        assert done.returncode == 2 and "Traceback" not in done.stderr and "--help" in done.stderr
+        told = run_example("compare_saliencies", *wrong, "--output", tmp_path, ok=False)
+        assert "Traceback" not in told and "--help" in told

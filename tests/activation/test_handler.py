@@ -14,10 +14,10 @@ from torch import nn
 from ignite_prune import schedule
 from ignite_prune.activation import KWinners, KWinners2d, Learnt, Lifetime, TopK
 from ignite_prune.handlers import ActivationSparsity
-from tests.activation.catalogue import ROWS
+from tests.catalogue import SPARSIFIERS
 from tests.models import assert_same_bits, batches, small_net
 
-rows = pytest.mark.parametrize("row", ROWS, ids=str)
+rows = pytest.mark.parametrize("row", SPARSIFIERS, ids=str)
 
 
 def training(model, handler=None, lr=0.05):

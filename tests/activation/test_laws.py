@@ -13,10 +13,10 @@ from torch.autograd import gradcheck
 from ignite_prune import functional, pattern, schedule
 from ignite_prune.activation import KWinners, KWinners2d, Learnt, Lifetime, TopK
 from ignite_prune.activation.row_top_k import top_of_rows
-from tests.activation.catalogue import FLAT, MAPS, ROWS
+from tests.catalogue import FLAT, MAPS, SPARSIFIERS
 from tests.models import assert_same_bits
 
-rows = pytest.mark.parametrize("row", ROWS, ids=str)
+rows = pytest.mark.parametrize("row", SPARSIFIERS, ids=str)
 INPUTS = {
     "random": lambda shape: torch.randn(shape),
     "ties": lambda shape: torch.randint(1, 3, shape).float(),

@@ -7,23 +7,8 @@ from torch import nn
 
 from ignite_prune.activation import KWinners, KWinners2d, Learnt, Lifetime, TopK
 from ignite_prune.handlers import ActivationSparsity
-from tests.activation import resume_run
-from tests.laws.test_resume import assert_resumes
 from tests.models import batches, small_net
 from tests.ranks import on_two_ranks
-
-KILLS = [
-    ("k_winners", "epoch_completed", True, False),
-    ("k_winners_scheduled", "iteration_completed", True, True),
-    ("k_winners_2d", "every_2", False, False),
-    ("learnt", "epoch_completed", True, False),
-]
-
-
-@pytest.mark.parametrize(("row", "checkpoint", "first", "after"), KILLS)
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path, row, checkpoint, first, after):
-    options = {"row": row, "checkpoint": checkpoint, "checkpoint_first": first, "after": after}
-    assert_resumes(tmp_path, 13, run=resume_run.run, **options)
 
 
 def on_a_rank(rank):

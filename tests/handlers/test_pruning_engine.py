@@ -1,4 +1,4 @@
-"""A pruning engine: rounds, what they leave, and law 5 in the middle of any of them."""
+"""A pruning engine: its rounds and what they leave; exact resume is in tests/laws/test_resume.py."""
 
 import pytest
 import torch
@@ -16,8 +16,7 @@ from ignite_prune import PruneHandler, allocation, saliency, schedule, to_networ
 from ignite_prune.handlers import PruneEvents, PruningEvents, create_pruning_engine
 from ignite_prune.lottery.rewind import Rewind
 from tests.catalogue import SALIENCIES, net_for, options_for
-from tests.laws import rounds_run
-from tests.laws.test_resume import in_a_process
+from tests.catalogue.runs import InPlace
 from tests.models import assert_same_bits, assert_zero, batches, small_net
 from tests.ranks import on_two_ranks
 
@@ -35,65 +34,6 @@ def parts(model=None, optimizer=None, **settings):
 def make(rounds_epochs=2, length=3, pruner=None, **settings):
     _model, _optimizer, trainer, pruner = parts(**(pruner or {}))
     return create_pruning_engine(trainer, pruner, batches(length), epochs=rounds_epochs, **settings)
-
-
-# Law 5
-
-
-def assert_resumes(tmp_path, die, **options):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    rounds_run.run({**options, "folder": str(whole), "result": "end.result"})
-    dying = {**options, "folder": str(broken), "dies": die, "die": True, "result": "never.result"}
-    assert in_a_process(dying, rounds_run.run) == -9
-    assert in_a_process({**options, "folder": str(broken), "result": "end.result", "resume": True}, rounds_run.run) == 0
-    ends = [torch.load(folder / "end.result", weights_only=True) for folder in (whole, broken)]
-    assert_same_bits(*ends)
-    assert len(ends[0]["pruning_engine"]["pruning"]["results"]) == 3 + (options.get("fine_tune", 2) > 0)
-
-
-# 10, 7, 7 and 7 iterations: every round, the last fine-tuning and every border.
-@pytest.mark.parametrize("die", [3, 10, 14, 18, 31])
-def test_killed_at_an_iteration(tmp_path, die):
-    assert_resumes(tmp_path, ("iteration", die))
-
-
-MOMENTS = ["epoch", "masks_updated", "round_started", "trained", "pruned", "rewound", "round"]
-
-
-@pytest.mark.parametrize("checkpoint", MOMENTS)
-def test_killed_after_a_checkpoint_of_any_event(tmp_path, checkpoint):
-    assert_resumes(tmp_path, ("iteration", 20), checkpoint=checkpoint)
-
-
-@pytest.mark.parametrize("moment", ["masks_updated", "trained"])
-def test_killed_between_training_and_the_next(tmp_path, moment):
-    assert_resumes(tmp_path, (moment, 2), checkpoint=moment)
-
-
-@pytest.mark.parametrize(
-    ("rewind", "saliency"),
-    [
-        (None, "taylor"),
-        (Rewind(), "obd_fisher"),
-        (Rewind(to=5, weights=False), "random"),
-        (Rewind(to=7, optimizer=False), "change"),
-        (Rewind(schedule=False), "wanda"),
-    ],
-)
-def test_killed_with_other_rewindings_and_evidence(tmp_path, rewind, saliency):
-    assert_resumes(tmp_path, ("iteration", 14), rewind=rewind, saliency=saliency, fine_tune=0, keep_dense=True)
-
-
-def test_cut_short_and_run_again_in_the_same_process():
-    whole, objects = rounds_run.build({})
-    whole.run(max_epochs=3)
-    cut, cut_objects = rounds_run.build({})
-    cut.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=15), lambda _: cut.terminate())
-    cut.run(max_epochs=3)
-    assert cut.state.epoch == 1 and len(cut.results) == 1
-    cut.run(max_epochs=3)
-    for name in objects:
-        assert_same_bits(objects[name].state_dict(), cut_objects[name].state_dict(), name)
 
 
 # Rounds
@@ -158,7 +98,7 @@ def test_the_same_round_again_gives_the_same_weights():
         Events.COMPLETED, lambda _: ends.append({n: t.clone() for n, t in weights().items()})
     )
     data = batches(4)
-    engine._segment._loader = rounds_run.InPlace(data, engine.trainer)
+    engine._segment._loader = InPlace(data, engine.trainer)
     engine.run(max_epochs=3)
     assert_same_bits(ends[0], ends[1])
     assert_same_bits(ends[0], ends[2])

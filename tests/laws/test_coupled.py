@@ -1,7 +1,6 @@
 """Every law over units that go together: whatever the pattern, saliency, allocation and optimizer."""
 
 import math
-import random
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from torch import nn
 
 from ignite_prune import PruneHandler, schedule, shrink, trace
 from tests.catalogue import ALLOCATIONS, COUPLED, OPTIMIZERS, SALIENCIES, options_for
-from tests.laws.test_resume import assert_resumes
 from tests.models import assert_zero, batches, small_net, train_step
 from tests.ranks import on_two_ranks
 
@@ -99,12 +97,6 @@ def test_zero_is_zero_and_slicing_goes_on(row):
     for batch in batches():
         train_step(model, optimizer, batch, row.notes.get("closure", False))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("shape", COUPLED, ids=str)
-def test_resume(tmp_path, shape):
-    dice = random.Random(shape.name)
-    assert_resumes(tmp_path, dice.randint(3, 19), coupled=shape.name, checkpoint_first=dice.random() < 0.5)
 
 
 def on_a_rank(rank):

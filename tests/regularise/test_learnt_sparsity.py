@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from ignite_prune import PruneHandler, schedule
 from ignite_prune.handlers import LearntSparsity
 from ignite_prune.regularise import Gate, SoftMovement, SoftThreshold, soft_mask, soft_threshold, straight_through
+from tests import catalogue
 from tests.catalogue import OPTIMIZERS
 from tests.golden_values import arrays, tensor
 from tests.models import WEIGHTS, assert_zero, batches, small_net, train_step
@@ -20,7 +21,7 @@ from tests.ranks import on_two_ranks
 from tests.test_golden_saliency import network, whole
 
 FILE = "movement"
-GATES = {"threshold": SoftThreshold(start_at=-3.0), "movement": SoftMovement(0.49)}
+GATES = {row.name: row.make() for row in catalogue.GATES}
 PLAIN = [row for row in OPTIMIZERS if not row.notes]
 
 

@@ -16,14 +16,31 @@ import torch
 from ignite.engine import Engine, Events, create_supervised_trainer
 from torch import nn
 
-from ignite_prune import PruneHandler, Rewind, activation, create_pruning_engine, handlers, saliency, schedule, trace
+from ignite_prune import PruneHandler, Rewind, create_pruning_engine, saliency, schedule
 from ignite_prune import pattern as patterns
-from ignite_prune import regularise as gates
+from tests.catalogue import HANDLERS, HandlerRow, find
+from tests.catalogue.runs import InPlace
 from tests.models import batches
 
 WRITTEN_BY = "d10432a"
 KILLED, ENDS = 10, 15  # iterations: the state is taken at the first, the run ends at the second
 EPOCH = 3
+KEPT = (
+    "set",
+    "rigl",
+    "srigl",
+    "sparse_momentum",
+    "top_kast",
+    "sr_ste",
+    "group_lasso",
+    "slimming",
+    "learnt_threshold",
+    "learnt_movement",
+    "k_winners",
+    "alternating",
+    "shrunk",
+    "progressive",
+)
 
 
 class Run:
@@ -68,19 +85,6 @@ def _trained(objects: dict[str, Any], trainer: Engine) -> Run:
     return Run({**objects, "trainer": trainer}, trainer, go)
 
 
-class InPlace:
-    """Batches that begin where the trainer is: Ignite itself would begin a resumed epoch at its first."""
-
-    def __init__(self, data: list[Any], trainer: Engine) -> None:
-        self.data, self.trainer = data, trainer
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __iter__(self) -> Any:
-        return iter(self.data[self.trainer.state.iteration % len(self.data) :])
-
-
 def _pruner(make: Callable[[], Any], **settings: Any) -> Callable[[], Run]:
     """A PruneHandler that updates at each third iteration: evidence of one iteration is in the checkpoint."""
 
@@ -101,45 +105,14 @@ def _pruner(make: Callable[[], Any], **settings: Any) -> Callable[[], Run]:
     return build
 
 
-def _handler(make: Callable[[nn.Module, torch.optim.Optimizer], Any]) -> Callable[[], Run]:
+def _handler(row: HandlerRow) -> Callable[[], Run]:
     def build() -> Run:
         model, optimizer, trainer = _parts()
-        handler = make(model, optimizer)
-        handler.attach(trainer)
-        return _trained({"model": model, "optimizer": optimizer, "handler": handler}, trainer)
+        objects = row.objects(model, optimizer)
+        row.attach(objects, trainer)
+        return _trained(objects, trainer)
 
     return build
-
-
-def _alternating() -> Run:
-    model, optimizer, trainer = _parts()
-    pruner = handlers.AlternatingSparse(model, optimizer, sparsity=0.5, begin=1, phase=1, end=3, reset_momentum=True)
-    pruner.attach(trainer)
-    return _trained({"model": model, "optimizer": optimizer, "pruner": pruner}, trainer)
-
-
-def _shrunk() -> Run:
-    model, optimizer, trainer = _parts()
-    inputs = batches(1)[0][0]
-    pruner = PruneHandler(
-        model,
-        optimizer,
-        saliency=saliency.Taylor(),
-        schedule=schedule.Steps({1: 0.25, 3: 0.5}),
-        structure=trace(model, inputs),
-    )
-    pruner.attach(trainer, Events.EPOCH_COMPLETED)
-    shrinker = handlers.ShrinkHandler(pruner, inputs)
-    shrinker.attach(trainer, Events.EPOCH_COMPLETED)
-    return _trained({"shrinker": shrinker, "model": model, "optimizer": optimizer, "pruner": pruner}, trainer)
-
-
-def _progressive() -> Run:
-    model, optimizer, trainer = _parts()
-    pruner = PruneHandler(model, optimizer, pattern=patterns.Block((4, 1)), schedule=schedule.Steps({1: 0.25, 5: 0.75}))
-    progressive = handlers.ProgressiveMasks(pruner, steps=4)
-    progressive.attach(trainer, Events.ITERATION_COMPLETED)
-    return _trained({"model": model, "optimizer": optimizer, "pruner": pruner, "progressive": progressive}, trainer)
 
 
 def _rounds() -> Run:
@@ -182,32 +155,9 @@ ROWS: dict[str, Callable[[], Run]] = {
     "activation_taylor": _pruner(saliency.ActivationTaylor, pattern=patterns.Channel()),
     "shapley": _pruner(lambda: saliency.Shapley(samples=2), pattern=patterns.Channel()),
     "random_dense": _pruner(saliency.Random, keep_dense=True),
-    "set": _handler(lambda m, o: handlers.SET(m, o, sparsity=0.5, every=3, end=14, generator=_seeded())),
-    "rigl": _handler(lambda m, o: handlers.RigL(m, o, sparsity=0.5, every=3, end=14, generator=_seeded())),
-    "srigl": _handler(lambda m, o: handlers.SRigL(m, o, sparsity=0.5, every=3, end=14, generator=_seeded())),
-    "sparse_momentum": _handler(
-        lambda m, o: handlers.SparseMomentum(m, o, sparsity=0.5, every=3, end=14, generator=_seeded())
-    ),
-    "top_kast": _handler(lambda m, o: handlers.TopKAST(m, o, sparsity=0.5, every=3)),
-    "sr_ste": _handler(lambda m, o: handlers.SRSTE(m, o)),
-    "group_lasso": _handler(
-        lambda m, o: handlers.GroupLasso(m, strength=schedule.Linear(0.5, 1, 3), pattern=patterns.Channel())
-    ),
-    "slimming": _handler(lambda m, o: handlers.Slimming(m, strength=0.1)),
-    "learnt_threshold": _handler(lambda m, o: handlers.LearntSparsity(m, strength=0.01)),
-    "learnt_movement": _handler(lambda m, o: handlers.LearntSparsity(m, strength=0.01, gate=gates.SoftMovement())),
-    "k_winners": _handler(
-        lambda m, o: handlers.ActivationSparsity(m, {"5": activation.KWinners(density=0.25)}, boost_decay=0.9)
-    ),
-    "alternating": _alternating,
-    "shrunk": _shrunk,
-    "progressive": _progressive,
+    **{name: _handler(find(HANDLERS, name)) for name in KEPT},
     "rounds": _rounds,
 }
-
-
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(7)
 
 
 def write(folder: Path) -> None:

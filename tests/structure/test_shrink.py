@@ -14,9 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ignite_prune import PruneHandler, allocation, pattern, saliency, schedule
 from ignite_prune.handlers import ShrinkHandler
 from ignite_prune.structure import declare, load_shrunk, shrink, shrunk_state, slice_, trace
-from tests.laws.test_resume import assert_resumes
 from tests.models import Net
-from tests.structure import shrink_run
 from tests.structure.zoo import MODELS, Residual, image
 
 
@@ -322,22 +320,6 @@ def test_schedule_counts_the_units_there_were(formula):
     assert (model.stem.out_channels, model.first.out_channels) == (2, 4)
     assert len(objects["shrinker"].reports) == 4 and objects["pruner"].masks.sparsity > 0.9
     assert objects["pruner"].units == {"stem.weight": (8, 2), "first.weight": (16, 4)}
-
-
-@pytest.mark.parametrize("formula", ["Magnitude", "Taylor"])
-@pytest.mark.parametrize(
-    ("checkpoint", "first", "die_at"),
-    [
-        ("epoch_completed", True, 8),  # written before the pruner's update and the slicing of its epoch
-        ("epoch_completed", False, 8),
-        ("epoch_completed", True, 17),
-        ("every_2", False, 11),  # with evidence half gathered
-        ("iteration_completed", True, 20),
-    ],
-)
-def test_resume_of_a_killed_run(tmp_path, formula, checkpoint, first, die_at):
-    options = {"saliency": formula, "checkpoint": checkpoint, "checkpoint_first": first}
-    assert_resumes(tmp_path, die_at, run=shrink_run.run, **options)
 
 
 def test_keep_and_tie():
