@@ -20,19 +20,12 @@ LossFn = Callable[[Any, Any], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch, the model and the loss.
+    """A batch, the model and the loss."""
 
-    Args:
-        model: the unwrapped model.
-        x: its input: a tensor, or a mapping of keyword arguments.
-        y: the target, as ``loss_fn`` takes it.
-        loss_fn: ``(output, target) -> scalar``; None if no loss is needed.
-    """
-
-    model: nn.Module
-    x: Any
-    y: Any
-    loss_fn: LossFn | None
+    model: nn.Module  # unwrapped
+    x: Any  # a tensor, or a mapping of keyword arguments
+    y: Any  # the target
+    loss_fn: LossFn | None  # None if no loss is needed
 
     @property
     def size(self) -> int:
@@ -100,17 +93,14 @@ def batches(
 
 def _prepared(batch: Any, device: torch.device) -> tuple[Any, Any]:
     if isinstance(batch, (Tensor, Mapping)):
-        return _to(batch, device), None
+        batch = (batch,)
     if isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
-        return _to(batch[0], device), _to(batch[1], device) if len(batch) == 2 else None
+        x, y = (*batch, None)[:2]
+        return mapped(x, lambda tensor: tensor.to(device)), mapped(y, lambda tensor: tensor.to(device))
     raise TypeError(
         "Argument data should give batches (x, y), x alone, or a mapping of the model's keyword arguments; other forms "
         f"need prepare_batch=, but a batch was {type(batch)}"
     )
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return mapped(value, lambda tensor: tensor.to(device))
 
 
 def _sliced(value: Any, i: int, n: int) -> Any:
@@ -128,9 +118,7 @@ def _eager() -> AbstractContextManager[Any]:
 def undisturbed(model: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
     """Run passes in eval mode with gradients on, and restore modes, buffers and random state afterwards.
 
-    Args:
-        model: the unwrapped model.
-        batch_statistics: use the batch's statistics in BatchNorm, for a network that was never trained.
+    With ``batch_statistics`` BatchNorm uses the batch's statistics, for a network that was never trained.
     """
     modes = {module: module.training for module in model.modules()}
     buffers = [

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.distributed import raise_together
 from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches, undisturbed
-from ignite_prune.evidence.collectors.activations import ActivationMeans
-from ignite_prune.evidence.collectors.base import Collector
-from ignite_prune.evidence.collectors.following_scale import FollowingScales
+from ignite_prune.evidence.collectors.activations import ActivationMeans, FollowingScales
+from ignite_prune.evidence.collectors.base import Collector, observer_of
 from ignite_prune.evidence.collectors.gradients import FisherBlockSums, GradientSums
 from ignite_prune.evidence.collectors.head_gates import HeadGateMeans
 from ignite_prune.evidence.collectors.initial_values import InitialValues
@@ -20,13 +19,11 @@ from ignite_prune.evidence.collectors.input_shapes import InputShapes
 from ignite_prune.evidence.collectors.inputs import InputMomentSums, InputNormSums
 from ignite_prune.evidence.collectors.second_order import CurvatureSums, HessianGradients, gradients_of
 from ignite_prune.evidence.collectors.unit_removal import UnitRemovalValues
-from ignite_prune.evidence.observe import observer_of
-from ignite_prune.evidence.reduce import FAILED, Totals, totals
-from ignite_prune.evidence.running_sums import Kept
+from ignite_prune.evidence.running_sums import FAILED, Kept, Totals
 from ignite_prune.saliency import needs
 from ignite_prune.saliency.needs import Need
 
-COLLECTORS: dict[type[Need], type[Collector]] = {
+COLLECTORS: dict[type[Need], type[Collector[Any]]] = {
     needs.Activations: ActivationMeans,
     needs.Curvature: CurvatureSums,
     needs.FisherBlocks: FisherBlockSums,
@@ -44,14 +41,11 @@ COLLECTORS: dict[type[Need], type[Collector]] = {
 
 
 class Evidence:
-    """Collectors for some needs; equal needs of several groups share one.
+    """Collectors by need; equal needs of several groups share one.
 
     Args:
         model: the unwrapped model.
         wanted: the parameters of each need, by name.
-
-    Attributes:
-        collectors: by need.
     """
 
     def __init__(self, model: nn.Module, wanted: Mapping[Need, Mapping[str, nn.Parameter]]) -> None:
@@ -70,8 +64,6 @@ class Evidence:
         """Whether collectors run passes of their own, which need the loss."""
         return any(collector.probes for collector in self.collectors.values())
 
-    # Collecting
-
     def probe(self, batch: Batch, batch_statistics: bool = False) -> None:
         """Run the collectors' own passes over one batch of a trainer; the model is left as it was."""
         with undisturbed(self.model, batch_statistics):
@@ -87,12 +79,11 @@ class Evidence:
         """Collect everything from one pass over ``data``, after a reset; the model is left as it was.
 
         Raises:
-            TypeError, ValueError: bad data, or a bad loss, on this rank; ValueError if another rank failed.
+            TypeError, ValueError: bad data or a bad loss; ValueError if another rank failed.
         """
         self.reset()
-        error: Exception | None = None
+        error, collectors = None, list(self.collectors.values())
         try:
-            collectors = list(self.collectors.values())
             device = next(p.device for each in collectors for p in each.parameters.values())
             with undisturbed(self.model, batch_statistics):
                 for batch in batches(self.model, data, loss_fn, prepare_batch, device):
@@ -115,24 +106,13 @@ class Evidence:
             collector.record.stale = not collector.lasting
         self._totals.clear()
 
-    # Results
-
     def sum_over_ranks(self, averaged: bool = False) -> None:
-        """Reduce the evidence for :meth:`found`; call on every rank.
-
-        Args:
-            averaged: gradients were averaged over ranks already, as in training.
-        """
+        """Reduce the evidence for :meth:`found`, on every rank; ``averaged``: gradients are means over ranks."""
         self._totals.clear()
-        for need, collector in self.collectors.items():
-            collector.settle()
-            self._totals[need] = totals(
-                collector.record,
-                collector.zeros,
-                need.key,
-                replicated=averaged and collector.replicated,
-                shared=collector.shared,
-            )
+        for need, each in self.collectors.items():
+            each.settle()
+            replicated = averaged and each.replicated
+            self._totals[need] = each.record.totals(each.zeros, need.key, replicated, each.shared)
 
     def found(self, need: Need, masks: Mapping[str, Tensor | None]) -> dict[str, Any]:
         """Return a need's evidence by parameter name; parameters without any are left out."""
@@ -148,32 +128,18 @@ class Evidence:
         collector = self.collectors[need]
         return {name: collector.reason(name) for name in collector.parameters if name not in collector.record.counts}
 
-    # State
-
     def state_dict(self, lasting_alone: bool = False) -> list[dict[str, Any]]:
-        """Return the state of each need's collector, in order, as plain data.
-
-        Args:
-            lasting_alone: leave out what is collected from data at each update.
-        """
-        return [
-            collector.state_dict() if collector.initial or not lasting_alone else {}
-            for collector in self.collectors.values()
-        ]
+        """Return the state of each need's collector, in order; ``lasting_alone``: without evidence from data."""
+        return [each.state_dict() if each.initial or not lasting_alone else {} for each in self.collectors.values()]
 
     def sliced_state(self, indices: Mapping[str, Kept], lasting_alone: bool = False) -> list[dict[str, Any]]:
         """Return the state for parameters that keep these indices, by name and dimension."""
         return [
-            collector.sliced_state(indices) if collector.initial or not lasting_alone else {}
-            for collector in self.collectors.values()
+            each.sliced_state(indices) if each.initial or not lasting_alone else {} for each in self.collectors.values()
         ]
 
     def checked(self, state: Any) -> list[dict[str, Any]]:
-        """Return a state that fits.
-
-        Raises:
-            TypeError, ValueError: it is of other evidence.
-        """
+        """Return a state that fits, or raise TypeError or ValueError."""
         if not isinstance(state, Sequence) or isinstance(state, str) or len(state) != len(self.collectors):
             raise ValueError(
                 "The checkpoint's pruner and this one should gather the same evidence (the same saliency and repair)"
@@ -192,17 +158,16 @@ class Evidence:
 
 def collect(batch: Batch, collectors: Sequence[Collector]) -> None:
     """Run a forward pass and, if a collector needs it, a backward pass over a batch; then the collectors' own."""
-    listening = [each for each in collectors if not each.probes]
-    at_once = [each for each in listening if not each.per_sample]
-    by_sample = [each for each in listening if each.per_sample]
+    at_once = [each for each in collectors if not each.probes and not each.per_sample]
+    by_sample = [each for each in collectors if not each.probes and each.per_sample]
     if at_once:
         _one_pass(batch, at_once)
-    if by_sample:
-        for sample in batch.samples():
-            _one_pass(sample, by_sample)
+    for sample in batch.samples() if by_sample else ():
+        _one_pass(sample, by_sample)
     for collector in collectors:
         if collector.probes:
-            collector.record.drop_stale()
+            if collector.record.stale:
+                collector.record.reset()
             collector.on_batch(batch)
 
 
@@ -212,10 +177,9 @@ def _one_pass(batch: Batch, collectors: Sequence[Collector]) -> None:
     with torch.set_grad_enabled(backward), observer_of(collectors).installed(batch.model):
         output = batch.output()
     if backward:
-        loss = batch.loss(output)
         # The gradients of activations need a backward pass past them, whether or not a weight's is wanted.
         targets = wanted or {n: p for n, p in batch.model.named_parameters() if p.requires_grad}
-        found = gradients_of(loss, targets)
-        for collector in collectors:
-            if collector.differentiated:
-                collector.on_gradients({name: found[name] for name in collector.differentiated if name in found})
+        found = gradients_of(batch.loss(output), targets)
+        for each in collectors:
+            if each.differentiated:
+                each.on_gradients({name: found[name] for name in each.differentiated if name in found})

@@ -1,13 +1,18 @@
-"""Running sums by parameter name, with their counts: saved, checked, loaded and sliced."""
+"""Running sums by parameter name, with their counts: saved, checked, loaded, and reduced over ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.distributed import all_gather, all_reduce, broadcast, raise_together, rank, world_size
+
+FAILED = "Gathering evidence failed on another rank; nothing was changed on this one"
+Totals = tuple[Mapping[str, Tensor], Mapping[str, float]]
+"""Sums and counts by parameter name."""
 Kept = Mapping[int, Tensor]
 """The indices that a parameter keeps, by dimension."""
 Zeros = Callable[[str], Tensor]
@@ -15,28 +20,23 @@ Zeros = Callable[[str], Tensor]
 
 
 class RunningSums:
-    """Sums and counts over parameters.
-
-    Args:
-        parameters: by name.
+    """Sums over parameters by name, and how much was added up.
 
     Attributes:
-        sums: the sum of each parameter that has one.
-        counts: how much was added up, by name.
         forms: what the shape of a sum depends on if only data shows it; ranks without data get it from the others.
         stale: whether a mask update has used the sums; the next addition starts from zeros then.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.parameters = parameters
+        self.parameters, self.stale = parameters, False
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
         self.forms: dict[str, tuple[int, ...]] = {}
-        self.stale = False
 
     def at(self, name: str, zeros: Zeros) -> Tensor:
         """Return the sum of a parameter, to add to in place, on the parameter's device; at first it is zeros."""
-        self.drop_stale()
+        if self.stale:
+            self.reset()
         held = self.sums.get(name)
         if held is None:
             held = self.sums[name] = zeros(name)
@@ -48,45 +48,78 @@ class RunningSums:
         """Add to a count, after decay of what it was."""
         self.counts[name] = self.counts.get(name, 0.0) * decay + weight
 
-    def drop_stale(self) -> None:
-        """Drop the sums if a mask update has used them."""
-        if self.stale:
-            self.reset()
-
     def reset(self) -> None:
         """Drop all sums and counts."""
         self.sums, self.counts, self.stale = {}, {}, False
 
-    # State
+    def totals(self, zeros: Zeros, key: str, replicated: bool, shared: bool) -> Totals:
+        """Return sums and counts over all ranks; a rank without data for a parameter adds nothing.
+
+        Args:
+            zeros: returns zeros in the form of a parameter's sum.
+            key: of the evidence, for the error if ranks use a parameter in ways that do not add up.
+            replicated: all ranks have the same sums (of averaged gradients), so the result is their mean.
+            shared: all ranks have the same sums (of the model's own values), so the result is one rank's.
+        """
+        if world_size() == 1:
+            return self.sums, self.counts
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, float] = {}
+        ranks = self._counted()
+        equals = len(ranks) if replicated else 1
+        for name in self.parameters:
+            having = [each for each, counted in enumerate(ranks) if name in counted]
+            if not having:
+                continue
+            self._take_form(name, key, [ranks[each][name][1] for each in having])
+            own = self._own_sum(name, zeros, having)
+            if shared:  # a mean of equal values would be rounded
+                sums[name], counts[name] = broadcast(own, having[0]), 1.0
+            else:
+                sums[name] = all_reduce(own).div_(equals)
+                counts[name] = sum(ranks[each][name][0] for each in having) / equals
+        return sums, counts
+
+    def _counted(self) -> Sequence[Mapping[str, tuple[float, tuple[int, ...]]]]:
+        """Return the counts and forms of each rank; stale sums count only if no rank has new ones."""
+        mine = {n: (count, self.forms.get(n, ())) for n, count in self.counts.items() if count > 0}
+        gathered = all_gather((self.stale, mine))
+        none_new = all(stale for stale, _ in gathered)
+        return [counted if none_new or not stale else {} for stale, counted in gathered]
+
+    def _take_form(self, name: str, key: str, forms: Sequence[tuple[int, ...]]) -> None:
+        if len(set(forms)) > 1:
+            raise ValueError(
+                f"{key} of parameter {name!r} cannot be added up: ranks use it in different ways (with other groups or "
+                "heads, or the other way round)"
+            )
+        if forms[0]:
+            self.forms[name] = forms[0]
+
+    def _own_sum(self, name: str, zeros: Zeros, having: Sequence[int]) -> Tensor:
+        """Return this rank's sum, or zeros if it has none."""
+        own, error = self.sums.get(name) if rank() in having else None, None
+        try:
+            own = zeros(name) if own is None else own
+        except Exception as raised:  # this rank may lack the memory
+            error = raised
+        if len(having) < world_size():
+            raise_together(error, FAILED)
+        assert own is not None
+        return own
 
     def state_dict(self) -> dict[str, Any]:
         """Return sums, counts and staleness."""
         return {"sums": dict(self.sums), "counts": dict(self.counts), "stale": self.stale}
 
-    def sliced(self, indices: Mapping[str, Kept], cut: Callable[[str, Tensor, Kept], Tensor | None]) -> dict[str, Any]:
-        """Return the state for parameters that keep these indices.
-
-        Args:
-            indices: by name and dimension; of the parameters before slicing.
-            cut: returns what is left of a sum, or None to drop it.
-        """
-        left = {name: cut(name, total, indices.get(name, {})) for name, total in self.sums.items()}
-        sums = {name: total for name, total in left.items() if total is not None}
-        return {**self.state_dict(), "sums": sums, "counts": {name: self.counts[name] for name in sums}}
-
-    def checked(self, state: Any, zeros: Zeros) -> dict[str, Any]:
-        """Return a state that fits.
-
-        Raises:
-            TypeError: it is not made of mappings.
-            ValueError: it is of other parameters, shapes or types.
-        """
+    def checked(self, state: Any, zeros: Zeros | None) -> dict[str, Any]:
+        """Return a state that fits, or raise TypeError or ValueError; without ``zeros`` sums may have any form."""
         if not isinstance(state, Mapping) or not all(isinstance(state.get(k), Mapping) for k in ("sums", "counts")):
             raise TypeError("The evidence of a pruner's state_dict should be mappings 'sums' and 'counts'")
         for name, held in state["sums"].items():
             if name not in self.parameters or not isinstance(held, Tensor):
                 raise ValueError(f"The checkpoint's evidence is of another parameter: {name!r}")
-            like = zeros(name)
+            like = held if zeros is None else zeros(name)
             if held.shape != like.shape or held.dtype != like.dtype:
                 raise ValueError(
                     f"The checkpoint's evidence of {name!r} is {tuple(held.shape)} of {held.dtype}, but should be "
@@ -115,3 +148,10 @@ def kept_of(tensor: Tensor, kept: Kept) -> Tensor:
 def wide(parameter: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
     """Return the type of running sums over a parameter: at least float32, as half precision would lose small terms."""
     return dtype or (torch.float32 if parameter.itemsize < 4 else parameter.dtype)
+
+
+def zeros_over(parameter: Tensor, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Return zeros for a sum over a parameter, by default of one number an entry."""
+    if shape is None:
+        return torch.zeros_like(parameter, dtype=wide(parameter, dtype), requires_grad=False)
+    return torch.zeros(shape, dtype=wide(parameter, dtype), device=parameter.device)

@@ -11,24 +11,16 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ignite_prune.core.step_hooks import Closure, closure_of, grad_scale, with_closure
+from ignite_prune.evidence.collectors.base import Scale, observer_of
 from ignite_prune.evidence.evidence import Evidence
-from ignite_prune.evidence.observe import observer_of
 
 
 class TrainingFeed:
     """Feeds collectors from what a trainer does anyway: the gradients before each optimizer step, and the model's
     forward and backward passes in training mode.
-
-    Args:
-        evidence: holds the collectors.
-        model: the unwrapped model.
-        optimizers: those that train it.
-        scale: returns the scale of gradients in a backward pass (of a GradScaler).
     """
 
-    def __init__(
-        self, evidence: Evidence, model: nn.Module, optimizers: Sequence[Optimizer], scale: Callable[[], float]
-    ) -> None:
+    def __init__(self, evidence: Evidence, model: nn.Module, optimizers: Sequence[Optimizer], scale: Scale) -> None:
         collectors = list(evidence.collectors.values())
         self._model, self._optimizers = model, list(optimizers)
         self._collectors = [each for each in collectors if each.differentiated]
@@ -56,7 +48,7 @@ class TrainingFeed:
         if (len(args) == 1 and not kwargs) or closure_of(args, kwargs) is None:
             self._collect(optimizer)
             return None
-        return with_closure(args, kwargs, lambda closure: _Once(closure, lambda: self._collect(optimizer)))
+        return with_closure(args, kwargs, lambda closure: _once(closure, lambda: self._collect(optimizer)))
 
     def _collect(self, optimizer: Optimizer) -> None:
         scale = grad_scale(optimizer)
@@ -73,18 +65,17 @@ class TrainingFeed:
                 collector.on_gradients(found)
 
 
-class _Once:
-    """A closure that calls a function after its first evaluation."""
+def _once(closure: Closure, then: Callable[[], None]) -> Closure:
+    """Return a closure that calls a function after its first evaluation."""
+    pending = [then]
 
-    def __init__(self, closure: Closure, then: Callable[[], None]) -> None:
-        self._closure, self._then, self._done = closure, then, False
-
-    def __call__(self) -> Any:
-        loss = self._closure()
-        if not self._done:
-            self._done = True
-            self._then()
+    def evaluate() -> Any:
+        loss = closure()
+        if pending:
+            pending.pop()()
         return loss
+
+    return evaluate
 
 
 def _unscaled(gradient: Tensor, scale: Tensor | float) -> Tensor:

@@ -1,50 +1,52 @@
-"""Evidence from activations."""
+"""Evidence from activations, and from the scales of the batch norms that follow: one number a unit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ignite_prune.evidence.collectors.backward_hook import on_gradient
-from ignite_prune.evidence.collectors.base import Collector
-from ignite_prune.evidence.running_sums import Kept, kept_of, wide
-from ignite_prune.saliency.needs import Activations
+from ignite_prune.evidence.collectors.base import Collector, N, Scale, on_gradient
+from ignite_prune.evidence.forward.observer import ForwardObserver
+from ignite_prune.evidence.running_sums import Kept, kept_of, wide, zeros_over
+from ignite_prune.saliency.needs import Activations, FollowingScale
 
 
-class ActivationCollector(Collector):
+class ActivationCollector(Collector[N]):
     """Base of collectors of one number a unit."""
 
-    listens_to: ClassVar[frozenset[str]] = frozenset({"activation"})
-
     def zeros(self, name: str) -> Tensor:
-        parameter = self.parameters[name]
-        return torch.zeros(parameter.shape[0], dtype=wide(parameter), device=parameter.device)
+        return zeros_over(self.parameters[name], self.parameters[name].shape[:1])
 
     def cut(self, name: str, total: Tensor, kept: Kept) -> Tensor:
         return kept_of(total, {0: kept[0]} if 0 in kept else {})
 
+    def subscribe(self, observer: ForwardObserver, scale: Scale) -> None:
+        on_activation = partial(self.on_activation, scale)
+        observer.subscribe(self.parameters, on_activation=on_activation, on_end=self.on_forward_end)
 
-class ActivationMeans(ActivationCollector):
-    """Collects :class:`~ignite_prune.saliency.needs.Activations`: a sum over samples, one number a unit."""
+    def on_activation(self, scale: Scale, name: str, z: Tensor, dim: int, samples: int) -> None:
+        """Called with the activation at a layer's evaluation point."""
 
-    def __init__(self, need: Activations, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-        super().__init__(need, parameters, model)
-        self._need, self.backward = need, need.gradient
 
-    def on_activation(self, name: str, z: Tensor, dims: tuple[int, int], scale: float) -> None:
-        if z.shape[dims[1]] != self.parameters[name].shape[0]:
+class ActivationMeans(ActivationCollector[Activations]):
+    """Collects :class:`~ignite_prune.saliency.needs.Activations`: a sum over samples."""
+
+    def prepare(self) -> None:
+        self.backward = self.need.gradient
+
+    def on_activation(self, scale: Scale, name: str, z: Tensor, dim: int, samples: int) -> None:
+        if z.shape[dim] != self.parameters[name].shape[0]:
             self.refused[name] = "its dim 0 does not number its outputs"
-        elif self._need.maps and dims[1] != -3:
+        elif self.need.maps and dim != -3:
             self.refused[name] = "its outputs have no maps of two dimensions"
-        elif not self._need.gradient:
-            self._add(name, z.detach(), dims)
+        elif not self.need.gradient:
+            self._add(name, z.detach(), (samples, dim))
         elif z.requires_grad:
-            held = z.detach().clone()  # the next operation may overwrite it
-            on_gradient(z, scale, partial(self._add, name, held, dims, scale))
+            held, at_once = z.detach().clone(), scale()  # the next operation may overwrite it
+            on_gradient(z, at_once, partial(self._add, name, held, (samples, dim), at_once))
         else:
             self.refused[name] = "no gradient reaches its activation (is everything before it frozen?)"
 
@@ -56,7 +58,7 @@ class ActivationMeans(ActivationCollector):
         samples = len(arranged)
         if gradient is not None:  # of each sample's own loss, where the batch's is a mean
             gradient = self._arranged(gradient, *dims).to(running.dtype) * (samples / scale)
-        running += self._need.measure(arranged.to(running.dtype), gradient).to(running.dtype).sum(0)
+        running += self.need.measure(arranged.to(running.dtype), gradient).to(running.dtype).sum(0)
         self.record.count(name, samples)
 
     def _arranged(self, z: Tensor, samples: int, dim: int) -> Tensor:
@@ -64,6 +66,43 @@ class ActivationMeans(ActivationCollector):
         if z.ndim == -dim:
             z = z.unsqueeze(0)
         z = z.movedim((samples, dim), (0, 1))
-        if self._need.maps:
+        if self.need.maps:
             return z
         return z.flatten(2) if z.ndim > 2 else z.unsqueeze(2)
+
+
+class FollowingScales(ActivationCollector[FollowingScale]):
+    """Collects :class:`~ignite_prune.saliency.needs.FollowingScale`: the scale of the BatchNorm after each layer.
+
+    The forward pass shows which BatchNorm follows; its scale is copied when the record is read.
+    """
+
+    shared = True
+    lasting = True
+
+    def prepare(self) -> None:
+        self._norms: dict[str, Tensor] = {}
+        self._seen: set[str] = set()
+
+    def on_activation(self, scale: Scale, name: str, z: Tensor, dim: int, samples: int) -> None:
+        self._seen.add(name)
+
+    def on_forward_end(self, observer: ForwardObserver) -> None:
+        super().on_forward_end(observer)
+        norms = {} if observer.points is None else observer.points.norms
+        for name, scale in norms.items():
+            if name in self.parameters and scale.shape == self.parameters[name].shape[:1]:
+                self._norms[name] = scale
+                self.running(name)
+                self.record.counts[name] = 1.0
+
+    def settle(self) -> None:
+        for name, scale in self._norms.items():
+            self.record.sums[name] = scale.detach().to(wide(scale), copy=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        self.settle()
+        return super().state_dict()
+
+    def reason(self, name: str) -> str:
+        return "no BatchNorm follows it" if name in self._seen else super().reason(name)

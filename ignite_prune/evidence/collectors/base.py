@@ -1,38 +1,37 @@
-"""The interface of the collectors of evidence."""
+"""The interface of the collectors of evidence, and their subscription to a model's forward passes."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ignite_prune.evidence.calibration import Batch
-from ignite_prune.evidence.forward.attention_tracker import Attention
-from ignite_prune.evidence.forward.layer_calls import LayerCall
 from ignite_prune.evidence.forward.observer import ForwardObserver
-from ignite_prune.evidence.running_sums import Kept, RunningSums, kept_of
+from ignite_prune.evidence.running_sums import Kept, RunningSums, kept_of, zeros_over
 from ignite_prune.evidence.version_2 import key_in_version_2
 from ignite_prune.saliency.needs import Need
 
+N = TypeVar("N", bound=Need)
+Scale = Callable[[], float]
+"""Returns the scale of gradients (of a GradScaler), called when a forward pass runs."""
 
-class Collector(ABC):
+
+class Collector(Generic[N]):
     """Collects one kind of evidence over some parameters in :attr:`record`.
 
-    Training or a calibration pass calls its methods ``on_...``.
-
-    Args:
-        need: the evidence.
-        parameters: the parameters, by name.
-        model: the unwrapped model.
+    Training or a calibration pass calls :meth:`on_gradients`, :meth:`on_batch` and what :meth:`subscribe` asks for.
 
     Attributes:
-        listens_to: any of "model_input", "layer_call", "activation", "attention".
         probes: whether it runs passes of its own, in :meth:`on_batch`.
         replicated: whether all ranks collect the same values in training, because gradients are averaged there.
         shared: whether all ranks always collect the same values, because they are the model's own.
-        initial: whether it is collected once, at construction.
+        initial: whether it is collected at construction, in :meth:`prepare`.
+        any_form: whether only data shows the form of a sum, so that a loaded one may have any.
+        of_gradients: whether there is nothing for a parameter without ``requires_grad``.
+        unreached: the reason why there is nothing for a parameter while there is for others; ``unseen``: for none.
         backward: whether it needs a backward pass.
         lasting: whether it goes on over mask updates.
         per_sample: whether a calibration pass should run each sample separately.
@@ -42,55 +41,49 @@ class Collector(ABC):
         refused: by parameter, the reason why nothing can be collected.
     """
 
-    listens_to: ClassVar[frozenset[str]] = frozenset()
     probes: ClassVar[bool] = False
     replicated: ClassVar[bool] = False
     shared: ClassVar[bool] = False
     initial: ClassVar[bool] = False
+    any_form: ClassVar[bool] = False
+    of_gradients: ClassVar[bool] = False
+    unreached: ClassVar[str] = "the data never reached it"
+    unseen: ClassVar[str] = "no forward has been seen: in training the model's own is, in train mode and not compiled"
     backward: bool = False
     lasting: bool = False
     per_sample: bool = False
 
-    def __init__(self, need: Need, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+    def __init__(self, need: N, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         self.need, self.parameters, self.model = need, dict(parameters), model
         self.differentiated: Mapping[str, nn.Parameter] = {}
         self.record = RunningSums(self.parameters)
         self.unknown: dict[str, str] = {}
         self.refused: dict[str, str] = {}
+        self.prepare()
 
-    @abstractmethod
+    def prepare(self) -> None:
+        """Set up what depends on the need and the model, at construction."""
+
     def zeros(self, name: str) -> Tensor:
         """Return zeros in the form of a parameter's sum."""
+        return zeros_over(self.parameters[name])
 
     def running(self, name: str) -> Tensor:
         """Return a parameter's sum, to add to in place."""
         return self.record.at(name, self.zeros)
 
-    # Events
-
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         """Called with the unscaled gradients of a step, of some of the parameters in ``differentiated``."""
-
-    def on_model_input(self, args: Any, kwargs: Any) -> None:
-        """Called with the model's arguments at the start of a forward pass."""
-
-    def on_layer_call(self, name: str, call: LayerCall) -> None:
-        """Called before a layer runs."""
-
-    def on_activation(self, name: str, z: Tensor, dims: tuple[int, int], scale: float) -> None:
-        """Called with an activation, the dims of its samples and units, and the scale of gradients to come."""
-
-    def on_attention(self, attention: Attention, scale: float) -> None:
-        """Called with an attention, and the scale of gradients to come."""
-
-    def on_forward_end(self, observer: ForwardObserver) -> None:
-        """Called at the end of each forward pass."""
-        self.unknown.update(observer.unknown)
 
     def on_batch(self, batch: Batch) -> None:
         """Run passes over a batch."""
 
-    # Results
+    def subscribe(self, observer: ForwardObserver, scale: Scale) -> None:
+        """Subscribe to the events of forward passes that it needs."""
+
+    def on_forward_end(self, observer: ForwardObserver) -> None:
+        """Called at the end of each observed forward pass."""
+        self.unknown.update(observer.unknown)
 
     def settle(self) -> None:
         """Add up what is pending, before the record is read."""
@@ -98,13 +91,7 @@ class Collector(ABC):
     def results(
         self, sums: Mapping[str, Tensor], counts: Mapping[str, float], masks: Mapping[str, Tensor | None]
     ) -> dict[str, Any]:
-        """Return the evidence by parameter name.
-
-        Args:
-            sums: the sums over all ranks.
-            counts: their counts.
-            masks: the masks of the parameters.
-        """
+        """Return the evidence by parameter name, from sums and counts over all ranks, under these masks."""
         return {name: self.result(name, sums[name], counts[name]) for name in sums if counts.get(name)}
 
     def result(self, name: str, total: Tensor, count: float) -> Any:
@@ -113,17 +100,13 @@ class Collector(ABC):
 
     def reason(self, name: str) -> str:
         """Return the reason why there is nothing for a parameter."""
+        if self.of_gradients and not self.parameters[name].requires_grad:
+            return "it is frozen (requires_grad=False) and has no gradient: leave it out with exclude="
         if name in self.refused:
             return self.refused[name]
         if name in self.unknown:
             return f"it is used by {self.unknown[name]}, not by a linear layer or a convolution"
-        if self.record.counts:
-            return "the data never reached it"
-        if self.listens_to:
-            return "no forward has been seen: in training the model's own is, in train mode and not compiled"
-        return "nothing has been gathered yet"
-
-    # State
+        return self.unreached if self.record.counts else self.unseen
 
     def reset(self) -> None:
         """Drop everything collected."""
@@ -135,26 +118,49 @@ class Collector(ABC):
 
     def sliced_state(self, indices: Mapping[str, Kept]) -> dict[str, Any]:
         """Return the state for parameters that keep these indices, by name and dimension."""
-        return {**self.state_dict(), **self.record.sliced(indices, self.cut)}
+        state = self.state_dict()
+        left = {name: self.cut(name, total, indices.get(name, {})) for name, total in state["sums"].items()}
+        sums = {name: total for name, total in left.items() if total is not None}
+        return {**state, "sums": sums, "counts": {name: state["counts"][name] for name in sums}}
 
     def cut(self, name: str, total: Tensor, kept: Kept) -> Tensor | None:
         """Return the part of a parameter's sum that is kept, or None if the rest is meaningless."""
         return None if kept and total.shape != self.parameters[name].shape else kept_of(total, kept)
 
     def checked(self, state: Any) -> dict[str, Any]:
-        """Return a state that fits.
-
-        Raises:
-            TypeError, ValueError: it is of another form, of other evidence, parameters or shapes.
-        """
+        """Return a state that fits, or raise TypeError or ValueError."""
         written = state.get("need", self.need.key) if isinstance(state, Mapping) else self.need.key
         if written not in (self.need.key, key_in_version_2(self.need)):
             raise ValueError(
                 f"The checkpoint's evidence is {written!r}, but this pruner gathers {self.need.key!r}; make the pruner "
                 "with the saliency and repair of the one that wrote the checkpoint"
             )
-        return self.record.checked(state, self.zeros)
+        return self.record.checked(state, None if self.any_form else self.zeros)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a checked state."""
         self.record.load_state_dict(state)
+
+
+def observer_of(
+    collectors: Sequence[Collector], scale: Scale = lambda: 1.0, is_enabled: Callable[[], bool] | None = None
+) -> ForwardObserver:
+    """Return an observer that calls each collector with its events, while ``is_enabled`` returns True."""
+    observer = ForwardObserver(is_enabled)
+    for collector in collectors:
+        collector.subscribe(observer, scale)
+    return observer
+
+
+def on_gradient(tensor: Tensor, scale: float, run: Callable[[Tensor], object]) -> None:
+    """Call ``run`` with a tensor's scaled gradient in the backward pass, unless the scaled loss overflowed.
+
+    A GradScaler skips a step in which a scaled gradient is not finite.
+    """
+
+    @torch.no_grad()
+    def hook(gradient: Tensor) -> None:
+        if scale == 1.0 or bool(torch.isfinite(gradient).all()):
+            run(gradient.detach())
+
+    tensor.register_hook(hook)  # type: ignore[no-untyped-call]

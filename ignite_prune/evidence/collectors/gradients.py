@@ -5,55 +5,44 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.evidence.collectors.base import Collector
-from ignite_prune.evidence.running_sums import wide
-from ignite_prune.saliency.needs import Fisher, FisherBlocks, Gradients, Need
+from ignite_prune.evidence.collectors.base import Collector, N
+from ignite_prune.evidence.running_sums import Kept, wide, zeros_over
+from ignite_prune.saliency.needs import Fisher, FisherBlocks, Gradients
 from ignite_prune.saliency.obs import add_outer_
 
 
-class GradientCollector(Collector):
+class GradientCollector(Collector[N]):
     """Base of collectors of gradients."""
 
     replicated = True
     backward = True
-
-    def __init__(self, need: Need, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-        super().__init__(need, parameters, model)
-        self.differentiated = self.parameters
-
-    def reason(self, name: str) -> str:
-        if not self.parameters[name].requires_grad:
-            return "it is frozen (requires_grad=False) and has no gradient: leave it out with exclude="
-        if self.record.counts:
-            return "it got no gradient: the loss does not depend on it"
-        return "no gradient has been seen yet"
+    of_gradients = True
+    unreached = "it got no gradient: the loss does not depend on it"
+    unseen = "no gradient has been seen yet"
 
 
-class GradientSums(GradientCollector):
+class GradientSums(GradientCollector[Gradients]):
     """Collects :class:`~ignite_prune.saliency.needs.Gradients`."""
 
-    def __init__(self, need: Gradients, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-        super().__init__(need, parameters, model)
-        self._need = need
-        self.lasting, self.per_sample = need.memory.lasting, need.per_sample
-        self._biases = _biases(model, self.parameters) if need.by_unit else {}
+    def prepare(self) -> None:
+        self.lasting, self.per_sample = self.need.memory.lasting, self.need.per_sample
+        self._biases = _biases(self.model, self.parameters) if self.need.by_unit else {}
         self.differentiated = {**self.parameters, **dict(self._biases.values())}
 
     def zeros(self, name: str) -> Tensor:
-        parameter, dtype = self.parameters[name], wide(self.parameters[name], self._need.memory.dtype)
-        if self._need.by_unit:
-            return torch.zeros(parameter.shape[:1], dtype=dtype, device=parameter.device)
-        return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+        parameter = self.parameters[name]
+        return zeros_over(parameter, parameter.shape[:1] if self.need.by_unit else None, self.need.memory.dtype)
 
     @torch.no_grad()
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
-        decay = self._need.memory.decay
+        decay = self.need.memory.decay
         for name, parameter in self.parameters.items():
             if name not in gradients:
                 continue
@@ -61,9 +50,9 @@ class GradientSums(GradientCollector):
             if decay != 1:
                 running.mul_(decay)
             gradient, weight = gradients[name], parameter.detach()
-            if self._need.by_unit:
+            if self.need.by_unit:
                 gradient, weight = self._by_unit(name, gradient, weight, gradients)
-            after = self._need.term(running, gradient.to(running.dtype), weight.to(running.dtype))
+            after = self.need.term(running, gradient.to(running.dtype), weight.to(running.dtype))
             if not isinstance(after, Tensor) or after.shape != running.shape:
                 given = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
                 raise TypeError(
@@ -83,7 +72,7 @@ class GradientSums(GradientCollector):
         return product, torch.ones_like(product)
 
     def result(self, name: str, total: Tensor, count: float) -> Tensor:
-        return total / count if self._need.mean else total
+        return total / count if self.need.mean else total
 
 
 def _biases(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[str, nn.Parameter]]:
@@ -101,34 +90,28 @@ def _biases(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[st
 _AT_ONCE = 4
 
 
-class FisherBlockSums(GradientCollector):
+class FisherBlockSums(GradientCollector[FisherBlocks]):
     """Collects :class:`~ignite_prune.saliency.needs.FisherBlocks`.
 
     Gradients are added a few at a time, so that the large blocks are read less often; pending ones are in the state.
-
-    Raises:
-        ValueError: the blocks would not fit in memory.
     """
 
-    def __init__(self, need: FisherBlocks, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-        super().__init__(need, parameters, model)
-        self._need = need
-        self.per_sample = need.per_sample
+    def prepare(self) -> None:
+        self.differentiated, self.per_sample = self.parameters, self.need.per_sample
         self._waiting: dict[str, list[Tensor]] = {}
+        parameters = self.parameters.values()
         size = sum(math.prod(self._shape(name)) * wide(p).itemsize for name, p in self.parameters.items())
-        device = next(iter(self.parameters.values())).device
-        what = f"Fisher blocks of {need.block} over {_entries(parameters):,} weights"
-        check_memory(size, device, what, "take fewer parameters, or smaller blocks")
+        what = f"Fisher blocks of {self.need.block} over {sum(p.numel() for p in parameters):,} weights"
+        check_memory(size, next(iter(parameters)).device, what, "take fewer parameters, or smaller blocks")
 
     def _shape(self, name: str) -> tuple[int, int, int]:
         """Return the shape of a parameter's blocks, the last one padded."""
         entries = self.parameters[name].numel()
-        block = max(1, min(self._need.block, entries))
+        block = max(1, min(self.need.block, entries))
         return -(-entries // block), block, block
 
     def zeros(self, name: str) -> Tensor:
-        parameter = self.parameters[name]
-        return torch.zeros(self._shape(name), dtype=wide(parameter), device=parameter.device)
+        return zeros_over(self.parameters[name], self._shape(name))
 
     @torch.no_grad()
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
@@ -142,8 +125,7 @@ class FisherBlockSums(GradientCollector):
                     self._settle(name)
 
     def _settle(self, name: str) -> None:
-        waiting = self._waiting.pop(name, [])
-        if waiting:
+        if waiting := self._waiting.pop(name):
             add_outer_(self.running(name), waiting)
 
     def settle(self) -> None:
@@ -157,7 +139,7 @@ class FisherBlockSums(GradientCollector):
     def result(self, name: str, total: Tensor, count: float) -> Fisher:
         return Fisher(total, count)
 
-    def sliced_state(self, indices: Mapping[str, Mapping[int, Tensor]]) -> dict[str, Any]:
+    def sliced_state(self, indices: Mapping[str, Kept]) -> dict[str, Any]:
         state = super().sliced_state(indices)
         waiting = {name: held for name, held in state["waiting"].items() if name in state["sums"]}
         return {**state, "waiting": waiting}
@@ -183,46 +165,26 @@ class FisherBlockSums(GradientCollector):
         }
 
 
-def _entries(parameters: Mapping[str, nn.Parameter]) -> int:
-    return sum(p.numel() for p in parameters.values())
-
-
 def check_memory(size: int, device: torch.device, what: str, advice: str) -> None:
-    """Raise before an allocation that would not fit.
-
-    Args:
-        size: bytes.
-        device: of the allocation.
-        what: what it is for.
-        advice: what to do instead.
-
-    Raises:
-        ValueError: there is not as much free memory; gives both figures.
-    """
+    """Raise ValueError before an allocation of ``size`` bytes that would not fit; give both figures."""
     free = _free_memory(device)
     if free is not None and size > free:
         raise ValueError(f"{what} would take {_readable(size)}, but {device} has {_readable(free)} free; {advice}")
 
 
 def _readable(size: int) -> str:
-    """Return bytes in a fitting unit."""
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    power = min(max(size.bit_length() - 1, 0) // 10, len(units) - 1)
-    return f"{size / 1024**power:.4g} {units[power]}"
+    power = min(max(size.bit_length() - 1, 0) // 10, 4)
+    return f"{size / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def _free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":  # memory that torch reserves and does not use is free too
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + idle
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
+    with suppress(OSError), open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    with suppress(ValueError, OSError, AttributeError):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
+    return None

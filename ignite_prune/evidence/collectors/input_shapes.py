@@ -3,42 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from ignite_prune._utils.nested import mapped, tensors_in
 from ignite_prune.evidence.calibration import undisturbed
-from ignite_prune.evidence.collectors.base import Collector
+from ignite_prune.evidence.collectors.base import Collector, Scale
+from ignite_prune.evidence.forward.observer import ForwardObserver
 from ignite_prune.saliency.needs import SynapticFlow
 
 
-class InputShapes(Collector):
+class InputShapes(Collector[SynapticFlow]):
     """Collects :class:`~ignite_prune.saliency.needs.SynapticFlow`: the shapes of one input, which are its state.
 
     The flow is a pure function of weights, masks and shapes, computed in :meth:`results`.
     """
 
-    listens_to: ClassVar[frozenset[str]] = frozenset({"model_input"})
     replicated = True
     lasting = True
 
-    def __init__(self, need: SynapticFlow, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-        super().__init__(need, parameters, model)
-        self._bias = need.bias
+    def prepare(self) -> None:
         self.shapes: Any = None
 
     def zeros(self, name: str) -> Tensor:
         return torch.zeros(())
 
-    def on_model_input(self, args: Any, kwargs: Any) -> None:
-        """Store the shapes of the first input, without the batch dimension.
+    def subscribe(self, observer: ForwardObserver, scale: Scale) -> None:
+        observer.subscribe({}, on_model_input=self.on_model_input)
 
-        Raises:
-            TypeError: the model's input is not floating point.
-        """
+    def on_model_input(self, args: Any, kwargs: Any) -> None:
+        """Store the shapes of the first input, which should be floating point, without the batch dimension."""
         if self.shapes is None:
             given = [*args, *kwargs.values()]
             if not given or not all(t.is_floating_point() for t in tensors_in(given)):
@@ -57,7 +54,7 @@ class InputShapes(Collector):
             return {}
         values = {name: p.detach().double().abs() for name, p in self.model.named_parameters()}
         inside = {parameter: name for name, parameter in self.model.named_parameters()}  # a compiled part changes names
-        if not self._bias:
+        if not self.need.bias:
             values |= {name: torch.zeros_like(v) for name, v in values.items() if name.rpartition(".")[2] == "bias"}
         for name, mask in masks.items():
             if mask is not None and name in self.parameters:

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ignite_prune.evidence.collectors.base import Collector
+from ignite_prune.evidence.collectors.base import Collector, N, Scale
 from ignite_prune.evidence.collectors.gradients import check_memory
 from ignite_prune.evidence.forward.layer_calls import LayerCall
-from ignite_prune.evidence.running_sums import Kept, wide
-from ignite_prune.saliency.needs import Moments, Need
+from ignite_prune.evidence.forward.observer import ForwardObserver
+from ignite_prune.evidence.running_sums import Kept, wide, zeros_over
+from ignite_prune.saliency.needs import InputMoments, InputNorms, Moments
 
 _PIECE = 1 << 18  # entries that stay in a core's cache
 
 
-class InputCollector(Collector):
+class InputCollector(Collector[N]):
     """Base of collectors of layer inputs.
 
     A sum is flat in the layer's inputs: ``groups × inputs of an output``. A layer's first call shows how it uses its
     weight; ``record.forms`` holds the groups, and whether dim 1 holds the outputs.
     """
-
-    listens_to: ClassVar[frozenset[str]] = frozenset({"layer_call"})
-
-    def __init__(self, need: Need, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-        super().__init__(need, parameters, model)
 
     def inputs(self, name: str) -> int:
         """Return the number of inputs of one output of a layer."""
@@ -42,26 +37,29 @@ class InputCollector(Collector):
         groups, transposed = self.record.forms.get(name, (1, False))
         if groups > 1 and kept:
             return None
-        shape = self.parameters[name].shape
+        shape, along = self.parameters[name].shape, 0 if transposed else 1
         places = torch.arange(shape[0]) if transposed else torch.arange(math.prod(shape[1:])).view(shape[1:])
-        along = 0 if transposed else 1
         return places.index_select(0, kept[along].cpu()).flatten() if along in kept else places.flatten()
 
-    def on_layer_call(self, name: str, call: LayerCall) -> None:
-        refused = _refusal(call)
-        if refused:
-            self.refused[name] = refused
-            return
-        self.record.forms[name] = (call.groups, call.transposed)
-        if not self.parameters[name].numel():  # nothing to score
-            self.running(name)
-            self.record.count(name)
-            return
-        self.add(name, call, tuple(self.parameters[name].shape[2:]))
+    def subscribe(self, observer: ForwardObserver, scale: Scale) -> None:
+        observer.subscribe(self.parameters, on_layer_call=self.on_layer_call, on_end=self.on_forward_end)
 
-    @abstractmethod
-    def add(self, name: str, call: LayerCall, kernel: tuple[int, ...]) -> None:
-        """Add the inputs of a layer call."""
+    def on_layer_call(self, name: str, call: LayerCall) -> None:
+        """Called before a layer runs."""
+        if call.rows is not None:
+            self.refused[name] = "only a part of it is used at a time (cross attention), each with inputs of its own"
+        elif call.kind.startswith("conv_transpose"):
+            self.refused[name] = "it is the weight of a transposed convolution, which has no inputs of one output alone"
+        else:
+            self.record.forms[name] = (call.groups, call.transposed)
+            running = self.running(name)
+            parameter = self.parameters[name]  # without entries there is nothing to score
+            added = self.add(running, call, tuple(parameter.shape[2:])) if parameter.numel() else 1.0
+            self.record.count(name, added)
+
+    def add(self, running: Tensor, call: LayerCall, kernel: tuple[int, ...]) -> float:
+        """Add the inputs of a layer call to its sum; return how many it adds to the count."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "forms": {name: list(form) for name, form in self.record.forms.items()}}
@@ -70,7 +68,7 @@ class InputCollector(Collector):
         earlier, forms = self.record.forms, state.get("forms") if isinstance(state, Mapping) else None
         if not isinstance(forms, Mapping) or not set(forms) <= set(self.parameters):
             raise ValueError("The checkpoint's evidence is damaged: its 'forms' do not fit")
-        self.record.forms = {name: (int(groups), bool(turned)) for name, (groups, turned) in forms.items()}
+        self.record.forms = _read(forms)  # for the shapes that the sums should have
         try:
             return super().checked(state)
         finally:
@@ -78,18 +76,14 @@ class InputCollector(Collector):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.record.forms = {name: (int(groups), bool(turned)) for name, (groups, turned) in state["forms"].items()}
+        self.record.forms = _read(state["forms"])
 
 
-def _refusal(call: LayerCall) -> str | None:
-    if call.rows is not None:
-        return "only a part of it is used at a time (cross attention), each part with inputs of its own"
-    if call.kind.startswith("conv_transpose"):
-        return "it is the weight of a transposed convolution, which has no inputs of one output alone"
-    return None
+def _read(forms: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: (int(groups), bool(transposed)) for name, (groups, transposed) in forms.items()}
 
 
-class InputNormSums(InputCollector):
+class InputNormSums(InputCollector[InputNorms]):
     """Collects :class:`~ignite_prune.saliency.needs.InputNorms`: sums, squares and numbers, ``(3, groups × inputs)``.
 
     The result broadcasts against the weight: ``(3, 1, inputs)``, ``(3, inputs, 1)`` for a transposed weight, and
@@ -98,12 +92,10 @@ class InputNormSums(InputCollector):
 
     def zeros(self, name: str) -> Tensor:
         groups, _ = self.record.forms.get(name, (1, False))
-        parameter = self.parameters[name]
-        return torch.zeros(3, groups * self.inputs(name), dtype=wide(parameter), device=parameter.device)
+        return zeros_over(self.parameters[name], (3, groups * self.inputs(name)))
 
     @torch.no_grad()
-    def add(self, name: str, call: LayerCall, kernel: tuple[int, ...]) -> None:
-        running = self.record.at(name, self.zeros)
+    def add(self, running: Tensor, call: LayerCall, kernel: tuple[int, ...]) -> float:
         x = call.input.detach().to(running.dtype)
         if not kernel:
             x = x.reshape(-1, x.shape[-1])
@@ -114,7 +106,7 @@ class InputNormSums(InputCollector):
         positions = range(1, seen.ndim - 1 - len(kernel))
         running[:2] += seen.sum(tuple(positions)).flatten(1) if positions else seen
         running[2] += math.prod(seen.shape[i] for i in positions) * len(x)
-        self.record.count(name)
+        return 1.0
 
     def cut(self, name: str, total: Tensor, kept: Kept) -> Tensor | None:
         inputs = self.kept_inputs(name, kept)
@@ -140,24 +132,19 @@ def _powers(x: Tensor) -> Tensor:
     return sums.sum(1)
 
 
-class InputMomentSums(InputCollector):
+class InputMomentSums(InputCollector[InputMoments]):
     r"""Collects :class:`~ignite_prune.saliency.needs.InputMoments`: :math:`\sum x x^T`, ``(groups, inputs, inputs)``.
 
     The first call of a layer shows the shape; until then memory is checked for the smallest one possible.
-
-    Raises:
-        ValueError: the moments would not fit in memory.
     """
 
-    def __init__(self, need: Need, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-        super().__init__(need, parameters, model)
-        self._groups = _groups_of_modules(model, self.parameters)
+    def prepare(self) -> None:
+        self._groups = _groups_of_modules(self.model, self.parameters)
         self._check(list(self.parameters))
 
     def zeros(self, name: str) -> Tensor:
         self._check([name, *(other for other in self.parameters if other != name and other not in self.record.sums)])
-        parameter = self.parameters[name]
-        return torch.zeros(self._shape(name), dtype=wide(parameter), device=parameter.device)
+        return zeros_over(self.parameters[name], self._shape(name))
 
     def _shape(self, name: str) -> tuple[int, int, int]:
         """Return the shape of a layer's moments, or the smallest possible one."""
@@ -177,13 +164,12 @@ class InputMomentSums(InputCollector):
         check_memory(sum(sizes.values()), self.parameters[largest].device, what, advice)
 
     @torch.no_grad()
-    def add(self, name: str, call: LayerCall, kernel: tuple[int, ...]) -> None:
-        running = self.record.at(name, self.zeros)
+    def add(self, running: Tensor, call: LayerCall, kernel: tuple[int, ...]) -> float:
         groups, inputs, _ = running.shape
         columns = input_windows(call, kernel).reshape(-1, groups * inputs)
         parts = columns.to(running.dtype).reshape(-1, groups, inputs).transpose(0, 1)
         running.baddbmm_(parts.transpose(1, 2), parts)
-        self.record.count(name, columns.shape[0])
+        return columns.shape[0]
 
     def cut(self, name: str, total: Tensor, kept: Kept) -> Tensor | None:
         inputs = self.kept_inputs(name, kept)
@@ -222,12 +208,9 @@ def input_windows(call: LayerCall, kernel: tuple[int, ...]) -> Tensor:
 
 def _padding(call: LayerCall, kernel: tuple[int, ...]) -> list[int]:
     """Return the padding as ``pad`` takes it, last dimension first."""
-    if not isinstance(call.padding, str):
-        return [p for each in reversed(call.padding) for p in (each, each)]
-    if call.padding == "valid":
-        return [0] * (2 * len(kernel))
-    pads: list[int] = []
-    for size, dilation in reversed(list(zip(kernel, call.dilation))):
-        total = dilation * (size - 1)
-        pads += [total // 2, total - total // 2]
-    return pads
+    if isinstance(call.padding, str):
+        totals = [d * (size - 1) if call.padding == "same" else 0 for size, d in zip(kernel, call.dilation)]
+        sides = [(total // 2, total - total // 2) for total in totals]
+    else:
+        sides = [(each, each) for each in call.padding]
+    return [p for pair in reversed(sides) for p in pair]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.nested import mapped, tensors_in
 from ignite_prune.evidence.calibration import Batch
-from ignite_prune.evidence.collectors.base import Collector
+from ignite_prune.evidence.collectors.base import Collector, N
 from ignite_prune.evidence.running_sums import wide
 from ignite_prune.saliency.needs import Curvature, HessianGradient
 from ignite_prune.saliency.obd import Exact, GaussNewton, Hutchinson
@@ -19,38 +20,26 @@ from ignite_prune.saliency.obd import Exact, GaussNewton, Hutchinson
 _CHUNK = 64
 
 
-class SecondOrder(Collector):
+class SecondOrder(Collector[N]):
     """Base of collectors that run passes of their own: one number an entry, a mean over samples."""
 
     probes = True
     backward = True
-
-    def zeros(self, name: str) -> Tensor:
-        parameter = self.parameters[name]
-        return torch.zeros_like(parameter, dtype=wide(parameter), requires_grad=False)
-
-    def reason(self, name: str) -> str:
-        if not self.parameters[name].requires_grad:
-            return "it is frozen (requires_grad=False) and has no gradient: leave it out with exclude="
-        return super().reason(name)
+    of_gradients = True
+    unseen = "nothing has been gathered yet"
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.parameters.items() if p.requires_grad}
 
-    def _add(self, found: Mapping[str, Tensor | None], weight: float) -> None:
+    def _add(self, found: Mapping[str, Tensor], weight: float) -> None:
         for name, value in found.items():
-            if value is not None:
-                running = self.record.at(name, self.zeros)
-                running.add_(value.detach().to(running.dtype), alpha=weight)
-                self.record.count(name, weight)
+            running = self.running(name)
+            running.add_(value.detach().to(running.dtype), alpha=weight)
+            self.record.count(name, weight)
 
 
-class HessianGradients(SecondOrder):
+class HessianGradients(SecondOrder[HessianGradient]):
     """Collects :class:`~ignite_prune.saliency.needs.HessianGradient`."""
-
-    def __init__(self, need: HessianGradient, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-        super().__init__(need, parameters, model)
-        self._temperature = need.temperature
 
     def on_batch(self, batch: Batch) -> None:
         trained = self._trained()
@@ -61,30 +50,28 @@ class HessianGradients(SecondOrder):
                 "GraSP() divides the model's outputs by its temperature, so they should be a tensor, or tensors in "
                 f"mappings, lists and tuples, but were {type(output)}"
             )
-        cooled = mapped(output, lambda o: o / self._temperature if o.is_floating_point() else o)
+        cooled = mapped(output, lambda o: o / self.need.temperature if o.is_floating_point() else o)
         first = gradients_of(batch.loss(cooled), trained, create_graph=True)
         flow = sum((g * g.detach()).sum() for g in first.values())
         self._add(gradients_of(flow, {name: trained[name] for name in first}), batch.size)
 
 
-class CurvatureSums(SecondOrder):
+class CurvatureSums(SecondOrder[Curvature]):
     """Collects :class:`~ignite_prune.saliency.needs.Curvature` by its method."""
 
-    def __init__(self, need: Curvature, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-        super().__init__(need, parameters, model)
-        self._method = need.method
-        entries = sum(p.numel() for p in parameters.values())
-        if isinstance(self._method, Exact) and entries > self._method.limit:
+    def prepare(self) -> None:
+        method, entries = self.need.method, sum(p.numel() for p in self.parameters.values())
+        if isinstance(method, Exact) and entries > method.limit:
             raise ValueError(
                 f"OBD(Exact()) takes a backward pass for each of {entries:,} weights, more than its limit of "
-                f"{self._method.limit:,}; use Hutchinson(), GaussNewton() or EmpiricalFisher(), or raise the limit"
+                f"{method.limit:,}; use Hutchinson(), GaussNewton() or EmpiricalFisher(), or raise the limit"
             )
         self._signs = torch.Generator()
-        if isinstance(self._method, Hutchinson):
-            self._signs.manual_seed(self._method.seed)
+        if isinstance(method, Hutchinson):
+            self._signs.manual_seed(method.seed)
 
     def on_batch(self, batch: Batch) -> None:
-        method, trained = self._method, self._trained()
+        method, trained = self.need.method, self._trained()
         if isinstance(method, GaussNewton):
             self._add(gauss_newton_diagonal(batch, trained), batch.size)
             return
@@ -97,7 +84,8 @@ class CurvatureSums(SecondOrder):
             return
         for _ in range(method.samples):
             signs = {name: self._random_signs(p) for name, p in reached.items()}
-            product = gradients_of(_dot(first, signs), reached, retain_graph=True)
+            slope = sum((g * signs[name]).sum() for name, g in first.items())
+            product = gradients_of(slope, reached, retain_graph=True)
             estimate = {name: v * product[name] for name, v in signs.items() if name in product}
             self._add(estimate, batch.size / method.samples)
 
@@ -130,13 +118,9 @@ def gradients_of(value: Any, parameters: Mapping[str, Tensor], **options: Any) -
     return {name: g for name, g in zip(parameters, found) if g is not None}
 
 
-def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Any:
-    return sum((x * b[name]).sum() for name, x in a.items())
-
-
-def hessian_diagonal(first: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+def hessian_diagonal(first: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the diagonal of the Hessian from gradients with a graph: a batched backward pass for each entry."""
-    found: dict[str, Tensor | None] = {}
+    found = {}
     for name, gradient in first.items():
         flat = gradient.reshape(-1)
         if not flat.requires_grad:  # linear in this parameter alone
@@ -153,13 +137,8 @@ def hessian_diagonal(first: Mapping[str, Tensor], parameters: Mapping[str, Tenso
     return found
 
 
-def gauss_newton_diagonal(batch: Batch, parameters: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    r"""Return the diagonal of :math:`J^T H_L J`; the Hessian of the loss in the outputs is computed sample by sample.
-
-    Raises:
-        TypeError: the model's output is not one tensor.
-        ValueError: the loss is not convex in the outputs, or has no gradient in them.
-    """
+def gauss_newton_diagonal(batch: Batch, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    r"""Return the diagonal of :math:`J^T H_L J`; the loss's Hessian in the outputs is taken sample by sample."""
     output = batch.output()
     if not isinstance(output, Tensor):
         raise TypeError(f"GaussNewton() needs a model whose output is one tensor, but it was {type(output)}")
@@ -174,16 +153,14 @@ def gauss_newton_diagonal(batch: Batch, parameters: Mapping[str, Tensor]) -> dic
         )
     n, k = output.shape[0], output[0].numel()
     root = _root(slope, logits, n, k).to(output.dtype)
-    sums: dict[str, Tensor | None] = {}
-    flat = output.reshape(n * k)
+    sums, flat = dict[str, Tensor](), output.reshape(n * k)
     for start in range(0, n * k, _CHUNK):
         picks = _picks(root, start, min(start + _CHUNK, n * k))
         for name, p in parameters.items():
             rows = _many_backwards(flat, p, picks)
             if rows is not None:
-                earlier = sums.get(name)
                 squares = rows.square().sum(0)
-                sums[name] = squares if earlier is None else earlier + squares
+                sums[name] = sums[name] + squares if name in sums else squares
     return sums
 
 
@@ -214,12 +191,10 @@ def _picks(root: Tensor, start: int, stop: int) -> Tensor:
 
 def _many_backwards(values: Tensor, parameter: Tensor, picks: Tensor) -> Tensor | None:
     """Return the gradients of ``picks @ values``, one a row; batched if every operation has a batching rule."""
-    backward: Callable[..., Any] = torch.autograd.grad
+    backward: Callable[..., Any] = partial(torch.autograd.grad, values, parameter, retain_graph=True, allow_unused=True)
     try:
-        (rows,) = backward(
-            values, parameter, grad_outputs=picks, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
-        return None if rows is None else rows
+        rows: Tensor | None = backward(picks, is_grads_batched=True)[0]
     except RuntimeError:  # an operation without a batching rule
-        one_by_one = [backward(values, parameter, p, retain_graph=True, allow_unused=True)[0] for p in picks]
-        return None if one_by_one[0] is None else torch.stack(one_by_one)
+        one_by_one = [backward(pick)[0] for pick in picks]
+        rows = None if one_by_one[0] is None else torch.stack(one_by_one)
+    return rows

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ignite_prune.evidence.calibration import Batch
 from ignite_prune.evidence.collectors.base import Collector
@@ -18,27 +18,22 @@ LossWith = Callable[[Tensor], float]
 """The loss with some units kept: takes a bool tensor ``(units,)``, True = kept."""
 
 
-class UnitRemovalValues(Collector):
+class UnitRemovalValues(Collector[UnitRemoval]):
     """Collects :class:`~ignite_prune.saliency.needs.UnitRemoval`: a row of values an order, ``(orders, units)``."""
 
     probes = True
-
-    def __init__(self, need: UnitRemoval, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-        super().__init__(need, parameters, model)
-        self._need = need
+    unseen = "nothing has been gathered yet"
 
     def zeros(self, name: str) -> Tensor:
         units = self.parameters[name].shape[0]
-        return torch.zeros(1 if units <= self._need.exact else self._need.samples, units, dtype=torch.float64)
+        return torch.zeros(1 if units <= self.need.exact else self.need.samples, units, dtype=torch.float64)
 
-    def orders(self, name: str) -> Tensor | None:
-        """Return the orders in which a layer's units are removed, ``(orders, units)``; None for every coalition."""
-        units = self.parameters[name].shape[0]
-        if units <= self._need.exact:
-            return None
+    def orders(self, name: str) -> Tensor:
+        """Return the orders in which a layer's units are removed, ``(orders, units)``."""
         # A seed for each layer: its values do not depend on which other layers are evaluated.
-        seed = (self._need.seed + sum(name.encode()) * 1_000_003) % 2**62
-        return antithetic_orders(units, self._need.samples, torch.Generator().manual_seed(seed))
+        seed = (self.need.seed + sum(name.encode()) * 1_000_003) % 2**62
+        generator = torch.Generator().manual_seed(seed)
+        return antithetic_orders(self.parameters[name].shape[0], self.need.samples, generator)
 
     @torch.no_grad()
     def on_batch(self, batch: Batch) -> None:
@@ -53,8 +48,9 @@ class UnitRemovalValues(Collector):
                 self.refused[name] = "its dim 0 does not number its outputs"
             if name in self.refused:
                 continue
-            evaluate, running, orders = _evaluator(replay, name), self.running(name), self.orders(name)
-            values = exact_values(evaluate, running.shape[1]) if orders is None else sampled_values(evaluate, orders)
+            evaluate, running, units = _evaluator(replay, name), self.running(name), self.parameters[name].shape[0]
+            is_exact = units <= self.need.exact
+            values = exact_values(evaluate, units) if is_exact else sampled_values(evaluate, self.orders(name))
             running += (values * batch.size).to(running.device)
             self.record.count(name, batch.size)
 

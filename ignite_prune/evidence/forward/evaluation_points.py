@@ -14,64 +14,30 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.nested import tensors_in
-from ignite_prune.evidence.forward.op_tables import (
-    ACTIVATIONS,
-    ARITHMETIC,
-    COMPARISONS,
-    DROPOUT,
-    NORMS,
-    PASSING,
-    POOLING,
-    REGROUPING,
-    Call,
-    pools_units,
-)
+from ignite_prune.evidence.forward import op_tables as ops
 from ignite_prune.evidence.forward.tensor_tags import TensorTags
-
-Deliver = Callable[[str, Tensor, int, int], object]
 
 
 @dataclass(slots=True, eq=False)
 class UnitPath:
-    """One call of a layer, and the data flow of its units.
+    """One call of a layer, and the data flow of its units."""
 
-    Attributes:
-        name: the weight's name.
-        dim: the unit dim, counted from the end.
-        units: the number of units.
-        best: the evaluation point so far; None once the path has ended.
-        batch: the number of samples if they are along dim 1, after the sequence; None: along dim 0.
-        active: whether an activation function precedes ``best``.
-    """
-
-    name: str
-    dim: int
+    name: str  # of the weight
+    dim: int  # of the units, counted from the end
     units: int
-    best: Any
-    batch: int | None
-    active: bool = False
-
-    @property
-    def samples(self) -> int:
-        """The dim of the samples in ``best``."""
-        return int(self.batch is not None and self.best.dim() == 3 and self.best.shape[1] == self.batch)
+    best: Any  # the evaluation point so far; None once the path has ended
+    batch: int | None  # the number of samples if they are along dim 1, after the sequence; None: along dim 0
+    active: bool = False  # whether an activation function precedes `best`
 
 
 @dataclass(frozen=True, slots=True)
 class PathStep:
-    """How a call extends a path.
-
-    Attributes:
-        path: the path.
-        active: whether an activation function precedes its output.
-        counts: whether its output may be the evaluation point.
-        regroups: whether it reshapes, which extends the path if only the dims before the units change.
-    """
+    """How a call extends a path."""
 
     path: UnitPath
-    active: bool
-    counts: bool
-    regroups: bool = False
+    active: bool  # whether an activation function precedes its output
+    counts: bool  # whether its output may be the evaluation point
+    regroups: bool = False  # whether it reshapes, which extends the path if only the dims before the units change
 
 
 class EvaluationPoints:
@@ -87,20 +53,22 @@ class EvaluationPoints:
     - Anything else ends it: another layer, another branch, a change of shape, a softmax, a loss.
 
     Args:
-        tags: the tags of the forward pass.
-        deliver: called as ``deliver(name, tensor, dim, samples)`` once for each layer call, with the dims of the units,
-            counted from the end, and of the samples.
+        tags: of the forward pass.
+        deliver: called as ``on_activation`` of :meth:`.ForwardObserver.subscribe`, once for each layer call.
         is_constant: whether a tensor is a parameter or a buffer, or a view of one.
 
     Attributes:
         norms: the scale of the batch norm that last followed each weight's layer, by the weight's name.
     """
 
-    def __init__(self, tags: TensorTags, deliver: Deliver, is_constant: Callable[[Tensor], bool]) -> None:
+    def __init__(
+        self,
+        tags: TensorTags,
+        deliver: Callable[[str, Tensor, int, int], object],
+        is_constant: Callable[[Tensor], bool],
+    ) -> None:
         self.norms: dict[str, nn.Parameter] = {}
-        self._tags = tags
-        self._deliver = deliver
-        self._is_constant = is_constant
+        self._tags, self._deliver, self._is_constant = tags, deliver, is_constant
         self._open: dict[int, UnitPath] = {}
 
     def start(self, name: str, output: Tensor, dim: int, batch: int | None = None) -> None:
@@ -109,7 +77,7 @@ class EvaluationPoints:
         self._open[id(path)] = path
         self._mark(output, path, active=False)
 
-    def before(self, call: Call) -> PathStep | None:
+    def before(self, call: ops.Call) -> PathStep | None:
         """Deliver the points of the paths that a call ends; return the step by which it extends one."""
         paths = {id(path): path for path in map(self._path, call.tensors) if path is not None}
         if not paths:
@@ -146,9 +114,9 @@ class EvaluationPoints:
     def end(self, path: UnitPath) -> None:
         """Deliver a path's point and close the path."""
         del self._open[id(path)]
-        best, samples = path.best, path.samples
-        path.best = None  # tags still hold the path, which must not keep the tensor alive
-        self._deliver(path.name, best, path.dim, samples)
+        best, path.best = path.best, None  # tags still hold the path, which must not keep the tensor alive
+        samples_second = path.batch is not None and best.dim() == 3 and best.shape[1] == path.batch
+        self._deliver(path.name, best, path.dim, int(samples_second))
 
     def _mark(self, tensor: Tensor, path: UnitPath, active: bool) -> None:
         tag = self._tags.at(tensor)
@@ -159,37 +127,38 @@ class EvaluationPoints:
         path: UnitPath | None = None if tag is None else tag.path
         return path if path is not None and path.best is not None else None
 
-    def _step(self, path: UnitPath, call: Call) -> PathStep | None:
-        taken = [tag for tag in map(self._tags.of, call.tensors) if tag is not None and tag.path is path]
-        active = any(tag.active for tag in taken)
+    def _step(self, path: UnitPath, call: ops.Call) -> PathStep | None:
+        tags = map(self._tags.of, call.tensors)
+        active = any(tag.active for tag in tags if tag is not None and tag.path is path)
         op = call.op
-        if op in NORMS:
+        if op in ops.NORMS:
             self._record_norm(path, call)
             return None if active or self._path(call.input) is not path else PathStep(path, active=False, counts=True)
-        if op in DROPOUT or op in POOLING:
+        if op in ops.DROPOUT or op in ops.POOLING:
             spoils = call.in_place and bool(call.argument(2, "training", True))
-            over_units = op in POOLING and pools_units(op, path.dim)
+            # A pooling is over as many of the last dims as its name says.
+            over_units = op in ops.POOLING and -path.dim <= int(op.split("_pool")[1][0])
             return None if active or spoils or over_units else PathStep(path, active=False, counts=False)
-        if op in REGROUPING:
+        if op in ops.REGROUPING:
             return PathStep(path, active, counts=False, regroups=True)
-        if op in PASSING:
+        if op in ops.PASSING:
             return PathStep(path, active, counts=False)
         if not self._is_alone(path, call):
             return None
-        if op in ACTIVATIONS:
+        if op in ops.ACTIVATIONS:
             return PathStep(path, active=True, counts=True)
-        if op in ARITHMETIC and not (op in ("max", "min") and len(call.tensors) < 2):
+        if op in ops.ARITHMETIC and not (op in ("max", "min") and len(call.tensors) < 2):
             return PathStep(path, active, counts=True)
-        return PathStep(path, active=True, counts=False) if op in COMPARISONS else None
+        return PathStep(path, active=True, counts=False) if op in ops.COMPARISONS else None
 
-    def _record_norm(self, path: UnitPath, call: Call) -> None:
+    def _record_norm(self, path: UnitPath, call: ops.Call) -> None:
         """Record batch norm's scale, one entry a unit; also after an activation."""
         if call.op == "batch_norm" and self._path(call.input) is path:
             weight = call.argument(1 if call.func is torch.batch_norm else 3, "weight")
             if isinstance(weight, nn.Parameter):
                 self.norms[path.name] = weight
 
-    def _is_alone(self, path: UnitPath, call: Call) -> bool:
+    def _is_alone(self, path: UnitPath, call: ops.Call) -> bool:
         """Return whether every tensor of a call is on this path, a number, a parameter or a buffer."""
         return all(
             self._path(tensor) is path or tensor.dim() == 0 or tensor.shape == (1,) or self._is_constant(tensor)

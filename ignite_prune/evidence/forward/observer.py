@@ -6,9 +6,9 @@ calls, shared modules and layers called twice are seen like modules. Two hooks o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -22,11 +22,12 @@ from ignite_prune._utils.nested import tensors_in
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.forward.attention_tracker import AttentionTracker
 from ignite_prune.evidence.forward.evaluation_points import EvaluationPoints
-from ignite_prune.evidence.forward.layer_calls import derive, read_layer_call, used_weight
-from ignite_prune.evidence.forward.op_tables import READING, Call, enter_attention, op_name, turns, unit_dim
+from ignite_prune.evidence.forward.layer_calls import LayerCall, derive, read_layer_call, used_weight
+from ignite_prune.evidence.forward.op_tables import READING, Call, enter_attention, op_name
 from ignite_prune.evidence.forward.root_forward import RootForward
 from ignite_prune.evidence.forward.tensor_tags import TensorTags
 
+Callback = Callable[..., object]
 _ATTENTION = frozenset(("softmax", "scaled_dot_product_attention"))
 
 
@@ -84,15 +85,10 @@ class ForwardObserver(TorchFunctionMode):
         self.points: EvaluationPoints | None = None
         self._attentions: AttentionTracker | None = None
         self._is_enabled, self._editor = is_enabled, editor
-        self._on_model_input: list[Callable[[Any, Any], object]] = []
-        self._on_layer_call: list[tuple[Collection[str], Callable[..., object]]] = []
-        self._on_activation: list[tuple[Collection[str], Callable[..., object]]] = []
-        self._on_attention: list[Callable[..., object]] = []
-        self._on_end: list[Callable[[ForwardObserver], object]] = []
-        self._always: frozenset[str] = frozenset()
-        self._buffers: Callable[[], Sequence[Tensor]] = tuple
-        self._constants: set[int] | None = None
-        self._batches: list[int | None] = []  # samples of each running F.multi_head_attention_forward
+        self._subscribers: dict[str, list[tuple[Collection[str], Callback]]] = {}
+        self._model = nn.Module()
+        self._buffers: set[int] | None = None
+        self._batches: list[tuple[int | None, int]] = []  # samples and heads of running F.multi_head_attention_forward
         self._handles: list[RemovableHandle | RootForward] = []
 
     # Subscribers
@@ -101,16 +97,16 @@ class ForwardObserver(TorchFunctionMode):
         self,
         parameters: Mapping[str, nn.Parameter],
         *,
-        on_model_input: Callable[[Any, Any], object] | None = None,
-        on_layer_call: Callable[..., object] | None = None,
-        on_activation: Callable[..., object] | None = None,
-        on_attention: Callable[..., object] | None = None,
-        on_end: Callable[[ForwardObserver], object] | None = None,
+        on_model_input: Callback | None = None,
+        on_layer_call: Callback | None = None,
+        on_activation: Callback | None = None,
+        on_attention: Callback | None = None,
+        on_end: Callback | None = None,
     ) -> ForwardObserver:
         """Add a subscriber, before :meth:`install`; return this observer.
 
         Args:
-            parameters: the weights that it selects, by name.
+            parameters: the weights that it selects, by name; with none only the model's input is observed.
             on_model_input: called as ``on_model_input(args, kwargs)`` at the start of every forward pass.
             on_layer_call: called as ``on_layer_call(name, layer_call)`` before each layer call.
             on_activation: called as ``on_activation(name, activation, dim, samples)`` once for each layer call that
@@ -122,54 +118,40 @@ class ForwardObserver(TorchFunctionMode):
         """
         self.parameters |= parameters
         self.tags.add_weights(parameters)
-        if on_model_input is not None:
-            self._on_model_input.append(on_model_input)
-        if on_layer_call is not None:
-            self._on_layer_call.append((parameters, on_layer_call))
+        given = {"model_input": on_model_input, "layer_call": on_layer_call, "activation": on_activation}
+        given |= {"attention": on_attention, "end": on_end}
+        for event, callback in given.items():
+            if callback is not None:
+                self._subscribers.setdefault(event, []).append((parameters, callback))
         if on_activation is not None:
             self.follow_units()
-            self._on_activation.append((parameters, on_activation))
-        if on_attention is not None:
-            if self._attentions is None:
-                self._attentions, self._always = AttentionTracker(self.tags, self._deliver_attention), _ATTENTION
-            self._on_attention.append(on_attention)
-        if on_end is not None:
-            self._on_end.append(on_end)
+        if on_attention is not None and self._attentions is None:
+            self._attentions = AttentionTracker(self.tags, self._batches, partial(self._deliver, "attention", None))
         return self
 
     def follow_units(self) -> EvaluationPoints:
         """Follow units to their evaluation points; return what follows them."""
         if self.points is None:
-            self.points = EvaluationPoints(self.tags, self._deliver_activation, self._is_constant)
+            self.points = EvaluationPoints(self.tags, partial(self._deliver, "activation"), self._is_constant)
         return self.points
 
-    def _deliver_activation(self, name: str, *event: Any) -> None:
-        self._deliver(self._on_activation, name, *event)
-
-    def _deliver(self, subscribers: Any, name: str, *event: Any) -> None:
-        if self._is_enabled is None or self._is_enabled():
+    def _deliver(self, event: str, name: str | None, *given: Any) -> None:
+        """Call the subscribers of an event; of an event of one weight, those that selected it."""
+        if event in self._subscribers and (self._is_enabled is None or self._is_enabled()):
             with torch._C.DisableTorchFunction():  # other modes must not see what subscribers compute
-                for names, callback in subscribers:
-                    if name in names:
-                        callback(name, *event)
-
-    def _deliver_attention(self, attention: Any) -> None:
-        if self._is_enabled is None or self._is_enabled():
-            with torch._C.DisableTorchFunction():
-                for callback in self._on_attention:
-                    callback(attention)
+                for names, callback in self._subscribers[event]:
+                    if name is None:
+                        callback(*given)
+                    elif name in names:
+                        callback(name, *given)
 
     # Hooks
 
     def install(self, model: nn.Module) -> None:
-        """Observe the forward passes of a model until :meth:`remove`; a second call does nothing.
-
-        Args:
-            model: bare, or wrapped in DDP or ``torch.compile``: the hooks are put on the module inside.
-        """
+        """Observe the forward passes of a model, bare or wrapped, until :meth:`remove`; a second call does nothing."""
         if self._handles:
             return
-        if self._on_model_input:
+        if "model_input" in self._subscribers:
             hook = InertHook(self._enter_model)
             self._handles.append(unwrap(model).register_forward_pre_hook(hook, with_kwargs=True))
         if self.parameters:
@@ -192,12 +174,11 @@ class ForwardObserver(TorchFunctionMode):
 
     def _enter_model(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if not torch.compiler.is_compiling():
-            for callback in self._on_model_input:
+            for _, callback in self._subscribers["model_input"]:
                 callback(args, kwargs)
 
     def _begin(self, model: nn.Module) -> None:
-        self._buffers = lambda: tuple(model.buffers())
-        self._constants = None
+        self._model, self._buffers = model, None
         if self._editor is not None:
             self._editor.begin()
         self.__enter__()  # type: ignore[no-untyped-call]
@@ -212,13 +193,13 @@ class ForwardObserver(TorchFunctionMode):
                 if each is not None:
                     each.clear()
             self._batches.clear()
-            self._constants = None
+            self._buffers = None
 
     def _finish(self) -> None:
         for follower in (self.points, self._attentions):
             if follower is not None:
                 follower.finish()
-        for callback in self._on_end:
+        for _, callback in self._subscribers.get("end", ()):
             callback(self)
         if self._editor is not None:
             self._editor.end()
@@ -230,7 +211,7 @@ class ForwardObserver(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             return self._enter_attention(args, kwargs)
         seen = self._touches(args) or (kwargs and self._touches(kwargs.values()))
-        if not seen and (not self._always or op_name(func) not in self._always):
+        if not seen and (self._attentions is None or op_name(func) not in _ATTENTION):
             return func(*args, **kwargs)
         call = Call.of(func, args, kwargs)
         return self._run(call) if self._editor is None else self._editor.run(call, self._run)
@@ -251,43 +232,41 @@ class ForwardObserver(TorchFunctionMode):
         if call.op in READING:
             result = call.func(*call.args, **call.kwargs)
             derive(call, result, self.tags)
-            return self._attentions.after(call, result) if self._attentions is not None and turns(call) else result
+            return self._attentions.after(call, result) if self._attentions is not None and call.turns else result
         step = None if self.points is None else self.points.before(call)
         weight = used_weight(call, self.tags)
         layer = None if weight is None else read_layer_call(call, weight)
-        if weight is not None and self._on_layer_call:
-            self._deliver(self._on_layer_call, weight.name, layer)  # before the call: its input is in the cache
+        if weight is not None and "layer_call" in self._subscribers:
+            self._deliver("layer_call", weight.name, layer)  # before the call: its input is in the cache
         result = call.func(*call.args, **call.kwargs)
         if step is not None and self.points is not None:
             self.points.after(step, result)
         if weight is not None and layer is not None:
-            self._after_layer(weight.name, replace(layer, output=result))
+            self._after_layer(weight.name, layer, result)
             return result
         self._after_other(call, result)
         return result if self._attentions is None else self._attentions.after(call, result)
 
-    def _after_layer(self, name: str, call: Any) -> None:
+    def _after_layer(self, name: str, call: LayerCall, output: Tensor) -> None:
         self.uses[name] = self.uses.get(name, 0) + 1
         if self.points is not None and call.rows is None:
-            self.points.start(name, call.output, unit_dim(call.kind), self._batches[-1] if self._batches else None)
+            self.points.start(name, output, call.unit_dim, self._batches[-1][0] if self._batches else None)
         if self._attentions is not None:
-            self._attentions.on_layer_call(name, call, self.parameters[name])
+            self._attentions.after_layer(name, call, output, self.parameters[name])
 
     def _after_other(self, call: Call, result: object) -> None:
         """Tag what a call derives from selected weights, or record that it uses them in an unknown way."""
-        tags = [tag for tag in map(self.tags.of, call.tensors) if tag is not None and tag.weight is not None]
-        if tags and any(True for _ in tensors_in(result)) and not derive(call, result, self.tags):
-            for tag in tags:
-                if tag.weight is not None:
-                    self.unknown[tag.weight.name] = call.op
+        tags = map(self.tags.of, call.tensors)
+        weights = [tag.weight for tag in tags if tag is not None and tag.weight is not None]
+        if weights and any(True for _ in tensors_in(result)) and not derive(call, result, self.tags):
+            self.unknown |= {weight.name: call.op for weight in weights}
 
     def _enter_attention(self, args: Any, kwargs: Any) -> Any:
         call = Call.of(F.multi_head_attention_forward, args, kwargs)
         query: Tensor = call.argument(0, "query")
-        self._batches.append(query.shape[1] if query.dim() == 3 else None)
+        self._batches.append((query.shape[1] if query.dim() == 3 else None, call.argument(4, "num_heads")))
         try:
-            with nullcontext() if self._attentions is None else self._attentions.inside(call):
-                return enter_attention(self, args, kwargs)
+            return enter_attention(self, args, kwargs)
         finally:
             self._batches.pop()
 
@@ -295,6 +274,6 @@ class ForwardObserver(TorchFunctionMode):
         base = tensor if tensor._base is None else tensor._base
         if isinstance(base, nn.Parameter):
             return True
-        if self._constants is None:
-            self._constants = {id(buffer) for buffer in self._buffers()}
-        return id(base) in self._constants
+        if self._buffers is None:
+            self._buffers = {id(buffer) for buffer in self._model.buffers()}
+        return id(base) in self._buffers

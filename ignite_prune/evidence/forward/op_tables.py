@@ -13,40 +13,38 @@ from torch.overrides import TorchFunctionMode
 
 from ignite_prune._utils.nested import tensors_in
 
-_NORMS = "batch_norm instance_norm group_norm layer_norm rms_norm"
-_ACTIVATIONS = (
+
+def _names(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+NORMS = _names("batch_norm instance_norm group_norm layer_norm rms_norm")
+ACTIVATIONS = _names(
     "relu relu6 gelu silu elu selu celu leaky_relu prelu rrelu hardtanh clamp clip clamp_min clamp_max hardswish "
     "hardsigmoid softplus mish tanh sigmoid softsign logsigmoid log_sigmoid threshold tanhshrink hardshrink softshrink "
     "expit erf"
 )
-_ARITHMETIC = (
+ARITHMETIC = _names(
     "add radd iadd sub rsub isub subtract mul rmul imul multiply div rdiv rtruediv idiv itruediv truediv divide "
     "true_divide pow rpow ipow neg negative abs square sqrt rsqrt reciprocal exp expm1 log log1p sin cos sign "
     "where masked_fill maximum minimum max min addcmul addcdiv lerp"
 )
-_COMPARISONS = "gt lt ge le eq ne greater less greater_equal less_equal zeros_like ones_like full_like logical_not"
-_PASSING = "to type type_as float half bfloat16 double contiguous clone"
-_DROPOUT = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout"
-_READING = (
+COMPARISONS = _names(
+    "gt lt ge le eq ne greater less greater_equal less_equal zeros_like ones_like full_like logical_not"
+)
+REGROUPING = _names("view reshape flatten unflatten squeeze unsqueeze")
+PASSING = _names("to type type_as float half bfloat16 double contiguous clone")
+DROPOUT = _names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout")
+READING = _names(
     "get set delete size dim ndimension numel nelement stride is_contiguous is_floating_point is_complex item tolist "
     "is_same_size storage_offset element_size data_ptr get_device detach requires_grad register_hook retain_grad "
     "untyped_storage hash repr format len bool numpy allclose equal is_nonzero result_type iter"
 )
-_SHAPING = (
+SHAPING = _names(
     "view reshape transpose swapaxes swapdims permute movedim moveaxis split chunk tensor_split split_with_sizes "
     "unbind getitem expand expand_as repeat repeat_interleave flatten unflatten squeeze unsqueeze select narrow cat "
     "concat concatenate stack view_as view_as_complex view_as_real index_select roll pad"
 )
-
-NORMS = frozenset(_NORMS.split())
-ACTIVATIONS = frozenset(_ACTIVATIONS.split())
-ARITHMETIC = frozenset(_ARITHMETIC.split())
-COMPARISONS = frozenset(_COMPARISONS.split())
-REGROUPING = frozenset(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"))
-PASSING = frozenset(_PASSING.split())
-DROPOUT = frozenset(_DROPOUT.split())
-READING = frozenset(_READING.split())
-SHAPING = frozenset(_SHAPING.split())
 POOLING = frozenset(
     f"{kind}_pool{spatial}d{suffix}"
     for kind in ("max", "avg", "lp", "adaptive_avg", "adaptive_max", "fractional_max")
@@ -54,13 +52,11 @@ POOLING = frozenset(
     for suffix in ("", "_with_indices")
 )
 CONVOLUTIONS = frozenset(f"conv{kind}{spatial}d" for kind in ("", "_transpose") for spatial in (1, 2, 3))
-PRODUCTS = frozenset(("matmul", "mm", "bmm", "baddbmm"))
-
-_TURNING = ("T", "mT", "H", "mH")
-_IN_PLACE = frozenset(
-    f"__i{name}__"
-    for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul")
-) | {"__setitem__"}
+PRODUCTS = _names("matmul mm bmm baddbmm")
+_IN_PLACE = _names(
+    "__iadd__ __isub__ __imul__ __idiv__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__ "
+    "__imatmul__ __setitem__"
+)
 
 
 @dataclass(slots=True)
@@ -103,8 +99,23 @@ class Call:
 
     @property
     def in_place(self) -> bool:
-        """Whether the call writes to one of its arguments."""
-        return writes(self.func, self.kwargs)
+        """Whether the call writes to an argument, by its name (``relu_``), ``inplace=`` or ``out=``."""
+        name = str(getattr(self.func, "__name__", ""))
+        if name.endswith("_") and not name.endswith("__"):
+            return True
+        return name in _IN_PLACE or bool(self.kwargs.get("inplace")) or self.kwargs.get("out") is not None
+
+    @property
+    def attribute(self) -> str:
+        """The attribute that a ``__get__`` reads: ``T`` for ``tensor.T``."""
+        return str(getattr(getattr(self.func, "__self__", None), "__name__", ""))
+
+    @property
+    def turns(self) -> bool:
+        """Whether the call may swap the two dims of a matrix: ``w.t()``, ``w.T``, ``w.transpose(0, 1)``, and so on."""
+        if self.op == "get":
+            return self.attribute in ("T", "mT", "H", "mH")
+        return self.op in ("t", "transpose", "swapaxes", "swapdims", "permute", "adjoint")
 
 
 def op_name(func: Callable[..., Any]) -> str:
@@ -115,51 +126,6 @@ def op_name(func: Callable[..., Any]) -> str:
         ('relu', 'radd', 'relu')
     """
     return str(getattr(func, "__name__", "")).strip("_")
-
-
-def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    """Return whether a call is in place, by its name, ``inplace=`` or ``out=``.
-
-    Example:
-        >>> writes(F.relu_, {}), writes(F.relu, {"inplace": True}), writes(F.relu, {})
-        (True, True, False)
-    """
-    name = str(getattr(func, "__name__", ""))
-    if name.endswith("_") and not name.endswith("__"):
-        return True
-    return name in _IN_PLACE or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
-
-
-def turns(call: Call) -> bool:
-    """Return whether a call may swap the two dims of a matrix: ``w.t()``, ``w.T``, ``w.transpose(0, 1)``, and so on."""
-    if call.op == "get":
-        return attribute(call.func) in _TURNING
-    return call.op in ("t", "transpose", "swapaxes", "swapdims", "permute", "adjoint")
-
-
-def attribute(func: Callable[..., Any]) -> str:
-    """Return the attribute that a ``__get__`` reads: ``T`` for ``tensor.T``."""
-    return str(getattr(getattr(func, "__self__", None), "__name__", ""))
-
-
-def unit_dim(op: str) -> int:
-    """Return the dim of a layer's output units, counted from the end.
-
-    Example:
-        >>> unit_dim("linear"), unit_dim("conv2d"), unit_dim("conv_transpose3d")
-        (-1, -3, -4)
-    """
-    return -(int(op[-2]) + 1) if op in CONVOLUTIONS else -1
-
-
-def pools_units(op: str, dim: int) -> bool:
-    """Return whether a pooling is over the unit dim; it is over as many of the last dims as its name says.
-
-    Example:
-        >>> pools_units("max_pool2d", -3), pools_units("adaptive_avg_pool1d", -1)
-        (False, True)
-    """
-    return -dim <= int(op.split("_pool")[1][0])
 
 
 def enter_attention(mode: TorchFunctionMode, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

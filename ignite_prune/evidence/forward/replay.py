@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ from ignite_prune._utils.nested import mapped, tensors_in
 from ignite_prune.evidence.forward.observer import ForwardObserver
 from ignite_prune.evidence.forward.op_tables import op_name
 
+# Operations that give values to Python, where a graph cannot follow, and methods that Python reads the memory by.
 _READING = frozenset(("aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::item"))
-"""Operations that give values to Python, where a graph cannot follow."""
 _MEMORY = frozenset(("numpy", "array", "tolist", "dlpack"))
 AtPoint = Callable[[str, Tensor, int, Mapping[str, int]], object]
 """Called with a layer's weight, its evaluation point, the dim of the units and the layer calls before."""
@@ -29,13 +30,7 @@ AtPoint = Callable[[str, Tensor, int, Mapping[str, int]], object]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The evaluation point of a layer's units.
-
-    Attributes:
-        value: its value, a copy.
-        dim: the dim of the units, counted from the end.
-        before: the layer calls before it, by weight.
-    """
+    """A copy of a layer's evaluation point, the dim of its units from the end, and the layer calls before it."""
 
     value: Tensor
     dim: int
@@ -94,7 +89,7 @@ class Replay:
         self._recorder = self._without_side_effects() if recorder.mutates else recorder
 
     def _without_side_effects(self) -> _Recorder | None:
-        """Record the pass with in-place operations replaced; return None if that is not possible."""
+        """Record the pass with in-place operations replaced, if that is possible."""
         recorder = _Recorder()
 
         def call(x: Any) -> Tensor:
@@ -117,16 +112,8 @@ class Replay:
             return self._call(x)
 
     def rerun(self, name: str, value: Tensor) -> Tensor | None:
-        """Return the result of a whole pass with ``value`` at a layer's point.
-
-        Returns:
-            The result; None if the pass does not reach the point by the same layer calls as before.
-
-        Raises:
-            ValueError: ``value`` is of another shape or type than the point's.
-        """
-        done: list[Tensor] = []
-        point = self.points[name]
+        """Return the result of a whole pass with ``value`` at a layer's point; None if other layer calls lead to it."""
+        done, point = list[Tensor](), self.points[name]
         value = _checked(value, point.value)
 
         def replace(found: str, z: Tensor, dim: int, before: Mapping[str, int]) -> None:
@@ -140,20 +127,13 @@ class Replay:
 
     @torch.no_grad()
     def replay(self, name: str, value: Tensor) -> Tensor:
-        """Return the result with ``value`` at a layer's point, from the operations after the point alone.
-
-        Raises:
-            ValueError: ``value`` is of another shape or type than the point's.
-        """
+        """Return the result with ``value`` at a layer's point, from the operations after the point alone."""
         value = _checked(value, self.points[name].value)
         run = None if self._recorder is None else self._recorder.function(name)
         return self.result if run is None else run(value)
 
     def is_exact(self, name: str) -> bool:
-        """Return whether a replay from a layer's point equals a whole pass to the bit.
-
-        It compares the results for the point's own value and for another one, which costs a whole pass.
-        """
+        """Return whether replays of the point's own value and of another one equal whole passes to the bit."""
         if self._recorder is None or self._recorder.function(name) is None:
             return False
         value = self.points[name].value
@@ -166,20 +146,13 @@ class Replay:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records every operation as a node of a graph, with its result.
-
-    Attributes:
-        nodes: by the id of the tensor; :attr:`values` keeps the tensors alive.
-        values: of the nodes.
-        mutates: whether an operation was in place, so that values are not what they were.
-        result: the node of the result.
-    """
+    """Records every operation as a node of a graph, with its result."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.nodes: dict[int, fx.Node] = {}
+        self.nodes: dict[int, fx.Node] = {}  # by the id of the tensor, which `values` keeps alive
         self.values: dict[fx.Node, Any] = {}
-        self.mutates = False
+        self.mutates = False  # whether an operation was in place, so that values are not what they were
         self.result: fx.Node | None = None
         self._graph = fx.Graph()
         self._points: dict[str, fx.Node] = {}
@@ -214,7 +187,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.values[self._graph.call_function(_refuse, (self._node(tensor),))] = None
 
     def mark(self, name: str | None, tensor: Tensor) -> Tensor:
-        """Note which node a tensor is, as a point or, without a name, as the result; return a copy of it."""
+        """Store which node a tensor is, as a point or, without a name, as the result; return a copy of it."""
         copy = tensor.clone()
         node = next(reversed(self.values), None)  # the copy's: it shows the tensor as operations see it
         if not self.mutates and node is not None and isinstance(node.args[0], fx.Node):
@@ -226,13 +199,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         """Return the result as a function of the value at a point; None if it does not depend on the point alone."""
+        point, result = self._points.get(name), self.result
         if name not in self._functions:
-            point = self._points.get(name)
-            try:
-                found = None if point is None or self.result is None else self._compile(point, self.result)
-            except Exception:  # an argument that generated code cannot name, such as a torch.Generator
-                found = None
-            self._functions[name] = found
+            self._functions[name] = None
+            # An argument may be one that generated code cannot name, such as a torch.Generator.
+            with suppress(Exception):
+                self._functions[name] = None if point is None or result is None else self._compile(point, result)
         return self._functions[name]
 
     def _compile(self, point: fx.Node, result: fx.Node) -> Callable[[Tensor], Tensor] | None:
@@ -283,10 +255,8 @@ def _between(point: fx.Node, result: fx.Node, nodes: list[fx.Node]) -> list[fx.N
     for node in nodes:
         if not after.isdisjoint(node.all_input_nodes):
             after.add(node)
-            operation = node.target
-            if operation is _refuse or (
-                isinstance(operation, torch._ops.OpOverload) and operation._schema.name in _READING
-            ):
+            made = node.target
+            if made is _refuse or (isinstance(made, torch._ops.OpOverload) and made._schema.name in _READING):
                 return None
     for node in reversed(nodes):
         if node in needed:
@@ -295,7 +265,7 @@ def _between(point: fx.Node, result: fx.Node, nodes: list[fx.Node]) -> list[fx.N
 
 
 def _checked(value: Tensor, like: Tensor) -> Tensor:
-    """Return a value with the strides of the point's, which operations like ``view`` depend on."""
+    """Return a value of the point's shape and type with the point's strides, which operations like ``view`` need."""
     if value.shape != like.shape or value.dtype != like.dtype:
         raise ValueError(
             f"Argument value should be {like.dtype} of shape {tuple(like.shape)} as the point's, but given "
@@ -306,9 +276,6 @@ def _checked(value: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.preserve_format).copy_(value)
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return (a.shape, a.dtype) == (b.shape, b.dtype) and torch.equal(_bits(a), _bits(b))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+def _same_bits(*tensors: Tensor) -> bool:
+    a, b = (tensor.detach().reshape(-1).contiguous().view(torch.uint8) for tensor in tensors)
+    return tensors[0].shape == tensors[1].shape and tensors[0].dtype == tensors[1].dtype and torch.equal(a, b)

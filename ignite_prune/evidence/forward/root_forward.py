@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.inert_hook import InertHook, is_running
 from ignite_prune.core.selection import unwrap
@@ -28,10 +27,9 @@ class RootForward:
 
     def __init__(self, model: nn.Module, begin: Callable[[nn.Module], object], end: Callable[[bool], object]) -> None:
         self._begin, self._end = begin, end
-        self._frames: list[types.FrameType] = []
-        self._errors: list[BaseException | None] = []
+        self._running: list[tuple[types.FrameType, BaseException | None]] = []  # with the error being handled, if any
         root, enter, leave = unwrap(model), InertHook(self._enter), InertHook(self._leave)
-        self._handles: list[RemovableHandle] = [
+        self._handles = [
             root.register_forward_pre_hook(enter, prepend=True),
             root.register_forward_hook(leave, always_call=True),
         ]
@@ -40,30 +38,26 @@ class RootForward:
         """Remove the hooks; a forward pass that was interrupted ends now."""
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
-        if self._frames:
+        if self._running:
             self._abandon()
 
     def _enter(self, model: nn.Module, *_: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        if self._frames and not is_running(self._frames[0]):
+        if self._running and not is_running(self._running[0][0]):
             self._abandon()
-        self._frames.append(sys._getframe(2))
-        self._errors.append(sys.exc_info()[1])
-        if len(self._frames) == 1:
+        self._running.append((sys._getframe(2), sys.exc_info()[1]))
+        if len(self._running) == 1:
             self._begin(model)
 
     def _leave(self, *_: Any) -> None:
-        if torch.compiler.is_compiling() or not self._frames:
+        if torch.compiler.is_compiling() or not self._running:
             return
-        failed = sys.exc_info()[1] is not self._errors.pop()
-        self._frames.pop()
-        if not self._frames:
+        failed = sys.exc_info()[1] is not self._running.pop()[1]
+        if not self._running:
             self._end(failed)
 
     def _abandon(self) -> None:
         """End a forward pass that never called its hook: a KeyboardInterrupt skips them."""
-        self._frames.clear()
-        self._errors.clear()
+        self._running.clear()
         self._end(True)

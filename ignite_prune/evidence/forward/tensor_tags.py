@@ -12,52 +12,29 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A selected weight, or a transpose or a split of one.
-
-    Attributes:
-        name: the parameter's name.
-        parameter: the parameter.
-        turned: whether its two dims are swapped.
-        rows: its rows (first, last + 1) of the parameter; None for all.
-    """
+    """A selected weight, or a part of it."""
 
     name: str
     parameter: nn.Parameter
-    turned: bool = False
-    rows: tuple[int, int] | None = None
+    turned: bool = False  # whether its two dims are swapped
+    rows: tuple[int, int] | None = None  # (first, last + 1); None for all
 
 
 class TensorTag:
-    """What is known of one tensor.
-
-    Attributes:
-        weight: the selected weight that it is, or is a part or transpose of.
-        path: the :class:`.UnitPath` that it belongs to.
-        active: whether an activation function was applied on that path.
-        flow: its source, as :class:`.AttentionTracker` follows it.
-    """
+    """What is known of one tensor."""
 
     __slots__ = ("active", "flow", "path", "ref", "weight")
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, weight: Weight | None = None) -> None:
         self.ref = weakref.ref(tensor)
-        self.weight: Weight | None = None
-        self.path: Any = None
-        self.active = False
-        self.flow: Any = None
+        self.weight = weight  # the selected weight that it is, or is a part or transpose of
+        self.path: Any = None  # the UnitPath that it belongs to
+        self.active = False  # whether an activation function was applied on that path
+        self.flow: Any = None  # its source, as AttentionTracker follows it
 
 
 class TensorTags:
-    """Tags by tensor identity. A weak reference tells a dead tensor from a new one with the same id.
-
-    Example:
-        >>> import torch
-        >>> weight = nn.Parameter(torch.zeros(2))
-        >>> tags = TensorTags()
-        >>> tags.add_weights({"w": weight})
-        >>> tags.of(weight).weight.name, tags.of(torch.zeros(2))
-        ('w', None)
-    """
+    """Tags by tensor identity. A weak reference tells a dead tensor from a new one with the same id."""
 
     def __init__(self) -> None:
         self._weights: dict[int, TensorTag] = {}
@@ -65,13 +42,11 @@ class TensorTags:
 
     def add_weights(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Tag selected weights; :meth:`clear` keeps these tags."""
-        for name, parameter in parameters.items():
-            tag = self._weights[id(parameter)] = TensorTag(parameter)
-            tag.weight = Weight(name, parameter)
-        self.by_id.update(self._weights)
+        self._weights |= {id(p): TensorTag(p, Weight(name, p)) for name, p in parameters.items()}
+        self.by_id |= self._weights
 
-    def of(self, tensor: Tensor) -> TensorTag | None:
-        """Return a tensor's tag, or None."""
+    def of(self, tensor: Any) -> TensorTag | None:
+        """Return a tensor's tag; None for another tensor or object."""
         tag = self.by_id.get(id(tensor))
         return tag if tag is not None and tag.ref() is tensor else None
 
@@ -89,4 +64,4 @@ class TensorTags:
     def clear(self) -> None:
         """Forget everything but the selected weights."""
         self.by_id.clear()
-        self.by_id.update(self._weights)
+        self.by_id |= self._weights
