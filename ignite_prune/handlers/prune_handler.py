@@ -33,7 +33,7 @@ from ignite_prune.schedule.base import check_steps
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
-from ignite_prune.update.pruner_state import PrunerState
+from ignite_prune.update.pruner_state import PrunerState, checked, state_of
 
 if TYPE_CHECKING:
     from ignite_prune.handlers.evidence_feed import EvidenceFeed
@@ -330,16 +330,16 @@ class PruneHandler(BaseHandler):
     # Checkpoints
 
     def _state(self) -> dict[str, Any]:
-        return self.pruning.state_dict([] if self._feed is None else self._feed.state_dict())
+        return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict())
 
     def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"evidence": [], "reached": [None] * len(self.param_groups), **state} if state["version"] == 1 else state
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         self._check_free()
-        checked = PrunerState.checked(state, self.pruning.groups)
-        load_masks = self.pruning.checked(checked)
-        evidence = self._checked_evidence(checked.evidence)
+        fitting = PrunerState.checked(state, self.pruning.groups)
+        load_masks = checked(self.pruning, fitting)
+        evidence = self._checked_evidence(fitting.evidence)
 
         def load() -> None:
             load_masks()
