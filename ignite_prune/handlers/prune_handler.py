@@ -339,7 +339,7 @@ class PruneHandler(BaseHandler):
         self._check_free()
         fitting = PrunerState.checked(state, self.pruning.groups)
         load_masks = checked(self.pruning, fitting)
-        evidence = self._checked_evidence(fitting.evidence)
+        evidence = self._checked_evidence(fitting.evidence, state["version"])
 
         def load() -> None:
             load_masks()
@@ -349,13 +349,22 @@ class PruneHandler(BaseHandler):
 
         return load
 
-    def _checked_evidence(self, state: Any) -> list[dict[str, Any]]:
-        if self._feed is not None:
-            return self._feed.checked(state)
-        if not isinstance(state, list) or state:
+    def _checked_evidence(self, state: Any, version: int) -> list[dict[str, Any]]:
+        try:
+            if self._feed is not None:
+                return self._feed.checked(state)
+            if not isinstance(state, list) or state:
+                raise ValueError(
+                    "The checkpoint's pruner and this one should gather the same evidence (the same saliency and "
+                    "repair)"
+                )
+        except ValueError as error:
+            if version == self.VERSION:
+                raise
             raise ValueError(
-                "The checkpoint's pruner and this one should gather the same evidence (the same saliency and repair)"
-            )
+                f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "
+                "continue with the masks alone, replace each entry of its 'evidence' by {}"
+            ) from error
         return []
 
     def _describe(self) -> list[str]:
