@@ -72,7 +72,7 @@ class PruneHandler(BaseHandler):
         prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``, as the trainer's.
         calibration: ``data``, ``loss_fn`` and ``prepare_batch`` as one value, instead of the three.
         scaler: the ``GradScaler`` of a loop of your own, for evidence from activations' gradients; Ignite's is found.
-        shared: allow it that another handler masks the same parameters; else :meth:`attach`, :meth:`step` and
+        shared: let other handlers mask the same parameters; otherwise :meth:`attach`, :meth:`step` and
             :meth:`load_state_dict` refuse to act while one does.
 
     Raises:
@@ -152,7 +152,7 @@ class PruneHandler(BaseHandler):
             self._feed.install()
         if masks is not None:
             self.pruning.enforce()
-            self._owns = claim(self, self.masks.parameters, shared=True)
+            self._owns = claim(self, self.masks.parameters, self._shared, check=False)
 
     def _feed_of(self, pruner: Pruner) -> EvidenceFeed | None:
         """Return what gathers a pruner's evidence; None where it needs none."""
@@ -178,7 +178,7 @@ class PruneHandler(BaseHandler):
         pruning.keep()
         self.pruning, self._feed = pruning, feed
         if self._owns:
-            claim(self, self.masks.parameters, shared=True)
+            claim(self, self.masks.parameters, self._shared, check=False)
         if self._feed is not None:
             self._feed.install() if self._attachment is None else self._feed.attach(self._attachment)
         self._publish()

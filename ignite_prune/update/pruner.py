@@ -53,7 +53,7 @@ class Pruner:
         params: the user's selection.
         settings: of every group, see :func:`ignite_prune.update.param_groups.build`.
         calibration: the data that evidence and repairs are computed from; without data, evidence is gathered from
-            training by whoever runs it.
+            training by the handler.
         masks: initial masks.
 
     Attributes:

@@ -193,6 +193,7 @@ def test_floors_hold_and_the_rest_is_the_global_ranking():
     with pytest.warns(UserWarning, match=r"less than 1 % of 7.weight \(0 of 64 kept\).*LAMP\(\), ERK\(\)"):
         pruner = PruneHandler(model)
         pruner.step(0.9)
+    pruner.detach()
     floored = PruneHandler(model, allocation=Global(min_density=0.25))
     scores = {name: p.detach().abs() for name, p in floored.masks.parameters.items()}
     floored.step(0.7)
