@@ -343,12 +343,14 @@ def test_hrank():
 FILE = "torchpruner_attributions"
 
 
-@pytest.mark.parametrize("key", keys(FILE, end="_after_relu_taylor_abs_mean_B4") + keys(FILE, end="_B32"))
+AFTER_RELU = r"(mlp|conv)\.(\d)_after_relu_(apoz|sensitivity|taylor_abs|taylor_signed)_mean_B(\d+)"
+# The file's others are of a layer's own output, a sum, or a weight norm.
+ATTRIBUTIONS = keys(FILE, end="_after_relu_taylor_abs_mean_B4") + keys(FILE, end="_B32")
+
+
+@pytest.mark.parametrize("key", [key for key in ATTRIBUTIONS if re.fullmatch(AFTER_RELU, key)])
 def test_activations_after_the_relu(key):
-    match = re.fullmatch(r"(mlp|conv)\.(\d)_after_relu_(apoz|sensitivity|taylor_abs|taylor_signed)_mean_B(\d+)", key)
-    if match is None:
-        pytest.skip("a layer's own output, a sum, or a weight norm")
-    name, index, kind, size = match.groups()
+    name, index, kind, size = re.fullmatch(AFTER_RELU, key).groups()
     net, data = network(name), batches(name, int(size))
     formula = {
         "apoz": saliency.APoZ(),

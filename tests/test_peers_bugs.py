@@ -10,16 +10,19 @@ from ignite.engine import Events, create_supervised_trainer
 from torch import nn
 
 from ignite_prune import PruneHandler, functional, pattern, prune_model, schedule
-from tests.models import assert_zero, batches, small_net
+from tests.models import assert_same_bits, assert_zero, batches, small_net
 
 
 def test_37322_deepcopy_of_a_pruned_module():
     model = small_net()
     prune_model(model, sparsity=0.5)
-    copy.deepcopy(model)
+    copies = [copy.deepcopy(model)]
     pruner = PruneHandler(model, torch.optim.SGD(model.parameters(), lr=0.1))
     pruner.step(0.6)
-    copy.deepcopy(model)
+    copies.append(copy.deepcopy(model))
+    zeros = [sum(int((each.get_parameter(name) == 0).sum()) for name in pruner.masks) for each in copies]
+    assert zeros == [1200, 1440], "half of 2400 weights, then 0.6 of them"
+    assert_same_bits(copies[1].state_dict(), model.state_dict())
 
 
 def test_69353_78109_multihead_attention():

@@ -152,7 +152,7 @@ class AfterActivation:
         if not torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
             raise ValueError(
                 f"The activation function behind layer {self._by_weight[path.name].name!r} runs without gradients, "
-                "inside an autograd.Function or no_grad(), where its winners cannot be told to autograd; use "
+                "inside an autograd.Function or no_grad(), where autograd does not record its winners; use "
                 "after_activation=False, or put the sparsifier into the model"
             )
         return path if path.best is result else None
@@ -176,5 +176,5 @@ def _check(model: nn.Module, inserted: Sequence[OutputHook]) -> None:
         if len(names[id(weight)]) > 1:
             raise ValueError(
                 f"Argument after_activation: the weight of layer {each.name!r} is shared "
-                f"({', '.join(names[id(weight)])}), so its uses cannot be told apart"
+                f"({', '.join(names[id(weight)])}), so its uses cannot be distinguished"
             )

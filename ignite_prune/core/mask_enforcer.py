@@ -200,7 +200,7 @@ class MaskEnforcer:
         return not grad.take(self._probes[name]).any()
 
 
-def claim(owner: Any, parameters: Mapping[str, nn.Parameter], shared: bool = False) -> bool:
+def claim(owner: Any, parameters: Mapping[str, nn.Parameter], shared: bool = False, check: bool = True) -> bool:
     """Record that an object masks the parameters, until :func:`release`; return True.
 
     Neither the parameters nor the owner are kept alive by the record.
@@ -208,12 +208,15 @@ def claim(owner: Any, parameters: Mapping[str, nn.Parameter], shared: bool = Fal
     Args:
         owner: a handler.
         parameters: by name.
-        shared: other objects may mask them too.
+        shared: other objects may mask them too, so nothing is recorded.
+        check: raise if another object masks one of them.
 
     Raises:
         ValueError: another object masks one of them; see :func:`check_free`.
     """
-    if not shared and any(each is not owner for p in parameters.values() for each in _OWNERS.get(p, ())):
+    if shared:
+        return True
+    if check and any(each is not owner for p in parameters.values() for each in _OWNERS.get(p, ())):
         check_free(owner, parameters)
     for parameter in parameters.values():
         _OWNERS.setdefault(parameter, WeakSet()).add(owner)

@@ -152,7 +152,7 @@ class BaseHandler(ABC):
     def _own(self, check: bool = True) -> None:
         """Enter as an owner of the masked parameters until :meth:`detach`; see :meth:`_check_free`."""
         if not self._owns:
-            self._owns = claim(self, self._masked(), self._shared or not check)
+            self._owns = claim(self, self._masked(), self._shared, check)
 
     def _publish(self) -> None:
         if self._attachment is not None:

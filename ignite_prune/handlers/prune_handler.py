@@ -33,7 +33,7 @@ from ignite_prune.schedule.base import check_steps
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
-from ignite_prune.update.pruner_state import PrunerState
+from ignite_prune.update.pruner_state import PrunerState, checked, state_of
 
 if TYPE_CHECKING:
     from ignite_prune.handlers.evidence_feed import EvidenceFeed
@@ -72,7 +72,7 @@ class PruneHandler(BaseHandler):
         prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``, as the trainer's.
         calibration: ``data``, ``loss_fn`` and ``prepare_batch`` as one value, instead of the three.
         scaler: the ``GradScaler`` of a loop of your own, for evidence from activations' gradients; Ignite's is found.
-        shared: allow it that another handler masks the same parameters; else :meth:`attach`, :meth:`step` and
+        shared: let other handlers mask the same parameters; otherwise :meth:`attach`, :meth:`step` and
             :meth:`load_state_dict` refuse to act while one does.
 
     Raises:
@@ -152,7 +152,7 @@ class PruneHandler(BaseHandler):
             self._feed.install()
         if masks is not None:
             self.pruning.enforce()
-            self._owns = claim(self, self.masks.parameters, shared=True)
+            self._owns = claim(self, self.masks.parameters, self._shared, check=False)
 
     def _feed_of(self, pruner: Pruner) -> EvidenceFeed | None:
         """Return what gathers a pruner's evidence; None where it needs none."""
@@ -178,7 +178,7 @@ class PruneHandler(BaseHandler):
         pruning.keep()
         self.pruning, self._feed = pruning, feed
         if self._owns:
-            claim(self, self.masks.parameters, shared=True)
+            claim(self, self.masks.parameters, self._shared, check=False)
         if self._feed is not None:
             self._feed.install() if self._attachment is None else self._feed.attach(self._attachment)
         self._publish()
@@ -330,16 +330,16 @@ class PruneHandler(BaseHandler):
     # Checkpoints
 
     def _state(self) -> dict[str, Any]:
-        return self.pruning.state_dict([] if self._feed is None else self._feed.state_dict())
+        return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict())
 
     def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"evidence": [], "reached": [None] * len(self.param_groups), **state} if state["version"] == 1 else state
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         self._check_free()
-        checked = PrunerState.checked(state, self.pruning.groups)
-        load_masks = self.pruning.checked(checked)
-        evidence = self._checked_evidence(checked.evidence)
+        fitting = PrunerState.checked(state, self.pruning.groups)
+        load_masks = checked(self.pruning, fitting)
+        evidence = self._checked_evidence(fitting.evidence, state["version"])
 
         def load() -> None:
             load_masks()
@@ -349,13 +349,22 @@ class PruneHandler(BaseHandler):
 
         return load
 
-    def _checked_evidence(self, state: Any) -> list[dict[str, Any]]:
-        if self._feed is not None:
-            return self._feed.checked(state)
-        if not isinstance(state, list) or state:
+    def _checked_evidence(self, state: Any, version: int) -> list[dict[str, Any]]:
+        try:
+            if self._feed is not None:
+                return self._feed.checked(state)
+            if not isinstance(state, list) or state:
+                raise ValueError(
+                    "The checkpoint's pruner and this one should gather the same evidence (the same saliency and "
+                    "repair)"
+                )
+        except ValueError as error:
+            if version == self.VERSION:
+                raise
             raise ValueError(
-                "The checkpoint's pruner and this one should gather the same evidence (the same saliency and repair)"
-            )
+                f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "
+                "continue with the masks alone, replace each entry of its 'evidence' by {}"
+            ) from error
         return []
 
     def _describe(self) -> list[str]:

@@ -248,7 +248,7 @@ def _check_schedule(schedule: Any, saliency: Saliency) -> None:
     if saliency.once and _is_gradual(schedule):
         name = type(saliency).__name__
         raise ValueError(
-            f"{name} judges a network at its initialisation, but {schedule} prunes step by step; take "
+            f"{name} scores a network at its initialisation, but {schedule} prunes step by step; take "
             f"schedule.OneShot, or ask for it: saliency.{name}(anytime=True)"
         )
 

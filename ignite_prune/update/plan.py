@@ -140,7 +140,7 @@ def plan_masks(update: GroupUpdate, store: MaskStore, before: Masks, evidence: E
             planned |= choose_coupled_masks(scores, now, group, target)
     if saliency.once and planned and any(mask is not None for mask in before.values()):
         raise ValueError(
-            f"{type(saliency).__name__} judges a network at its initialisation, but this one is pruned already; prune "
+            f"{type(saliency).__name__} scores a network at its initialisation, but this one is pruned already; prune "
             f"in one update (schedule.OneShot), or ask for it: saliency.{type(saliency).__name__}(anytime=True)"
         )
     if update.lifts:

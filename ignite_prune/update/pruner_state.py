@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ignite_prune._utils.sparsity import as_sparsity
+from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.pruner import Pruner
+
+
+def state_of(pruner: Pruner, evidence: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a pruner's masks (one bit for each entry), targets, generators, kept values and evidence as plain data."""
+    return {
+        "masks": pruner.masks.state_dict(),
+        "sparsities": [float(group["sparsity"] or 0.0) for group in pruner.groups],
+        "generators": pruner.generator_states(),
+        "dense": {} if pruner.dense is None else pruner.dense.state_dict(),
+        "evidence": evidence,
+        "reached": pruner.reached(),
+    }
+
+
+def checked(pruner: Pruner, state: PrunerState) -> Callable[[], None]:
+    """Check a state against a pruner and return the function that loads it; nothing changes before it is called."""
+    dense = DenseValues(pruner.masks, []) if pruner.dense is None else pruner.dense
+    masks = pruner.masks.unpacked(state.masks)
+    values = dense.unpacked(state.dense, masks)
+
+    def load() -> None:
+        pruner.masks.replace(masks)
+        dense.load(values)
+        for group, sparsity in zip(pruner.groups, state.sparsities):
+            group["sparsity"] = sparsity
+        pruner.set_generator_states(state.generators)
+        pruner.forget_scores(state.reached)
+        pruner.keep()
+
+    return load
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def _handler(
     )
     objects = row.objects(model, optimizer)
     if pruned:
-        objects["beside"] = PruneHandler(model, optimizer, schedule=schedule.Linear(0.5, begin=0, end=12))
+        objects["beside"] = PruneHandler(model, optimizer, schedule=schedule.Linear(0.5, begin=0, end=12), shared=True)
 
     def attach() -> None:
         if pruned:

@@ -37,7 +37,7 @@ KILLED = {
 def test_killed(tmp_path, name):
     options, checkpoint, first = KILLED[name]
     # Drawn from the name alone, so that a failure can be run again; the first checkpoint of each is written by then.
-    at = random.Random(name).randint(7, 11)
+    at = random.Random(name).randint(5, 9)
     assert_survives(tmp_path, (ITERATION, at), checkpoint, first=first, **options)
 
 

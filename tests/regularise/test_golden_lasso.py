@@ -55,8 +55,18 @@ def test_single_entries_are_a_soft_threshold():
 SHAPES = {"linear": (8, 16), "conv": (8, 4, 3, 3)}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("row", PATTERNS, ids=str)
+def fits(row, shape):
+    try:
+        row.make().count(SHAPES[shape])
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("row", "shape"),
+    [pytest.param(row, shape, id=f"{row}-{shape}") for row in PATTERNS for shape in SHAPES if fits(row, shape)],
+)
 @pytest.mark.parametrize("memory_format", ["contiguous", "transposed"])
 def test_any_pattern(row, shape, memory_format):
     # The sum of squares over what a unit loses, however the pattern lays it out, in a view or asked by masks.
@@ -64,10 +74,6 @@ def test_any_pattern(row, shape, memory_format):
     w = torch.randn(SHAPES[shape], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     if memory_format == "transposed":
         w = w.movedim(1, -1).contiguous().movedim(-1, 1)
-    try:
-        units.count(w.shape)
-    except ValueError:
-        pytest.skip("does not fit")
     kinds = [GridUnits("w", units, tuple(w.shape)), IndexedUnits("w", units)]
     for kind in kinds:
         found = kind.squares({"w": w})

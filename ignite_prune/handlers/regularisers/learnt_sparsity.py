@@ -50,7 +50,7 @@ class LearntSparsity(Regulariser):
         optimizer: the optimizer(s) that train the parameters; None for whichever optimizer does.
         learner: makes the optimizer of what is learnt of its list of parameters; None: ``Adam`` with ``lr=0.01``.
         exclude: rules for what to leave alone.
-        shared: allow it that another handler masks the same parameters; else :meth:`attach` refuses it.
+        shared: let other handlers mask the same parameters; otherwise :meth:`attach` refuses it.
 
     Attributes:
         learner: the optimizer of what is learnt; this handler steps and saves it.

@@ -52,7 +52,7 @@ class MaskedHandler(BaseHandler):
         sparsity: of every group without one; None if masks are given.
         allocation: how it is divided over a group's parameters.
         exclude: rules for what to leave alone.
-        shared: allow it that another handler masks the same parameters.
+        shared: let other handlers mask the same parameters.
         pattern: which entries go together.
     """
 

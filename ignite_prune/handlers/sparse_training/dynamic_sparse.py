@@ -46,7 +46,7 @@ class DynamicSparse(MaskedHandler):
         generator: for random masks; None makes one from ``torch.initial_seed()``.
         exclude: rules for what to leave alone.
         masks: bool masks to start from, by name, instead of a sparsity.
-        shared: allow it that another handler masks the same parameters, which is refused otherwise.
+        shared: let other handlers mask the same parameters; otherwise a second one is refused.
 
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.

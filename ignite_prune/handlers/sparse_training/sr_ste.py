@@ -39,7 +39,7 @@ class SRSTE(MaskedHandler):
         pattern: how many of how many are kept.
         strength: λ, at least 0; 0 is the plain straight-through estimator.
         exclude: rules for what to leave alone; a layer that the pattern does not fit is refused by name.
-        shared: allow it that another handler masks the same parameters, which is refused otherwise.
+        shared: let other handlers mask the same parameters; otherwise a second one is refused.
 
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.

@@ -44,7 +44,7 @@ class TopKAST(MaskedHandler):
         every: iterations from one choice of A and B to the next.
         strength: λ, at least 0.
         exclude: rules for what to leave alone.
-        shared: allow it that another handler masks the same parameters, which is refused otherwise.
+        shared: let other handlers mask the same parameters; otherwise a second one is refused.
 
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.
