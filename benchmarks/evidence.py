@@ -186,12 +186,14 @@ def _obs(d: int, plain: bool) -> tuple[float, float, float]:
 def _our_obs(model: nn.Linear, drawn: Tensor) -> tuple[float, float]:
     formula, need = saliency.OBS(), FisherBlocks(50)
     start = time.perf_counter()
-    gatherer = FisherBlockSums(need, {"weight": model.weight}, model)
+    collector = FisherBlockSums(need, {"weight": model.weight}, model)
     for k in range(64):
-        gatherer.gradients(MappingProxyType({"weight": drawn[k % 8].view_as(model.weight)}))
-    gatherer.settled()
+        collector.on_gradients(MappingProxyType({"weight": drawn[k % 8].view_as(model.weight)}))
+    collector.settle()
     middle = time.perf_counter()
-    formula.formula(model.weight, gatherer.answer("weight", gatherer.sums["weight"], gatherer.counts["weight"]))
+    formula.formula(
+        model.weight, collector.result("weight", collector.record.sums["weight"], collector.record.counts["weight"])
+    )
     return middle - start, time.perf_counter() - middle
 
 

@@ -145,7 +145,7 @@ def collector(methods: Sequence[Method], found: dict[str, Scores]) -> Callable[[
 
     def listen(model: nn.Module, optimizer: Optimizer, trainer: Engine) -> None:
         for index, method in enumerate(methods):
-            pruner = PruneHandler(model, optimizer, saliency=method.saliency)
+            pruner = PruneHandler(model, optimizer, saliency=method.saliency, shared=True)
             pruner.attach(trainer, Events.COMPLETED, name=f"sparsity_{index}")
             trainer.add_event_handler(Events.COMPLETED, keep, pruner, method.name)
 

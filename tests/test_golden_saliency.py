@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ignite_prune import PruneHandler, functional, pattern, prune_model, saliency, score
-from ignite_prune.evidence.collectors.shapley import sampled_values
+from ignite_prune.evidence.collectors.unit_removal import sampled_values
 from tests.golden_values import arrays, keys, tensor
 
 NETS = ["mlp", "conv"]

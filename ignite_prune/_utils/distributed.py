@@ -15,6 +15,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Return this process's rank."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def raise_together(error: Exception | None, message: str) -> None:
     """Raise on every rank if any rank has an error: ``error`` on a rank that has one, ``message`` on the others.
 

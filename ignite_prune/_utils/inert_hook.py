@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -23,3 +25,14 @@ class InertHook:
 
     def __reduce__(self) -> tuple[type[InertHook], tuple[()]]:
         return InertHook, ()
+
+
+def is_running(frame: types.FrameType) -> bool:
+    """Return whether the call of ``frame`` has not ended.
+
+    A KeyboardInterrupt ends a forward pass without its hooks; a frame that is no longer on the stack shows that.
+    """
+    running: types.FrameType | None = sys._getframe()
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is not None

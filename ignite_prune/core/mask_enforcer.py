@@ -17,21 +17,25 @@ Hooks are used, not wrappers: the optimizer and the parameters stay the user's o
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ignite_prune._utils.bits import zero_, zero_any_
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_state import masks_changed, slots_to_repair, zero_slots_
 
 _PROBES = 128
+_OWNERS: Any = WeakTensorKeyDictionary()  # parameter -> WeakSet of the objects that mask it
 
 
 class MaskEnforcer:
@@ -194,3 +198,49 @@ class MaskEnforcer:
             spread = torch.arange(0, mask.numel(), max(1, mask.numel() // _PROBES))
             self._probes[name] = spread[~mask.take(spread)]
         return not grad.take(self._probes[name]).any()
+
+
+def claim(owner: Any, parameters: Mapping[str, nn.Parameter], shared: bool = False) -> bool:
+    """Record that an object masks the parameters, until :func:`release`; return True.
+
+    Neither the parameters nor the owner are kept alive by the record.
+
+    Args:
+        owner: a handler.
+        parameters: by name.
+        shared: other objects may mask them too.
+
+    Raises:
+        ValueError: another object masks one of them; see :func:`check_free`.
+    """
+    if not shared and any(each is not owner for p in parameters.values() for each in _OWNERS.get(p, ())):
+        check_free(owner, parameters)
+    for parameter in parameters.values():
+        _OWNERS.setdefault(parameter, WeakSet()).add(owner)
+    return True
+
+
+def release(owner: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Record that an object masks the parameters no longer."""
+    for parameter in parameters.values():
+        if parameter in _OWNERS:
+            _OWNERS[parameter].discard(owner)
+
+
+def check_free(owner: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise if an object other than ``owner`` masks one of the parameters.
+
+    Raises:
+        ValueError: names the parameter and both objects.
+    """
+    if all(each is owner for p in parameters.values() for each in _OWNERS.get(p, ())):
+        return
+    gc.collect()  # a trainer and its handlers refer to each other: they live until then after their last name is gone
+    for name, parameter in parameters.items():
+        for other in _OWNERS.get(parameter, ()):
+            if other is not owner:
+                raise ValueError(
+                    f"Parameter {name!r} is masked by another handler, {type(other).__name__}, and this "
+                    f"{type(owner).__name__} would fight it: detach() or finalize() that one first, or allow it with "
+                    f"{type(owner).__name__}(..., shared=True)"
+                )

@@ -1,9 +1,9 @@
-"""What is done before and after optimizers' steps."""
+"""Hooks around optimizers' steps, their closures, and what a GradScaler leaves to a fused optimizer."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,18 +13,17 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import RemovableHandle
 
 Closure = Callable[[], Any]
-_GLOBAL: list[tuple[weakref.ref[Any], RemovableHandle]] = []  # what every optimizer runs
+_GLOBAL: list[tuple[weakref.ref[Any], RemovableHandle]] = []  # hooks of every optimizer in this process
 
 
 class StepHooks:
-    """Hooks around the steps of some optimizers, or of all that there are.
+    """Hooks around the steps of some optimizers, or of every optimizer.
 
     Args:
-        optimizers: whose; empty for every optimizer of this process, whenever it is made. Either way ``before`` comes
-            before the hooks that the optimizer itself has, and ``after`` after them. An optimizer that is given keeps
-            the hooks alive.
-        before: called with the optimizer, and its closure or None, before a step; returns the closure to take instead.
-        after: called with the optimizer after a step, and whether it was one: AMP may have left it out.
+        optimizers: whose steps; empty for every optimizer of this process, present and future. Either way ``before`` is
+            called before the optimizer's own hooks, and ``after`` after them. A given optimizer keeps the hooks alive.
+        before: called with the optimizer, and its closure or None, before a step; returns the closure to use instead.
+        after: called with the optimizer after a step, and whether the step was made: AMP may have skipped it.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class StepHooks:
         self._handles: list[RemovableHandle] = []
 
     def install(self) -> None:
-        """Put the hooks on, where they are not."""
+        """Install the hooks, if they are not."""
         if self._handles:
             return
         self._handles = [
@@ -49,14 +48,14 @@ class StepHooks:
         _GLOBAL.extend((weakref.ref(self), handle) for handle in self._handles[:2])
 
     def remove(self) -> None:
-        """Take them off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         _GLOBAL[:] = [(reference, handle) for reference, handle in _GLOBAL if reference() is not self]
 
     def _stay(self, *_: Any) -> None:
-        """Do nothing: as a hook of an optimizer, let these hooks live as long as that does."""
+        """Do nothing; as a hook of an optimizer it keeps this object alive."""
 
     def _is_mine(self, optimizer: Optimizer) -> bool:
         return not self._optimizers or optimizer in self._optimizers
@@ -64,20 +63,18 @@ class StepHooks:
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if not self._is_mine(optimizer):
             return None
-        given = args[1] if len(args) > 1 else kwargs.get("closure")
+        given = closure_of(args, kwargs) if len(args) > 1 or kwargs else None
         closure = self._before_step(optimizer, given)
-        if closure is given:
-            return None
-        return ((args[0], closure, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": closure})
+        return None if closure is given else with_closure(args, kwargs, lambda _: closure)
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._is_mine(optimizer):
-            self._after_step(optimizer, not overflowed(optimizer))
+            self._after_step(optimizer, grad_scale(optimizer) is not None)
 
 
 def _sweep() -> None:
-    """Take off the global hooks of objects that are gone: not as they go, which may be while hooks are being run."""
+    """Remove the global hooks of dead objects. It is not done as they die, when hooks may be running."""
     for reference, handle in list(_GLOBAL):
         if reference() is None:
             handle.remove()
@@ -85,7 +82,7 @@ def _sweep() -> None:
 
 
 def _weak(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that calls a method while its object lives: what is global must not keep it alive."""
+    """Return a function that calls a method while its object is alive: a global hook must not keep it alive."""
     reference = weakref.WeakMethod(method)
 
     def call(*args: Any) -> Any:
@@ -95,13 +92,28 @@ def _weak(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def overflowed(optimizer: Optimizer) -> bool:
-    """Whether AMP's scaler has found an infinity: a fused optimizer is called then, and does nothing."""
-    found = getattr(optimizer, "found_inf", None)  # GradScaler hands it over as an attribute, for such a step alone
-    return isinstance(found, Tensor) and bool(found.any())
+def closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Closure | None:
+    """Return the closure that an optimizer's step was called with: ``args`` begin with the optimizer."""
+    return next((each for each in (*args[1:], *kwargs.values()) if callable(each)), None)
 
 
-def loss_scale(optimizer: Optimizer) -> Tensor | float:
-    """Return what gradients are still multiplied with in this step: AMP leaves it to a fused optimizer to undo that."""
+def with_closure(args: Any, kwargs: Any, wrap: Callable[[Closure], Any]) -> tuple[Any, Any]:
+    """Return the arguments of an optimizer's step with its closure, if there is one, replaced by ``wrap(closure)``."""
+
+    def replaced(argument: Any) -> Any:
+        return wrap(argument) if callable(argument) else argument
+
+    return (args[0], *map(replaced, args[1:])), {name: replaced(each) for name, each in kwargs.items()}
+
+
+def grad_scale(optimizer: Optimizer) -> Tensor | float | None:
+    """Return what a fused optimizer divides its gradients by; 1.0 for others, None if it will skip the step.
+
+    A GradScaler sets both as attributes of a fused optimizer, for one step. Another optimizer is called with gradients
+    that are divided already, or not at all.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    if isinstance(found, Tensor) and bool(found.any()):
+        return None
     scale = getattr(optimizer, "grad_scale", None)
     return scale if isinstance(scale, Tensor) else 1.0

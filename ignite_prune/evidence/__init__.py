@@ -1,14 +1,14 @@
-"""What a saliency needs beyond the weight, gathered in training or from data, by hooks that come off again."""
+"""What a saliency needs besides the weight, collected in training or from data by removable hooks."""
 
 from typing import TYPE_CHECKING
 
 from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
-    from ignite_prune.evidence.collection import Evidence
-    from ignite_prune.evidence.collectors.shapley import shapley_values
+    from ignite_prune.evidence.evidence import Evidence
+    from ignite_prune.evidence.shapley import shapley_values
 
 __all__ = ["Evidence", "shapley_values"]
 
-_FILES = {"Evidence": "collection", "shapley_values": "collectors.shapley"}
+_FILES = {"Evidence": "evidence", "shapley_values": "shapley"}
 __getattr__ = importer(__name__, _FILES)

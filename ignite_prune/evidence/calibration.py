@@ -1,21 +1,24 @@
-"""One batch of calibration data, and the passes that can be run over it."""
+"""Calibration data: batches, the passes over one, and a model that is left unchanged."""
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ignite_prune._utils.nested import mapped, tensors_in
 
 PrepareBatch = Callable[..., tuple[Any, Any]]
 """Ignite's: ``(batch, device=None, non_blocking=False) -> (x, y)``."""
 LossFn = Callable[[Any, Any], Tensor]
 
 
+@dataclass(frozen=True)
 class Batch:
     """A batch, the model and the loss.
 
@@ -23,24 +26,30 @@ class Batch:
         model: the unwrapped model.
         x: its input: a tensor, or a mapping of keyword arguments.
         y: the target, as ``loss_fn`` takes it.
-        loss_fn: ``(output, target) -> scalar``; may be None where no loss is needed.
+        loss_fn: ``(output, target) -> scalar``; None if no loss is needed.
     """
 
-    def __init__(self, model: nn.Module, x: Any, y: Any, loss_fn: LossFn | None) -> None:
-        self.model, self.x, self.y, self.loss_fn = model, x, y, loss_fn
+    model: nn.Module
+    x: Any
+    y: Any
+    loss_fn: LossFn | None
 
     @property
     def size(self) -> int:
-        """Samples in it."""
+        """The number of samples."""
         first = next(tensors_in(self.x), None)
         return 1 if first is None or first.ndim == 0 else first.shape[0]
+
+    def given(self, x: Any) -> Batch:
+        """Return the batch with another input."""
+        return replace(self, x=x)
 
     def output(self) -> Any:
         """Run the model."""
         return self.model(**self.x) if isinstance(self.x, Mapping) else self.model(self.x)
 
     def loss(self, output: Any = None, finite: bool = True) -> Tensor:
-        """Return the loss, of an output or of a pass of its own; ``finite`` checks that it is.
+        """Return the loss of an output, by default of a new pass; with ``finite`` check that it is finite.
 
         Raises:
             TypeError: the loss is not a scalar tensor.
@@ -104,59 +113,24 @@ def _to(value: Any, device: torch.device) -> Any:
     return mapped(value, lambda tensor: tensor.to(device))
 
 
-def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Return ``value`` with every tensor in its mappings, lists and tuples replaced."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return _filled(value, {key: mapped(each, function) for key, each in value.items()})
-    if isinstance(value, tuple) and type(value) is not tuple:  # a named one
-        return type(value)(*(mapped(each, function) for each in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(mapped(each, function) for each in value)
-    return value
-
-
-def _filled(like: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
-    """Return items in a mapping of the same kind, which may have attributes too: transformers' outputs do."""
-    if type(like) is dict or not isinstance(like, MutableMapping):
-        return items
-    made = copy.copy(like)
-    for key, value in items.items():
-        made[key] = value
-    return made
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in mappings, lists and tuples."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from tensors_in(each)
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from tensors_in(each)
-
-
 def _sliced(value: Any, i: int, n: int) -> Any:
     return mapped(value, lambda tensor: tensor[i : i + 1] if tensor.ndim and tensor.shape[0] == n else tensor)
 
 
 def _eager() -> AbstractContextManager[Any]:
-    """Let compiled models and parts run eagerly, where they can be watched; torch before 2.6 cannot be told to."""
+    """Run compiled models eagerly, so that they can be observed; torch before 2.6 has no such switch."""
     stance = vars(torch.compiler).get("set_stance")
-    compiled = "torch._dynamo" in sys.modules  # slow to import, and where nobody has, nothing is compiled
+    compiled = "torch._dynamo" in sys.modules  # slow to import; without it nothing is compiled
     return stance("force_eager") if stance is not None and compiled else nullcontext()
 
 
 @contextmanager
 def undisturbed(model: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
-    """Run passes in eval mode with gradients on, and leave no trace: modes, buffers and random state are put back.
+    """Run passes in eval mode with gradients on, and restore modes, buffers and random state afterwards.
 
     Args:
         model: the unwrapped model.
-        batch_statistics: let BatchNorm use the batch's statistics, as a network that was never trained has no others.
+        batch_statistics: use the batch's statistics in BatchNorm, for a network that was never trained.
     """
     modes = {module: module.training for module in model.modules()}
     buffers = [

@@ -1,74 +1,78 @@
-"""Sums over all ranks of ``torch.distributed``."""
+"""The reduction of running sums over all ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch.distributed as dist
 from torch import Tensor
 
-from ignite_prune._utils.distributed import all_gather, all_reduce, broadcast, raise_together, world_size
-from ignite_prune.evidence.collectors.base import Gatherer
+from ignite_prune._utils.distributed import all_gather, all_reduce, broadcast, raise_together, rank, world_size
+from ignite_prune.evidence.running_sums import RunningSums, Zeros
 
 FAILED = "Gathering evidence failed on another rank; nothing was changed on this one"
-Told = Mapping[str, tuple[float, tuple[int, ...]]]
-"""What one rank has: the count and the form of each parameter's sums, by name."""
+Counted = Mapping[str, tuple[float, tuple[int, ...]]]
+"""The count and the form of each parameter's sum on one rank, by name."""
+Totals = tuple[Mapping[str, Tensor], Mapping[str, float]]
+"""Sums and counts by parameter name."""
 
 
-def totals(gatherer: Gatherer, replicated: bool) -> tuple[Mapping[str, Tensor], Mapping[str, float]]:
-    """Return a gatherer's sums and counts over all ranks; a rank that a parameter's data never reached adds nothing.
+def totals(record: RunningSums, zeros: Zeros, key: str, *, replicated: bool, shared: bool) -> Totals:
+    """Return sums and counts over all ranks; a rank without data for a parameter adds nothing.
 
     Args:
-        gatherer: this rank's.
-        replicated: every rank has gathered the same (gradients that were averaged); the mean is taken then.
+        record: of this rank.
+        zeros: returns zeros in the form of a parameter's sum.
+        key: names the evidence in an error.
+        replicated: all ranks have the same sums (of averaged gradients), so the result is their mean.
+        shared: all ranks have the same sums (of the model's own values), so the result is one rank's.
 
     Raises:
         ValueError: ranks use a parameter in ways that do not add up; on all ranks.
     """
     if world_size() == 1:
-        return gatherer.sums, gatherer.counts
-    ranks, sums, counts = _told(gatherer), dict[str, Tensor](), dict[str, float]()
+        return record.sums, record.counts
+    ranks, sums, counts = _counted(record), dict[str, Tensor](), dict[str, float]()
     equals = len(ranks) if replicated else 1
-    for name in gatherer.parameters:
-        seen = [rank for rank, told in enumerate(ranks) if name in told]
-        if not seen:
+    for name in record.parameters:
+        having = [each for each, counted in enumerate(ranks) if name in counted]
+        if not having:
             continue
-        _learn(gatherer, name, [ranks[rank][name][1] for rank in seen])
-        own = _own(gatherer, name, seen)
-        if gatherer.shared:  # one rank's value, as it is: a mean of equals would be rounded
-            sums[name], counts[name] = broadcast(own, seen[0]), 1.0
+        _take_form(record, name, key, [ranks[each][name][1] for each in having])
+        own = _own_sum(record, name, zeros, having)
+        if shared:  # a mean of equal values would be rounded
+            sums[name], counts[name] = broadcast(own, having[0]), 1.0
         else:
             sums[name] = all_reduce(own).div_(equals)
-            counts[name] = sum(ranks[rank][name][0] for rank in seen) / equals
+            counts[name] = sum(ranks[each][name][0] for each in having) / equals
     return sums, counts
 
 
-def _told(gatherer: Gatherer) -> Sequence[Told]:
-    """Return what each rank has; where some have something new, what an update has used on others is nothing."""
-    mine = {n: (count, gatherer.forms.get(n, ())) for n, count in gatherer.counts.items() if count > 0}
-    gathered = all_gather((gatherer.stale, mine))
+def _counted(record: RunningSums) -> Sequence[Counted]:
+    """Return what each rank has; stale sums count only if no rank has new ones."""
+    mine = {n: (count, record.forms.get(n, ())) for n, count in record.counts.items() if count > 0}
+    gathered = all_gather((record.stale, mine))
     none_new = all(stale for stale, _ in gathered)
-    return [told if none_new or not stale else {} for stale, told in gathered]
+    return [counted if none_new or not stale else {} for stale, counted in gathered]
 
 
-def _learn(gatherer: Gatherer, name: str, forms: Sequence[tuple[int, ...]]) -> None:
+def _take_form(record: RunningSums, name: str, key: str, forms: Sequence[tuple[int, ...]]) -> None:
     if len(set(forms)) > 1:
         raise ValueError(
-            f"{gatherer.need.key} of parameter {name!r} cannot be added up: ranks use it in different ways (with "
-            "other groups or heads, or the other way round)"
+            f"{key} of parameter {name!r} cannot be added up: ranks use it in different ways (with other groups or "
+            "heads, or the other way round)"
         )
     if forms[0]:
-        gatherer.forms[name] = forms[0]
+        record.forms[name] = forms[0]
 
 
-def _own(gatherer: Gatherer, name: str, seen: Sequence[int]) -> Tensor:
-    """Return this rank's sums, zeros where it is none of those that have seen the parameter."""
-    own, error = gatherer.sums.get(name) if dist.get_rank() in seen else None, None
+def _own_sum(record: RunningSums, name: str, zeros: Zeros, having: Sequence[int]) -> Tensor:
+    """Return this rank's sum, or zeros if it has none."""
+    own, error = record.sums.get(name) if rank() in having else None, None
     try:
-        own = gatherer.empty(name) if own is None else own
+        own = zeros(name) if own is None else own
     except Exception as raised:  # this rank may lack the memory
         error = raised
-    if len(seen) < world_size():
+    if len(having) < world_size():
         raise_together(error, FAILED)
     assert own is not None
     return own

@@ -1,6 +1,6 @@
-"""What state version 2 wrote in place of a need's key: the representation of its fields, as they were named then.
+"""Keys of needs in state version 2: the representations of their fields, with the names of that version.
 
-Only :func:`told` is read, to load such checkpoints. The names are those of that version and are not to follow a rename.
+They are compared with the keys of loaded checkpoints, so a rename in the package must not change them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _MEASURES = {
 }
 
 
-def told(need: Need) -> str:
-    """Return what version 2 wrote for a need."""
+def key_in_version_2(need: Need) -> str:
+    """Return the key that version 2 wrote for a need."""
     name, fields = _form(need)
     return f"{name}({', '.join(fields)})"
 

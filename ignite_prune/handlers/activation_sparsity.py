@@ -18,21 +18,22 @@ from ignite_prune.activation.learnt import Learnt
 from ignite_prune.activation.output_hook import insertions, plain
 from ignite_prune.core.selection import unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
+from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.schedule.base import check_steps
 
 
-class ActivationSparsity:
-    """Puts sparsifiers on layers' outputs by name, and drives their amounts and boosts, and those in the model.
+class ActivationSparsity(BaseHandler):
+    """Adds sparsifiers to layers' outputs, and updates their amounts and boosts, and those of sparsifiers in the model.
 
-    The model keeps its class and its ``state_dict``; each layer gets a sparsifier of its own, a copy, whose state is in
-    this handler's ``state_dict``. Sparsifiers that are modules of the model are driven too; their state is the model's.
+    The model keeps its class and its ``state_dict``; each layer gets a copy of its sparsifier, whose state is in this
+    handler's ``state_dict``. Sparsifiers that are modules of the model are updated too; their state is the model's.
 
     Args:
         model: bare, DDP-wrapped or compiled.
         layers: a sparsifier for each layer's name or glob over names.
-        after_activation: sparsify behind the activation function that follows a layer, a module or a call in
-            ``forward`` (``F.relu``), instead of the layer's own output. It wants layers with a weight, and runs without
-            ``torch.compile``; where no such function follows a layer alone, a forward pass raises.
+        after_activation: sparsify the output of the activation function that follows a layer, a module or a call in
+            ``forward`` (``F.relu``), instead of the layer's own output. It needs layers with a weight, and runs without
+            ``torch.compile``; if no such function follows a layer alone, a forward pass raises.
         boost_decay: what the boost of k-winners is multiplied by after each epoch, in (0, 1].
 
     Attributes:
@@ -54,6 +55,8 @@ class ActivationSparsity:
         (0.75, 1.215)
     """
 
+    KEYS = ("layers", "progress", "epochs")
+
     def __init__(
         self,
         model: nn.Module,
@@ -62,6 +65,7 @@ class ActivationSparsity:
         after_activation: bool = False,
         boost_decay: float = 1.0,
     ) -> None:
+        super().__init__()
         root = unwrap(model)
         if isinstance(model, DataParallel):
             raise ValueError("Argument model: nn.DataParallel copies hooks to its threads; use DistributedDataParallel")
@@ -74,23 +78,29 @@ class ActivationSparsity:
         if not self._inserted and not mine:
             raise ValueError("Argument layers should name a layer, as the model has no sparsifier of its own")
         self.sparsifiers: dict[str, Sparsifier] = {each.name: each.sparsifier for each in self._inserted} | mine
-        self._behind = AfterActivation(model, self._inserted) if after_activation else None
+        self._root = root
+        self._after = AfterActivation(model, self._inserted) if after_activation else None
         self._decay = float(boost_decay)
-        self._progress, self._epochs = Progress(), Progress()
-        self._attachments: list[Attachment] = []
+        self._epochs = Progress()
+        self._boosts: Attachment | None = None
         self._iterated = False
         self._gradients: list[Any] = []
 
     # Attaching
 
     def install(self) -> None:
-        """Make the layers' outputs sparse from now on, without an engine; :meth:`detach` ends it."""
-        if self._behind is not None:
-            self._behind.install()
+        """Make the layers' outputs sparse from now on, without an engine; :meth:`detach` ends it.
+
+        Raises:
+            ValueError: finalized.
+        """
+        self._check_usable()
+        if self._after is not None:
+            self._after.install()
         else:
             for each in self._inserted:
                 each.install()
-        if world_size() > 1 and not self._gradients:  # DDP reduces the gradients of its model's alone
+        if world_size() > 1 and not self._gradients:  # DDP reduces those of its model only
             self._gradients = [p.register_hook(_mean) for p in self.parameters()]  # type: ignore[no-untyped-call]
 
     def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str = "activation") -> None:
@@ -107,33 +117,24 @@ class ActivationSparsity:
 
         Raises:
             TypeError: not an engine, not an event, not a name.
-            ValueError: attached already, an unknown event, a name that is taken.
+            ValueError: attached already, finalized, an unknown event, a name that is taken.
         """
-        if not isinstance(engine, Engine):
-            raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
-        if self._attachments:
-            raise ValueError("This ActivationSparsity is attached already; detach() it first")
-        attachments = [Attachment(engine, event, self._progress, self._update, name)]
-        if self._decay != 1:
-            try:
-                epochs = Events.EPOCH_COMPLETED
-                attachments.append(Attachment(engine, epochs, self._epochs, self._boost_less, f"{name}_boost"))
-            except Exception:
-                attachments[0].remove()
-                raise
-        self._attachments = attachments
-        self._iterated = False
-        attachments[0].add(Events.ITERATION_COMPLETED, self._has_iterated)
-        self.install()
-        self._publish()
+        self._attach(engine, event, name)
 
-    def detach(self) -> None:
-        """Take every hook and handler off; outputs are as the layers give them. It may be attached again."""
-        for attachment in self._attachments:
-            attachment.remove()
-        self._attachments = []
-        if self._behind is not None:
-            self._behind.remove()
+    def _start(self, attachment: Attachment) -> None:
+        if self._decay != 1:
+            engine, name = attachment.engine, f"{attachment.name}_boost"
+            self._boosts = Attachment(engine, Events.EPOCH_COMPLETED, self._epochs, self._decay_boosts, name)
+        self._iterated = False
+        attachment.add(Events.ITERATION_COMPLETED, self._has_iterated)
+        self.install()
+
+    def _stop(self) -> None:
+        if self._boosts is not None:
+            self._boosts.remove()
+            self._boosts = None
+        if self._after is not None:
+            self._after.remove()
         for each in self._inserted:
             each.remove()
         for handle in self._gradients:
@@ -143,19 +144,23 @@ class ActivationSparsity:
     # Amounts
 
     def step(self, at: float) -> None:
-        """Set scheduled amounts to what they are at a step, in any loop.
+        """Set scheduled amounts to their values at a step, in any loop.
 
         Raises:
-            TypeError, ValueError: not a step.
+            TypeError, ValueError: not a step, or finalized.
         """
+        self._check_usable()
         check_steps(at=at)
+        self._set_amounts(at)
+
+    def _set_amounts(self, at: float) -> None:
         for each in self.sparsifiers.values():
             if each.schedule is not None:
                 each.sparsity = each.schedule(at)
         self._publish()
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield what is learnt and is not in the model, for an optimizer."""
+        """Yield the learnt parameters that are not in the model, for an optimizer."""
         for each in self._inserted:
             yield from each.sparsifier.parameters()
 
@@ -164,12 +169,12 @@ class ActivationSparsity:
         learnt = [part for each in self.sparsifiers.values() for part in each.modules() if isinstance(part, Learnt)]
         return torch.stack([part.penalty() for part in learnt]).sum() if learnt else torch.zeros(())
 
-    def _update(self, step: int, done: Callable[[], None]) -> None:
+    def _update_at(self, step: int, done: Callable[[], None]) -> None:
         self._check_run()
-        self.step(step)
+        self._set_amounts(step)
         done()
 
-    def _boost_less(self, step: int, done: Callable[[], None]) -> None:
+    def _decay_boosts(self, step: int, done: Callable[[], None]) -> None:
         for each in self.sparsifiers.values():
             if isinstance(each, KWinners):
                 each.boost.mul_(self._decay)
@@ -180,7 +185,7 @@ class ActivationSparsity:
         self._iterated = True
 
     def _check_run(self) -> None:
-        """Raise where a layer's output never came by: silence would look like sparsity."""
+        """Raise if a layer has never run: its sparsifier would have no effect."""
         for each in self._inserted:
             if self._iterated and not each.has_run:
                 raise ValueError(
@@ -188,56 +193,42 @@ class ActivationSparsity:
                     "use it, reads its weight alone, or was compiled before"
                 )
 
-    def _publish(self) -> None:
-        if not self._attachments:
-            return
-        attachment, values = self._attachments[0], {}
+    def _report(self) -> dict[str, float]:
+        values: dict[str, float] = {}
         for name, each in self.sparsifiers.items():
             values[f"{name}.sparsity"] = each.sparsity
             values[f"{name}.entropy"] = each.entropy
             values[f"{name}.dead"] = float(each.dead)
             if isinstance(each, KWinners):
                 values[f"{name}.boost"] = float(each.boost)
-        setattr(attachment.engine.state, attachment.name, values)
+        return values
+
+    def _describe(self) -> list[str]:
+        layers = [f"{name}: {type(each).__name__} at {each.sparsity:.4g}" for name, each in self.sparsifiers.items()]
+        return [type(self._root).__name__, *layers]
 
     # Checkpoints
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the inserted sparsifiers' state and what was done when, as plain data."""
+    def _state(self) -> dict[str, Any]:
         return {
-            "version": 1,
             "layers": {each.name: each.state() for each in self._inserted},
-            "progress": self._progress.state_dict(),
             "epochs": self._epochs.state_dict(),
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a checkpoint's state; everything is checked first, and nothing has changed if it is refused.
-
-        Raises:
-            TypeError: not a state_dict of an ActivationSparsity.
-            ValueError: of other layers or sparsifiers, of a later version, damaged.
-        """
-        if not isinstance(state_dict, Mapping) or not {"version", "layers", "progress", "epochs"} <= set(state_dict):
-            raise TypeError(
-                "Argument state_dict should be an ActivationSparsity's, with version, layers, progress and epochs"
-            )
-        if state_dict["version"] != 1:
-            raise ValueError(
-                f"The checkpoint's ActivationSparsity is of version {state_dict['version']!r}; this reads 1"
-            )
-        progress, epochs = (Progress.from_state(state_dict[key]) for key in ("progress", "epochs"))
-        layers = state_dict["layers"]
+    def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        epochs, layers = Progress.from_state(state["epochs"]), state["layers"]
         names = [each.name for each in self._inserted]
         if not isinstance(layers, Mapping) or set(layers) != set(names):
             raise ValueError(f"The checkpoint's ActivationSparsity should be of {names}, but it is of {list(layers)}")
         for each in self._inserted:
             each.check_state(layers[each.name])
-        for each in self._inserted:
-            each.sparsifier.load_state_dict(layers[each.name])
-        self._progress.__dict__.update(vars(progress))
-        self._epochs.__dict__.update(vars(epochs))
-        self._publish()
+
+        def load() -> None:
+            for each in self._inserted:
+                each.sparsifier.load_state_dict(layers[each.name])
+            self._epochs.__dict__.update(vars(epochs))
+
+        return load
 
 
 def _mean(gradient: Tensor) -> Tensor:

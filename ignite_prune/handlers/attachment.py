@@ -1,4 +1,22 @@
-"""When an update is due: the engine's events, each counted once, whatever is resumed."""
+"""When an update is due: each count of an engine's event leads to exactly one update, in resumed runs too.
+
+An Ignite event has a count (epochs, iterations), and a schedule maps it to a sparsity. Calling the update whenever the
+event fires is not enough:
+
+- A resumed run may fire an event again that the checkpoint was written in or after. A second update with the same
+  count would use up evidence and random numbers, and the run would differ from one that was never interrupted. So the
+  count of the last update of each event is saved, and a count that is not above it is skipped.
+- A resumed run may also never fire an event again. Ignite calls handlers in the order in which they were added. A
+  ``Checkpoint`` that was added before this handler is written before the update of the same event, and Ignite goes on
+  with the next iteration. Such an update is made up for when the resumed run starts ("catching up"), for events whose
+  count Ignite restores.
+- A new run of the same engine starts counting at 0. It is recognised by its iteration, which is before that of the last
+  update, or 0 without a loaded checkpoint; what was counted before is dropped.
+- A checkpoint may be written by a handler of the update's own event (``MASKS_UPDATED``), so the count is recorded
+  before that event is fired: the update calls ``done`` first.
+
+Events without a count, such as those that users register without an attribute, are counted here.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +30,7 @@ from ignite.engine import CallableEventWithFilter, Engine, Events, EventsList, S
 
 AnyEvent = Events | CallableEventWithFilter | EventsList
 Update = Callable[[int, Callable[[], None]], None]
-_NAMES: WeakKeyDictionary[Engine, set[str]] = WeakKeyDictionary()  # what each engine's pruners publish as
+_NAMES: WeakKeyDictionary[Engine, set[str]] = WeakKeyDictionary()  # published on each engine
 _CAUGHT_UP = {Events.EPOCH_COMPLETED, Events.ITERATION_COMPLETED}
 
 
@@ -23,7 +41,7 @@ class Progress:
     Args:
         done: for each event, the count of its last update.
         last: the iteration of the last update.
-        since: the iteration at which pruning first saw the run; what was due before it is not missed.
+        since: the iteration at which the run was first seen; what was due before it is not made up for.
         loaded: a checkpoint was loaded and no run has started since.
     """
 
@@ -41,7 +59,7 @@ class Progress:
         """Return the progress of a checkpoint.
 
         Raises:
-            TypeError: it is not of the form of :meth:`state_dict`'s answer.
+            TypeError: it does not have the form of :meth:`state_dict`.
         """
         if not isinstance(state, Mapping) or not isinstance(state.get("done"), Mapping):
             raise TypeError("The progress of a pruner's state_dict should be a mapping with 'done', 'last' and 'since'")
@@ -59,16 +77,16 @@ class Progress:
 class Attachment:
     """Handlers on an engine that call ``update`` once for each count of the events.
 
-    An update that a checkpoint was written just before is done when the resumed run starts; one that it already holds
-    is not done again when its event is fired anew.
+    An update whose checkpoint was written just before it is made when the resumed run starts; one that the checkpoint
+    holds is not repeated when its event is fired again.
 
     Args:
         engine: the trainer.
         event: one event or several (``|``) that count in one unit, filtered or not.
-        progress: shared with the owner, who keeps it in checkpoints.
-        update: called with the step and what to call when the masks have changed: before anything else hears of it, so
-            that a checkpoint written by the update's own event holds it.
-        name: what the owner publishes as in ``engine.state``.
+        progress: shared with the handler, which saves it in checkpoints.
+        update: called with the count, and with a function to call as soon as everything has changed, before any event
+            is fired.
+        name: the attribute of ``engine.state``.
 
     Raises:
         TypeError: ``event`` is not an event, or ``name`` not a name.
@@ -92,18 +110,23 @@ class Attachment:
         _NAMES.setdefault(engine, set()).add(name)
 
     def add(self, event: Any, handler: Callable[..., None], *args: Any) -> None:
-        """Add a handler that :meth:`remove` takes off again."""
+        """Add a handler that :meth:`remove` removes."""
         self.engine.add_event_handler(event, handler, *args)
-        # Ignite holds the handler of a filtered event by a weak reference alone; a bound method would be gone at once.
+        # Ignite has only a weak reference to the handler of a filtered event: a bound method would be collected.
         self._handlers.append((event, handler))
 
     def remove(self) -> None:
-        """Take every handler off the engine."""
+        """Remove every handler from the engine."""
         for event, handler in self._handlers:
             if self.engine.has_event_handler(handler, event):
                 self.engine.remove_event_handler(handler, event)
         self._handlers.clear()
         _NAMES.get(self.engine, set()).discard(self.name)
+
+    def __str__(self) -> str:
+        filtered = (isinstance(each, CallableEventWithFilter) and each.filter is not None for each in self._events)
+        events = (_name(each) + " (filtered)" * some for each, some in zip(self._events, filtered))
+        return f"attached to {type(self.engine).__name__} on {' | '.join(events)} as {self.name!r}"
 
     def _on_started(self, engine: Engine) -> None:
         progress, iteration = self._progress, engine.state.iteration
@@ -120,7 +143,9 @@ class Attachment:
     def _catch_up(self, engine: Engine, event: Any) -> None:
         if event in State.event_to_attr and (event in _CAUGHT_UP or not _is_ignites(event)):
             count = _count(engine, event)
-            if event == Events.EPOCH_COMPLETED and engine.state.epoch_length:  # an epoch cut short is not done
+            if (
+                event == Events.EPOCH_COMPLETED and engine.state.epoch_length
+            ):  # an epoch that was cut short is not complete
                 count = min(count, engine.state.iteration // engine.state.epoch_length)
             due = not isinstance(event, CallableEventWithFilter) or event.filter is None or event.filter(engine, count)
             if due and count > self._progress.done.get(_name(event), 0):

@@ -31,13 +31,13 @@ class PruningEvents(EventEnum):
 
 
 def register(engine: Engine, events: type[EventEnum] = PruneEvents) -> None:
-    """Make the engine know the events; again does nothing."""
+    """Register the events with the engine, if they are not."""
     if not engine.has_registered_events(next(iter(events))):
         engine.register_events(*events, event_to_attr=dict.fromkeys(events, "iteration"))
 
 
 def fire(engine: Engine, event: EventEnum) -> None:
-    """Fire ``event`` and leave no trace: Checkpoint names its files by the engine's last event."""
+    """Fire ``event`` and keep the engine's last event, by which Checkpoint names its files."""
     last = engine.last_event_name
     try:
         engine.fire_event(event)

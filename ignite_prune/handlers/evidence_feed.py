@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from ignite_prune.evidence.calibration import batches
-from ignite_prune.evidence.from_training import TrainingFeed
+from ignite_prune.evidence.training_feed import TrainingFeed
 from ignite_prune.handlers.attachment import Attachment
 from ignite_prune.update.calibration import is_at_init
 from ignite_prune.update.pruner import Pruner
@@ -94,7 +94,7 @@ def check_sources(pruner: Pruner) -> None:
         ValueError: says which argument is missing.
     """
     data, loss_fn = pruner.calibration.data, pruner.calibration.loss_fn
-    collectors = [] if pruner.evidence is None else list(pruner.evidence.gatherers.values())
+    collectors = [] if pruner.evidence is None else list(pruner.evidence.collectors.values())
     if data is None and any(repair.passes for group in pruner.groups for repair in group["repair"]):
         raise ValueError("A repair runs the pruned model over batches: give data= to the PruneHandler")
     if loss_fn is None and any(c.probes or (data is not None and c.backward) for c in collectors):

@@ -1,4 +1,4 @@
-"""ProgressiveMasks: a pruner's updates in sub-steps, so that the model has time to follow."""
+"""ProgressiveMasks: a pruner's updates in sub-steps, so that the model has time to adapt."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from torch import Tensor
 from ignite_prune._utils.arguments import check_positive
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.handlers.attachment import AnyEvent
+from ignite_prune.handlers.attachment import AnyEvent, Attachment
+from ignite_prune.handlers.base import BaseHandler
+from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.regularise.progressive import part_way
 from ignite_prune.update.agreement import agreed
 from ignite_prune.update.plan import UpdatePlan
 
 
-class ProgressiveMasks:
+class ProgressiveMasks(BaseHandler):
     """Brings a pruner from each of its masks to the next in sub-steps, the entries of the least magnitude first.
 
-    A block or a channel that is to go loses its entries by and by. Every ``steps``-th event the pruner plans what it
-    would prune at once; at that event and the next ``steps - 1`` an equal part of it goes, so that the schedule's
-    sparsity is reached ``steps - 1`` events after its step. Attach this in the pruner's place, and put both in the
+    A block or a channel loses its entries gradually. On every ``steps``-th event the pruner plans its next masks; on
+    that event and the next ``steps - 1`` an equal part of the difference is pruned, so that the schedule's sparsity is
+    reached ``steps - 1`` events after its step. Attach and finalize this instead of the pruner, and put both in the
     checkpoint.
 
     Args:
-        pruner: not attached, without repairs: they would be computed for a mask that comes later.
+        pruner: not attached, without repairs: they would be computed for a later mask.
         steps: sub-steps of one update, at least 1.
 
     Raises:
@@ -54,24 +56,47 @@ class ProgressiveMasks:
         Intel Neural Compressor's progressive pruning.
     """
 
+    KEYS = ("left", "targets", "towards", "names")
+
     def __init__(self, pruner: PruneHandler, steps: int = 4) -> None:
         if not isinstance(pruner, PruneHandler):
             raise TypeError(f"Argument pruner should be a PruneHandler, but given {type(pruner)}")
         check_positive("steps", steps, whole=True)
         if any(group["repair"] for group in pruner.param_groups):
             raise ValueError("Argument pruner should have no repair: it would be of a mask that comes sub-steps later")
+        super().__init__()
         self._pruner, self._steps = pruner, steps
-        self._left = 0  # sub-steps of the update under way
+        self._left = 0  # sub-steps until the present update is complete
         self._towards: dict[str, Tensor] = {}
         self._targets: list[float] = []
 
     def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str = "sparsity") -> None:
         """Attach the pruner to ``engine``, a sub-step each ``event``; as :meth:`PruneHandler.attach` otherwise."""
+        self._check_usable()
         self._pruner._attach(engine, event, name, self._update_at)
 
-    def detach(self) -> None:
-        """Detach the pruner."""
+    @property
+    def attached_to(self) -> Engine | None:
+        """The engine that the pruner is attached to."""
+        return self._pruner.attached_to
+
+    def _start(self, attachment: Attachment) -> None:
+        self._pruner._start(attachment)
+
+    def _stop(self) -> None:
         self._pruner.detach()
+
+    def _bake(self) -> None:
+        self._pruner.finalize()
+
+    def _report(self) -> dict[str, float]:
+        return self._pruner._report()
+
+    def _where(self) -> str:
+        return self._pruner._where()
+
+    def _describe(self) -> list[str]:
+        return [type(self._pruner.pruning.model).__name__, f"{self._left} of {counted(self._steps, 'sub-step')} left"]
 
     def _update_at(self, step: int, done: Callable[[], None]) -> None:
         pruner = self._pruner
@@ -95,32 +120,24 @@ class ProgressiveMasks:
 
     # Checkpoints
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the masks under way (one bit an entry), their targets and the sub-steps left, as plain data."""
+    def _state(self) -> dict[str, Any]:
         return {
-            "version": 1,
             "left": self._left,
             "targets": list(self._targets),
             "towards": MaskStore(self._pruner.masks.parameters, {**self._pruner.masks, **self._towards}).state_dict(),
             "names": list(self._towards),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with a checkpoint's update; the pruner loads its own state. If refused, nothing has changed.
-
-        Raises:
-            TypeError: not a state of this class.
-            ValueError: of other parameters, of a later version, or of more sub-steps.
-        """
-        if not isinstance(state, Mapping) or not {"version", "left", "targets", "towards", "names"} <= set(state):
-            raise TypeError("A ProgressiveMasks' state_dict should be a mapping with 'left', 'targets' and 'towards'")
-        if state["version"] != 1:
-            raise ValueError(f"The checkpoint's ProgressiveMasks is of version {state['version']!r}; this one reads 1")
-        left, targets = state["left"], [as_sparsity(target) for target in state["targets"]]
+    def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        left, targets, names = state["left"], [as_sparsity(target) for target in state["targets"]], list(state["names"])
         if type(left) is not int or not 0 <= left <= self._steps:
             raise ValueError(f"The checkpoint's ProgressiveMasks has {left!r} sub-steps left, of {self._steps} here")
         masks = MaskStore(self._pruner.masks.parameters).unpacked(state["towards"])
-        if not set(state["names"]) <= set(masks):
+        if not set(names) <= set(masks):
             raise ValueError("The checkpoint's ProgressiveMasks is of other parameters")
-        self._left, self._targets = left, targets
-        self._towards = {name: masks[name] for name in state["names"]}
+
+        def load() -> None:
+            self._left, self._targets = left, targets
+            self._towards = {name: masks[name] for name in names}
+
+        return load

@@ -16,32 +16,35 @@ from ignite_prune import allocation as allocations
 from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
+from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.sparsity import as_sparsity
+from ignite_prune.core.mask_enforcer import claim
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.optimizer_state import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
-from ignite_prune.handlers.attached import Attached
-from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
-from ignite_prune.handlers.events import PruneEvents, fire, register
+from ignite_prune.handlers.attachment import AnyEvent, Attachment
+from ignite_prune.handlers.base import BaseHandler
+from ignite_prune.handlers.describe import describe_group
+from ignite_prune.handlers.events import PruneEvents, fire
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
 from ignite_prune.schedule.base import check_steps
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
-from ignite_prune.update.pruner_state import VERSION, PrunerState
+from ignite_prune.update.pruner_state import PrunerState, checked, state_of
 
 if TYPE_CHECKING:
     from ignite_prune.handlers.evidence_feed import EvidenceFeed
     from ignite_prune.structure import Cost, Indices, Structure
 
 
-class PruneHandler(Attached):
+class PruneHandler(BaseHandler):
     """Raises a model's sparsity on an engine's events and keeps its zeros zero in between.
 
-    Masks lie over the model's own parameters; nothing is renamed or wrapped, and the optimizers keep training what is
-    left. Put the handler in the checkpoint beside the model, the optimizer and the trainer, and a resumed run goes on
+    It masks the model's own parameters: nothing is renamed or wrapped, and the optimizers train the kept entries. Save
+    the handler in the checkpoint together with the model, the optimizer and the trainer, and a resumed run continues
     bit for bit.
 
     Args:
@@ -69,6 +72,8 @@ class PruneHandler(Attached):
         prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``, as the trainer's.
         calibration: ``data``, ``loss_fn`` and ``prepare_batch`` as one value, instead of the three.
         scaler: the ``GradScaler`` of a loop of your own, for evidence from activations' gradients; Ignite's is found.
+        shared: allow it that another handler masks the same parameters; else :meth:`attach`, :meth:`step` and
+            :meth:`load_state_dict` refuse to act while one does.
 
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.
@@ -86,6 +91,9 @@ class PruneHandler(Attached):
     """
 
     MASKS_UPDATED = PruneEvents.MASKS_UPDATED
+    VERSION = 3  # 1 had no evidence; 2 named evidence by the representation of its fields
+    KEYS = ("progress", "masks", "sparsities", "generators", "dense", "evidence", "reached")
+    MAIN = "global"
 
     def __init__(
         self,
@@ -109,7 +117,12 @@ class PruneHandler(Attached):
         prepare_batch: PrepareBatch | None = None,
         calibration: Calibration | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        shared: bool = False,
     ) -> None:
+        super().__init__()
+        if shared is not False:
+            check_is("shared", shared, bool)
+        self._shared = shared
         settings = {
             "sparsity": 0.0,
             "saliency": saliency,
@@ -134,12 +147,12 @@ class PruneHandler(Attached):
             unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks
         )
         self._feed = self._feed_of(self.pruning)
-        self._progress = Progress()
         self._warned: set[str] = set()  # parameters that a warning has named
         if self._feed is not None:
             self._feed.install()
         if masks is not None:
             self.pruning.enforce()
+            self._owns = claim(self, self.masks.parameters, shared=True)
 
     def _feed_of(self, pruner: Pruner) -> EvidenceFeed | None:
         """Return what gathers a pruner's evidence; None where it needs none."""
@@ -161,19 +174,16 @@ class PruneHandler(Attached):
         feed = self._feed_of(pruning)
         if feed is not None and self._feed is not None:
             feed.load_state_dict(feed.checked(self._feed.sliced_state(indices)))
-        self._remove_hooks()  # nothing has been let go of where one of the above raises
+        self._stop()  # nothing has been removed if one of the above raises
         pruning.keep()
         self.pruning, self._feed = pruning, feed
+        if self._owns:
+            claim(self, self.masks.parameters, shared=True)
         if self._feed is not None:
             self._feed.install() if self._attachment is None else self._feed.attach(self._attachment)
         self._publish()
 
     # What it knows
-
-    @property
-    def attached_to(self) -> Engine | None:
-        """The engine that it is attached to."""
-        return None if self._attachment is None else self._attachment.engine
 
     @property
     def masks(self) -> MaskStore:
@@ -230,29 +240,28 @@ class PruneHandler(Attached):
             ValueError: attached already, finished, an event that the engine does not know, a name that is taken, or
                 parameters of the model that have been replaced.
         """
-        self._attach(engine, event, name, self._update_at)
+        self._attach(engine, event, name)
 
-    def _attach(self, engine: Engine, event: AnyEvent, name: str, update: Update) -> None:
-        self._check_attachable(engine)
-        self.masks.check_current(self.pruning.model, REMAKE)
-        register(engine)
-        self._attachment = Attachment(engine, event, self._progress, update, name)
+    def _start(self, attachment: Attachment) -> None:
         if not self.pruning.optimizers:
-            self._attachment.add(Events.ITERATION_COMPLETED, self._apply_masks)
+            attachment.add(Events.ITERATION_COMPLETED, self._bake)
         if self._feed is not None:
-            self._feed.attach(self._attachment)
+            self._feed.attach(attachment)
         self.pruning.keep()
-        self._publish()
 
-    def detach(self) -> None:
-        """Take every hook and handler off; weights stay as they are. It may be attached again."""
-        self._let_go()
-        self._remove_hooks()
-
-    def _remove_hooks(self) -> None:
+    def _stop(self) -> None:
         self.pruning.enforcer.remove()
         if self._feed is not None:
             self._feed.remove()
+
+    def _masked(self) -> Mapping[str, nn.Parameter]:
+        return self.masks.parameters
+
+    def _check_parameters(self) -> None:
+        self.masks.check_current(self.pruning.model, REMAKE)
+
+    def _bake(self) -> None:
+        self.masks.apply_()
 
     # Updating
 
@@ -265,7 +274,7 @@ class PruneHandler(Attached):
         Raises:
             TypeError, ValueError: a bad argument, or a saliency that is not finite. Nothing is changed then.
         """
-        if self._finished:
+        if self._finalized:
             self._check_usable()
         if sparsity is not None and at is not None:
             raise ValueError("step() takes a sparsity or at=, not both")
@@ -279,6 +288,8 @@ class PruneHandler(Attached):
             targets = self.pruning.targets(at)
         else:
             targets = [as_sparsity(group["sparsity"]) for group in groups]
+        if not self._owns:
+            self._owns = claim(self, self.pruning.masks.parameters, self._shared)
         self.pruning.update(targets)
         self._updated()
         return self.pruning.masks.sparsity
@@ -291,17 +302,6 @@ class PruneHandler(Attached):
         self._check_usable()
         self.pruning.restore()
         self._publish()
-
-    def finalize(self) -> None:
-        """Bake the zeros in and let go: a plain model, no hook, no handler. This object is finished then.
-
-        Raises:
-            ValueError: finished already.
-        """
-        self._check_usable()
-        self._apply_masks()
-        self.detach()
-        self._finished = True
 
     def _update_at(self, step: int, done: Callable[[], None]) -> None:
         assert self._attachment is not None
@@ -324,51 +324,51 @@ class PruneHandler(Attached):
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
         warn_of_nearly_empty(self.pruning.masks, self._warned)
 
-    def _apply_masks(self) -> None:
-        self.masks.apply_()
-
-    def _publish(self) -> None:
-        if self._attachment is not None:
-            state = self._attachment.engine.state
-            setattr(state, self._attachment.name, self.pruning.sparsities())
-            state.metrics[self._attachment.name] = self.sparsity
+    def _report(self) -> dict[str, float]:
+        return self.pruning.sparsities()
 
     # Checkpoints
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return masks (one bit an entry), targets, progress, generators, kept values and evidence as plain data.
+    def _state(self) -> dict[str, Any]:
+        return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict())
 
-        It holds only what ``torch.load(weights_only=True)`` takes.
-        """
-        evidence = [] if self._feed is None else self._feed.state_dict()
-        return {"version": VERSION, "progress": self._progress.state_dict(), **self.pruning.state_dict(evidence)}
+    def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"evidence": [], "reached": [None] * len(self.param_groups), **state} if state["version"] == 1 else state
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a checkpoint's masks and progress, and keep its zeros from now on.
+    def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        self._check_free()
+        fitting = PrunerState.checked(state, self.pruning.groups)
+        load_masks = checked(self.pruning, fitting)
+        evidence = self._checked_evidence(fitting.evidence, state["version"])
 
-        Everything is checked first; if it is refused, nothing has changed.
+        def load() -> None:
+            load_masks()
+            if self._feed is not None:
+                self._feed.load_state_dict(evidence)
+            self._own()
 
-        Raises:
-            TypeError: not a state_dict of a PruneHandler.
-            ValueError: of other parameters, shapes or groups, of a later version, damaged, or this one is finished.
-        """
-        self._check_usable()
-        self.masks.check_current(self.pruning.model, REMAKE)
-        state = PrunerState.checked(state_dict, self.pruning.groups)
-        progress = Progress.from_state(state.progress)
-        load = self.pruning.checked(state)
-        evidence = self._checked_evidence(state.evidence)
-        load()
-        if self._feed is not None:
-            self._feed.load_state_dict(evidence)
-        self._progress.__dict__.update(vars(progress))
-        self._publish()
+        return load
 
-    def _checked_evidence(self, state: Any) -> list[dict[str, Any]]:
-        if self._feed is not None:
-            return self._feed.checked(state)
-        if not isinstance(state, list) or state:
+    def _checked_evidence(self, state: Any, version: int) -> list[dict[str, Any]]:
+        try:
+            if self._feed is not None:
+                return self._feed.checked(state)
+            if not isinstance(state, list) or state:
+                raise ValueError(
+                    "The checkpoint's pruner and this one should gather the same evidence (the same saliency and "
+                    "repair)"
+                )
+        except ValueError as error:
+            if version == self.VERSION:
+                raise
             raise ValueError(
-                "The checkpoint's pruner and this one should gather the same evidence (the same saliency and repair)"
-            )
+                f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "
+                "continue with the masks alone, replace each entry of its 'evidence' by {}"
+            ) from error
         return []
+
+    def _describe(self) -> list[str]:
+        groups = [
+            f"group {index}: {describe_group(group, self._masked())}" for index, group in enumerate(self.param_groups)
+        ]
+        return [f"model: {type(self.pruning.model).__name__}", *groups, f"sparsity: {self.sparsity:.4g}"]

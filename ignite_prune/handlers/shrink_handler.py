@@ -9,7 +9,9 @@ from typing import Any
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
+from ignite_prune.handlers.attachment import AnyEvent, Attachment
+from ignite_prune.handlers.base import BaseHandler
+from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.structure import Indices, Report
 from ignite_prune.structure.slicing.checkpoint import from_plain, rates_from_plain, then, to_plain
@@ -18,17 +20,17 @@ from ignite_prune.structure.slicing.module_attributes import dropout_rates
 from ignite_prune.structure.slicing.shrink import as_copies, sliced
 
 
-class ShrinkHandler:
+class ShrinkHandler(BaseHandler):
     """Slices off what a pruner with a structure has pruned, mid-training: the rest of the run trains a smaller model.
 
-    Model, gradients, optimizer slots, buffers, the pruner's masks and evidence are cut alike; the sliced model is
-    compared with the masked one, and put back where they differ. In a checkpoint stand it *before* model and optimizer,
-    see :meth:`to_save`: loaded into a freshly built full-size model it slices that first.
+    Model, gradients, optimizer slots, buffers, the pruner's masks and its evidence are sliced together; the sliced
+    model is compared with the masked one, and restored if they differ. In a checkpoint it comes *before* model and
+    optimizer, see :meth:`to_save`: when it is loaded, it slices a newly built full-size model.
 
     Args:
         pruner: made with ``structure=``.
         example_inputs: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        ema: copies of the model, cut alike.
+        ema: copies of the model, sliced in the same way.
         scale_dropout: lower the rate of each Dropout module by the fraction of units that it has lost.
 
     Attributes:
@@ -55,6 +57,9 @@ class ShrinkHandler:
         Linear(in_features=4, out_features=4, bias=True)
     """
 
+    KEYS = ("left", "rates", "progress")
+    MAIN = "parameters"
+
     def __init__(
         self,
         pruner: PruneHandler,
@@ -69,48 +74,42 @@ class ShrinkHandler:
             raise ValueError("Argument pruner should be made with structure=trace(model, example_inputs)")
         if any(group["keep_dense"] for group in pruner.param_groups):
             raise ValueError("Argument pruner: with keep_dense=True values come back, but what is sliced off cannot")
+        super().__init__()
         self.reports: list[Report] = []
         self._pruner, self._inputs, self._scale_dropout = pruner, example_inputs, scale_dropout
         self._ema = as_copies(ema)
         self.left: dict[str, dict[int, Tensor]] = {}
-        self._progress = Progress()
-        self._attachment: Attachment | None = None
         self._is_before = False
 
     def attach(self, engine: Engine, event: AnyEvent = Events.COMPLETED, name: str = "shrunk") -> None:
         """Slice on ``event`` of ``engine``; attach it after the pruner, so that masks are updated before.
 
-        A slicing that a checkpoint was written just before is made up for when the resumed run starts.
+        A slicing whose checkpoint was written just before it is made when the resumed run starts.
 
         Args:
             engine: the trainer.
             event: any event, filtered too.
-            name: ``engine.state.<name>`` is ``{"parameters": how many numbers the model has}``.
+            name: ``engine.state.<name>`` is ``{"parameters": how many numbers the model has}``, and
+                ``engine.state.metrics["<name>"]`` that number.
 
         Raises:
             TypeError: not an engine, an event, a name.
-            ValueError: attached already, or the pruner's model is wrapped in DDP.
+            ValueError: attached already, finalized, or the pruner's model is wrapped in DDP.
         """
-        if not isinstance(engine, Engine):
-            raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
-        if self._attachment is not None:
-            raise ValueError("This ShrinkHandler is attached already; detach() it first")
         if self._pruner.is_wrapped:
             raise ValueError(
                 "The pruner's model is wrapped in DDP, which would hold on to the old parameters; call shrink() "
                 "between two runs, and wrap the model again"
             )
+        self._attach(engine, event, name)
+
+    def _start(self, attachment: Attachment) -> None:
         self._is_before = self._pruner.attached_to is None
-        self._attachment = Attachment(engine, event, self._progress, self._shrink, name)
-        self._publish()
 
-    def detach(self) -> None:
-        """Take the handler off."""
-        if self._attachment is not None:
-            self._attachment.remove()
-            self._attachment = None
+    def _stop(self) -> None:
+        """There is no hook."""
 
-    def _shrink(self, step: int, done: Callable[[], None]) -> None:
+    def _update_at(self, step: int, done: Callable[[], None]) -> None:
         if self._is_before and self._pruner.attached_to is not None:
             self._is_before = False
             warnings.warn(
@@ -121,17 +120,24 @@ class ShrinkHandler:
         self.shrink()
         done()
 
-    def _publish(self) -> None:
-        if self._attachment is not None:
-            count = sum(parameter.numel() for parameter in self._pruner.pruning.model.parameters())
-            setattr(self._attachment.engine.state, self._attachment.name, {"parameters": float(count)})
+    def _report(self) -> dict[str, float]:
+        return {"parameters": float(sum(each.numel() for each in self._pruner.pruning.model.parameters()))}
+
+    def _describe(self) -> list[str]:
+        model = self._pruner.pruning.model
+        return [
+            type(model).__name__,
+            f"{self._report()['parameters']:.0f} parameters",
+            counted(len(self.reports), "slicing"),
+        ]
 
     def shrink(self) -> Report:
         """Slice off what is pruned, now.
 
         Raises:
-            ValueError: as :func:`ignite_prune.shrink`; nothing has changed then.
+            ValueError: as :func:`ignite_prune.shrink`, or finalized; nothing has changed then.
         """
+        self._check_usable()
         pruner, structure = self._pruner, self._pruner.structure
         assert structure is not None
         kept = structure.kept(pruner.masks)
@@ -155,7 +161,7 @@ class ShrinkHandler:
         return report
 
     def _check_hooks(self, indices: Indices) -> None:
-        """Refuse to drop what others have hung on a parameter, another pruner's mask above all."""
+        """Raise if a parameter has hooks of others, such as another pruner's, which slicing would lose."""
         mine = self._pruner.pruning.enforcer.hooked
         for name, parameter in self._pruner.pruning.model.named_parameters():
             hooks = len(parameter._post_accumulate_grad_hooks or ()) + len(parameter._backward_hooks or ())
@@ -175,38 +181,29 @@ class ShrinkHandler:
         """
         return {"shrinker": self, **objects}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the indices that are left of the full-size model's tensors, and Dropout's rates, as plain data."""
+    def _state(self) -> dict[str, Any]:
         rates = dropout_rates(self._pruner.pruning.model) if self._scale_dropout else {}
-        return {"version": 1, "left": to_plain(self.left), "rates": rates, "progress": self._progress.state_dict()}
+        return {"left": to_plain(self.left), "rates": rates}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Slice a freshly built, full-size model to a checkpoint's shapes; load model and optimizer afterwards.
+    def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"rates": {}, **state}
 
-        Raises:
-            TypeError: not a state of a ShrinkHandler.
-            ValueError: of another model, or this one has been sliced already.
-        """
-        if not isinstance(state, Mapping) or not {"version", "left", "progress"} <= set(state):
-            raise TypeError("A ShrinkHandler's state_dict should be a mapping with 'version', 'left' and 'progress'")
-        if state["version"] != 1:
-            raise ValueError(f"The checkpoint's ShrinkHandler is of version {state['version']!r}; this one reads 1")
-        progress = Progress.from_state(state["progress"])
+    def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Return a function that slices a newly built, full-size model; load model and optimizer afterwards."""
         if self.left:
             raise ValueError("The model has been sliced already; load a checkpoint into one that is freshly built")
         pruner, structure = self._pruner, self._pruner.structure
         assert structure is not None
         indices = from_plain(state["left"], pruner.pruning.model)
-        rates = rates_from_plain(state.get("rates", {}), pruner.pruning.model)
+        rates = rates_from_plain(state["rates"], pruner.pruning.model)
         kept = structure.kept_by(indices)
-        surgeries = [
-            ModelEdit(pruner.pruning.model, pruner.pruning.optimizers),
-            *(ModelEdit(each) for each in self._ema),
-        ]
-        with undone_on_error(surgeries):
-            for surgery in surgeries:
-                surgery.slice(indices, rates)
-        pruner.follow(structure.sliced(kept), indices)
-        self.left = indices
-        self._progress.__dict__.update(vars(progress))
-        self._publish()
+        edits = [ModelEdit(pruner.pruning.model, pruner.pruning.optimizers), *map(ModelEdit, self._ema)]
+
+        def load() -> None:
+            with undone_on_error(edits):
+                for edit in edits:
+                    edit.slice(indices, rates)
+            pruner.follow(structure.sliced(kept), indices)
+            self.left = indices
+
+        return load

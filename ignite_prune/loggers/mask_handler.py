@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ignite_prune._utils.arguments import near
 from ignite_prune.handlers import PruneHandler
-from ignite_prune.handlers.sparse_training.base import Sister
+from ignite_prune.handlers.sparse_training.base import MaskedHandler
 from ignite_prune.loggers.picture import mask_picture
 from ignite_prune.saliency import NonFiniteSaliency
 
@@ -43,7 +43,7 @@ class MaskHandler:
 
     def __init__(
         self,
-        pruner: PruneHandler | Sister,
+        pruner: PruneHandler | MaskedHandler,
         tag: str | None = None,
         *,
         pictures: bool = True,
@@ -52,7 +52,7 @@ class MaskHandler:
         max_pixels: int = 512,
         global_step_transform: Callable[[Engine, Any], int] | None = None,
     ) -> None:
-        if not isinstance(pruner, PruneHandler | Sister):
+        if not isinstance(pruner, PruneHandler | MaskedHandler):
             raise TypeError(f"Argument pruner should be a PruneHandler, but given {type(pruner)}")
         for name in whitelist or ():
             if name not in pruner.masks:

@@ -30,7 +30,6 @@ from ignite_prune.update.plan import (
     repaired,
     write_values,
 )
-from ignite_prune.update.pruner_state import PrunerState
 
 if TYPE_CHECKING:
     from ignite_prune.evidence import Evidence
@@ -61,6 +60,7 @@ class Pruner:
         groups: the parameter groups.
         masks: the mask store, which owns the parameters.
         enforcer: the hooks.
+        dense: the values of pruned entries, with ``keep_dense=True`` in a group; else None.
         evidence: what the saliencies and repairs need; None where they need nothing.
         on_commit: functions of the former and the new targets, called when an update has been carried out.
     """
@@ -88,7 +88,7 @@ class Pruner:
             masks = {name: whole[name] for name in chosen}
         self.masks = MaskStore(chosen, masks, {name: shapes[name].numel() for name in chosen if name in shapes})
         kept = [name for group in self.groups if group["keep_dense"] for name in group["params"]]
-        self._dense = DenseValues(self.masks, kept) if kept else None
+        self.dense = DenseValues(self.masks, kept) if kept else None
         self.enforcer = MaskEnforcer(self.masks, optimizers)
         self.evidence: Evidence | None = evidence_of(model, self.groups, chosen)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
@@ -97,8 +97,8 @@ class Pruner:
         for group in self.groups:
             if group["saliency"].randomised and group["generator"] is None:
                 group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
-        if masks is not None and self._dense is not None:
-            self._dense.remember({})
+        if masks is not None and self.dense is not None:
+            self.dense.remember({})
 
     # Hooks
 
@@ -138,7 +138,9 @@ class Pruner:
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        states, before, plan = self.generator_states(), self.masks.so_far(), UpdatePlan()
+        random = any(group["generator"] is not None for group in self.groups)
+        states = self.generator_states() if random else []
+        before, plan = self.masks.so_far(), UpdatePlan()
         updates, error = list[GroupUpdate](), None
         try:
             updates = self._scored(targets, before, ranks)
@@ -199,16 +201,16 @@ class Pruner:
         former = [group["sparsity"] for group in self.groups]
         for group, target in zip(self.groups, targets):
             group["sparsity"] = target
-        before = None if self._dense is None else self._dense.masks_before()
+        before = None if self.dense is None else self.dense.masks_before()
         self.masks.replace(plan.masks)
-        if self._dense is not None and before is not None:
-            self._dense.remember(before)
+        if self.dense is not None and before is not None:
+            self.dense.remember(before)
         if plan.values:
             write_values(self.model, plan.values)
         self.enforcer.install()
         self.enforcer.apply()
-        if self._dense is not None and before is not None:
-            self._dense.bring_back(before)
+        if self.dense is not None and before is not None:
+            self.dense.bring_back(before)
         if plan.masks and self.evidence is not None:
             self.evidence.used()
         self._settled = {g["scored"][0]: (target, self.masks.changes) for g, target in zip(self.groups, targets)}
@@ -239,10 +241,10 @@ class Pruner:
 
     def restore(self) -> None:
         """Remove the masks; kept values come back."""
-        before = {} if self._dense is None else self._dense.masks_before()
+        before = {} if self.dense is None else self.dense.masks_before()
         self.masks.clear()
-        if self._dense is not None:
-            self._dense.bring_back(before)
+        if self.dense is not None:
+            self.dense.bring_back(before)
         for group in self.groups:
             group["sparsity"] = 0.0
 
@@ -292,35 +294,11 @@ class Pruner:
             if state is not None and group["generator"] is not None:
                 group["generator"].set_state(state.cpu())
 
-    def state_dict(self, evidence: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return masks (one bit for each entry), targets, generators, kept values and evidence as plain data."""
-        return {
-            "masks": self.masks.state_dict(),
-            "sparsities": [float(group["sparsity"] or 0.0) for group in self.groups],
-            "generators": self.generator_states(),
-            "dense": {} if self._dense is None else self._dense.state_dict(),
-            "evidence": evidence,
-            "reached": self.reached(),
+    def forget_scores(self, reached: Sequence[float | None]) -> None:
+        """Forget the last update's scores, after a state was loaded with what :meth:`reached` had returned."""
+        self._drawn, self._cached = [None] * len(self.groups), {}
+        self._settled = {
+            group["scored"][0]: (target, self.masks.changes)
+            for group, target in zip(self.groups, reached)
+            if target is not None
         }
-
-    def checked(self, state: PrunerState) -> Callable[[], None]:
-        """Check a state and return the function that loads it; nothing is changed before it is called."""
-        masks = self.masks.unpacked(state.masks)
-        dense = (DenseValues(self.masks, []) if self._dense is None else self._dense).unpacked(state.dense, masks)
-
-        def load() -> None:
-            self.masks.replace(masks)
-            if self._dense is not None:
-                self._dense.load(dense)
-            for group, sparsity in zip(self.groups, state.sparsities):
-                group["sparsity"] = sparsity
-            self.set_generator_states(state.generators)
-            self._drawn, self._cached = [None] * len(self.groups), {}
-            self._settled = {
-                group["scored"][0]: (target, self.masks.changes)
-                for group, target in zip(self.groups, state.reached)
-                if target is not None
-            }
-            self.keep()
-
-        return load

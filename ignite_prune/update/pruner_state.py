@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ignite_prune._utils.sparsity import as_sparsity
+from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.pruner import Pruner
 
-VERSION = 3  # 1 had no evidence; 2 named evidence by the representation of its fields
+
+def state_of(pruner: Pruner, evidence: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a pruner's masks (one bit for each entry), targets, generators, kept values and evidence as plain data."""
+    return {
+        "masks": pruner.masks.state_dict(),
+        "sparsities": [float(group["sparsity"] or 0.0) for group in pruner.groups],
+        "generators": pruner.generator_states(),
+        "dense": {} if pruner.dense is None else pruner.dense.state_dict(),
+        "evidence": evidence,
+        "reached": pruner.reached(),
+    }
+
+
+def checked(pruner: Pruner, state: PrunerState) -> Callable[[], None]:
+    """Check a state against a pruner and return the function that loads it; nothing changes before it is called."""
+    dense = DenseValues(pruner.masks, []) if pruner.dense is None else pruner.dense
+    masks = pruner.masks.unpacked(state.masks)
+    values = dense.unpacked(state.dense, masks)
+
+    def load() -> None:
+        pruner.masks.replace(masks)
+        dense.load(values)
+        for group, sparsity in zip(pruner.groups, state.sparsities):
+            group["sparsity"] = sparsity
+        pruner.set_generator_states(state.generators)
+        pruner.forget_scores(state.reached)
+        pruner.keep()
+
+    return load
 
 
 @dataclass(frozen=True)
 class PrunerState:
-    """A state_dict that fits some groups. Masks, dense values, progress and evidence are checked by their owners."""
+    """A state that fits some groups; masks, dense values and evidence are checked by the objects that load them."""
 
     masks: Any
     sparsities: list[float]
-    progress: Any
     generators: list[Any]
     dense: Any
     evidence: Any
     reached: list[float | None]
 
     @classmethod
-    def checked(cls, state: Any, groups: Sequence[ParamGroup]) -> PrunerState:
-        """Return the state, or raise.
+    def checked(cls, state: Mapping[str, Any], groups: Sequence[ParamGroup]) -> PrunerState:
+        """Return the state, which has all keys, or raise.
 
         Raises:
-            TypeError: not a state_dict of a PruneHandler.
-            ValueError: of a later version, damaged, or of other groups.
+            TypeError, ValueError: of other groups, or damaged.
         """
-        _check_version(state)
-        if state["version"] == 1:
-            state = {**state, "evidence": [], "reached": [None] * len(groups)}
-        missing = {"masks", "sparsities", "progress", "generators", "dense", "evidence", "reached"} - set(state)
-        if missing:
-            raise ValueError(f"The checkpoint's pruner is damaged: it lacks {sorted(missing)}")
         for key in ("sparsities", "generators", "reached"):
             if not isinstance(state[key], list) or len(state[key]) != len(groups):
                 raise ValueError(f"The checkpoint's pruner should have {len(groups)} groups, but its {key} are others")
@@ -47,28 +69,8 @@ class PrunerState:
             _check_generator(generator, group)
         sparsities = [as_sparsity(value) for value in state["sparsities"]]
         reached = [None if value is None else as_sparsity(value) for value in state["reached"]]
-        return cls(
-            state["masks"],
-            sparsities,
-            state["progress"],
-            state["generators"],
-            state["dense"],
-            state["evidence"],
-            reached,
-        )
-
-
-def _check_version(state: Any) -> None:
-    if not isinstance(state, Mapping):
-        raise TypeError(f"Argument state_dict should be a mapping, but given {type(state)}")
-    version = state.get("version")
-    if type(version) is not int:
-        raise TypeError("Argument state_dict should be a PruneHandler's, with a whole 'version', but it has none")
-    if not 1 <= version <= VERSION:
-        raise ValueError(
-            f"The checkpoint's pruner has version {version}, this one reads versions up to {VERSION}; update "
-            "ignite_prune"
-        )
+        masks, dense, evidence = state["masks"], state["dense"], state["evidence"]
+        return cls(masks, sparsities, state["generators"], dense, evidence, reached)
 
 
 def _check_generator(state: Any, group: ParamGroup) -> None:

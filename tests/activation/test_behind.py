@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ignite_prune import PruneHandler, pattern, saliency, schedule
 from ignite_prune.activation import KWinners, KWinners2d, Learnt, Lifetime, TopK
 from ignite_prune.activation.row_top_k import top_of_rows
-from ignite_prune.evidence.forward.observer import Watch, watching
+from ignite_prune.evidence.forward.observer import ForwardObserver
 from ignite_prune.handlers import ActivationSparsity
 from tests.activation.test_handler import hooks_of
 from tests.models import assert_same_bits, assert_zero, batches, small_net
@@ -100,11 +100,13 @@ def test_what_is_ambiguous_raises(act, words):
 def test_evidence_is_of_the_sparse_activation(first, after):
     torch.manual_seed(0)
     model, seen = Functional(), []
-    watch = Watch({"fc.weight": model.fc.weight}, on_activation=lambda name, z, *_: seen.append(z))
+    watch = ForwardObserver().subscribe(
+        {"fc.weight": model.fc.weight}, on_activation=lambda name, z, *_: seen.append(z)
+    )
     handler = ActivationSparsity(model, {"fc": KWinners(3)}, after_activation=after)
     if first:
         handler.install()
-    with watching(model, watch):
+    with watch.installed(model):
         if not first:
             handler.install()
         model(batches()[0][0])

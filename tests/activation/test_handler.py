@@ -265,7 +265,7 @@ def test_state_is_plain_and_checked_first():
     duty = state["layers"]["0"]["duty"]
     for bad, error in [
         ("state", TypeError),
-        ({"version": 1}, TypeError),
+        ({"version": 1}, ValueError),
         (broken(lambda s: s.update(version=2)), ValueError),
         (broken(lambda s: s.update(progress=None)), TypeError),
         (broken(lambda s: s["layers"].pop("0")), ValueError),

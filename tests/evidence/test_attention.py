@@ -5,15 +5,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ignite_prune.evidence.forward.observer import Watch, watching
+from ignite_prune.evidence.forward.observer import ForwardObserver
 
 
 def heads(model, *args, exclude="embed", **kwargs):
     parameters = {n: p for n, p in model.named_parameters() if p.dim() > 1 and exclude not in n}
     found = []
-    watch = Watch(parameters, on_heads=found.append, on_input=lambda name, use: inputs.setdefault(name, use.input))
+    watch = ForwardObserver().subscribe(
+        parameters, on_attention=found.append, on_layer_call=lambda name, use: inputs.setdefault(name, use.input)
+    )
     inputs = {}
-    with watching(model, watch):
+    with watch.installed(model):
         output = model(*args, **kwargs)
     return found, inputs, output, watch
 
@@ -87,7 +89,7 @@ def test_gradient_hook_in_a_training_step():
         held = context.detach()
         context.register_hook(lambda gradient: gates.append((held * gradient).sum((-2, -1))))
 
-    with watching(model, Watch({"out": model.self_attn.out_proj.weight}, on_heads=on_heads)):
+    with ForwardObserver().subscribe({"out": model.self_attn.out_proj.weight}, on_attention=on_heads).installed(model):
         model(torch.randn(3, 4, 8)).square().sum().backward()
     assert [gate.shape for gate in gates] == [(3, 2)]
 
@@ -201,10 +203,10 @@ def test_projections_by_convolution():
 def test_weights_that_are_not_selected_are_none():
     model = Own(by_hand, 2 * 2)
     found = []
-    with watching(model, Watch({"o.weight": model.o.weight}, on_heads=found.append)):
+    with ForwardObserver().subscribe({"o.weight": model.o.weight}, on_attention=found.append).installed(model):
         model(torch.randn(3, 5, 16))
     assert names(found[0]) == ("o.weight", None, None, None, None) and numbers(found[0]) == (4, 4, 4)
-    with watching(model, Watch({"k.weight": model.k.weight}, on_heads=found.append)):
+    with ForwardObserver().subscribe({"k.weight": model.k.weight}, on_attention=found.append).installed(model):
         model(torch.randn(3, 5, 16))
     assert names(found[1]) == (None, None, "k.weight", None, None) and len(found) == 2
 
@@ -299,12 +301,12 @@ def test_transformers_activation_behind_the_feed_forward_layer(kind):
     if name not in parameters:
         pytest.skip("named otherwise in this version of transformers")
     points, into = {}, {}
-    watch = Watch(
+    watch = ForwardObserver().subscribe(
         {name: parameters[name], **({last: parameters[last]} if last else {})},
-        on_input=lambda n, use: into.setdefault(n, use),
+        on_layer_call=lambda n, use: into.setdefault(n, use),
         on_activation=lambda n, z, *_: points.setdefault(n, z.clone()),
     )
-    with watching(model, watch):
+    with watch.installed(model):
         model(**inputs)
     if last:
         assert torch.equal(points[name].flatten(0, -2), into[last].input.flatten(0, -2))

@@ -88,10 +88,10 @@ class Turned(nn.Module):
 def moments_taken(model, data):
     """Return the numbers allocated, having refused or not."""
     evidence = Evidence(model, {InputMoments(): dict(model.named_parameters())})
-    (gatherer,) = evidence.gatherers.values()
+    (collector,) = evidence.collectors.values()
     made = []
-    empty = gatherer.empty
-    gatherer.empty = lambda name: made.append(empty(name)) or made[-1]
+    zeros = collector.zeros
+    collector.zeros = lambda name: made.append(zeros(name)) or made[-1]
     try:
         evidence.calibrate(data)
     except ValueError as error:

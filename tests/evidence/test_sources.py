@@ -404,10 +404,10 @@ def test_groups_that_need_the_same_share_it():
     groups = [{"params": "0.weight", "saliency": Taylor()}, {"params": ["5.weight", "7.weight"], "saliency": Taylor()}]
     options = {"data": batches(2), "loss_fn": LOSS}
     pruner = PruneHandler(model, params=groups, **options)
-    (gatherer,) = pruner.pruning.evidence.gatherers.values()
-    assert list(gatherer.parameters) == WEIGHTS
+    (collector,) = pruner.pruning.evidence.collectors.values()
+    assert list(collector.parameters) == WEIGHTS
     other = [groups[0], {**groups[1], "saliency": Taylor(squared=True)}]
-    assert len(PruneHandler(model, params=other, **options).pruning.evidence.gatherers) == 2
+    assert len(PruneHandler(model, params=other, **options).pruning.evidence.collectors) == 2
     pruner.step(0.5)
     alone, shared = score(model, saliency=Taylor(), **options), pruner.scores()
     assert list(shared) == list(alone) == WEIGHTS

@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
-from ignite_prune.evidence.forward.observer import Watch, install, watching
+from ignite_prune.evidence.forward.observer import ForwardObserver
 from tests.models import Net
 
 
@@ -20,7 +20,9 @@ class Seen:
         parameters = {n: p for n, p in model.named_parameters() if (n in names if names else n.endswith("weight"))}
         parameters = {n: p for n, p in parameters.items() if p.dim() > 1 or names}
         self.inputs, self.points, self.values, self.order = {}, {}, {}, []
-        self.watch = Watch(parameters, on_input=self.on_input, on_activation=self.on_activation)
+        self.watch = ForwardObserver().subscribe(
+            parameters, on_layer_call=self.on_input, on_activation=self.on_activation
+        )
 
     def on_input(self, name, use):
         self.inputs.setdefault(name, []).append(use)
@@ -34,7 +36,7 @@ class Seen:
 
 def see(model, x, names=None):
     seen = Seen(model, names)
-    with watching(model, seen.watch):
+    with seen.watch.installed(model):
         seen.result = model(x)
     assert not _get_current_function_mode_stack()
     return seen
@@ -114,7 +116,7 @@ def test_activation_in_every_form(how, normed):
     assert [tuple(z.shape) for z, _ in seen.points["conv.weight"]] == [(2, 4, 4, 4)]
     assert seen.points["conv.weight"][0][1] == -3
     assert torch.equal(seen.values["conv.weight"][0], kept[0])
-    assert seen.watch.norms.get("conv.weight") is (model.bn.weight if normed else None)
+    assert seen.watch.points.norms.get("conv.weight") is (model.bn.weight if normed else None)
 
 
 @pytest.mark.parametrize("how", ACTIVATIONS)
@@ -240,7 +242,7 @@ def test_point_is_where_the_data_goes(case):
 def test_norm_behind_the_activation_is_told_and_not_passed():
     model = Net(lambda net, x: net.bn(F.relu(net.conv(x))), **conv_bn())
     seen = see(model, torch.randn(2, 3, 6, 6))
-    assert seen.watch.norms == {"conv.weight": model.bn.weight}
+    assert seen.watch.points.norms == {"conv.weight": model.bn.weight}
 
 
 def test_torch_batch_norm_takes_its_weight_elsewhere():
@@ -251,13 +253,13 @@ def test_torch_batch_norm_takes_its_weight_elsewhere():
         )
 
     model = Net(forward, **conv_bn())
-    assert see(model, torch.randn(2, 3, 6, 6)).watch.norms == {"conv.weight": model.bn.weight}
+    assert see(model, torch.randn(2, 3, 6, 6)).watch.points.norms == {"conv.weight": model.bn.weight}
 
 
 def test_norm_without_a_scale_is_not_told():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU())
     seen = see(model, torch.randn(2, 3, 6, 6))
-    assert not seen.watch.norms and seen.values["0.weight"][0].min() == 0
+    assert not seen.watch.points.norms and seen.values["0.weight"][0].min() == 0
 
 
 def test_shared_functional_relu_as_hooks_on_modules_see_it():
@@ -417,7 +419,7 @@ def test_gradient_reaches_the_point():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 2))
     gradients = {}
     on_activation = lambda name, z, *_: z.register_hook(lambda g: gradients.setdefault(name, g))  # noqa: E731
-    with watching(model, Watch({"0.weight": model[0].weight}, on_activation=on_activation)):
+    with ForwardObserver().subscribe({"0.weight": model[0].weight}, on_activation=on_activation).installed(model):
         output = model(torch.randn(2, 3, 6, 6))
     output.sum().backward()
     assert torch.allclose(gradients["0.weight"].flatten(1), model[4].weight.sum(0).expand(2, -1))
@@ -427,7 +429,7 @@ def test_gradient_at_a_point_that_is_then_added_to_in_place():
     model = Net(_add_in_place, **conv_bn())
     gradients = []
     on_activation = lambda name, z, *_: z.register_hook(gradients.append)  # noqa: E731
-    with watching(model, Watch({"conv.weight": model.conv.weight}, on_activation=on_activation)):
+    with ForwardObserver().subscribe({"conv.weight": model.conv.weight}, on_activation=on_activation).installed(model):
         output = model(torch.randn(2, 3, 6, 6))
     output.sum().backward()
     assert torch.equal(gradients[0], (output > 0).float())
@@ -436,7 +438,7 @@ def test_gradient_at_a_point_that_is_then_added_to_in_place():
 def test_exception_leaves_nothing_behind():
     model = Net(lambda net, x: net.b(F.relu(net.a(x))), a=nn.Linear(3, 4), b=nn.Linear(5, 2))
     seen = Seen(model)
-    with watching(model, seen.watch):
+    with seen.watch.installed(model):
         for _ in range(2):
             with pytest.raises(RuntimeError, match="shapes"):
                 model(torch.randn(2, 3))
@@ -454,7 +456,7 @@ def test_failed_forward_delivers_nothing_more():
 
     model = Net(forward, a=nn.Linear(3, 4))
     seen = Seen(model)
-    with watching(model, seen.watch), pytest.raises(ValueError, match="stop"):
+    with seen.watch.installed(model), pytest.raises(ValueError, match="stop"):
         try:
             raise KeyError
         except KeyError:  # the model may be called while another error is handled
@@ -465,7 +467,7 @@ def test_failed_forward_delivers_nothing_more():
 def test_forward_inside_an_except_block_is_no_failure():
     model = nn.Linear(3, 4)
     seen = Seen(model)
-    with watching(model, seen.watch):
+    with seen.watch.installed(model):
         try:
             raise KeyError
         except KeyError:
@@ -479,8 +481,8 @@ def test_callback_that_raises_leaves_nothing_behind():
     def refuse(name, z, dim, samples):
         raise ValueError(name)
 
-    watch = Watch(dict(model.named_parameters()), on_activation=refuse)
-    with watching(model, watch):
+    watch = ForwardObserver().subscribe(dict(model.named_parameters()), on_activation=refuse)
+    with watch.installed(model):
         with pytest.raises(ValueError, match=r"0\.weight"):
             model(torch.randn(2, 3))
         assert not _get_current_function_mode_stack()
@@ -499,7 +501,7 @@ def test_interrupt_is_made_good_at_the_next_forward_or_removal():
 
     model = Net(forward, a=nn.Linear(3, 4))
     seen = Seen(model)
-    handle = install(model, seen.watch)
+    seen.watch.install(model)
     with pytest.raises(KeyboardInterrupt):
         model(torch.randn(2, 3))
     stop[0] = False
@@ -508,7 +510,7 @@ def test_interrupt_is_made_good_at_the_next_forward_or_removal():
     stop[0] = True
     with pytest.raises(KeyboardInterrupt):
         model(torch.randn(2, 3))
-    handle.remove()
+    seen.watch.remove()
     assert not _get_current_function_mode_stack()
 
 
@@ -531,7 +533,7 @@ def test_other_modes_go_on():
 
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
     seen = Seen(model)
-    with Count(), watching(model, seen.watch), torch.device("cpu"):
+    with Count(), seen.watch.installed(model), torch.device("cpu"):
         model(torch.ones(2, 3))
         assert len(_get_current_function_mode_stack()) == 2
     assert Count.calls > 1 and len(seen.points["0.weight"]) == 1
@@ -540,7 +542,7 @@ def test_other_modes_go_on():
 def test_only_the_model_is_watched():
     model = nn.Linear(3, 3)
     seen = Seen(model)
-    with watching(model, seen.watch):
+    with seen.watch.installed(model):
         F.linear(torch.ones(1, 3), model.weight)
         assert not seen.order
         output = model(torch.ones(1, 3))
@@ -551,14 +553,14 @@ def test_only_the_model_is_watched():
 def test_install_for_training_and_remove():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
     seen = Seen(model)
-    handle = install(model, seen.watch)
+    seen.watch.install(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for step in range(1, 4):
         model(torch.ones(2, 3)).sum().backward()
         optimizer.step()
         assert len(seen.points["0.weight"]) == step
-    handle.remove()
-    handle.remove()
+    seen.watch.remove()
+    seen.watch.remove()
     model(torch.ones(2, 3))
     assert len(seen.points["0.weight"]) == 3 and not model._forward_hooks and not model._forward_pre_hooks
 
@@ -566,7 +568,7 @@ def test_install_for_training_and_remove():
 def test_copies_of_an_installed_model_watch_nothing():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
     seen = Seen(model)
-    handle = install(model, seen.watch)
+    seen.watch.install(model)
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
@@ -574,7 +576,7 @@ def test_copies_of_an_installed_model_watch_nothing():
     for other in copies:
         assert torch.equal(other(torch.ones(2, 3)), torch.relu(other[0](torch.ones(2, 3))))
     assert not seen.order and not _get_current_function_mode_stack()
-    handle.remove()
+    seen.watch.remove()
 
 
 def test_watch_keeps_no_tensor():
@@ -587,7 +589,10 @@ def test_watch_keeps_no_tensor():
         alive.append([ref() is not None for ref in tensors])
         tensors.append(weakref.ref(z))
 
-    with torch.no_grad(), watching(model, Watch(dict(model.named_parameters()), on_activation=on_activation)):
+    with (
+        torch.no_grad(),
+        ForwardObserver().subscribe(dict(model.named_parameters()), on_activation=on_activation).installed(model),
+    ):
         model(torch.ones(2, 3))
     # Sequential holds a layer's input while it runs; what came before is gone.
     assert alive == [[], [False], [False, False]] or alive == [[], [False], [False, True]]
@@ -611,8 +616,8 @@ def test_activation_checkpointing(reentrant):
             z.register_hook(lambda g: gradients.setdefault(name, g))
         seen.on_activation(name, z, dim, samples)
 
-    watch = Watch(seen.watch.parameters, on_input=seen.on_input, on_activation=on_activation)
-    with watching(model, watch):
+    watch = ForwardObserver().subscribe(seen.watch.parameters, on_layer_call=seen.on_input, on_activation=on_activation)
+    with watch.installed(model):
         model(x).sum().backward()
     assert watch.uses == {"conv.weight": 1, "out.weight": 1} and len(seen.points["conv.weight"]) == 1
     for ours, theirs in zip(model.parameters(), plain.parameters()):
@@ -636,12 +641,12 @@ def test_transformer_encoder_takes_no_fast_path(grad, training):
     mask = torch.tensor([[False] * 4, [False, False, True, True]])
     x = torch.randn(2, 4, 8)
     seen = Seen(model)
-    with torch.set_grad_enabled(grad), watching(model, seen.watch):
+    with torch.set_grad_enabled(grad), seen.watch.installed(model):
         output = model(x, src_key_padding_mask=mask)
     names = {f"layers.{i}.{n}.weight" for i in (0, 1) for n in ("linear1", "linear2", "self_attn.out_proj")}
     packed = {f"layers.{i}.self_attn.in_proj_weight" for i in (0, 1)}
     seen_all = Seen(model, names | packed)
-    with torch.set_grad_enabled(grad), watching(model, seen_all.watch):
+    with torch.set_grad_enabled(grad), seen_all.watch.installed(model):
         model(x, src_key_padding_mask=mask)
     assert set(seen_all.points) == set(seen_all.inputs) == names | packed
     assert all(use.rows is None for name in packed for use in seen_all.inputs[name])
@@ -660,7 +665,7 @@ def test_encoder_layer_in_eval_under_no_grad():
 def test_cross_attention_uses_a_packed_weight_by_rows():
     model = nn.MultiheadAttention(8, 2)
     seen = Seen(model, ["in_proj_weight"])
-    with watching(model, seen.watch):
+    with seen.watch.installed(model):
         memory = torch.randn(5, 3, 8)
         model(torch.randn(4, 3, 8), memory, memory)
         model(torch.randn(4, 3, 8), memory, torch.randn(5, 3, 8))
@@ -679,7 +684,7 @@ def test_compiled_model_runs_unseen_and_eager_calls_are_seen(wrapped):
         model.compile(backend="eager", fullgraph=True)
         compiled = model
     x = torch.randn(2, 3)
-    with watching(compiled, seen.watch):
+    with seen.watch.installed(compiled):
         compiled(x).sum().backward()
         assert not seen.order and not _get_current_function_mode_stack()
         with torch.compiler.set_stance("force_eager"):

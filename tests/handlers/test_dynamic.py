@@ -481,7 +481,7 @@ def test_bad_arguments(handler, options, error, text):
 
 def test_bad_moves_and_optimizers():
     full = torch.ones(4, dtype=torch.bool)
-    with pytest.raises(ValueError, match="from 0 to 0, the entries that are free, but given 1"):
+    with pytest.raises(ValueError, match="from 0 to 0, the free entries, but given 1"):
         grow_best(full, torch.rand(4), 1)
     with pytest.raises(ValueError, match="from 0 to 4, the active entries, but given 5"):
         drop_smallest(torch.rand(4), full, 5)

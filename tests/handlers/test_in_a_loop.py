@@ -332,7 +332,7 @@ def test_scores():
     flat = torch.cat([last[n][~m] for n, m in pruner.masks.items()])
     assert flat.max() <= min(last[n][m].min() for n, m in pruner.masks.items())
     calls = []
-    asked = PruneHandler(model, saliency=lambda name, p: (calls.append(name), p.abs() + 1)[1])
+    asked = PruneHandler(model, saliency=lambda name, p: (calls.append(name), p.abs() + 1)[1], shared=True)
     asked.step(0.5)
     asked.scores()
     assert calls == WEIGHTS, "a callable is asked once an update, and its scores are kept"

@@ -98,7 +98,7 @@ def test_the_same_round_again_gives_the_same_weights():
         Events.COMPLETED, lambda _: ends.append({n: t.clone() for n, t in weights().items()})
     )
     data = batches(4)
-    engine._stretch._loader = InPlace(data, engine.trainer)
+    engine._segment._loader = InPlace(data, engine.trainer)
     engine.run(max_epochs=3)
     assert_same_bits(ends[0], ends[1])
     assert_same_bits(ends[0], ends[2])

@@ -37,7 +37,7 @@ def test_class_keys_and_shapes_stay():
         assert [n for n, _ in model.named_parameters()] == [n for n, _ in plain.named_parameters()]
         assert not model[0]._forward_pre_hooks and not model[0]._forward_hooks
         assert "forward" not in vars(model[0])
-        if not pruner._finished:
+        if not pruner._finalized:
             pruner.finalize()
 
 

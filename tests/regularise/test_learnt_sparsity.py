@@ -157,8 +157,8 @@ def test_the_model_stays_itself():
 def test_zero_stays_zero_beside_a_pruner(row, first, gate):
     model = small_net()
     optimizer = row.make(model.parameters())
-    pruner = PruneHandler(model, optimizer)
-    learnt = LearntSparsity(model, gate=GATES[gate], strength=0.1, optimizer=optimizer)
+    pruner = PruneHandler(model, optimizer, shared=True)
+    learnt = LearntSparsity(model, gate=GATES[gate], strength=0.1, optimizer=optimizer, shared=True)
     for each in (pruner, learnt) if first == "pruner" else (learnt, pruner):
         each.attach(Engine(lambda engine, batch: None))
     for number, batch in enumerate(batches(4)):
@@ -297,7 +297,7 @@ def test_decay_leaves_no_trace_beside_a_pruner(first, given):
     engine = Engine(lambda engine, batch: None)
     if first == "learnt":
         learnt.attach(engine)
-    pruner = PruneHandler(model, optimizer)
+    pruner = PruneHandler(model, optimizer, shared=True)
     if first == "pruner":
         learnt.attach(engine)
     for number, batch in enumerate(batches(5)):

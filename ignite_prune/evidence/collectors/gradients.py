@@ -11,65 +11,53 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.evidence.collectors.base import Gatherer, wide
-from ignite_prune.saliency.needs import Fisher, FisherBlocks, Gradients
+from ignite_prune.evidence.collectors.base import Collector
+from ignite_prune.evidence.running_sums import wide
+from ignite_prune.saliency.needs import Fisher, FisherBlocks, Gradients, Need
 from ignite_prune.saliency.obs import add_outer_
 
 
-class GradientGatherer(Gatherer):
-    """What everything that listens to gradients shares."""
+class GradientCollector(Collector):
+    """Base of collectors of gradients."""
 
     replicated = True
+    backward = True
 
-    @property
-    def backward(self) -> bool:
-        return True
-
-    @property
-    def differentiated(self) -> Mapping[str, nn.Parameter]:
-        return self.parameters
+    def __init__(self, need: Need, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+        super().__init__(need, parameters, model)
+        self.differentiated = self.parameters
 
     def reason(self, name: str) -> str:
         if not self.parameters[name].requires_grad:
             return "it is frozen (requires_grad=False) and has no gradient: leave it out with exclude="
-        if self.counts:
+        if self.record.counts:
             return "it got no gradient: the loss does not depend on it"
         return "no gradient has been seen yet"
 
 
-class GradientSums(GradientGatherer):
-    """Gathers :class:`~ignite_prune.saliency.needs.Gradients`."""
+class GradientSums(GradientCollector):
+    """Collects :class:`~ignite_prune.saliency.needs.Gradients`."""
 
     def __init__(self, need: Gradients, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         super().__init__(need, parameters, model)
         self._need = need
+        self.lasting, self.per_sample = need.memory.lasting, need.per_sample
         self._biases = _biases(model, self.parameters) if need.by_unit else {}
+        self.differentiated = {**self.parameters, **dict(self._biases.values())}
 
-    @property
-    def lasting(self) -> bool:
-        return self._need.memory.lasting
-
-    @property
-    def per_sample(self) -> bool:
-        return self._need.per_sample
-
-    @property
-    def differentiated(self) -> Mapping[str, nn.Parameter]:
-        return {**self.parameters, **dict(self._biases.values())}
-
-    def empty(self, name: str) -> Tensor:
+    def zeros(self, name: str) -> Tensor:
         parameter, dtype = self.parameters[name], wide(self.parameters[name], self._need.memory.dtype)
         if self._need.by_unit:
             return torch.zeros(parameter.shape[:1], dtype=dtype, device=parameter.device)
         return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
 
     @torch.no_grad()
-    def gradients(self, gradients: Mapping[str, Tensor]) -> None:
+    def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         decay = self._need.memory.decay
         for name, parameter in self.parameters.items():
             if name not in gradients:
                 continue
-            running = self.running(name)
+            running = self.record.at(name, self.zeros)
             if decay != 1:
                 running.mul_(decay)
             gradient, weight = gradients[name], parameter.detach()
@@ -77,13 +65,13 @@ class GradientSums(GradientGatherer):
                 gradient, weight = self._by_unit(name, gradient, weight, gradients)
             after = self._need.term(running, gradient.to(running.dtype), weight.to(running.dtype))
             if not isinstance(after, Tensor) or after.shape != running.shape:
-                told = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
+                given = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
                 raise TypeError(
                     f"The term of {self.need.key!r} should return the new sum, a Tensor of {tuple(running.shape)}, but "
-                    f"gave {told}"
+                    f"gave {given}"
                 )
-            self.sums[name] = after
-            self.count(name, decay=decay)
+            self.record.sums[name] = after
+            self.record.count(name, decay=decay)
 
     def _by_unit(self, name: str, gradient: Tensor, weight: Tensor, gradients: Mapping[str, Tensor]) -> Any:
         dtype = wide(weight)
@@ -94,12 +82,12 @@ class GradientSums(GradientGatherer):
             product += gradients[bias_name].to(dtype) * bias.detach().to(dtype)
         return product, torch.ones_like(product)
 
-    def answer(self, name: str, total: Tensor, count: float) -> Tensor:
+    def result(self, name: str, total: Tensor, count: float) -> Tensor:
         return total / count if self._need.mean else total
 
 
 def _biases(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[str, nn.Parameter]]:
-    """The bias beside each weight that has one, a number a slice of dim 0."""
+    """Return name and parameter of each weight's bias, if it has one entry for each slice of dim 0."""
     everything, found = named_parameters(model), {}
     for name, parameter in parameters.items():
         head, dot, leaf = name.rpartition(".")
@@ -113,11 +101,10 @@ def _biases(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[st
 _AT_ONCE = 4
 
 
-class FisherBlockSums(GradientGatherer):
-    """Gathers :class:`~ignite_prune.saliency.needs.FisherBlocks`.
+class FisherBlockSums(GradientCollector):
+    """Collects :class:`~ignite_prune.saliency.needs.FisherBlocks`.
 
-    Gradients are added a few at a time, so that the blocks are passed over less often; those that wait are part of the
-    state.
+    Gradients are added a few at a time, so that the large blocks are read less often; pending ones are in the state.
 
     Raises:
         ValueError: the blocks would not fit in memory.
@@ -126,6 +113,7 @@ class FisherBlockSums(GradientGatherer):
     def __init__(self, need: FisherBlocks, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         super().__init__(need, parameters, model)
         self._need = need
+        self.per_sample = need.per_sample
         self._waiting: dict[str, list[Tensor]] = {}
         size = sum(math.prod(self._shape(name)) * wide(p).itemsize for name, p in self.parameters.items())
         device = next(iter(self.parameters.values())).device
@@ -133,27 +121,23 @@ class FisherBlockSums(GradientGatherer):
         check_memory(size, device, what, "take fewer parameters, or smaller blocks")
 
     def _shape(self, name: str) -> tuple[int, int, int]:
-        """Return the form of a parameter's blocks: the last is padded, so none is larger than the parameter."""
+        """Return the shape of a parameter's blocks, the last one padded."""
         entries = self.parameters[name].numel()
         block = max(1, min(self._need.block, entries))
         return -(-entries // block), block, block
 
-    @property
-    def per_sample(self) -> bool:
-        return self._need.per_sample
-
-    def empty(self, name: str) -> Tensor:
+    def zeros(self, name: str) -> Tensor:
         parameter = self.parameters[name]
         return torch.zeros(self._shape(name), dtype=wide(parameter), device=parameter.device)
 
     @torch.no_grad()
-    def gradients(self, gradients: Mapping[str, Tensor]) -> None:
+    def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         for name in self.parameters:
             if name in gradients:
-                running = self.running(name)
+                running = self.record.at(name, self.zeros)
                 waiting = self._waiting.setdefault(name, [])
                 waiting.append(gradients[name].detach().reshape(-1).to(running.dtype, copy=True))
-                self.count(name)
+                self.record.count(name)
                 if len(waiting) == _AT_ONCE:
                     self._settle(name)
 
@@ -162,8 +146,7 @@ class FisherBlockSums(GradientGatherer):
         if waiting:
             add_outer_(self.running(name), waiting)
 
-    def settled(self) -> None:
-        """Add what waits; the next gradients begin a new round."""
+    def settle(self) -> None:
         for name in list(self._waiting):
             self._settle(name)
 
@@ -171,7 +154,7 @@ class FisherBlockSums(GradientGatherer):
         super().reset()
         self._waiting = {}
 
-    def answer(self, name: str, total: Tensor, count: float) -> Fisher:
+    def result(self, name: str, total: Tensor, count: float) -> Fisher:
         return Fisher(total, count)
 
     def sliced_state(self, indices: Mapping[str, Mapping[int, Tensor]]) -> dict[str, Any]:
@@ -205,31 +188,31 @@ def _entries(parameters: Mapping[str, nn.Parameter]) -> int:
 
 
 def check_memory(size: int, device: torch.device, what: str, advice: str) -> None:
-    """Refuse what would not fit, before anything is allocated.
+    """Raise before an allocation that would not fit.
 
     Args:
         size: bytes.
-        device: where they would lie.
-        what: would take them.
+        device: of the allocation.
+        what: what it is for.
         advice: what to do instead.
 
     Raises:
-        ValueError: with both figures.
+        ValueError: there is not as much free memory; gives both figures.
     """
     free = _free_memory(device)
     if free is not None and size > free:
-        raise ValueError(f"{what} would take {_told(size)}, but {device} has {_told(free)} free; {advice}")
+        raise ValueError(f"{what} would take {_readable(size)}, but {device} has {_readable(free)} free; {advice}")
 
 
-def _told(size: int) -> str:
-    """Return bytes in the unit that fits them."""
+def _readable(size: int) -> str:
+    """Return bytes in a fitting unit."""
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = min(max(size.bit_length() - 1, 0) // 10, len(units) - 1)
     return f"{size / 1024**power:.4g} {units[power]}"
 
 
 def _free_memory(device: torch.device) -> int | None:
-    if device.type == "cuda":  # what torch has put by and does not use is free too
+    if device.type == "cuda":  # memory that torch reserves and does not use is free too
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + idle
     try:

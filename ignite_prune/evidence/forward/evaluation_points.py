@@ -1,7 +1,7 @@
-"""The best evaluation point of a layer's units: behind the norm and the activation that follow it in the data flow.
+"""The evaluation point of a layer's units: after the norm and the activation that follow it in the data flow.
 
-A layer's output starts a chain. What one call makes of the units alone carries the chain on; anything else ends it,
-and the newest tensor that counts is delivered before that call runs, as the call may write to it.
+A layer's output starts a path. A call on the units alone extends it; any other call ends it. The point is delivered
+before the call that ends the path, because that call may overwrite it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.nested import tensors_in
 from ignite_prune.evidence.forward.op_tables import (
     ACTIVATIONS,
     ARITHMETIC,
@@ -24,34 +25,31 @@ from ignite_prune.evidence.forward.op_tables import (
     REGROUPING,
     Call,
     pools_units,
-    tensors_in,
 )
-from ignite_prune.evidence.forward.tensor_tags import Notes
+from ignite_prune.evidence.forward.tensor_tags import TensorTags
 
 Deliver = Callable[[str, Tensor, int, int], object]
 
 
-class Chain:
-    """One use of a layer and how far its units have come.
+@dataclass(slots=True, eq=False)
+class UnitPath:
+    """One call of a layer, and the data flow of its units.
 
     Attributes:
         name: the weight's name.
         dim: the unit dim, counted from the end.
-        units: how many there are.
-        best: the newest tensor that counts; None once the chain has ended.
-        active: whether an activation lies behind ``best``.
-        batch: how many samples there are, where they lie along dim 1, behind the sequence; None: along dim 0.
+        units: the number of units.
+        best: the evaluation point so far; None once the path has ended.
+        batch: the number of samples if they are along dim 1, after the sequence; None: along dim 0.
+        active: whether an activation function precedes ``best``.
     """
 
-    __slots__ = ("active", "batch", "best", "dim", "name", "units")
-
-    def __init__(self, name: str, output: Tensor, dim: int, batch: int | None) -> None:
-        self.name = name
-        self.dim = dim
-        self.units = output.shape[dim]
-        self.best: Any = output
-        self.active = False
-        self.batch = batch
+    name: str
+    dim: int
+    units: int
+    best: Any
+    batch: int | None
+    active: bool = False
 
     @property
     def samples(self) -> int:
@@ -60,136 +58,140 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What a call does for a chain.
+class PathStep:
+    """How a call extends a path.
 
     Attributes:
-        chain: the chain.
-        active: whether an activation lies behind its output.
-        counts: whether its output counts.
-        regroups: whether it shapes anew, which a chain outlives if only the dims before the units' change.
+        path: the path.
+        active: whether an activation function precedes its output.
+        counts: whether its output may be the evaluation point.
+        regroups: whether it reshapes, which extends the path if only the dims before the units change.
     """
 
-    chain: Chain
+    path: UnitPath
     active: bool
     counts: bool
     regroups: bool = False
 
 
-class Points:
+class EvaluationPoints:
     """Follows every layer's output to its evaluation point.
 
-    - A norm, an activation or arithmetic on the units alone (scalars, parameters and buffers may take part) carries
-      the chain on, and its output counts. Behind an activation, a norm ends the chain.
-    - Dropout and pooling over space carry it on, but their output does not count, so they matter if a norm or an
-      activation follows; behind an activation they end it.
-    - So does a change of shape that regroups the dims before the units' alone; its output counts if it has more of them
-      (``addmm`` works on a matrix, and samples are told apart afterwards).
-    - Casts and copies carry it on; comparisons do for arithmetic (``x * (x > 0)``).
+    - A norm, an activation or arithmetic on the units alone (with scalars, parameters and buffers) extends the path,
+      and its output counts. After an activation, a norm ends the path.
+    - Dropout and pooling over space extend it, but their output does not count unless a norm or an activation follows;
+      after an activation they end it.
+    - A reshape of the dims before the units' extends it; its output counts if it has more of them (``addmm`` works on a
+      matrix, which is split into samples afterwards).
+    - Casts and copies extend it; comparisons do for arithmetic (``x * (x > 0)``).
     - Anything else ends it: another layer, another branch, a change of shape, a softmax, a loss.
 
     Args:
-        notes: where tensors are noted.
-        deliver: called as ``deliver(name, tensor, dim, samples)`` once for each use, with the dims of the units,
+        tags: the tags of the forward pass.
+        deliver: called as ``deliver(name, tensor, dim, samples)`` once for each layer call, with the dims of the units,
             counted from the end, and of the samples.
         is_constant: whether a tensor is a parameter or a buffer, or a view of one.
+
+    Attributes:
+        norms: the scale of the batch norm that last followed each weight's layer, by the weight's name.
     """
 
-    def __init__(self, notes: Notes, deliver: Deliver, is_constant: Callable[[Tensor], bool]) -> None:
+    def __init__(self, tags: TensorTags, deliver: Deliver, is_constant: Callable[[Tensor], bool]) -> None:
         self.norms: dict[str, nn.Parameter] = {}
-        self._notes = notes
+        self._tags = tags
         self._deliver = deliver
         self._is_constant = is_constant
-        self._open: dict[int, Chain] = {}
+        self._open: dict[int, UnitPath] = {}
 
     def start(self, name: str, output: Tensor, dim: int, batch: int | None = None) -> None:
-        """Begin a chain at a layer's output."""
-        chain = Chain(name, output, dim, batch)
-        self._open[id(chain)] = chain
-        self._mark(output, chain, active=False)
+        """Start a path at a layer's output."""
+        path = UnitPath(name, dim, output.shape[dim], output, batch)
+        self._open[id(path)] = path
+        self._mark(output, path, active=False)
 
-    def before(self, call: Call) -> Step | None:
-        """Deliver what the call ends; return what it carries on."""
-        chains = {id(chain): chain for chain in map(self._chain, call.tensors) if chain is not None}
-        if not chains:
+    def before(self, call: Call) -> PathStep | None:
+        """Deliver the points of the paths that a call ends; return the step by which it extends one."""
+        paths = {id(path): path for path in map(self._path, call.tensors) if path is not None}
+        if not paths:
             return None
-        step = self._step(next(iter(chains.values())), call) if len(chains) == 1 else None
+        step = self._step(next(iter(paths.values())), call) if len(paths) == 1 else None
         if step is None:
-            for chain in chains.values():
-                self._end(chain)
+            for path in paths.values():
+                self.end(path)
         return step
 
-    def after(self, step: Step, result: Any) -> None:
-        """Take the result of a call that carried a chain on."""
-        chain = step.chain
-        if step.regroups and chain.best.shape[chain.dim :] != result.shape[chain.dim :]:
-            self._end(chain)
+    def after(self, step: PathStep, result: Any) -> None:
+        """Extend a path by the result of a call."""
+        path = step.path
+        if step.regroups and path.best.shape[path.dim :] != result.shape[path.dim :]:
+            self.end(path)
             return
         for output in tensors_in(result):
-            if output.dim() < -chain.dim or output.shape[chain.dim] != chain.units:
+            if output.dim() < -path.dim or output.shape[path.dim] != path.units:
                 continue
-            self._mark(output, chain, active=step.active)
-            counts = output.is_floating_point() and (step.active or not chain.active)
-            if counts and (step.counts or (step.regroups and output.dim() > chain.best.dim())):
-                chain.best, chain.active = output, step.active
+            self._mark(output, path, active=step.active)
+            counts = output.is_floating_point() and (step.active or not path.active)
+            if counts and (step.counts or (step.regroups and output.dim() > path.best.dim())):
+                path.best, path.active = output, step.active
 
     def finish(self) -> None:
-        """Deliver what nothing has ended; the forward is over."""
-        for chain in list(self._open.values()):
-            self._end(chain)
+        """Deliver the points of all open paths at the end of a forward pass."""
+        for path in list(self._open.values()):
+            self.end(path)
 
     def clear(self) -> None:
-        """Forget what is on its way; the forward has failed."""
+        """Drop all open paths without delivering."""
         self._open.clear()
 
-    def _end(self, chain: Chain) -> None:
-        del self._open[id(chain)]
-        best, samples = chain.best, chain.samples
-        chain.best = None  # notes go on knowing the chain: it must not keep the tensor
-        self._deliver(chain.name, best, chain.dim, samples)
+    def end(self, path: UnitPath) -> None:
+        """Deliver a path's point and close the path."""
+        del self._open[id(path)]
+        best, samples = path.best, path.samples
+        path.best = None  # tags still hold the path, which must not keep the tensor alive
+        self._deliver(path.name, best, path.dim, samples)
 
-    def _mark(self, tensor: Tensor, chain: Chain, active: bool) -> None:
-        note = self._notes.at(tensor)
-        note.chain, note.active = chain, active
+    def _mark(self, tensor: Tensor, path: UnitPath, active: bool) -> None:
+        tag = self._tags.at(tensor)
+        tag.path, tag.active = path, active
 
-    def _chain(self, tensor: Tensor) -> Chain | None:
-        note = self._notes.of(tensor)
-        chain: Chain | None = None if note is None else note.chain
-        return chain if chain is not None and chain.best is not None else None
+    def _path(self, tensor: Tensor) -> UnitPath | None:
+        tag = self._tags.of(tensor)
+        path: UnitPath | None = None if tag is None else tag.path
+        return path if path is not None and path.best is not None else None
 
-    def _step(self, chain: Chain, call: Call) -> Step | None:
-        taken = [note for note in map(self._notes.of, call.tensors) if note is not None and note.chain is chain]
-        active = any(note.active for note in taken)
+    def _step(self, path: UnitPath, call: Call) -> PathStep | None:
+        taken = [tag for tag in map(self._tags.of, call.tensors) if tag is not None and tag.path is path]
+        active = any(tag.active for tag in taken)
         op = call.op
         if op in NORMS:
-            self._record_norm(chain, call)
-            return None if active or self._chain(call.input) is not chain else Step(chain, active=False, counts=True)
+            self._record_norm(path, call)
+            return None if active or self._path(call.input) is not path else PathStep(path, active=False, counts=True)
         if op in DROPOUT or op in POOLING:
             spoils = call.in_place and bool(call.argument(2, "training", True))
-            over_units = op in POOLING and pools_units(op, chain.dim)
-            return None if active or spoils or over_units else Step(chain, active=False, counts=False)
+            over_units = op in POOLING and pools_units(op, path.dim)
+            return None if active or spoils or over_units else PathStep(path, active=False, counts=False)
         if op in REGROUPING:
-            return Step(chain, active, counts=False, regroups=True)
+            return PathStep(path, active, counts=False, regroups=True)
         if op in PASSING:
-            return Step(chain, active, counts=False)
-        if not self._is_alone(chain, call):
+            return PathStep(path, active, counts=False)
+        if not self._is_alone(path, call):
             return None
         if op in ACTIVATIONS:
-            return Step(chain, active=True, counts=True)
+            return PathStep(path, active=True, counts=True)
         if op in ARITHMETIC and not (op in ("max", "min") and len(call.tensors) < 2):
-            return Step(chain, active, counts=True)
-        return Step(chain, active=True, counts=False) if op in COMPARISONS else None
+            return PathStep(path, active, counts=True)
+        return PathStep(path, active=True, counts=False) if op in COMPARISONS else None
 
-    def _record_norm(self, chain: Chain, call: Call) -> None:
-        """Batch norm's scale, of which each unit has one; it counts behind an activation too."""
-        if call.op == "batch_norm" and self._chain(call.input) is chain:
+    def _record_norm(self, path: UnitPath, call: Call) -> None:
+        """Record batch norm's scale, one entry a unit; also after an activation."""
+        if call.op == "batch_norm" and self._path(call.input) is path:
             weight = call.argument(1 if call.func is torch.batch_norm else 3, "weight")
             if isinstance(weight, nn.Parameter):
-                self.norms[chain.name] = weight
+                self.norms[path.name] = weight
 
-    def _is_alone(self, chain: Chain, call: Call) -> bool:
-        """Whether no tensor takes part but this chain's, numbers, parameters and buffers."""
+    def _is_alone(self, path: UnitPath, call: Call) -> bool:
+        """Return whether every tensor of a call is on this path, a number, a parameter or a buffer."""
         return all(
-            self._chain(tensor) is chain or tensor.dim() == 0 or tensor.shape == (1,) or self._is_constant(tensor)
+            self._path(tensor) is path or tensor.dim() == 0 or tensor.shape == (1,) or self._is_constant(tensor)
             for tensor in call.tensors
         )

@@ -1,4 +1,4 @@
-"""A use of a selected weight: which calls are layers, and how they are read."""
+"""Calls of linear and convolutional layers with a selected weight."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from typing import Any
 
 from torch import Tensor
 
-from ignite_prune.evidence.forward.op_tables import CONVOLUTIONS, PASSING, SHAPING, Call, attribute, tensors_in, turns
-from ignite_prune.evidence.forward.tensor_tags import Notes, Weight
+from ignite_prune._utils.nested import tensors_in
+from ignite_prune.evidence.forward.op_tables import CONVOLUTIONS, PASSING, SHAPING, Call, attribute, turns
+from ignite_prune.evidence.forward.tensor_tags import TensorTags, Weight
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """One use of a weight by a layer: enough to unfold a convolution's input.
+class LayerCall:
+    """One call of a layer with a selected weight, with what it takes to unfold a convolution's input.
 
     Attributes:
         kind: ``"linear"``, ``"matmul"`` (also mm, addmm and ``@``), ``"conv1d"`` ... ``"conv_transpose3d"``.
-        input: what went in; for a linear use (..., in), for a convolution (batch, in, *space) or without a batch.
-        output: what came out, the call's own result; an in-place operation may overwrite it; None before.
-        stride: of a convolution, one a dim; () for a linear use.
+        input: the layer's input: (..., in) for a linear layer, (batch, in, *space) or (in, *space) for a convolution.
+        output: the result of the call, which a later in-place operation may overwrite; None before the call.
+        stride: of a convolution, one a dim; () for a linear layer.
         padding: of a convolution, one a dim, or ``"same"`` or ``"valid"``.
         dilation: of a convolution, one a dim.
         groups: of a convolution.
-        transposed: whether the weight's output units lie along its dim 1: ``x @ w`` and transposed convolutions.
-        rows: which rows (first, last + 1) of the weight were used; None for all. Cross attention uses the parts of
-            a packed ``in_proj_weight`` one by one.
+        transposed: whether dim 1 of the weight holds its output units: ``x @ w`` and transposed convolutions.
+        rows: the rows (first, last + 1) of the weight that the call uses; None for all. Cross attention uses the
+            parts of a packed ``in_proj_weight`` in separate calls.
     """
 
     kind: str
@@ -42,31 +43,31 @@ class Use:
 _PRODUCTS = {"matmul": (0, "input", 1, "other"), "mm": (0, "input", 1, "mat2"), "addmm": (1, "mat1", 2, "mat2")}
 
 
-def used_weight(call: Call, notes: Notes) -> Weight | None:
-    """Return the selected weight that a call uses as a layer does; None if it uses none, or otherwise."""
+def used_weight(call: Call, tags: TensorTags) -> Weight | None:
+    """Return the selected weight of a layer call; None for other calls."""
     weight = None
     if call.op == "linear" or call.op in CONVOLUTIONS:
         weight = call.argument(1, "weight")
     elif call.op in _PRODUCTS:
         _, _, position, name = _PRODUCTS[call.op]
         weight = call.argument(position, name)
-    note = notes.of(weight) if isinstance(weight, Tensor) else None
-    return None if note is None else note.weight
+    tag = tags.of(weight) if isinstance(weight, Tensor) else None
+    return None if tag is None else tag.weight
 
 
-def read_use(call: Call, weight: Weight) -> Use:
-    """Return the record of a call that :func:`used_weight` has found to be a layer, before it runs."""
+def read_layer_call(call: Call, weight: Weight) -> LayerCall:
+    """Return the record of a layer call, before it runs; ``weight`` is from :func:`used_weight`."""
     if call.op == "linear":
-        return Use("linear", call.input, transposed=weight.turned, rows=weight.rows)
+        return LayerCall("linear", call.input, transposed=weight.turned, rows=weight.rows)
     if call.op in _PRODUCTS:
         position, name, _, _ = _PRODUCTS[call.op]
         taken = call.argument(position, name)
-        return Use("matmul", taken, transposed=not weight.turned, rows=weight.rows)
+        return LayerCall("matmul", taken, transposed=not weight.turned, rows=weight.rows)
     dims = int(call.op[-2])
     transposed = "transpose" in call.op
     dilation, groups = (7, 6) if transposed else (5, 6)
     padding = call.argument(4, "padding", 0)
-    return Use(
+    return LayerCall(
         call.op,
         call.input,
         stride=_tuple(call.argument(3, "stride", 1), dims),
@@ -78,18 +79,18 @@ def read_use(call: Call, weight: Weight) -> Use:
     )
 
 
-def derive(call: Call, result: object, notes: Notes) -> bool:
-    """Note what a cast, a transpose or a split makes of a selected weight; False if the call does something else."""
+def derive(call: Call, result: object, tags: TensorTags) -> bool:
+    """Tag the result of a cast, a transpose or a split of a selected weight; return False for another operation."""
     subject = call.input
-    note = notes.of(subject) if isinstance(subject, Tensor) else None
-    weight = None if note is None else note.weight
+    tag = tags.of(subject) if isinstance(subject, Tensor) else None
+    weight = None if tag is None else tag.weight
     if weight is None:
         return False
     made = [tensor for tensor in tensors_in(result) if tensor is not subject]
     parts = [_derived(call, weight, tensor) for tensor in made]
     for tensor, part in zip(made, parts):
         if part is not None:
-            notes.at(tensor).weight = part
+            tags.at(tensor).weight = part
     return None not in parts
 
 
@@ -104,7 +105,7 @@ def _derived(call: Call, weight: Weight, made: Tensor) -> Weight | None:
 
 
 def _rows(weight: Weight, part: Tensor) -> Weight | None:
-    """A weight's rows that ``part`` is a view of; None if it is anything else."""
+    """Return the rows of a weight that ``part`` is a view of, or None."""
     whole = weight.parameter
     if weight.turned or part.dim() != whole.dim() or part.shape[1:] != whole.shape[1:]:
         return None

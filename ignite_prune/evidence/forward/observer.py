@@ -1,114 +1,229 @@
-"""Sees a model's own forward pass: what goes into each selected layer, its activation and its attention heads.
+"""Observes a model's forward pass: layer inputs, activations and attention heads of selected weights.
 
-A torch function mode sees every torch call between the model's entry and its exit, so functional calls, shared
-modules and layers used twice are seen like modules, and the model is not touched but for two hooks on its root.
+A torch function mode sees every torch call between the start and the end of the model's ``forward``, so functional
+calls, shared modules and layers called twice are seen like modules. Two hooks on the root turn the mode on and off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
-from ignite_prune.evidence.forward.attention_heads import Attention, Heads
-from ignite_prune.evidence.forward.evaluation_points import Points
-from ignite_prune.evidence.forward.hooks import Installed, install, watching
-from ignite_prune.evidence.forward.layer_calls import Use, derive, read_use, used_weight
-from ignite_prune.evidence.forward.op_tables import READING, Call, enter_attention, op_name, tensors_in, turns, unit_dim
-from ignite_prune.evidence.forward.tensor_tags import Notes
+from ignite_prune._utils.inert_hook import InertHook
+from ignite_prune._utils.nested import tensors_in
+from ignite_prune.core.selection import unwrap
+from ignite_prune.evidence.forward.attention_tracker import AttentionTracker
+from ignite_prune.evidence.forward.evaluation_points import EvaluationPoints
+from ignite_prune.evidence.forward.layer_calls import derive, read_layer_call, used_weight
+from ignite_prune.evidence.forward.op_tables import READING, Call, enter_attention, op_name, turns, unit_dim
+from ignite_prune.evidence.forward.root_forward import RootForward
+from ignite_prune.evidence.forward.tensor_tags import TensorTags
 
 _ATTENTION = frozenset(("softmax", "scaled_dot_product_attention"))
 
-__all__ = ["Attention", "Installed", "Use", "Watch", "install", "watching"]
+
+class CallEditor(Protocol):
+    """Changes the results of observed calls; see :class:`.AfterActivation`."""
+
+    def begin(self) -> None:
+        """Called when a forward pass starts."""
+
+    def run(self, call: Call, proceed: Callable[[Call], Any]) -> Any:
+        """Return the result of a call; ``proceed(call)`` runs and observes it."""
+
+    def end(self) -> None:
+        """Called when a forward pass has ended without an exception."""
+
+    def clear(self) -> None:
+        """Called when a forward pass has ended."""
 
 
-class Watch(TorchFunctionMode):
-    """A mode that reports, for selected weights, the inputs of their layers, the activations and the heads.
+class ForwardObserver(TorchFunctionMode):
+    """Calls its subscribers with what happens to selected weights in a model's forward passes.
 
-    A use of a weight is a call that takes the parameter itself (or a cast, a transpose, some rows of it). Callbacks run
-    outside the mode, in the forward's own grad mode; what they are given may be overwritten in place once they return.
+    A layer call takes the parameter itself, or a cast, a transpose or some rows of it. Subscribers are called outside
+    the mode, in the forward's own grad mode; the tensors that they get may be overwritten once they return. Forwards
+    under ``torch.compile`` are not observed; ``torch.compiler.set_stance("force_eager")`` makes them observable.
 
     Args:
-        parameters: the selected weights by name.
-        on_input: called as ``on_input(name, use)`` before each use by a linear or convolutional layer.
-        on_activation: called as ``on_activation(name, activation, dim, samples)`` once for each use, with the tensor at
-            the layer's best evaluation point (see :class:`.Points`), in the autograd
-            graph, the dim of the units, counted from the end, and the dim of the samples: 0, but 1 inside
-            ``F.multi_head_attention_forward``. Not called for uses of some rows of a weight.
-        on_heads: called as ``on_heads(attention)`` once for each attention, when its output projection runs.
+        is_enabled: whether subscribers are called, evaluated at each event; None: always.
+        editor: changes the results of calls.
 
     Attributes:
-        unknown: name of the function for each weight that was used in a way that is none of the above.
-        uses: how often each weight was used by a layer.
-        norms: the scale of the batch norm that last followed each weight's layer.
+        parameters: the selected weights by name.
+        tags: what is known of the tensors of the running forward pass.
+        points: follows units to their evaluation points; None while nothing needs them.
+        unknown: for weights used by anything but a layer call, the name of the function.
+        uses: the number of layer calls by weight.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> seen, weights = [], {"0.weight": model[0].weight, "2.weight": model[2].weight}
-        >>> watch = Watch(weights, on_activation=lambda name, z, *dims: seen.append((name, z.shape)))
-        >>> with watching(model, watch):
+        >>> record = lambda name, z, *dims: seen.append((name, z.shape))
+        >>> observer = ForwardObserver().subscribe(weights, on_activation=record)
+        >>> with observer.installed(model):
         ...     output = model(torch.ones(5, 2))
         >>> seen
         [('0.weight', torch.Size([5, 3])), ('2.weight', torch.Size([5, 1]))]
     """
 
-    def __init__(
+    def __init__(self, is_enabled: Callable[[], bool] | None = None, editor: CallEditor | None = None) -> None:
+        super().__init__()
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.unknown: dict[str, str] = {}
+        self.uses: dict[str, int] = {}
+        self.tags = TensorTags()
+        self.points: EvaluationPoints | None = None
+        self._attentions: AttentionTracker | None = None
+        self._is_enabled, self._editor = is_enabled, editor
+        self._on_model_input: list[Callable[[Any, Any], object]] = []
+        self._on_layer_call: list[tuple[Collection[str], Callable[..., object]]] = []
+        self._on_activation: list[tuple[Collection[str], Callable[..., object]]] = []
+        self._on_attention: list[Callable[..., object]] = []
+        self._on_end: list[Callable[[ForwardObserver], object]] = []
+        self._always: frozenset[str] = frozenset()
+        self._buffers: Callable[[], Sequence[Tensor]] = tuple
+        self._constants: set[int] | None = None
+        self._batches: list[int | None] = []  # samples of each running F.multi_head_attention_forward
+        self._handles: list[RemovableHandle | RootForward] = []
+
+    # Subscribers
+
+    def subscribe(
         self,
         parameters: Mapping[str, nn.Parameter],
         *,
-        on_input: Callable[[str, Use], object] | None = None,
-        on_activation: Callable[[str, Tensor, int, int], object] | None = None,
-        on_heads: Callable[[Attention], object] | None = None,
-    ) -> None:
-        super().__init__()
-        self.parameters = dict(parameters)
-        self.unknown: dict[str, str] = {}
-        self.uses: dict[str, int] = {}
-        self._on_input = None if on_input is None else _unseen(on_input)
-        self._notes = Notes(self.parameters)
-        self._by_id = self._notes.by_id
-        self._points = None if on_activation is None else Points(self._notes, _unseen(on_activation), self._is_constant)
-        self._heads = None if on_heads is None else Heads(self._notes, _unseen(on_heads))
-        self._always = _ATTENTION if self._heads is not None else frozenset()
-        self._buffers: Callable[[], Sequence[Tensor]] = tuple
-        self._constants: set[int] | None = None
-        self._batches: list[int | None] = []  # samples of each F.multi_head_attention_forward that runs
+        on_model_input: Callable[[Any, Any], object] | None = None,
+        on_layer_call: Callable[..., object] | None = None,
+        on_activation: Callable[..., object] | None = None,
+        on_attention: Callable[..., object] | None = None,
+        on_end: Callable[[ForwardObserver], object] | None = None,
+    ) -> ForwardObserver:
+        """Add a subscriber, before :meth:`install`; return this observer.
 
-    @property
-    def norms(self) -> dict[str, nn.Parameter]:
-        """The scale of the batch norm that last followed each weight's layer, by the weight's name."""
-        return {} if self._points is None else self._points.norms
+        Args:
+            parameters: the weights that it selects, by name.
+            on_model_input: called as ``on_model_input(args, kwargs)`` at the start of every forward pass.
+            on_layer_call: called as ``on_layer_call(name, layer_call)`` before each layer call.
+            on_activation: called as ``on_activation(name, activation, dim, samples)`` once for each layer call that
+                uses all rows of its weight, with the tensor at the layer's evaluation point (see
+                :class:`.EvaluationPoints`), in the autograd graph, the dim of the units, counted from the end, and the
+                dim of the samples: 0, but 1 inside ``F.multi_head_attention_forward``.
+            on_attention: called as ``on_attention(attention)`` for each attention, when its output projection runs.
+            on_end: called with the observer at the end of each forward pass.
+        """
+        self.parameters |= parameters
+        self.tags.add_weights(parameters)
+        if on_model_input is not None:
+            self._on_model_input.append(on_model_input)
+        if on_layer_call is not None:
+            self._on_layer_call.append((parameters, on_layer_call))
+        if on_activation is not None:
+            self.follow_units()
+            self._on_activation.append((parameters, on_activation))
+        if on_attention is not None:
+            if self._attentions is None:
+                self._attentions, self._always = AttentionTracker(self.tags, self._deliver_attention), _ATTENTION
+            self._on_attention.append(on_attention)
+        if on_end is not None:
+            self._on_end.append(on_end)
+        return self
 
-    def begin(self, model: nn.Module) -> None:
-        """Note the model whose forward begins; its buffers count as constants."""
+    def follow_units(self) -> EvaluationPoints:
+        """Follow units to their evaluation points; return what follows them."""
+        if self.points is None:
+            self.points = EvaluationPoints(self.tags, self._deliver_activation, self._is_constant)
+        return self.points
+
+    def _deliver_activation(self, name: str, *event: Any) -> None:
+        self._deliver(self._on_activation, name, *event)
+
+    def _deliver(self, subscribers: Any, name: str, *event: Any) -> None:
+        if self._is_enabled is None or self._is_enabled():
+            with torch._C.DisableTorchFunction():  # other modes must not see what subscribers compute
+                for names, callback in subscribers:
+                    if name in names:
+                        callback(name, *event)
+
+    def _deliver_attention(self, attention: Any) -> None:
+        if self._is_enabled is None or self._is_enabled():
+            with torch._C.DisableTorchFunction():
+                for callback in self._on_attention:
+                    callback(attention)
+
+    # Hooks
+
+    def install(self, model: nn.Module) -> None:
+        """Observe the forward passes of a model until :meth:`remove`; a second call does nothing.
+
+        Args:
+            model: bare, or wrapped in DDP or ``torch.compile``: the hooks are put on the module inside.
+        """
+        if self._handles:
+            return
+        if self._on_model_input:
+            hook = InertHook(self._enter_model)
+            self._handles.append(unwrap(model).register_forward_pre_hook(hook, with_kwargs=True))
+        if self.parameters:
+            self._handles.append(RootForward(model, self._begin, self._end))
+
+    def remove(self) -> None:
+        """Stop observing, and leave the mode if an interrupted forward pass did not."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @contextmanager
+    def installed(self, model: nn.Module) -> Iterator[ForwardObserver]:
+        """Observe the forward passes of a model inside a ``with`` block."""
+        self.install(model)
+        try:
+            yield self
+        finally:
+            self.remove()
+
+    def _enter_model(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        if not torch.compiler.is_compiling():
+            for callback in self._on_model_input:
+                callback(args, kwargs)
+
+    def _begin(self, model: nn.Module) -> None:
         self._buffers = lambda: tuple(model.buffers())
         self._constants = None
+        if self._editor is not None:
+            self._editor.begin()
+        self.__enter__()  # type: ignore[no-untyped-call]
 
-    def finish(self) -> None:
-        """Deliver what is still on its way: the forward is over."""
+    def _end(self, failed: bool) -> None:
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         try:
-            if self._points is not None:
-                self._points.finish()
-            if self._heads is not None:
-                self._heads.finish()
+            if not failed:
+                self._finish()
         finally:
-            self.clear()
+            for each in (self.points, self._attentions, self._editor, self.tags):
+                if each is not None:
+                    each.clear()
+            self._batches.clear()
+            self._constants = None
 
-    def clear(self) -> None:
-        """Forget this forward without delivering."""
-        if self._points is not None:
-            self._points.clear()
-        if self._heads is not None:
-            self._heads.clear()
-        self._notes.clear()
-        self._batches.clear()
-        self._constants = None
+    def _finish(self) -> None:
+        for follower in (self.points, self._attentions):
+            if follower is not None:
+                follower.finish()
+        for callback in self._on_end:
+            callback(self)
+        if self._editor is not None:
+            self._editor.end()
+
+    # The mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -117,10 +232,11 @@ class Watch(TorchFunctionMode):
         seen = self._touches(args) or (kwargs and self._touches(kwargs.values()))
         if not seen and (not self._always or op_name(func) not in self._always):
             return func(*args, **kwargs)
-        return self._see(Call.of(func, args, kwargs))
+        call = Call.of(func, args, kwargs)
+        return self._run(call) if self._editor is None else self._editor.run(call, self._run)
 
     def _touches(self, values: Any) -> bool:
-        by_id = self._by_id
+        by_id = self.tags.by_id
         for value in values:
             if id(value) in by_id:
                 return True
@@ -130,45 +246,47 @@ class Watch(TorchFunctionMode):
                         return True
         return False
 
-    def _see(self, call: Call) -> Any:
+    def _run(self, call: Call) -> Any:
+        """Run a call and deliver its events."""
         if call.op in READING:
             result = call.func(*call.args, **call.kwargs)
-            derive(call, result, self._notes)
-            return self._heads.after(call, result) if self._heads is not None and turns(call) else result
-        step = None if self._points is None else self._points.before(call)
-        weight = used_weight(call, self._notes)
-        use = None if weight is None else read_use(call, weight)
-        if weight is not None and use is not None and self._on_input is not None:
-            self._on_input(weight.name, use)  # before the layer runs: its input is in the cache still
+            derive(call, result, self.tags)
+            return self._attentions.after(call, result) if self._attentions is not None and turns(call) else result
+        step = None if self.points is None else self.points.before(call)
+        weight = used_weight(call, self.tags)
+        layer = None if weight is None else read_layer_call(call, weight)
+        if weight is not None and self._on_layer_call:
+            self._deliver(self._on_layer_call, weight.name, layer)  # before the call: its input is in the cache
         result = call.func(*call.args, **call.kwargs)
-        if step is not None and self._points is not None:
-            self._points.after(step, result)
-        if weight is not None and use is not None:
-            self._used(weight.name, replace(use, output=result))
+        if step is not None and self.points is not None:
+            self.points.after(step, result)
+        if weight is not None and layer is not None:
+            self._after_layer(weight.name, replace(layer, output=result))
             return result
-        self._derived_or_unknown(call, result)
-        return result if self._heads is None else self._heads.after(call, result)
+        self._after_other(call, result)
+        return result if self._attentions is None else self._attentions.after(call, result)
 
-    def _used(self, name: str, use: Use) -> None:
+    def _after_layer(self, name: str, call: Any) -> None:
         self.uses[name] = self.uses.get(name, 0) + 1
-        if self._points is not None and use.rows is None:
-            self._points.start(name, use.output, unit_dim(use.kind), self._batches[-1] if self._batches else None)
-        if self._heads is not None:
-            self._heads.used(name, use, self.parameters[name])
+        if self.points is not None and call.rows is None:
+            self.points.start(name, call.output, unit_dim(call.kind), self._batches[-1] if self._batches else None)
+        if self._attentions is not None:
+            self._attentions.on_layer_call(name, call, self.parameters[name])
 
-    def _derived_or_unknown(self, call: Call, result: object) -> None:
-        notes = [note for note in map(self._notes.of, call.tensors) if note is not None and note.weight is not None]
-        if notes and any(True for _ in tensors_in(result)) and not derive(call, result, self._notes):
-            for note in notes:
-                if note.weight is not None:
-                    self.unknown[note.weight.name] = call.op
+    def _after_other(self, call: Call, result: object) -> None:
+        """Tag what a call derives from selected weights, or record that it uses them in an unknown way."""
+        tags = [tag for tag in map(self.tags.of, call.tensors) if tag is not None and tag.weight is not None]
+        if tags and any(True for _ in tensors_in(result)) and not derive(call, result, self.tags):
+            for tag in tags:
+                if tag.weight is not None:
+                    self.unknown[tag.weight.name] = call.op
 
     def _enter_attention(self, args: Any, kwargs: Any) -> Any:
         call = Call.of(F.multi_head_attention_forward, args, kwargs)
         query: Tensor = call.argument(0, "query")
         self._batches.append(query.shape[1] if query.dim() == 3 else None)
         try:
-            with nullcontext() if self._heads is None else self._heads.inside(call):
+            with nullcontext() if self._attentions is None else self._attentions.inside(call):
                 return enter_attention(self, args, kwargs)
         finally:
             self._batches.pop()
@@ -180,13 +298,3 @@ class Watch(TorchFunctionMode):
         if self._constants is None:
             self._constants = {id(buffer) for buffer in self._buffers()}
         return id(base) in self._constants
-
-
-def _unseen(callback: Callable[..., object]) -> Callable[..., object]:
-    """Keep what a callback computes from other modes, a tape's above all."""
-
-    def run(*args: Any) -> object:
-        with torch._C.DisableTorchFunction():
-            return callback(*args)
-
-    return run

@@ -1,15 +1,17 @@
-"""Tables of torch functions by name, and how a call is read: who is the input, who the weight, what is written to."""
+"""Tables of torch functions by name, and the record of one call."""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from ignite_prune._utils.nested import tensors_in
 
 _NORMS = "batch_norm instance_norm group_norm layer_norm rms_norm"
 _ACTIVATIONS = (
@@ -63,11 +65,11 @@ _IN_PLACE = frozenset(
 
 @dataclass(slots=True)
 class Call:
-    """One torch function call as the mode saw it.
+    """One torch function call.
 
     Attributes:
         func: the function itself.
-        op: its name without underscores at either end, so that ``relu``, ``relu_`` and ``Tensor.relu`` are one.
+        op: its name without underscores at either end: one name for ``relu``, ``relu_`` and ``Tensor.relu``.
         args: positional arguments.
         kwargs: keyword arguments.
         tensors: every tensor among the arguments, those in lists and tuples too.
@@ -116,7 +118,7 @@ def op_name(func: Callable[..., Any]) -> str:
 
 
 def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call is in place, by its name, ``inplace=`` or ``out=``.
+    """Return whether a call is in place, by its name, ``inplace=`` or ``out=``.
 
     Example:
         >>> writes(F.relu_, {}), writes(F.relu, {"inplace": True}), writes(F.relu, {})
@@ -128,20 +130,8 @@ def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     return name in _IN_PLACE or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and dicts, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from tensors_in(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors_in(part)
-
-
 def turns(call: Call) -> bool:
-    """Whether the call may swap the two dims of a matrix: ``w.t()``, ``w.T``, ``w.transpose(0, 1)``, and so on."""
+    """Return whether a call may swap the two dims of a matrix: ``w.t()``, ``w.T``, ``w.transpose(0, 1)``, and so on."""
     if call.op == "get":
         return attribute(call.func) in _TURNING
     return call.op in ("t", "transpose", "swapaxes", "swapdims", "permute", "adjoint")
@@ -153,7 +143,7 @@ def attribute(func: Callable[..., Any]) -> str:
 
 
 def unit_dim(op: str) -> int:
-    """Return the dim, counted from the end, along which a layer's output units lie.
+    """Return the dim of a layer's output units, counted from the end.
 
     Example:
         >>> unit_dim("linear"), unit_dim("conv2d"), unit_dim("conv_transpose3d")
@@ -163,7 +153,7 @@ def unit_dim(op: str) -> int:
 
 
 def pools_units(op: str, dim: int) -> bool:
-    """Whether a pooling goes over the unit dim: it goes over the last dims, as many as its name says.
+    """Return whether a pooling is over the unit dim; it is over as many of the last dims as its name says.
 
     Example:
         >>> pools_units("max_pool2d", -3), pools_units("adaptive_avg_pool1d", -1)
@@ -175,7 +165,7 @@ def pools_units(op: str, dim: int) -> bool:
 def enter_attention(mode: TorchFunctionMode, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run ``F.multi_head_attention_forward`` so that the mode sees the calls inside.
 
-    The function gives itself to the mode first thing, whatever called it; a copy of it that asks nobody does not.
+    The function first dispatches itself to the mode; this runs a copy of it that does not.
     """
     function = F.multi_head_attention_forward
     namespace = {**vars(F), "has_torch_function": lambda _: False}

@@ -1,4 +1,4 @@
-"""What is known of the tensors of one forward pass, by identity, for as long as they live."""
+"""Tags on the tensors of one forward pass, dropped with the tensor."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A selected weight, or what a transpose or a split made of it.
+    """A selected weight, or a transpose or a split of one.
 
     Attributes:
         name: the parameter's name.
         parameter: the parameter.
-        turned: whether its two dims stand the other way round.
-        rows: which rows (first, last + 1) of the parameter it is; None for all.
+        turned: whether its two dims are swapped.
+        rows: its rows (first, last + 1) of the parameter; None for all.
     """
 
     name: str
@@ -27,59 +27,66 @@ class Weight:
     rows: tuple[int, int] | None = None
 
 
-class Note:
+class TensorTag:
     """What is known of one tensor.
 
     Attributes:
-        weight: the selected weight that it is, or a part or transpose of.
-        chain: the chain of ``points`` that it belongs to, and ``active`` whether an activation lies behind it.
-        flow: what ``attention`` knows of where it comes from.
+        weight: the selected weight that it is, or is a part or transpose of.
+        path: the :class:`.UnitPath` that it belongs to.
+        active: whether an activation function was applied on that path.
+        flow: its source, as :class:`.AttentionTracker` follows it.
     """
 
-    __slots__ = ("active", "chain", "flow", "ref", "weight")
+    __slots__ = ("active", "flow", "path", "ref", "weight")
 
     def __init__(self, tensor: Tensor) -> None:
         self.ref = weakref.ref(tensor)
         self.weight: Weight | None = None
-        self.chain: Any = None
+        self.path: Any = None
         self.active = False
         self.flow: Any = None
 
 
-class Notes:
-    """Notes by tensor; a tensor that has died is forgotten, and its id may be another's.
-
-    Args:
-        parameters: the selected weights by name, noted for good.
+class TensorTags:
+    """Tags by tensor identity. A weak reference tells a dead tensor from a new one with the same id.
 
     Example:
         >>> import torch
         >>> weight = nn.Parameter(torch.zeros(2))
-        >>> notes = Notes({"w": weight})
-        >>> notes.of(weight).weight.name, notes.of(torch.zeros(2))
+        >>> tags = TensorTags()
+        >>> tags.add_weights({"w": weight})
+        >>> tags.of(weight).weight.name, tags.of(torch.zeros(2))
         ('w', None)
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._fixed: dict[int, Note] = {}
+    def __init__(self) -> None:
+        self._weights: dict[int, TensorTag] = {}
+        self.by_id: dict[int, TensorTag] = {}
+
+    def add_weights(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Tag selected weights; :meth:`clear` keeps these tags."""
         for name, parameter in parameters.items():
-            note = self._fixed[id(parameter)] = Note(parameter)
-            note.weight = Weight(name, parameter)
-        self.by_id = dict(self._fixed)
+            tag = self._weights[id(parameter)] = TensorTag(parameter)
+            tag.weight = Weight(name, parameter)
+        self.by_id.update(self._weights)
 
-    def of(self, tensor: Tensor) -> Note | None:
-        """Return what is known of a tensor."""
-        note = self.by_id.get(id(tensor))
-        return note if note is not None and note.ref() is tensor else None
+    def of(self, tensor: Tensor) -> TensorTag | None:
+        """Return a tensor's tag, or None."""
+        tag = self.by_id.get(id(tensor))
+        return tag if tag is not None and tag.ref() is tensor else None
 
-    def at(self, tensor: Tensor) -> Note:
-        """Return a tensor's note, a new one if it has none."""
-        note = self.of(tensor)
-        if note is None:
-            note = self.by_id[id(tensor)] = Note(tensor)
-        return note
+    def at(self, tensor: Tensor) -> TensorTag:
+        """Return a tensor's tag, a new one if it has none."""
+        tag = self.of(tensor)
+        if tag is None:
+            tag = self.by_id[id(tensor)] = TensorTag(tensor)
+        return tag
+
+    def drop(self, tensor: Tensor) -> None:
+        """Forget a tensor."""
+        self.by_id.pop(id(tensor), None)
 
     def clear(self) -> None:
         """Forget everything but the selected weights."""
         self.by_id.clear()
-        self.by_id.update(self._fixed)
+        self.by_id.update(self._weights)

@@ -1,4 +1,4 @@
-"""A pruning engine: rounds of training, pruning and rewinding around an unmodified trainer."""
+"""create_pruning_engine: rounds of training, pruning and rewinding around an unmodified trainer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from ignite_prune._utils.arguments import check_positive
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.handlers.attachment import published
-from ignite_prune.handlers.lottery import results as rounds
 from ignite_prune.handlers.lottery.pruning_engine import PruningEngine
+from ignite_prune.handlers.lottery.results import as_evaluate
 from ignite_prune.handlers.lottery.training_segment import TrainingSegment, epoch_length_of, schedulers_on
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lottery.rewind import Rewind
@@ -22,7 +22,7 @@ from ignite_prune.lottery.snapshot import Snapshot, Stateful
 
 
 class _Trainers(EventEnum):
-    """What the pruner is attached to on the trainer: it never fires, the pruning engine says when."""
+    """The event that the pruner is attached to. It is never fired: the pruning engine calls the updates."""
 
     BETWEEN_ROUNDS = "between_rounds"
 
@@ -45,36 +45,35 @@ def create_pruning_engine(
     """Return an Ignite engine whose epochs are rounds: train, prune, rewind.
 
     ``engine.run(max_epochs=rounds)`` trains ``epochs`` epochs, updates the masks to the pruner's schedule of the round
-    (1, 2, ...) and rewinds, ``rounds`` times; the next round's training is the fine-tuning of what the last has pruned.
-    The trainer stays as it is: its epochs and iterations go on counting from round to round, so that its loggers and
-    checkpoints keep the rounds apart. Where the schedule is rewound to iteration k, a round trains from k on, as the
-    first did after its k-th iteration.
+    (1, 2, ...) and rewinds, ``rounds`` times; the training of each round is the fine-tuning after the last pruning. The
+    trainer is not modified: it goes on counting epochs and iterations from round to round, so that its loggers and
+    checkpoints distinguish the rounds. If the schedule is rewound to iteration k, each later round trains from k on.
 
     A ``Checkpoint`` of ``engine.to_save(model=..., optimizer=..., lr_scheduler=...)`` on any event of the trainer or of
-    this engine resumes exactly, in the middle of any round; but one on ITERATION_STARTED, with which Ignite loses an
-    iteration, and for what handlers of your own do on EPOCH_COMPLETED one on the last ITERATION_COMPLETED before it,
-    after which Ignite does not fire it again.
+    this engine resumes exactly, in the middle of any round, with two exceptions: on ITERATION_STARTED Ignite loses an
+    iteration; and after one on the last ITERATION_COMPLETED of an epoch Ignite does not fire EPOCH_COMPLETED again, so
+    your own handlers of it are not called.
 
     Args:
-        trainer: what trains the model; no pruner may be attached to it.
-        pruner: not attached; its schedule counts rounds, its evidence is gathered from the trainer.
-        loader: what the trainer trains on.
+        trainer: trains the model; no pruner may be attached to it.
+        pruner: not attached; its schedule counts rounds, its evidence is collected from the trainer.
+        loader: the trainer's data.
         epochs: of each round.
-        rewind: what goes back to where after each mask update; None: nothing, which is plain fine-tuning.
-        evaluator: an Ignite engine, or a function that gives ``{name: value}``, asked after each training.
-        data: what an Ignite evaluator runs over; None: ``loader``.
-        fine_tune: epochs trained once after the last round; with 0 the model is left as the last update made it.
-        floor: ``{metric: value}``: where one falls below, the run stops before it prunes further.
+        rewind: what is rewound to which iteration after each mask update; None: nothing, which is plain fine-tuning.
+        evaluator: an Ignite engine, or a function that returns ``{name: value}``, run after each training.
+        data: an Ignite evaluator's data; None: ``loader``.
+        fine_tune: epochs trained once after the last round; with 0 the run ends with the last update.
+        floor: ``{metric: value}``: when one falls below, the run stops before it prunes further.
         target: a sparsity at which the run stops.
         schedulers: learning-rate schedulers to rewind; None: those of Ignite that are handlers of the trainer. A
-            scheduler of torch that a handler of yours steps has to be given, and so has one on an evaluator;
-            Ignite's ``ReduceLROnPlateauScheduler`` has no state that could be brought back whole.
+            scheduler of torch that your own handler steps has to be given, and so has one on an evaluator; the state of
+            Ignite's ``ReduceLROnPlateauScheduler`` is incomplete and cannot be restored.
         epoch_length: iterations an epoch, for a loader without a length.
 
     Raises:
-        TypeError: an argument is not what it should be.
-        ValueError: a trainer with a pruner attached, a pruner attached elsewhere, a loader without a length, a moment
-            to rewind to that no round reaches, ...; nothing has changed then.
+        TypeError: an argument of another type.
+        ValueError: a trainer with a pruner attached, a pruner attached elsewhere, a loader without a length, an
+            iteration to rewind to that no round reaches, ...; nothing has changed then.
 
     Example:
         >>> import torch
@@ -114,7 +113,7 @@ def create_pruning_engine(
     if target is not None:
         target = as_sparsity(target, "target")
     _check_floor(floor, evaluator)
-    evaluate = rounds.as_evaluate(evaluator, data, loader)
+    evaluate = as_evaluate(evaluator, data, loader)
     rivals = [name for name in published(trainer) if "global" in vars(trainer.state).get(name, {})]
     if rivals:
         raise ValueError(
@@ -133,14 +132,14 @@ def create_pruning_engine(
     if not trainer.has_registered_events(_Trainers.BETWEEN_ROUNDS):
         trainer.register_events(*_Trainers)
     pruner.attach(trainer, _Trainers.BETWEEN_ROUNDS)
-    stretch = TrainingSegment(trainer, loader, length)
+    segment = TrainingSegment(trainer, loader, length)
     return PruningEngine(
-        stretch, pruner, snapshot, evaluate, epochs=epochs, fine_tune=fine_tune, floor=floor, target=target
+        segment, pruner, snapshot, evaluate, epochs=epochs, fine_tune=fine_tune, floor=floor, target=target
     )
 
 
 def _is_scheduled(optimizer: Optimizer) -> bool:
-    """Whether a learning-rate scheduler of torch was made for an optimizer: it wraps ``step``."""
+    """Return whether a learning-rate scheduler of torch was made for an optimizer: it wraps ``step``."""
     return bool(getattr(optimizer.step, "_wrapped_by_lr_sched", False))
 
 

@@ -30,14 +30,14 @@ from ignite_prune.schedule import Geometric
 
 
 class Control(Enum):
-    """What a ticket is compared with; each is trained as long, with as many weights.
+    """Models that a ticket is compared with; each is trained as long, with as many weights.
 
     - TICKET: the ticket itself.
-    - REINIT: its mask over weights drawn anew.
-    - SHUFFLED: its weights' beginning, under masks shuffled within each layer.
-    - RANDOM: under a mask drawn over all layers of a group together.
-    - INVERTED: under the masks of the least saliency of the dense, trained model, as many in each layer. Trains the
-      dense model once more.
+    - REINIT: its masks, with newly drawn weights.
+    - SHUFFLED: its initial weights, with masks shuffled within each layer.
+    - RANDOM: its initial weights, with masks drawn over all layers of a group together.
+    - INVERTED: its initial weights; the masks keep the least salient weights of the dense, trained model, as many in
+      each layer. Trains the dense model once more.
     """
 
     TICKET = "ticket"
@@ -49,11 +49,11 @@ class Control(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What came out of a control.
+    """The result of a control.
 
     Args:
-        sparsity: it was trained at.
-        metrics: of the evaluator, plain.
+        sparsity: at which it was trained.
+        metrics: the evaluator's, as plain data.
         model: a copy of the trained model.
     """
 
@@ -63,28 +63,28 @@ class Trained:
 
 
 class LotteryTicket:
-    """Finds a lottery ticket: rounds of training, pruning a part of what is left, and rewinding; then its controls.
+    """Finds a lottery ticket: rounds of training, pruning a part of the remaining weights, rewinding; then controls.
 
     Args:
         model: bare, DDP-wrapped or compiled.
         optimizer: one or several.
         trainer: an Ignite engine that trains the model.
-        loader: what it trains on.
+        loader: its data.
         epochs: of each round.
         rate: the part of each layer's remaining weights that a round prunes, in [0, 1].
-        output: the output layer's weight; None: the last that is pruned, where there are several.
+        output: the output layer's weight; None: the last pruned one, if there are several.
         output_rate: its rate; None: half of ``rate``.
-        params: what is pruned, see :class:`PruneHandler`; rules alone.
-        exclude: what is not.
-        saliency: what an entry is worth.
-        allocation: how a sparsity is divided over the layers (but the output's); ``Global()`` for deep nets.
+        params: rules for what is pruned, see :class:`PruneHandler`.
+        exclude: rules for what is not.
+        saliency: how entries are ranked.
+        allocation: how a sparsity is divided over the layers (except the output layer); ``Global()`` for deep nets.
         rewind: ``Rewind()`` to the beginning, ``Rewind(to=k)``, ``Rewind(weights=False)`` for learning-rate rewinding.
-        reset: draws the model's weights anew, ``reset(model)``, for ``Control.REINIT``; None: as its modules do,
-            but frozen ones.
+        reset: draws new weights, ``reset(model)``, for ``Control.REINIT``; None: by the modules' own
+            ``reset_parameters``, except frozen ones.
         settings: of :func:`create_pruning_engine`: evaluator, data, floor, target, schedulers, epoch_length.
 
     Attributes:
-        pruner, engine: what does the work; for logs, events and checkpoints (``engine.to_save``).
+        pruner, engine: the pruner and its pruning engine, for logs, events and checkpoints (``engine.to_save``).
 
     Raises:
         TypeError, ValueError: a bad argument; nothing has changed then.
@@ -142,27 +142,38 @@ class LotteryTicket:
         return self.pruner.masks
 
     def run(self, rounds: int) -> list[Result]:
-        """Prune ``rounds`` times, train the ticket that is left, and return every training's result.
+        """Prune ``rounds`` times, train the ticket, and return every training's result.
 
-        A run that was cut short goes on where it was; one to more rounds goes on from those that are done.
+        A run that was interrupted continues where it was; a run to more rounds continues from the last one.
 
         Raises:
-            TypeError, ValueError: not a number of rounds, or fewer than are done.
+            TypeError, ValueError: not a number of rounds, fewer than are completed, or finalized.
         """
         check_positive("rounds", rounds, whole=True)
         done = self.engine.state.epoch
         if rounds < done:
             raise ValueError(f"Argument rounds: {done} are done already, {rounds} are fewer; make a new LotteryTicket")
-        if rounds > done:  # else Ignite would begin anew, with the trained ticket for a beginning
+        if rounds > done:  # else Ignite would start a new run, from the trained ticket
             self.engine.run(max_epochs=rounds)
         return self.engine.results
 
+    def finalize(self) -> None:
+        """Finalize the pruner: a plain model with its zeros, no hook, no handler. Nothing can be run afterwards.
+
+        Raises:
+            ValueError: finalized before.
+        """
+        self.engine.finalize()
+
+    def __repr__(self) -> str:
+        return f"LotteryTicket({self.engine})"
+
     def controls(self, *which: Control, seed: int = 0) -> dict[str, Trained]:
-        """Train the ticket and its controls, each from its beginning, and leave everything as it was.
+        """Train the ticket and its controls, each from its beginning, and restore everything afterwards.
 
         Args:
-            which: none: all.
-            seed: of what is drawn.
+            which: controls; none: all.
+            seed: of drawn masks and weights.
 
         Raises:
             TypeError, ValueError: as :meth:`train`.
@@ -171,19 +182,19 @@ class LotteryTicket:
         return {control.value: each for control, each in trained}
 
     def train(self, control: Control = Control.TICKET, *, seed: int = 0, order: int | None = None) -> Trained:
-        """Train one of the controls from its beginning, and leave everything as it was.
+        """Train one of the controls from its beginning, and restore everything except the trainer's counters.
 
-        Only the trainer's counters go on. Two trainings of one control in two orders are what
-        :func:`ignite_prune.barrier` is measured between.
+        :func:`ignite_prune.barrier` measures between two trainings of one control with different orders.
 
         Args:
             control: which.
-            seed: of what is drawn: masks, weights.
-            order: seed of torch's random numbers while it trains (the order of the data, dropout); None: as they come.
+            seed: of drawn masks and weights.
+            order: seed of torch's random numbers during training (the order of the data, dropout); None: not seeded.
 
         Raises:
             TypeError: not a control, not a seed.
-            ValueError: nothing to go back to: not run yet, in the middle of a round, or ``Rewind(weights=False)``.
+            ValueError: no snapshot to start from (not run yet, or ``Rewind(weights=False)``), in the middle of a round,
+                or finalized.
         """
         if not isinstance(control, Control):
             raise TypeError(f"Argument control should be a handlers.Control, as Control.REINIT, but given {control!r}")
@@ -207,7 +218,7 @@ class LotteryTicket:
             now.restore(self.masks)
 
     def _prepare(self, control: Control, seed: int, order: int | None) -> None:
-        """Put masks and weights where the control begins."""
+        """Set masks and weights to the control's beginning."""
         snapshot, groups = self.engine.snapshot, self.pruner.param_groups
         assert snapshot is not None
         masks: dict[str, Tensor] = {}
@@ -220,7 +231,7 @@ class LotteryTicket:
         self.masks.update(masks)
         snapshot.restore(self.masks)
         if control is Control.REINIT:
-            self._draw_anew(seed)
+            self._redraw(seed)
 
     def _of_least_saliency(self, snapshot: Snapshot, order: int | None) -> dict[str, Tensor]:
         ticket = MaskStore(dict(self.masks.parameters), dict(self.masks))
@@ -229,11 +240,11 @@ class LotteryTicket:
         self._trained(order)
         return controls.inverted(self.pruner.param_groups, ticket, self.pruner.scores())
 
-    def _draw_anew(self, seed: int) -> None:
+    def _redraw(self, seed: int) -> None:
         controls.reinitialise(self._model, seed, self._reset)
         self.masks.apply_()
         for optimizer in self.pruner.pruning.optimizers:
-            put_slots(optimizer, {}, {})  # what they hold belongs to other weights
+            put_slots(optimizer, {}, {})  # they belong to other weights
 
     def _trained(self, order: int | None) -> dict[str, Any]:
         if order is None:
@@ -256,7 +267,7 @@ def rates(
 
     Args:
         model: the model.
-        rate: the part of what is left that goes in a round.
+        rate: the part of the remaining weights that a round prunes.
         output: the output layer's weight; None: the last of several.
         output_rate: its rate; None: half of ``rate``.
         params: rules for what is pruned.

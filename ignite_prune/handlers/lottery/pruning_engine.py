@@ -1,4 +1,4 @@
-"""The engine of a pruning run: its rounds, what stops them, and what a checkpoint holds of them."""
+"""PruningEngine: rounds of training, pruning and rewinding, the conditions that stop them, and their state."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from ignite.engine import Engine, Events, State
 
 from ignite_prune._utils.arguments import check_positive
 from ignite_prune._utils.distributed import any_rank
+from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.events import PruningEvents, fire, register
-from ignite_prune.handlers.lottery import results as rounds
+from ignite_prune.handlers.lottery.results import Evaluate, Result, as_plain, checked_results, plot
 from ignite_prune.handlers.lottery.training_segment import TrainingSegment, forget_failure
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lottery.snapshot import Snapshot
@@ -25,17 +26,17 @@ class PruningEngine(Engine):
     """See :func:`create_pruning_engine`.
 
     Attributes:
-        trainer: the trainer inside.
-        pruner: what prunes.
-        snapshot: what is rewound to, None without rewinding.
+        trainer: trains the model in each round.
+        pruner: prunes it.
+        snapshot: the state that is rewound to; None without rewinding.
     """
 
     def __init__(
         self,
-        stretch: TrainingSegment,
+        segment: TrainingSegment,
         pruner: PruneHandler,
         snapshot: Snapshot | None,
-        evaluate: rounds.Evaluate,
+        evaluate: Evaluate,
         *,
         epochs: int,
         fine_tune: int = 0,
@@ -43,32 +44,31 @@ class PruningEngine(Engine):
         target: float | None = None,
     ) -> None:
         super().__init__(lambda engine, _: self._round())
-        self.trainer, self.pruner, self.snapshot = stretch.trainer, pruner, snapshot
-        self._stretch, self._evaluate = stretch, evaluate
+        self.trainer, self.pruner, self.snapshot = segment.trainer, pruner, snapshot
+        self._segment, self._evaluate = segment, evaluate
         self._epochs, self._fine_tune, self._floor, self._target = epochs, fine_tune, dict(floor or {}), target
         self._phase, self._completed = BETWEEN, 0
         self.state.epoch_length = 1  # a round is an epoch of one iteration
-        self._results: list[rounds.Result] = []
+        self._results: list[Result] = []
         register(self, PruningEvents)
         self.add_event_handler(Events.STARTED, PruningEngine._start)
         self.add_event_handler(Events.EPOCH_COMPLETED, PruningEngine._stop_where_due)
         self._publish()
 
     @property
-    def results(self) -> list[rounds.Result]:
-        """What came out of each training: ``round``, ``stage``, the ``sparsity`` it was trained at, ``metrics``."""
+    def results(self) -> list[Result]:
+        """The result of each training: ``round``, ``stage``, the ``sparsity`` it was trained at, ``metrics``."""
         return self._results
 
     def plot(self, metric: str | None = None, ax: Any = None, **style: Any) -> Any:
         """Draw a metric of :attr:`results` against the density, see :func:`.results.plot`."""
-        return rounds.plot(self.results, metric, ax, **style)
+        return plot(self.results, metric, ax, **style)
 
     def to_save(self, **objects: Any) -> dict[str, Any]:
         """Return what a ``Checkpoint`` should save and load, in the right order.
 
         Args:
-            objects: model, optimizer, learning-rate schedulers, ... by name; pruner, trainer and engine come by
-                themselves.
+            objects: model, optimizer, learning-rate schedulers, ... by name; pruner, trainer and engine are added.
         """
         return {**objects, "pruner": self.pruner, "trainer": self.trainer, "pruning_engine": self}
 
@@ -82,32 +82,48 @@ class PruningEngine(Engine):
         """Run up to ``max_epochs`` rounds.
 
         Raises:
-            ValueError: given data or an epoch's length; the trainer's are given where this engine is made.
+            ValueError: given data or an epoch's length, which are arguments of :func:`create_pruning_engine`; or
+                finalized.
         """
         if data is not None or epoch_length not in (None, 1):
             raise ValueError(
                 "A pruning engine's epochs are rounds: run(max_epochs=rounds) takes no data and no epoch_length; those "
                 "of the trainer are given to create_pruning_engine"
             )
+        self.pruner._check_usable()
         forget_failure(self)
         return super().run(max_epochs=max_epochs, max_iters=max_iters)
 
     def train(self, epochs: int | None = None) -> dict[str, Any]:
-        """Train the model as it is now once more, outside the rounds, and return the evaluator's metrics.
+        """Train the present model once more, outside the rounds, and return the evaluator's metrics.
 
         Args:
-            epochs: None: as a round does, from the moment that is rewound to.
+            epochs: None: those of a round, from the iteration that is rewound to.
 
         Raises:
-            TypeError, ValueError: not a number of epochs, or in the middle of a round.
+            TypeError, ValueError: not a number of epochs, in the middle of a round, or finalized.
         """
+        self.pruner._check_usable()
         if epochs is not None:
             check_positive("epochs", epochs, whole=True)
         if self._phase != BETWEEN:
             raise ValueError(f"Round {self._completed + 1} is not over; run() this engine to its end first")
-        self._stretch.begin(epochs or self._epochs, 0 if epochs else self._skipped)
-        self._stretch.run()
-        return rounds.as_plain(self._evaluate())
+        self._segment.begin(epochs or self._epochs, 0 if epochs else self._skipped)
+        self._segment.run()
+        return as_plain(self._evaluate())
+
+    def finalize(self) -> None:
+        """Finalize the pruner: a plain model with its zeros, no hook, no handler. This engine cannot run afterwards.
+
+        Raises:
+            ValueError: finalized before.
+        """
+        self.pruner.finalize()
+
+    def __repr__(self) -> str:
+        rewind = None if self.snapshot is None else self.snapshot.rewind
+        rounds = f"{counted(self._completed, 'round')} completed, {counted(self._epochs, 'epoch')} each"
+        return f"PruningEngine({rounds}, rewind={rewind}, pruner={self.pruner})"
 
     # A round
 
@@ -120,11 +136,11 @@ class PruningEngine(Engine):
         if self._completed and self._phase == BETWEEN:
             self._stop_where_due()
 
-    def _round(self) -> rounds.Result | None:
+    def _round(self) -> Result | None:
         try:
             self._go()
         finally:
-            if self._phase != BETWEEN:  # cut short: the round is not over, and a later run goes on with it
+            if self._phase != BETWEEN:  # interrupted: a later run continues this round
                 self.state.iteration = self.state.epoch = self._completed
         return self.results[-1] if self.results else None
 
@@ -132,8 +148,8 @@ class PruningEngine(Engine):
         number = self.state.iteration
         if self._phase == BETWEEN:
             if self.snapshot is not None and self._results and self._results[-1]["stage"] == "fine_tuned":
-                self.snapshot.restore(self.pruner.masks)  # the last run's fine-tuning is not this round's beginning
-            self._stretch.begin(self._epochs, self._skipped)
+                self.snapshot.restore(self.pruner.masks)  # this round does not start from the last run's fine-tuning
+            self._segment.begin(self._epochs, self._skipped)
             self._phase = TRAINING
         if self._phase == TRAINING:
             fire(self, PruningEvents.ROUND_STARTED)
@@ -151,17 +167,17 @@ class PruningEngine(Engine):
 
     @property
     def _skipped(self) -> int:
-        """How much of a round's training was done before the moment that is rewound to."""
+        """The iterations of a round before the one that is rewound to."""
         rewind = None if self.snapshot is None or not self.snapshot.taken else self.snapshot.rewind
         return rewind.iteration if rewind is not None and rewind.schedule else 0
 
     def _train(self, stage: str, then: str) -> None:
-        """Train to the stretch's end and keep what comes out, but where this engine is terminated meanwhile."""
-        self._stretch.run([(Events.ITERATION_COMPLETED, self._end_with_me), *self._snapshot_due()])
+        """Train to the segment's end and store the result, unless this engine was terminated meanwhile."""
+        self._segment.run([(Events.ITERATION_COMPLETED, self._end_with_me), *self._snapshot_due()])
         if self.should_terminate:
             return
         self._check_snapshot()
-        metrics = rounds.as_plain(self._evaluate())
+        metrics = as_plain(self._evaluate())
         self._check_floor(metrics)
         number = self._completed + 1
         result = {"round": number, "stage": stage, "sparsity": self.pruner.sparsity, "metrics": metrics}
@@ -175,11 +191,11 @@ class PruningEngine(Engine):
             trainer.terminate()
 
     def _snapshot_due(self) -> list[Any]:
-        """Take a snapshot that is due now; return the handler that takes one that is due later in this stretch.
+        """Take a snapshot that is due now; return the handler that takes one that is due later in this segment.
 
-        It is added last, so that every learning-rate scheduler has done its step before.
+        It is added last, so that it is called after every learning-rate scheduler.
         """
-        snapshot, position = self.snapshot, self._stretch.position
+        snapshot, position = self.snapshot, self._segment.position
         if snapshot is None or snapshot.taken:
             return []
         moment = snapshot.rewind.iteration
@@ -188,21 +204,21 @@ class PruningEngine(Engine):
             return []
 
         def take(trainer: Engine) -> None:
-            if self._stretch.position == moment:
+            if self._segment.position == moment:
                 snapshot.take()
 
-        ends_epoch = moment % self._stretch.epoch_length == 0
+        ends_epoch = moment % self._segment.epoch_length == 0
         return [(Events.EPOCH_COMPLETED if ends_epoch else Events.ITERATION_COMPLETED, take)]
 
     def _check_snapshot(self) -> None:
         if self.snapshot is not None and not self.snapshot.taken:
             raise ValueError(
                 f"Rewinding to iteration {self.snapshot.rewind.iteration} is out of reach: it was never snapshotted, "
-                f"as the first round's training ended at iteration {self._stretch.position}; nothing was pruned"
+                f"as the first round's training ended at iteration {self._segment.position}; nothing was pruned"
             )
 
     def _prune(self, number: int) -> None:
-        self._phase = PRUNED  # what hears of the update may write a checkpoint
+        self._phase = PRUNED  # a handler of the update's event may write a checkpoint
         try:
             scheduled = any(group["schedule"] is not None for group in self.pruner.param_groups)
             self.pruner.step(at=number) if scheduled else self.pruner.step()
@@ -217,7 +233,7 @@ class PruningEngine(Engine):
             self.snapshot.restore(self.pruner.masks)
         last = number == self.state.max_epochs or self._is_at_target()
         if last and self._fine_tune:
-            self._stretch.begin(self._fine_tune, self._skipped)
+            self._segment.begin(self._fine_tune, self._skipped)
             self._enter(TUNING)
         else:
             self._enter(BETWEEN)
@@ -253,18 +269,18 @@ class PruningEngine(Engine):
     # Checkpoints
 
     def state_dict(self) -> OrderedDict[str, Any]:
-        """Return the rounds done, what is done of the one under way, results and the snapshot, as plain data."""
+        """Return the completed rounds, the position in the present one, results and the snapshot, as plain data."""
         pruning = {
             "version": VERSION,
             "phase": self._phase,
-            "trainer": self._stretch.state_dict(),
+            "trainer": self._segment.state_dict(),
             "results": copy.deepcopy(self.results),
             "snapshot": None if self.snapshot is None else self.snapshot.state_dict(),
         }
         return OrderedDict({**super().state_dict(), "iteration": self._completed, "pruning": pruning})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take a checkpoint's place in the rounds; load the pruner too, see :meth:`to_save`.
+        """Load a position in the rounds; load the pruner too, see :meth:`to_save`.
 
         Raises:
             TypeError: not a state of a pruning engine.
@@ -277,7 +293,7 @@ class PruningEngine(Engine):
             raise ValueError(f"The checkpoint's pruning engine has version {state['version']!r}, this one {VERSION}")
         if state["phase"] not in PHASES:
             raise ValueError(f"The checkpoint's pruning engine is in an unknown phase {state['phase']!r}")
-        place, results = self._stretch.checked(state["trainer"]), rounds.checked_results(state["results"])
+        place, results = self._segment.checked(state["trainer"]), checked_results(state["results"])
         if (state["snapshot"] is None) != (self.snapshot is None):
             raise ValueError("The checkpoint's pruning engine and this one should both rewind, or neither")
         if self.snapshot is not None:
@@ -287,6 +303,6 @@ class PruningEngine(Engine):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "pruning"})
         if self.snapshot is not None:
             self.snapshot.load_state_dict(state["snapshot"])
-        self._stretch.load_state_dict(place)
+        self._segment.load_state_dict(place)
         self._phase, self._completed, self._results = state["phase"], self.state.iteration, results
         self._publish()

@@ -1,4 +1,4 @@
-"""What comes out of each round: plain data, and a picture."""
+"""Results of a pruning engine's rounds: plain data, and a plot."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Evaluate = Callable[[], Mapping[str, Any]]
 
 
 def as_evaluate(evaluator: Any, data: Iterable[Any] | None, loader: Iterable[Any]) -> Evaluate:
-    """Return a function that gives the metrics of now.
+    """Return a function that evaluates the model and returns its metrics.
 
     Args:
-        evaluator: an Ignite engine, run over ``data`` (None: ``loader``); a function that gives ``{name: value}``; or
+        evaluator: an Ignite engine, run over ``data`` (None: ``loader``); a function that returns ``{name: value}``; or
             None.
         data: the evaluator's.
         loader: the trainer's.
 
     Raises:
         TypeError: none of these.
-        ValueError: data for an evaluator that takes none.
+        ValueError: data for an evaluator that is not an engine.
     """
     if data is not None and not isinstance(evaluator, Engine):
         raise ValueError("Argument data is what an Ignite evaluator runs over, but evaluator is not an Ignite Engine")
@@ -44,7 +44,7 @@ def as_evaluate(evaluator: Any, data: Iterable[Any] | None, loader: Iterable[Any
             "Argument evaluator should be an ignite.engine.Engine, a function that gives {name: value}, or None, but "
             f"given {type(evaluator)}"
         )
-    return _told(evaluator)
+    return _checked(evaluator)
 
 
 def _run(evaluator: Engine, data: Iterable[Any]) -> Evaluate:
@@ -55,7 +55,7 @@ def _run(evaluator: Engine, data: Iterable[Any]) -> Evaluate:
     return evaluate
 
 
-def _told(function: Callable[[], Any]) -> Evaluate:
+def _checked(function: Callable[[], Any]) -> Evaluate:
     def evaluate() -> Mapping[str, Any]:
         metrics = function()
         if not isinstance(metrics, Mapping):
@@ -66,7 +66,7 @@ def _told(function: Callable[[], Any]) -> Evaluate:
 
 
 def as_plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return numbers as floats and tensors as numbers or lists; what is neither is left out."""
+    """Return numbers as floats and tensors as numbers or lists, and leave out everything else."""
     plain: dict[str, Any] = {}
     for name, value in metrics.items():
         if isinstance(value, Tensor):
@@ -80,7 +80,7 @@ def checked_results(results: Any) -> list[Result]:
     """Return a copy of a checkpoint's results.
 
     Raises:
-        TypeError: they are not of the form of :data:`Result`.
+        TypeError: they do not have the form of :data:`Result`.
     """
     names = {"round", "stage", "sparsity", "metrics"}
     if not isinstance(results, list) or not all(isinstance(each, Mapping) and set(each) == names for each in results):
@@ -94,8 +94,8 @@ def plot(results: Sequence[Result], metric: str | None = None, ax: Axes | None =
     Args:
         results: a pruning engine's.
         metric: its name; None: the first.
-        ax: where; None: a new figure.
-        style: for matplotlib's ``plot``.
+        ax: axes to draw on; None: a new figure.
+        style: keywords of matplotlib's ``plot``.
 
     Raises:
         ValueError: there are no results, or none of that metric.

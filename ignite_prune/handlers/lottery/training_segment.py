@@ -1,4 +1,4 @@
-"""The trainer inside a pruning engine, run one stretch after the other."""
+"""TrainingSegment: some epochs of the trainer in a pruning engine."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ Handler = tuple[Any, Callable[[Engine], None]]
 
 
 class TrainingSegment:
-    """Runs a trainer for some epochs at a time; its counters go on, so that logs and checkpoints of rounds keep apart.
+    """Runs a trainer for some epochs at a time; its counters go on, so that logs and checkpoints of rounds differ.
 
-    A stretch covers whole epochs. One that goes on from iteration k of training begins k iterations into its first
-    epochs, as a resumed training does in Ignite.
+    A segment covers whole epochs. One that continues from iteration k of training starts k iterations after the start
+    of its first epoch, as a resumed run does in Ignite.
 
     Args:
-        trainer: unmodified.
+        trainer: the trainer.
         loader: its data.
         epoch_length: iterations an epoch.
     """
 
     def __init__(self, trainer: Engine, loader: Iterable[Any], epoch_length: int) -> None:
         self.trainer, self._loader, self.epoch_length = trainer, loader, epoch_length
-        self._first = self._last = 0  # epochs: the stretch lies behind the first, up to the last
+        self._first = self._last = 0  # the segment is the epochs after the first, up to the last
 
     @property
     def position(self) -> int:
-        """Iterations from where the stretch begins to where the trainer is."""
+        """Iterations of this segment so far."""
         return int(self.trainer.state.iteration) - self._first * self.epoch_length
 
     def begin(self, epochs: int, skipped: int = 0) -> None:
-        """Begin the next stretch: ``epochs``, the first ``skipped`` iterations of them left out."""
+        """Begin the next segment of ``epochs``, without its first ``skipped`` iterations."""
         state = self.trainer.state
-        self._first = max(-(-state.iteration // self.epoch_length), state.epoch)  # an epoch cut short is over
+        self._first = max(-(-state.iteration // self.epoch_length), state.epoch)  # an epoch that was cut short counts
         self._last = self._first + epochs
         self._place(self._first * self.epoch_length + skipped)
 
     def run(self, handlers: Sequence[Handler] = ()) -> None:
-        """Train up to the stretch's end, or until a handler of the trainer terminates it.
+        """Train to the segment's end, or until a handler terminates the trainer.
 
         Args:
-            handlers: for this run alone, called after those that are there.
+            handlers: added for this run, after the trainer's own.
 
         Raises:
-            RuntimeError: the trainer stopped on its way without being told to.
+            RuntimeError: the trainer stopped before the end without being terminated.
         """
         trainer = self.trainer
-        if trainer.state.iteration >= self._last * self.epoch_length:  # it was killed right at the end
+        if trainer.state.iteration >= self._last * self.epoch_length:  # it was killed at its very end
             return
         self._place(trainer.state.iteration)
-        trainer.should_terminate = False  # else Ignite would begin the epoch anew
+        trainer.should_terminate = False  # else Ignite would restart the epoch
         forget_failure(trainer)
         cut: list[int] = []  # epochs that were ended early
         handlers = [*handlers, (Events.TERMINATE_SINGLE_EPOCH, lambda *_, **__: cut.append(trainer.state.epoch))]
@@ -77,7 +77,7 @@ class TrainingSegment:
         state.epoch_length, state.max_epochs, state.max_iters = self.epoch_length, self._last, None
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the trainer is."""
+        """Return the trainer's position."""
         return {
             "iteration": int(self.trainer.state.iteration),
             "first": self._first,
@@ -103,25 +103,25 @@ class TrainingSegment:
         return state
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Put the trainer where a checked state says."""
+        """Set the trainer to the position of a checked state."""
         self._first, self._last = state["first"], state["last"]
         if self._last:
             self._place(state["iteration"])
 
 
 def forget_failure(engine: Engine) -> None:
-    """Let an engine whose last run raised (a Ctrl-C, too) run again: Ignite's next run would do nothing at all."""
+    """Make an engine whose last run raised (Ctrl-C included) able to run: Ignite's next run would do nothing."""
     run = getattr(engine, "_internal_run_generator", None)
     if run is not None and inspect.getgeneratorstate(run) == inspect.GEN_CLOSED:
         engine._internal_run_generator = None
 
 
 def epoch_length_of(loader: Any, epoch_length: int | None) -> int:
-    """Return how many batches a loader has, or is said to have.
+    """Return how many batches a loader has, or ``epoch_length`` if it is given.
 
     Raises:
-        TypeError: not something to iterate over.
-        ValueError: that is not known, or it has none.
+        TypeError: not iterable.
+        ValueError: no length is known, or it is 0.
     """
     if not isinstance(loader, Iterable):
         raise TypeError(f"Argument loader should be an iterable of batches, but given {type(loader)}")
@@ -139,7 +139,7 @@ def epoch_length_of(loader: Any, epoch_length: int | None) -> int:
 
 
 def schedulers_on(trainer: Engine) -> list[Any]:
-    """Return the learning-rate schedulers of Ignite that are handlers of a trainer, each once."""
+    """Return the learning-rate schedulers of Ignite that are handlers of a trainer, without repetitions."""
     found: dict[int, Any] = {}
     for handlers in trainer._event_handlers.values():
         for handler, *_ in handlers:

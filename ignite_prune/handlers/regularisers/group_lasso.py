@@ -1,4 +1,4 @@
-"""GroupLasso: training itself empties whole units."""
+"""GroupLasso: training empties whole units."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch.optim import Optimizer
 
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.handlers.regularisers.lasso import Lasso
-from ignite_prune.handlers.regularisers.param_groups import build
+from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, build
 from ignite_prune.pattern import Coupled, Pattern
 from ignite_prune.regularise.units import CoupledUnits, Units, units_of
 from ignite_prune.schedule import Schedule
-from ignite_prune.update.param_groups import Group, is_structure
+from ignite_prune.update.param_groups import is_structure
 
 if TYPE_CHECKING:
     from ignite_prune.structure import Structure
 
 
 class GroupLasso(Lasso):
-    r"""Penalises the norm of whole units, :math:`\alpha \sum_b \|W_b\|_2`, so that training itself empties some.
+    r"""Penalises the norm of whole units, :math:`\alpha \sum_b \|W_b\|_2`, so that training empties some.
 
     The proximal form shrinks after every optimizer step,
     :math:`W_b \leftarrow \max(0, 1 - \eta\alpha / \|W_b\|_2)\, W_b` with the learning rate :math:`\eta` of the
     parameter's group: units become exactly 0. The gradient form adds :math:`\alpha W_b / \|W_b\|_2` to the gradients
     before every step, which only brings units near 0, and is scaled as gradients are by an adaptive optimizer.
-    What the run has emptied, ``MaskStore.from_nonzero(model)`` reads off.
+    ``MaskStore.from_nonzero(model)`` returns masks of what the run has left.
 
     A parameter without a gradient in a step is left alone in it. Units of a structure overlap where one weight has
     slices of two groups: each norm is that before the step, and the weight is shrunk by both.
@@ -93,7 +93,7 @@ class GroupLasso(Lasso):
         super().__init__(model, optimizer, groups, [_units(model, group) for group in groups], proximal)
 
 
-def _units(model: nn.Module, group: Group) -> list[Units]:
+def _units(model: nn.Module, group: RegulariserGroup) -> list[Units]:
     everything = named_parameters(model)
     pattern, structure = group["pattern"], group["structure"]
     if not isinstance(group["by_size"], bool):
@@ -114,9 +114,10 @@ def _units(model: nn.Module, group: Group) -> list[Units]:
     return _of_structure(everything, group)
 
 
-def _of_structure(everything: Mapping[str, nn.Parameter], group: Group) -> list[Units]:
-    """Return the units that the group's parameters make; its ``"params"`` become all that they lie over."""
-    structure: Structure = group["structure"]
+def _of_structure(everything: Mapping[str, nn.Parameter], group: RegulariserGroup) -> list[Units]:
+    """Return the units that the group's parameters make; its ``"params"`` become every parameter of these units."""
+    structure = group["structure"]
+    assert structure is not None
     if any(structure.shapes.get(name) != parameter.shape for name, parameter in everything.items()):
         raise ValueError("Argument structure is of another model; trace(model, example_inputs) this one")
     units = [each for each in structure if each.slots[each.maker].name in group["params"]]

@@ -1,4 +1,4 @@
-"""The machine of every lasso: units' norms are penalised around optimizers' steps."""
+"""Base class of the lassos: units' norms are penalised around optimizers' steps."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ignite_prune.core.step_hooks import Closure, loss_scale
+from ignite_prune.core.step_hooks import Closure, grad_scale
 from ignite_prune.handlers.regularisers.base import Regulariser
+from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup
 from ignite_prune.regularise.lasso import add_gradients_, penalty, shrink_
 from ignite_prune.regularise.units import Units
-from ignite_prune.update.param_groups import Group
 
 
 class Lasso(Regulariser):
@@ -28,7 +28,12 @@ class Lasso(Regulariser):
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Any, groups: list[Group], units: Sequence[Sequence[Units]], proximal: bool
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        groups: list[RegulariserGroup],
+        units: Sequence[Sequence[Units]],
+        proximal: bool,
     ) -> None:
         if not isinstance(proximal, bool):
             raise TypeError(f"Argument proximal should be a bool, but given {proximal!r}")
@@ -37,7 +42,7 @@ class Lasso(Regulariser):
         super().__init__(model, optimizer, groups, names)
 
     def penalty(self) -> float:
-        r"""Return :math:`\alpha \sum_b \|W_b\|_2` of the weights as they are."""
+        r"""Return :math:`\alpha \sum_b \|W_b\|_2` of the present weights."""
         return float(self._penalty())
 
     def _penalty(self) -> Tensor:
@@ -74,7 +79,9 @@ class Lasso(Regulariser):
 
     @torch.no_grad()
     def _add(self, optimizer: Optimizer) -> None:
-        held, weights, scale = self._held(optimizer), self._weights(), loss_scale(optimizer)
+        held, weights, scale = self._held(optimizer), self._weights(), grad_scale(optimizer)
+        if scale is None:  # the step will be skipped
+            return
         gradients = {name: self._gradient(name) for name in held}
         for group, units in zip(self._groups, self._units):
             strength = group["strength"] * scale
@@ -102,7 +109,7 @@ class Lasso(Regulariser):
                     shrink_(each, weights, thresholds, group["by_size"])
 
 
-def _rate(group: Group) -> Any:
+def _rate(group: dict[str, Any]) -> Any:
     if "lr" not in group:
         raise ValueError("The optimizer has no 'lr' in its groups, which the proximal form needs; use proximal=False")
     return group["lr"]

@@ -1,4 +1,4 @@
-"""LearntSparsity: how sparse each layer gets is learnt along with its weights."""
+"""LearntSparsity: how sparse each layer becomes is learnt together with its weights."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.inert_hook import InertHook
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import unwrap
-from ignite_prune.core.step_hooks import Closure, loss_scale, overflowed
-from ignite_prune.handlers.attachment import AnyEvent
+from ignite_prune.core.step_hooks import Closure, grad_scale
+from ignite_prune.handlers.attachment import Attachment
+from ignite_prune.handlers.describe import plain
 from ignite_prune.handlers.regularisers.base import Regulariser
-from ignite_prune.handlers.regularisers.param_groups import build
+from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, build
 from ignite_prune.regularise import Gate, SoftThreshold
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
-from ignite_prune.update.param_groups import Group
 from ignite_prune.update.scores import all_finite
 
 
@@ -30,13 +31,13 @@ def _adam(learnt: list[nn.Parameter]) -> Optimizer:
 
 
 class LearntSparsity(Regulariser):
-    """Learns which weights go, and how many: scores or thresholds are trained beside the weights.
+    """Learns which weights to prune, and how many: scores or thresholds are trained together with the weights.
 
-    The model always works with what its gates let through, and that is what its parameters hold: it is sparse whenever
-    it is looked at, saved or exported, under its own names. Only while an optimizer steps do the parameters hold the
-    whole weights, kept here, with the gates' gradients; one more copy of the weights is what it costs. A weight that
-    somebody has set to 0 in between, such as a ``PruneHandler`` on the same parameters, is 0 from then on; any
-    other value written to a parameter from outside is lost at the next step.
+    The model's parameters hold the output of the gates, so the model is sparse whenever it is evaluated, saved or
+    exported, under its own names. Only during an optimizer step do the parameters hold the whole weights, which this
+    handler stores, with the gradients of the gates; it costs one more copy of the weights. A weight that is set to 0
+    from outside, for example by a ``PruneHandler`` of the same parameters (one of the two with ``shared=True``), stays
+    0; any other value written to a parameter is lost at the next step.
 
     Args:
         model: bare, DDP-wrapped or compiled.
@@ -49,9 +50,10 @@ class LearntSparsity(Regulariser):
         optimizer: the optimizer(s) that train the parameters; None for whichever optimizer does.
         learner: makes the optimizer of what is learnt of its list of parameters; None: ``Adam`` with ``lr=0.01``.
         exclude: rules for what to leave alone.
+        shared: allow it that another handler masks the same parameters; else :meth:`attach` refuses it.
 
     Attributes:
-        learner: the optimizer of what is learnt; stepped and checkpointed by this handler.
+        learner: the optimizer of what is learnt; this handler steps and saves it.
 
     Raises:
         TypeError, ValueError: a bad argument; an optimizer that evaluates the model within its step (``LBFGS``), as it
@@ -75,6 +77,7 @@ class LearntSparsity(Regulariser):
     """
 
     NAME = "learnt_sparsity"
+    KEYS = (*Regulariser.KEYS, "whole", "learnt", "learner")
 
     def __init__(
         self,
@@ -86,7 +89,9 @@ class LearntSparsity(Regulariser):
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         learner: Callable[[list[nn.Parameter]], Optimizer] | None = None,
         exclude: Any = (),
+        shared: bool = False,
     ) -> None:
+        check_is("shared", shared, bool)
         model = unwrap(model)
         groups = build(model, params, gate=gate, strength=strength, exclude=exclude)
         for group in groups:
@@ -95,20 +100,19 @@ class LearntSparsity(Regulariser):
                     f"Argument gate should be a gate of ignite_prune.regularise, but given {group['gate']!r}"
                 )
         super().__init__(model, optimizer, groups, [name for group in groups for name in group["params"]])
-        self._group_of: dict[str, Group] = {name: group for group in groups for name in group["params"]}
-        self._learnt = {name: self._start(name) for name in self._parameters}
+        self._shared = shared
+        self._group_of: dict[str, RegulariserGroup] = {name: group for group in groups for name in group["params"]}
+        self._learnt = {name: self._initial(name) for name in self._parameters}
         self.learner = (_adam if learner is None else learner)(list(self._learnt.values()))
         if not isinstance(self.learner, Optimizer):
             raise TypeError(f"Argument learner should return a torch.optim.Optimizer, but it gave {self.learner!r}")
         self._whole: dict[str, Tensor] = {}
-        self._stepping: list[str] = []  # parameters that hold the whole weights now
+        self._stepping: list[str] = []  # parameters that hold the whole weights
         self._watch: RemovableHandle | None = None
 
-    def _start(self, name: str) -> nn.Parameter:
+    def _initial(self, name: str) -> nn.Parameter:
         learnt = self._group_of[name]["gate"].start(self._parameters[name].detach())
         return nn.Parameter(learnt.to(torch.promote_types(learnt.dtype, torch.float32)))
-
-    # What it knows
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield what is learnt, in the order of the selected parameters."""
@@ -116,13 +120,13 @@ class LearntSparsity(Regulariser):
 
     @property
     def masks(self) -> MaskStore:
-        """The masks of now: kept where the weight that the model works with is not 0."""
+        """The present masks: kept where the model's weight is not 0."""
         self._put_back()
         return MaskStore.from_nonzero(self._parameters)
 
     @property
     def sparsity(self) -> float:
-        """The fraction of the selected parameters' entries that are 0 now."""
+        """The fraction of the selected parameters' entries that are 0."""
         return self.masks.sparsity
 
     @torch.no_grad()
@@ -140,47 +144,37 @@ class LearntSparsity(Regulariser):
 
     # Attaching
 
-    def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str | None = None) -> None:
-        """As :meth:`Regulariser.attach`; ``engine.state.<name>`` holds the penalty and the sparsities.
-
-        Raises:
-            TypeError: not an engine, not an event, not a name.
-            ValueError: attached already, finished, an event that the engine does not know, a name that is taken, or
-                parameters of the model that have been replaced.
-        """
-        super().attach(engine, event, name)
-        assert self._attachment is not None
-        self._attachment.add(Events.ITERATION_STARTED, self._put_back)
+    def _start(self, attachment: Attachment) -> None:
+        super()._start(attachment)
+        attachment.add(Events.ITERATION_STARTED, self._put_back)
         self._watch = self._model.register_state_dict_pre_hook(InertHook(self._put_back))  # type: ignore[no-untyped-call]
         if not self._whole:
             self._whole = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-            for parameter_name in self._parameters:
-                self._let_through(parameter_name)
-            self._publish()
+            for name in self._parameters:
+                self._let_through(name)
 
-    def detach(self) -> None:
-        """Take every hook and handler off; the model stays as sparse as it is. It may be attached again."""
+    def _stop(self) -> None:
         self._put_back()
         if self._watch is not None:
             self._watch.remove()
             self._watch = None
-        super().detach()
+        super()._stop()
 
-    def finalize(self) -> None:
-        """Let go: a plain model that is as sparse as it has become. This object is finished then.
+    def _masked(self) -> Mapping[str, nn.Parameter]:
+        return self._parameters
 
-        Raises:
-            ValueError: finished already.
-        """
-        self._check_usable()
-        self.detach()
+    def _bake(self) -> None:
+        self._put_back()
         self._whole.clear()
-        self._finished = True
+
+    def _describe(self) -> list[str]:
+        gates = dict.fromkeys(plain(group["gate"]) for group in self._groups)
+        return [*super()._describe(), *gates, f"sparsity {self.sparsity:.4g}"]
 
     # Around a step
 
     def _work(self, name: str, whole: Tensor) -> Tensor:
-        return self._group_of[name]["gate"].work(whole, self._learnt[name])  # type: ignore[no-any-return]
+        return self._group_of[name]["gate"].work(whole, self._learnt[name])
 
     @torch.no_grad()
     def _let_through(self, name: str) -> None:
@@ -191,9 +185,9 @@ class LearntSparsity(Regulariser):
         if held and closure is not None:
             raise ValueError(
                 f"{type(optimizer).__name__} was given a closure, which evaluates the model within the step, when its "
-                "parameters hold the whole weights; LearntSparsity takes optimizers that step without"
+                "parameters hold the whole weights; LearntSparsity needs optimizers that step without one"
             )
-        if not held:  # the learner's own, within the step of another
+        if not held:  # the learner's own step, within that of another
             return closure
         self._put_back()
         try:
@@ -205,14 +199,14 @@ class LearntSparsity(Regulariser):
         return closure
 
     def _put_back(self, *_: Any) -> None:
-        """Let the gates work again where a step never came to its end: it raised."""
+        """Restore the gates' output after a step that raised before its end."""
         for name in self._stepping:
             self._let_through(name)
             self._learnt[name].grad = None
         self._stepping.clear()
 
     def _to_whole(self, name: str, optimizer: Optimizer) -> None:
-        """Put the whole weight and its gradient into the parameter, and the gradient of what is learnt beside."""
+        """Write the whole weight and its gradient to the parameter, and set the gradient of what is learnt."""
         parameter, learnt, group = self._parameters[name], self._learnt[name], self._group_of[name]
         gradient = parameter.grad
         assert gradient is not None
@@ -225,7 +219,8 @@ class LearntSparsity(Regulariser):
             work = self._work(name, whole)
             of_whole, of_learnt = torch.autograd.grad(work, (whole, learnt), gradient.to(work.dtype))
             (of_penalty,) = torch.autograd.grad(group["gate"].penalty(learnt), (learnt,))
-        if not overflowed(optimizer) and not all_finite(of_learnt):
+        scale = grad_scale(optimizer)
+        if scale is not None and not all_finite(of_learnt):
             raise NonFiniteSaliency(
                 f"The gradient of {name!r} has values that are NaN or infinite, from which nothing can be learnt; the "
                 "step is not made. Has training diverged?"
@@ -234,7 +229,7 @@ class LearntSparsity(Regulariser):
         with torch.no_grad():
             pruned = (parameter == 0) & (work != 0)
             self._whole[name] = whole.detach().masked_fill_(pruned, 0)
-            learnt.grad = of_learnt / loss_scale(optimizer) + group["strength"] * of_penalty
+            learnt.grad = of_learnt / (1.0 if scale is None else scale) + group["strength"] * of_penalty
             gradient.copy_(of_whole)
             parameter.copy_(self._whole[name])
 
@@ -251,34 +246,30 @@ class LearntSparsity(Regulariser):
 
     # Checkpoints
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the whole weights, what is learnt, its optimizer's state, strengths and progress as plain data."""
+    def _state(self) -> dict[str, Any]:
         self._put_back()
         return {
-            **super().state_dict(),
+            **super()._state(),
             "whole": {name: whole.detach().clone() for name, whole in self._whole.items()},
             "learnt": {name: learnt.detach().clone() for name, learnt in self._learnt.items()},
             "learner": self.learner.state_dict(),
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a checkpoint's; the model's parameters are the model's to load. If refused, nothing has changed.
-
-        Raises:
-            TypeError: not a state_dict of this class.
-            ValueError: of other parameters, shapes or groups, of a later version, damaged, or this one is finished.
-        """
-        self._check_usable()
-        self._checked(state_dict, "whole", "learnt", "learner")
-        learnt, whole = state_dict["learnt"], state_dict["whole"]
+    def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        load_strengths = super()._checked(state)
+        learnt, whole = state["learnt"], state["whole"]
         _check_tensors("learnt", learnt, self._learnt)
         _check_tensors("whole", whole, self._parameters if whole else {})
-        self.learner.load_state_dict(state_dict["learner"])  # checks before it changes anything
-        with torch.no_grad():
-            for name, tensor in learnt.items():
-                self._learnt[name].copy_(tensor)
-        self._whole = {name: tensor.to(self._parameters[name].device, copy=True) for name, tensor in whole.items()}
-        super().load_state_dict(state_dict)
+
+        def load() -> None:
+            self.learner.load_state_dict(state["learner"])  # checks before it changes anything
+            with torch.no_grad():
+                for name, tensor in learnt.items():
+                    self._learnt[name].copy_(tensor)
+            self._whole = {name: each.to(self._parameters[name].device, copy=True) for name, each in whole.items()}
+            load_strengths()
+
+        return load
 
 
 def _check_tensors(key: str, found: Any, wanted: Mapping[str, Tensor]) -> None:

@@ -1,20 +1,40 @@
-"""Parameter groups of a regulariser: which parameters, how strongly."""
+"""Parameter groups of a regulariser: which parameters, and how strongly."""
 
 from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from torch import nn
 
 from ignite_prune._utils.arguments import near
 from ignite_prune.core.selection import select
 from ignite_prune.schedule import Schedule
-from ignite_prune.update.param_groups import Group, as_dicts
+from ignite_prune.update.param_groups import as_dicts
+
+if TYPE_CHECKING:
+    from ignite_prune.pattern import Pattern
+    from ignite_prune.regularise import Gate
+    from ignite_prune.structure import Structure
 
 
-def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
+class _Settings(TypedDict, total=False):
+    pattern: Pattern | None
+    structure: Structure | None
+    by_size: bool
+    gate: Gate
+
+
+class RegulariserGroup(_Settings, TypedDict):
+    """One group: the names of its parameters, its strength, the schedule of it, and the handler's own settings."""
+
+    params: list[str]
+    strength: float
+    schedule: Schedule | None
+
+
+def build(model: nn.Module, params: Any, **defaults: Any) -> list[RegulariserGroup]:
     """Return the groups of ``params``, each with its ``"strength"`` as a number and the ``"schedule"`` it follows.
 
     Args:
@@ -24,9 +44,9 @@ def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
         defaults: the settings of every group, ``strength`` and ``exclude`` among them.
 
     Raises:
-        TypeError, ValueError: a strength that is not one, an unknown setting, a parameter in two groups.
+        TypeError, ValueError: not a strength, an unknown setting, a parameter in two groups.
     """
-    groups: list[Group] = []
+    groups: list[RegulariserGroup] = []
     seen: dict[str, int] = {}
     for index, given in enumerate(as_dicts(params)):
         for key in given:
@@ -42,7 +62,7 @@ def build(model: nn.Module, params: Any, **defaults: Any) -> list[Group]:
             seen[name] = index
         group["schedule"] = group["strength"] if isinstance(group["strength"], Schedule) else None
         group["strength"] = group["schedule"](0) if group["schedule"] else as_strength(group["strength"])
-        groups.append(group)
+        groups.append(cast(RegulariserGroup, group))
     return groups
 
 

@@ -17,7 +17,7 @@ from ignite_prune.schedule import Schedule
 
 
 class Slimming(Lasso):
-    r"""Penalises the scales of BatchNorm layers, :math:`\lambda \sum |\gamma|`, so that channels switch themselves off.
+    r"""Penalises the scales of BatchNorm layers, :math:`\lambda \sum |\gamma|`, so that channels fade out.
 
     Afterwards ``saliency.BatchNormScale()`` prunes the channels of the least :math:`|\gamma|`. By default the paper's
     subgradient :math:`\lambda\,\mathrm{sign}(\gamma)` is added to the gradients before every step; the proximal form,

@@ -20,18 +20,18 @@ from ignite_prune.schedule import DenseSparse
 class AlternatingSparse(PruneHandler):
     """AC/DC: dense warm-up, then sparse and dense phases in turn, ending sparse.
 
-    A :class:`~ignite_prune.PruneHandler` with ``schedule.DenseSparse`` on ``EPOCH_STARTED``: at the start of a sparse
-    phase the masks are chosen anew, in a dense one all weights train, those that were pruned from 0.
+    A :class:`~ignite_prune.PruneHandler` with ``schedule.DenseSparse`` on ``EPOCH_STARTED``: new masks are chosen at
+    the start of each sparse phase; in a dense phase all weights train, and those that were pruned start from 0.
 
     Args:
         model: as of PruneHandler.
-        optimizer: likewise.
-        params: likewise.
+        optimizer: as of PruneHandler.
+        params: as of PruneHandler.
         sparsity: of the sparse phases, in [0, 1].
         begin: epochs of the dense warm-up.
         phase: epochs of each phase, at least 1.
         end: the first epoch of the last, sparse phase.
-        reset_momentum: the optimizers' slots of the selected parameters begin anew at 0 with each phase.
+        reset_momentum: set the optimizers' slots of the selected parameters to 0 at each change of phase.
         settings: other keywords of PruneHandler (allocation, pattern, saliency, ...).
 
     Raises:
@@ -83,7 +83,7 @@ class AlternatingSparse(PruneHandler):
 
     def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_STARTED, name: str = "sparsity") -> None:
         """Change phases on ``event`` of ``engine``; see :meth:`PruneHandler.attach`."""
-        super().attach(engine, event, name)
+        self._attach(engine, event, name)
 
     def _reset(self, former: Sequence[float | None], targets: Sequence[float]) -> None:
         if self._reset_momentum and list(targets) != list(former):

@@ -1,4 +1,4 @@
-"""When an optimizer has its gradients: before its step, or inside where a closure makes them."""
+"""Calls a function when an optimizer's gradients are ready: before its step, or in it after the closure has run."""
 
 from __future__ import annotations
 
@@ -8,41 +8,43 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ignite_prune.core.step_hooks import Closure, closure_of, with_closure
+
 
 class BeforeStep:
-    """Calls ``hear(optimizer)`` each time that an optimizer's gradients are ready to be stepped with.
+    """Calls ``run(optimizer)`` whenever an optimizer's gradients are ready to step with.
 
     Args:
         optimizers: whose steps.
-        hear: what to call; it may change gradients, or take them away, which skips the step.
+        run: what to call; it may change gradients, or set them to None, which skips the step.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer], hear: Callable[[Optimizer], None]) -> None:
-        self._optimizers, self._hear = list(optimizers), hear
+    def __init__(self, optimizers: Sequence[Optimizer], run: Callable[[Optimizer], None]) -> None:
+        self._optimizers, self._run = list(optimizers), run
         self._handles: list[RemovableHandle] = []
 
     def install(self) -> None:
-        """Put the hooks on, where they are not."""
+        """Install the hooks, if they are not."""
         if not self._handles:
             self._handles = [each.register_step_pre_hook(self._before_step) for each in self._optimizers]
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if not any(callable(each) for each in (*args[1:], *kwargs.values())):
-            self._hear(optimizer)
+        if (len(args) == 1 and not kwargs) or closure_of(args, kwargs) is None:
+            self._run(optimizer)
             return None
 
-        def after(closure: Any) -> Any:
-            def heard() -> Any:
+        def wrap(closure: Closure) -> Closure:
+            def wrapped() -> Any:
                 loss = closure()
-                self._hear(optimizer)
+                self._run(optimizer)
                 return loss
 
-            return heard if callable(closure) else closure
+            return wrapped
 
-        return (args[0], *map(after, args[1:])), {name: after(each) for name, each in kwargs.items()}
+        return with_closure(args, kwargs, wrap)

@@ -1,4 +1,4 @@
-"""Dynamic sparse training: the number of connections stays, where they are changes."""
+"""Dynamic sparse training: connections move, their number stays the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
-from ignite_prune.handlers.sparse_training.base import Sister
+from ignite_prune.handlers.describe import plain
+from ignite_prune.handlers.sparse_training.base import MaskedHandler
 from ignite_prune.handlers.sparse_training.gradient_listener import GradientListener, NoListener
 from ignite_prune.handlers.sparse_training.initial_masks import checked_sparsity, start
 from ignite_prune.regrow.base import Connections, Move
@@ -26,12 +27,12 @@ from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.update.scores import all_finite
 
 
-class DynamicSparse(Sister):
-    """Drops the smallest connections and grows others, every so many iterations; what each handler below shares.
+class DynamicSparse(MaskedHandler):
+    """Base class of ``SET``, ``RigL``, ``SRigL`` and ``SparseMomentum``: the smallest connections go, others grow.
 
-    The model is sparse from its making on. An update drops a fraction of the active connections, which falls as
-    training goes on, and grows as many; what grows begins at 0, with optimizer slots of 0. It is made at the end of an
-    iteration, and in a checkpoint the next update finds all it hangs on.
+    The model is sparse from the handler's construction on. An update drops a fraction of the active connections, which
+    falls during training, and grows as many; these start at 0, with optimizer slots of 0. Updates are made at the end
+    of an iteration, and the checkpoint holds everything that the next one depends on.
 
     Args:
         model: bare, DDP-wrapped or compiled; ranks begin with rank 0's masks.
@@ -44,12 +45,14 @@ class DynamicSparse(Sister):
         end: iteration from which no update is made; None: three quarters of the run.
         generator: for random masks; None makes one from ``torch.initial_seed()``.
         exclude: rules for what to leave alone.
-        masks: bool masks to start from, by name, in place of a sparsity.
+        masks: bool masks to start from, by name, instead of a sparsity.
+        shared: allow it that another handler masks the same parameters, which is refused otherwise.
 
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.
     """
 
+    KEYS = (*MaskedHandler.KEYS, "generator", "budgets", "steps", "heard")
     _listens: ClassVar[type[GradientListener]] = NoListener
 
     def __init__(
@@ -66,8 +69,9 @@ class DynamicSparse(Sister):
         generator: torch.Generator | None = None,
         exclude: Any = (),
         masks: Mapping[str, Tensor] | None = None,
+        shared: bool = False,
     ) -> None:
-        super().__init__(model, optimizer, params, sparsity, allocation, exclude)
+        super().__init__(model, optimizer, params, sparsity, allocation, exclude, shared)
         check_positive("every", every, whole=True)
         if end is not None:
             check_positive("end", end, whole=True)
@@ -85,18 +89,18 @@ class DynamicSparse(Sister):
         self._check_room(first)
         self._masks.update(first)
         self._budgets = {name: self._masks.kept(name) for name in self._masks}
-        self._install()
+        self._hold()
 
     @property
     @abstractmethod
     def _move(self) -> Move:
-        """What an update does."""
+        """How an update moves connections."""
 
     def _falling(self, fraction: float) -> DropFraction:
-        """Return how a plain number for ``drop_fraction`` falls."""
+        """Return the course of a ``drop_fraction`` that is given as a number."""
         return CosineDrop(fraction)
 
-    # The masks to begin with
+    # The first masks
 
     def _first(self, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         if masks is not None:
@@ -107,11 +111,11 @@ class DynamicSparse(Sister):
                 self._move.check(name, mask)
             return given
 
-        def dice(weight: Tensor) -> Tensor:
+        def draw(weight: Tensor) -> Tensor:
             drawn = torch.rand(weight.shape, generator=self._generator, device=self._generator.device)
             return drawn.to(weight.device)
 
-        drawn = start(self._groups, self._parameters, dice, checked_sparsity)
+        drawn = start(self._groups, self._parameters, draw, checked_sparsity)
         return {name: self._move.first(mask, self._generator) for name, mask in drawn.items()}
 
     def _check_room(self, masks: Mapping[str, Tensor]) -> None:
@@ -140,10 +144,10 @@ class DynamicSparse(Sister):
         self._last(engine)  # raises now, not at the first update
         if self._stepped is None or engine.state.iteration < self._stepped:  # a new run
             self._stepped, self._due = engine.state.iteration, False
-            self._listening.used()  # an update that the last run has left undone
+            self._listening.used()  # of an update that was due in the last run and never made
 
     def _last(self, engine: Engine) -> float:
-        """The iteration from which no update is made."""
+        """Return the iteration from which no update is made."""
         if self._end is not None:
             return self._end
         state = engine.state
@@ -156,22 +160,22 @@ class DynamicSparse(Sister):
         return 0.75 * whole
 
     def _expect(self, engine: Engine) -> None:
-        """Listen where the coming optimizer step is the one that an update is due at.
+        """Collect gradients if an update is due at the next optimizer step.
 
         It is due at every multiple of ``every``; with accumulated gradients at the first step from there on, and the
-        gradients of all the iterations that the step is made of are listened to.
+        gradients of all the iterations of that step are collected.
         """
         at = max(engine.state.iteration, (self._stepped or 0) + self._window)
         if self._due or self._crosses(engine, at):
             self._listening.expect()
 
     def _crosses(self, engine: Engine, iteration: int) -> bool:
-        """Whether a step at an iteration is the first one from a multiple of ``every`` on."""
+        """Return whether a step at an iteration is the first one from a multiple of ``every`` on."""
         multiple = iteration // self._every * self._every
         return (self._stepped or 0) < multiple < self._last(engine)
 
     def _sees_step(self) -> bool:
-        """Take note of an optimizer's step and return whether an update is due at it."""
+        """Record an optimizer's step and return whether an update is due at it."""
         if self._attachment is not None:
             engine = self._attachment.engine
             iteration = engine.state.iteration
@@ -213,7 +217,7 @@ class DynamicSparse(Sister):
         self._enforcer.apply(survivors)
 
     def _plan(self, fraction: float) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return survivors and new masks, by name; where it raises the generator has not moved."""
+        """Return survivors and new masks, by name; if it raises, the generator has not moved."""
         found, held = self._listening.found, self._generator.get_state()
         assert found is not None
         layers = [
@@ -235,14 +239,18 @@ class DynamicSparse(Sister):
         self._enforcer.settle()
         self._listening.install()
 
-    def _remove(self) -> None:
+    def _stop(self) -> None:
         self._listening.remove()
         self._enforcer.remove()
 
     # Checkpoints
 
+    def _describe(self) -> list[str]:
+        return [*super()._describe(), f"every {self._every}", plain(self._fraction)]
+
     def _state(self) -> dict[str, Any]:
         return {
+            **super()._state(),
             "generator": self._generator.get_state(),
             "budgets": dict(self._budgets),
             "steps": [-1 if self._stepped is None else self._stepped, self._window, int(self._due)],
@@ -250,6 +258,7 @@ class DynamicSparse(Sister):
         }
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        load_masks = super()._checked(state)
         generator, budgets, steps = state["generator"], state["budgets"], state["steps"]
         try:
             torch.Generator(device=self._generator.device).set_state(generator.cpu())
@@ -261,13 +270,14 @@ class DynamicSparse(Sister):
             raise ValueError("The checkpoint's steps should be three whole numbers")
         heard = self._listening.checked(state["heard"])
 
-        def take() -> None:
+        def load() -> None:
             self._generator.set_state(generator.cpu())
             self._budgets = {name: budgets[name] for name in self._masks}
             self._stepped, self._window, self._due = None if steps[0] < 0 else steps[0], steps[1], bool(steps[2])
             self._listening.load(heard)
+            load_masks()
 
-        return take
+        return load
 
 
 def _check_finite(layer: Connections) -> None:

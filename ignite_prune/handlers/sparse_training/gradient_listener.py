@@ -1,4 +1,4 @@
-"""What growing asks of training: the dense gradients of a due step, or a momentum of them all."""
+"""Evidence for growing connections, from training: the dense gradients of a due step, or a momentum of all steps."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from torch.optim import Optimizer
 from ignite_prune._utils.bits import zero_any_
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.evidence.from_training import fused_scale
+from ignite_prune.core.step_hooks import grad_scale
 from ignite_prune.handlers.sparse_training.before_step import BeforeStep
 
 
 class GradientListener(ABC):
-    """Hears every optimizer step; a step with a closure, which makes the gradients itself, as soon as it has.
+    """Collects evidence at every optimizer step, when the gradients are ready (of a closure: when it has run).
 
     Args:
-        masks: of the parameters to listen to.
-        enforcer: lets their gradients pass unmasked where asked to.
-        optimizers: those that train them.
+        masks: of the parameters to collect for.
+        enforcer: leaves gradients unmasked where this listener needs them.
+        optimizers: those that train the parameters.
     """
 
     def __init__(self, masks: MaskStore, enforcer: MaskEnforcer, optimizers: Sequence[Optimizer]) -> None:
         self._masks, self._enforcer = masks, enforcer
         self._names = {parameter: name for name, parameter in masks.parameters.items()}
         self._optimizers = [each for each in optimizers if self._mine(each)]
-        self._ready = BeforeStep(self._optimizers, self._heard)
+        self._hooks = BeforeStep(self._optimizers, self._before_step)
         self.is_due: Callable[[], bool] = lambda: False
 
     def install(self) -> None:
-        """Put the hooks on, where they are not."""
-        self._ready.install()
+        """Install the hooks, if they are not."""
+        self._hooks.install()
 
     def remove(self) -> None:
-        """Take every hook off."""
-        self._ready.remove()
+        """Remove every hook."""
+        self._hooks.remove()
         self._enforcer.passing.clear()
 
-    def _heard(self, optimizer: Optimizer) -> None:
-        self._hear(optimizer, self.is_due())
+    def _before_step(self, optimizer: Optimizer) -> None:
+        self._collect(optimizer, self.is_due())
 
     def _mask(self, name: str, grad: Tensor) -> None:
         mask = self._masks.pruned(name)
@@ -51,7 +51,7 @@ class GradientListener(ABC):
             zero_any_(grad, mask)
 
     def _mine(self, optimizer: Optimizer) -> set[str]:
-        """The optimizer's parameters of now that are listened to, by name."""
+        """Return the names of the parameters that the optimizer has now and that are collected for."""
         held = (parameter for group in optimizer.param_groups for parameter in group["params"])
         return {self._names[parameter] for parameter in held if parameter in self._names}
 
@@ -62,31 +62,31 @@ class GradientListener(ABC):
                     yield self._names[parameter], parameter.grad, group
 
     def expect(self) -> None:
-        """Be told that an update may be due at the next step."""
+        """Prepare for the next step, at which an update may be due."""
 
     @abstractmethod
-    def _hear(self, optimizer: Optimizer, due: bool) -> None:
-        """Be told of gradients that are ready to be stepped with, and whether an update is due at this step."""
+    def _collect(self, optimizer: Optimizer, due: bool) -> None:
+        """Collect from the gradients of a step; ``due`` is whether an update is due at it."""
 
     @property
     @abstractmethod
     def found(self) -> dict[str, Tensor] | None:
-        """The evidence by name, None where it is not complete yet."""
+        """The evidence by name, or None if it is incomplete."""
 
     def used(self) -> None:
-        """Be told that an update has used the evidence."""
+        """Drop the evidence: an update has used it."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return what has been gathered."""
+        """Return the evidence so far, as plain data."""
 
     @abstractmethod
     def checked(self, state: Any) -> Any:
-        """Return what :meth:`load` takes, or raise ValueError and change nothing."""
+        """Return the argument of :meth:`load`, or raise ValueError and change nothing."""
 
     @abstractmethod
     def load(self, checked: Any) -> None:
-        """Take a checked state."""
+        """Load a checked state."""
 
     def _tensors(self, state: Any) -> dict[str, Tensor]:
         parameters = self._masks.parameters
@@ -101,7 +101,7 @@ class GradientListener(ABC):
 class NoListener(GradientListener):
     """For growth that needs no evidence."""
 
-    def _hear(self, optimizer: Optimizer, due: bool) -> None:
+    def _collect(self, optimizer: Optimizer, due: bool) -> None:
         pass
 
     @property
@@ -119,26 +119,26 @@ class NoListener(GradientListener):
 
 
 class DueGradients(GradientListener):
-    """The dense gradients of the step at which an update is due. That step is skipped: no parameter has a gradient.
+    """The dense gradients of the step at which an update is due. That step is skipped: gradients are set to None.
 
-    Gradients pass unmasked from :meth:`expect` until the step, so that accumulation, unscaling and a reduction over
-    ranks act on them as on any other.
+    Gradients are left unmasked from :meth:`expect` until the step, so that accumulation, unscaling and reduction over
+    ranks work on them as usual.
     """
 
     def __init__(self, masks: MaskStore, enforcer: MaskEnforcer, optimizers: Sequence[Optimizer]) -> None:
         super().__init__(masks, enforcer, optimizers)
         self._held: dict[str, Tensor] = {}
-        self._caught: list[int] = []  # which optimizers have been heard since an update became due
+        self._caught: list[int] = []  # indices of the optimizers that have stepped since an update became due
 
     def expect(self) -> None:
         waiting = [each for index, each in enumerate(self._optimizers) if index not in self._caught]
         self._enforcer.passing = {name for each in waiting for name in self._mine(each)}
 
-    def _hear(self, optimizer: Optimizer, due: bool) -> None:
+    def _collect(self, optimizer: Optimizer, due: bool) -> None:
         if not self._enforcer.passing:  # not due
             return
         mine = self._mine(optimizer)
-        if not mine & self._enforcer.passing or fused_scale(optimizer) is None:  # heard already, or it overflowed
+        if not mine & self._enforcer.passing or grad_scale(optimizer) is None:  # collected already, or it overflowed
             return
         if not due:  # the step came sooner than the last one did
             for name, grad, _ in self._gradients(optimizer):
@@ -177,8 +177,8 @@ class DueGradients(GradientListener):
 class DenseMomentum(GradientListener):
     """A momentum of dense gradients, as the optimizer's own would be of the active: m, or m / (√v + 1e-8).
 
-    It is kept here, as the optimizer's slots of inactive entries are 0. Gradients pass unmasked until the step, where
-    they are masked.
+    It is stored here, as the optimizer's slots of inactive entries are 0. Gradients are left unmasked until the step,
+    and masked then.
     """
 
     def __init__(self, masks: MaskStore, enforcer: MaskEnforcer, optimizers: Sequence[Optimizer]) -> None:
@@ -198,12 +198,12 @@ class DenseMomentum(GradientListener):
         self._enforcer.passing = set(self._masks)
 
     @torch.no_grad()
-    def _hear(self, optimizer: Optimizer, due: bool) -> None:
-        scale = fused_scale(optimizer)
+    def _collect(self, optimizer: Optimizer, due: bool) -> None:
+        scale = grad_scale(optimizer)
         for name, grad, group in self._gradients(optimizer):
             if scale is not None:
                 dense = grad.to_dense() if grad.is_sparse else grad
-                wide = torch.promote_types(grad.dtype, torch.float32)  # a half-precision average stands still
+                wide = torch.promote_types(grad.dtype, torch.float32)  # a half-precision average stops changing
                 self._take(name, dense.to(wide) / scale, _betas(group))
             self._mask(name, grad)
 
@@ -241,7 +241,7 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _own(grad: Tensor) -> Tensor:
-    """Return a dense gradient that the next backward pass does not write to, as it does to a view of DDP's buckets."""
+    """Return a dense gradient that the next backward pass does not write to, unlike a view of DDP's buckets."""
     if grad.is_sparse:
         return grad.to_dense()
     return grad.clone() if grad.untyped_storage().nbytes() > grad.nbytes else grad

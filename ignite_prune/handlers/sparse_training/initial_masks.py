@@ -1,4 +1,4 @@
-"""Which connections a sparse network begins with."""
+"""The masks that a sparse network starts with."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def start(
     Args:
         groups: from :func:`ignite_prune.update.param_groups.build`.
         parameters: by name.
-        scores: of a parameter: what stays has the largest.
-        sparsity: of a group.
+        scores: returns a parameter's scores; the largest are kept.
+        sparsity: returns a group's.
     """
     masks: dict[str, Tensor] = {}
     for group in groups:
@@ -38,7 +38,7 @@ def checked_sparsity(group: ParamGroup) -> float:
     """Return a group's sparsity.
 
     Raises:
-        ValueError: it is not in (0, 1), where there is something to train and something to grow.
+        ValueError: it is not in (0, 1): something has to be left to train, and something to grow.
     """
     sparsity = group["sparsity"]
     if sparsity is None or not 0 < sparsity < 1:

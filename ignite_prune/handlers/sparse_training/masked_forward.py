@@ -1,4 +1,8 @@
-"""A model that computes with masked weights and keeps the dense ones: weights change places around each forward."""
+"""Forward passes with masked weights, while the parameters stay dense.
+
+``torch.nn.utils.parametrize`` would rename parameters and change classes. Instead hooks replace each parameter in its
+module by ``weight * mask`` when a forward pass starts, and put it back when the pass ends, in whatever way it ends.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +16,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ignite_prune._utils.inert_hook import InertHook
+from ignite_prune._utils.inert_hook import InertHook, is_running
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.forward.hooks import is_running
 
 
 class MaskedForward:
-    """While a forward runs, each masked parameter's place holds ``weight * mask``; the gradient goes straight through
-    to the parameter, dense.
+    """During a forward pass ``weight * mask`` replaces each masked parameter; the gradient goes straight through to the
+    dense parameter.
 
-    Nothing but a running forward ever sees it: class, ``state_dict()`` and optimizer have the parameter itself,
-    whatever way the forward ends. A part that is called by itself, as activation checkpointing does in the backward
-    pass, computes with its own masks. A copy of the model computes densely, and so does what reads a layer's weight
-    outside any module's forward, and a model that was compiled, and run, before; :meth:`check` finds the last.
+    Outside a forward pass, and in ``state_dict()`` and the optimizer, there is only the parameter. A submodule that is
+    called alone, as activation checkpointing does in the backward pass, computes with its own masks. A copy of the
+    model computes densely, and so does code that reads a layer's weight outside any module's forward, and a model that
+    was compiled and run before; :meth:`check` detects the last.
 
     Args:
-        model: whose forward it is.
+        model: the model.
         masks: of its parameters.
 
     Raises:
-        ValueError: a recurrent layer, which holds its weights in a list of its own; names it.
+        ValueError: a parameter of a recurrent layer, which reads its weights from a list of its own.
     """
 
     def __init__(self, model: nn.Module, masks: MaskStore) -> None:
@@ -50,13 +53,13 @@ class MaskedForward:
                     f"Parameter {name!r} is of a recurrent layer, which reads its weights from a list of its own; "
                     "leave it out with exclude="
                 )
-        self._told: set[str] = set()  # parameters whose gradient came through their mask, since :meth:`check`
+        self._masked_gradients: set[str] = set()  # gradients that came through a mask since :meth:`check`
         self._handles: list[RemovableHandle] = []
-        self._frames: list[types.FrameType] = []  # of the forwards that run, one in the other
+        self._frames: list[types.FrameType] = []  # of the running forwards, outermost first
         self._away: list[tuple[nn.Module, str, Any]] = []
 
     def install(self) -> None:
-        """Put the hooks on, where they are not."""
+        """Install the hooks, if they are not."""
         if self._handles:
             return
         self._handles.append(self._root.register_state_dict_pre_hook(InertHook(self._check)))  # type: ignore[no-untyped-call]
@@ -69,31 +72,31 @@ class MaskedForward:
                 ]
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._told.clear()
+        self._masked_gradients.clear()
         self._put_back()
 
     def check(self, names: Collection[str]) -> None:
-        """Raise where no gradient of the parameters named has come through its mask since they were last checked.
+        """Check that the gradients of some parameters came through their masks since the last check.
 
         Raises:
-            RuntimeError: says so.
+            RuntimeError: none of them did.
         """
         masked = {name for name in names if self._masks.pruned(name) is not None}
-        if masked and masked.isdisjoint(self._told):
+        if masked and masked.isdisjoint(self._masked_gradients):
             raise RuntimeError(
                 f"The gradient of {min(masked)!r} did not come through its mask: the model was computed densely. If it "
                 "is compiled, make the handler before its first call, or call torch.compiler.reset()"
             )
-        self._told -= masked
+        self._masked_gradients -= masked
 
     def _enter(self, called: nn.Module, *_: Any) -> None:
         self._check()
         self._frames.append(sys._getframe(2))
-        if len(self._frames) > 1:  # a part of what runs already
+        if len(self._frames) > 1:  # a submodule of the running one
             return
         parts = set(called.modules())
         made: dict[Tensor, Tensor] = {}
@@ -101,7 +104,7 @@ class MaskedForward:
             weight, mask = module._parameters[leaf], self._masks.pruned(name)
             if weight is not None and mask is not None and module in parts:
                 if weight not in made:
-                    made[weight] = _Masked.apply(weight, mask, partial(self._told.add, name))  # type: ignore[no-untyped-call]
+                    made[weight] = _Masked.apply(weight, mask, partial(self._masked_gradients.add, name))  # type: ignore[no-untyped-call]
                 self._away.append((module, leaf, weight))
                 module._parameters[leaf] = made[weight]  # type: ignore[assignment]
 
@@ -112,7 +115,7 @@ class MaskedForward:
             self._put_back()
 
     def _check(self, *_: Any) -> None:
-        """Put the weights back where a forward never came to its end: a KeyboardInterrupt passes the hooks by."""
+        """Put the weights back after a forward that ended without its hooks, as by a KeyboardInterrupt."""
         if self._frames and not is_running(self._frames[0]):
             self._put_back()
 
@@ -124,14 +127,14 @@ class MaskedForward:
 
 
 class _Masked(torch.autograd.Function):
-    """``weight * mask`` forward, the identity backward, which tells that it has been."""
+    """``weight * mask`` forward, the identity backward, which calls ``on_backward``."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor, tell: Callable[[], None]) -> Tensor:
-        ctx.tell = tell
+    def forward(ctx: Any, weight: Tensor, mask: Tensor, on_backward: Callable[[], None]) -> Tensor:
+        ctx.on_backward = on_backward
         return weight * mask
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        ctx.tell()
+        ctx.on_backward()
         return grads[0], None, None

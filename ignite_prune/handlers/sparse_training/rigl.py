@@ -20,13 +20,12 @@ from ignite_prune.regrow.per_layer import PerLayer
 class RigL(DynamicSparse):
     """Rigging the lottery: the smallest weights of each layer go, those of the largest gradients grow.
 
-    Each layer keeps its number of connections to the unit. In the iteration of an update the step of the optimizers
-    that hold selected parameters is skipped, as published, and its gradients, dense, tell what grows; in all others
-    nothing is done that a static mask would not do. Gradient clipping sees the dense gradients of that iteration: clip
-    norms, not values, so that the largest stay apart. With accumulated gradients the update waits for the next step. A
-    layer without a gradient, or full, is left alone. A plain ``drop_fraction`` falls along half a cosine. Arguments and
-    refusals are
-    :class:`DynamicSparse`'s.
+    Each layer keeps its exact number of connections. In the iteration of an update the step of the optimizers with
+    selected parameters is skipped, as published, and its dense gradients decide what grows; every other iteration is
+    that of a static mask. Gradient clipping is applied to these dense gradients: clip norms, not values, so that the
+    largest stay distinct. With accumulated gradients the update is made at the next step. A layer without a gradient,
+    or without a free entry, does not change. A ``drop_fraction`` that is a number falls along half a cosine. Arguments
+    and errors are those of :class:`DynamicSparse`.
 
     Example:
         >>> import torch
@@ -54,13 +53,14 @@ class RigL(DynamicSparse):
 class SRigL(RigL):
     """Structured RigL: each living neuron of a layer has the same number of inputs, and poor neurons are ablated.
 
-    A neuron is an index of a weight's dim 0. The fan-in is what the layer's connections give each, rounded down; where
-    neurons are ablated the others share their inputs. Arguments and refusals are :class:`DynamicSparse`'s, and:
+    A neuron is an index of a weight's dim 0. The fan-in is the layer's number of connections by neurons, rounded down;
+    the inputs of ablated neurons are divided among the others. Arguments and errors are those of
+    :class:`DynamicSparse`, and:
 
     Args:
         model: as of :class:`DynamicSparse`.
-        optimizer: likewise.
-        params: likewise.
+        optimizer: as of :class:`DynamicSparse`.
+        params: as of :class:`DynamicSparse`.
         min_salient: a neuron with fewer salient weights than this fraction of its inputs is ablated, in (0, 1); None
             ablates none.
         settings: the other keywords of :class:`DynamicSparse`.

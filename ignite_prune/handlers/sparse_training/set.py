@@ -1,4 +1,4 @@
-"""SET: the smallest weights go, others grow at random."""
+"""SET: the smallest weights are dropped, others grow at random."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ignite_prune.regrow.per_layer import PerLayer
 
 
 class SET(DynamicSparse):
-    """Sparse evolutionary training: the smallest weights of each layer go, others grow at random.
+    """Sparse evolutionary training: the smallest weights of each layer are dropped, others grow at random.
 
-    Each layer keeps its number of connections to the unit. A plain ``drop_fraction`` stays the same, as published;
-    ``regrow.CosineDrop(0.3)`` lets it fall. Arguments and refusals are :class:`DynamicSparse`'s.
+    Each layer keeps its exact number of connections. A ``drop_fraction`` that is a number is constant, as published;
+    ``regrow.CosineDrop(0.3)`` falls. Arguments and errors are those of :class:`DynamicSparse`.
 
     Example:
         >>> import torch
@@ -27,6 +27,15 @@ class SET(DynamicSparse):
         >>> _ = trainer.run([(torch.randn(2, 8), torch.randn(2, 4))] * 4, max_epochs=2)
         >>> trainer.state.sparsity["global"], pruner.masks.kept("0.weight"), pruner.masks.kept("2.weight")
         (0.75, 26, 22)
+        >>> pruner
+        SET(
+          Sequential
+          2 parameters
+          sparsity 0.75
+          every 2
+          ConstantDrop(fraction=0.3)
+          attached to Engine on ITERATION_COMPLETED (filtered) as 'sparsity'
+        )
 
     References:
         Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity inspired by

@@ -1,4 +1,4 @@
-"""SRSTE: N:M masks that are learnt from dense weights."""
+"""SRSTE: N:M masks of dense weights that go on training."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_is, check_positive
 from ignite_prune.allocation import Uniform
-from ignite_prune.evidence.from_training import fused_scale
+from ignite_prune.core.step_hooks import grad_scale
 from ignite_prune.handlers.attachment import AnyEvent
-from ignite_prune.handlers.sparse_training.base import Sister
+from ignite_prune.handlers.sparse_training.base import MaskedHandler
 from ignite_prune.handlers.sparse_training.before_step import BeforeStep
 from ignite_prune.handlers.sparse_training.masked_forward import MaskedForward
 from ignite_prune.pattern import NofM
 
 
-class SRSTE(Sister):
+class SRSTE(MaskedHandler):
     r"""Sparse-refined straight-through estimation: N:M masks follow dense weights, which train on.
 
-    The forward pass computes with the largest N of every M weights as they are, the gradient goes straight through to
-    all of them, and those that are masked are held back: :math:`g + \lambda\,(1 - m) \odot w`. Weights in storage are
-    dense; :meth:`finalize` bakes the masks in.
+    The forward pass computes with the largest N of every M weights, the gradient goes straight through to all of them,
+    and masked weights are pulled towards 0: :math:`g + \lambda\,(1 - m) \odot w`. Weights in storage are dense;
+    :meth:`finalize` applies the masks to them.
 
-    ``engine.state.flip_rate`` tells how restless the masks are: the fraction of their entries that the iteration's step
-    has changed, ``{"global": float, "<parameter>": float}``; ``engine.state.metrics["flip_rate"]`` is the global one.
-    Where it does not fall, a larger strength helps.
+    ``engine.state.flip_rate`` is the fraction of the masks' entries that the iteration's step has changed,
+    ``{"global": float, "<parameter>": float}``; ``engine.state.metrics["flip_rate"]`` is the global one. If it does not
+    fall during training, a larger strength helps.
 
     Args:
-        model: bare, DDP-wrapped or compiled; weights change places around forwards (see ``regrow.through``), so what
-            reads a layer's weight outside any module's forward computes densely.
+        model: bare, DDP-wrapped or compiled; masked weights take the parameters' places during forwards alone, so code
+            that reads a layer's weight outside any module's forward computes densely.
         optimizer: the optimizer(s) that train it; any but LBFGS.
         params: as of :class:`~ignite_prune.PruneHandler`, recurrent layers excepted.
         pattern: how many of how many are kept.
         strength: λ, at least 0; 0 is the plain straight-through estimator.
         exclude: rules for what to leave alone; a layer that the pattern does not fit is refused by name.
+        shared: allow it that another handler masks the same parameters, which is refused otherwise.
 
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.
@@ -60,6 +61,8 @@ class SRSTE(Sister):
         (the flip rate).
     """
 
+    KEYS = (*MaskedHandler.KEYS, "flips")
+
     def __init__(
         self,
         model: nn.Module,
@@ -69,17 +72,18 @@ class SRSTE(Sister):
         pattern: NofM = NofM(keep=2, of=4),
         strength: float = 2e-4,
         exclude: Any = (),
+        shared: bool = False,
     ) -> None:
         check_is("pattern", pattern, NofM)
         if strength != 0:
             check_positive("strength", strength)
-        super().__init__(model, optimizer, params, None, Uniform(), exclude, pattern)
+        super().__init__(model, optimizer, params, None, Uniform(), exclude, shared, pattern)
         self._pattern, self._strength = pattern, float(strength)
-        self._through = MaskedForward(model, self._masks)
-        self._ready = BeforeStep(self._optimizers, self._hold_back)
+        self._masked_forward = MaskedForward(model, self._masks)
+        self._hooks = BeforeStep(self._optimizers, self._hold_back)
         self._flips = dict.fromkeys(self._parameters, 0)
         self._masks.update(self._agreed(self._chosen))
-        self._install()
+        self._hold()
 
     @property
     def flip_rate(self) -> dict[str, float]:
@@ -113,17 +117,17 @@ class SRSTE(Sister):
     # Hooks
 
     def _install(self) -> None:
-        self._through.install()
-        self._ready.install()
+        self._masked_forward.install()
+        self._hooks.install()
 
-    def _remove(self) -> None:
-        self._ready.remove()
-        self._through.remove()
+    def _stop(self) -> None:
+        self._hooks.remove()
+        self._masked_forward.remove()
 
     @torch.no_grad()
     def _hold_back(self, optimizer: Optimizer) -> None:
-        scale, held = fused_scale(optimizer), self._mine(optimizer)
-        self._through.check([name for name, parameter in held if parameter.grad is not None])
+        scale, held = grad_scale(optimizer), self._mine(optimizer)
+        self._masked_forward.check([name for name, parameter in held if parameter.grad is not None])
         for name, parameter in held:
             mask = self._masks.pruned(name)
             if mask is not None and parameter.grad is not None and scale is not None:
@@ -131,15 +135,20 @@ class SRSTE(Sister):
 
     # Checkpoints
 
+    def _describe(self) -> list[str]:
+        return [*super()._describe(), repr(self._pattern), f"strength {self._strength:g}"]
+
     def _state(self) -> dict[str, Any]:
-        return {"flips": dict(self._flips)}
+        return {**super()._state(), "flips": dict(self._flips)}
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        load_masks = super()._checked(state)
         flips = state["flips"]
         if not isinstance(flips, Mapping) or set(flips) != set(self._masks):
             raise ValueError("The checkpoint's flips are of other parameters")
 
-        def take() -> None:
+        def load() -> None:
             self._flips = {name: int(flips[name]) for name in self._masks}
+            load_masks()
 
-        return take
+        return load

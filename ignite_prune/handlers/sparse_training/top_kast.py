@@ -16,26 +16,26 @@ from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.evidence.from_training import fused_scale
+from ignite_prune.core.step_hooks import grad_scale
 from ignite_prune.handlers.attachment import AnyEvent
-from ignite_prune.handlers.sparse_training.base import Sister
+from ignite_prune.handlers.sparse_training.base import MaskedHandler
 from ignite_prune.handlers.sparse_training.before_step import BeforeStep
 from ignite_prune.handlers.sparse_training.initial_masks import checked_sparsity, start
 from ignite_prune.handlers.sparse_training.masked_forward import MaskedForward
 from ignite_prune.update.param_groups import ParamGroup
 
 
-class TopKAST(Sister):
+class TopKAST(MaskedHandler):
     r"""Top-K always sparse training: forward with the largest weights, gradients for a few more.
 
     The forward pass computes with :math:`A = TopK(|\theta|, D)`, gradients go to :math:`B = TopK(|\theta|, D + M)`;
     weights of neither stay as they are, so that they may come back. The penalty :math:`\lambda/2\,\theta^2` on A, and
     :math:`\lambda/(2D)\,\theta^2` on B without A, holds back what is only explored; D is the layer's density. Weights
-    in storage are dense: ``masks`` is A, and :meth:`finalize` bakes it in.
+    in storage are dense: ``masks`` is A, and :meth:`finalize` applies it to them.
 
     Args:
-        model: bare, DDP-wrapped or compiled; weights change places around forwards (see ``regrow.through``), so what
-            reads a layer's weight outside any module's forward computes densely.
+        model: bare, DDP-wrapped or compiled; masked weights take the parameters' places during forwards alone, so code
+            that reads a layer's weight outside any module's forward computes densely.
         optimizer: the optimizer(s) that train it; any but LBFGS.
         params: as of :class:`~ignite_prune.PruneHandler`, recurrent layers excepted.
         sparsity: 1 − D, in (0, 1).
@@ -44,6 +44,7 @@ class TopKAST(Sister):
         every: iterations from one choice of A and B to the next.
         strength: λ, at least 0.
         exclude: rules for what to leave alone.
+        shared: allow it that another handler masks the same parameters, which is refused otherwise.
 
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.
@@ -63,6 +64,8 @@ class TopKAST(Sister):
         Jayakumar, Pascanu, Rae, Osindero, Elsen, "Top-KAST: top-K always sparse training", 2020, arXiv 2106.03517.
     """
 
+    KEYS = (*MaskedHandler.KEYS, "explored")
+
     def __init__(
         self,
         model: nn.Module,
@@ -75,8 +78,9 @@ class TopKAST(Sister):
         every: int = 100,
         strength: float = 1e-4,
         exclude: Any = (),
+        shared: bool = False,
     ) -> None:
-        super().__init__(model, optimizer, params, sparsity, allocation, exclude)
+        super().__init__(model, optimizer, params, sparsity, allocation, exclude, shared)
         check_positive("every", every, whole=True)
         if strength != 0:
             check_positive("strength", strength)
@@ -89,16 +93,16 @@ class TopKAST(Sister):
         self._backward, self._every, self._strength = backward_sparsity, every, float(strength)
         self._explored = MaskStore(self._parameters)
         self._enforcer = MaskEnforcer(self._explored, self._optimizers, weights=False)
-        self._through = MaskedForward(model, self._masks)
-        self._ready = BeforeStep(self._optimizers, self._hold_back)
+        self._masked_forward = MaskedForward(model, self._masks)
+        self._hooks = BeforeStep(self._optimizers, self._hold_back)
         self._handles: list[RemovableHandle] = []
-        self._unused: dict[str, Tensor] = {}  # during a step: the weights that it must leave as they are
+        self._unused: dict[str, Tensor] = {}  # during a step: weights that it must not change
         self._choose()
-        self._install()
+        self._hold()
 
     @property
     def explored(self) -> MaskStore:
-        """B: the masks of what gets gradients; they hold all of ``masks``."""
+        """B: the masks of what gets gradients; ``masks`` is a part of them."""
         return self._explored
 
     # Updating
@@ -136,8 +140,8 @@ class TopKAST(Sister):
     def _install(self) -> None:
         self._enforcer.install()
         self._enforcer.settle()
-        self._through.install()
-        self._ready.install()
+        self._masked_forward.install()
+        self._hooks.install()
         if not self._handles:
             for optimizer in self._optimizers:
                 self._handles += [
@@ -145,26 +149,26 @@ class TopKAST(Sister):
                     optimizer.register_step_post_hook(self._after_step),
                 ]
 
-    def _remove(self) -> None:
+    def _stop(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._unused.clear()
-        self._ready.remove()
-        self._through.remove()
+        self._hooks.remove()
+        self._masked_forward.remove()
         self._enforcer.remove()
 
     @torch.no_grad()
     def _hold_back(self, optimizer: Optimizer) -> None:
-        scale, held = fused_scale(optimizer), self._mine(optimizer)
-        self._through.check([name for name, parameter in held if parameter.grad is not None])
+        scale, held = grad_scale(optimizer), self._mine(optimizer)
+        self._masked_forward.check([name for name, parameter in held if parameter.grad is not None])
         for name, parameter in held:
             if parameter.grad is not None and self._strength and scale is not None:
                 parameter.grad.add_(self._penalty(name, parameter) * scale)
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Remember what weight decay, or whatever there is, must not move."""
+        """Store the unexplored weights, which the step (weight decay) must not move."""
         for name, parameter in self._mine(optimizer):
             explored = self._explored.pruned(name)
             if explored is not None:
@@ -185,9 +189,18 @@ class TopKAST(Sister):
 
     # Checkpoints
 
+    def _describe(self) -> list[str]:
+        return [*super()._describe(), f"explored sparsity {self._explored.sparsity:.4g}", f"every {self._every}"]
+
     def _state(self) -> dict[str, Any]:
-        return {"explored": self._explored.state_dict()}
+        return {**super()._state(), "explored": self._explored.state_dict()}
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        load_masks = super()._checked(state)
         explored = self._explored.unpacked(state["explored"])
-        return lambda: self._explored.update(explored, copy=False)
+
+        def load() -> None:
+            self._explored.update(explored, copy=False)
+            load_masks()
+
+        return load

@@ -1,4 +1,4 @@
-"""Evidence of second order: the Hessian's diagonal four ways, and the Hessian times the gradient."""
+"""Evidence of second order: the Hessian's diagonal, by several methods, and the Hessian times the gradient."""
 
 from __future__ import annotations
 
@@ -9,29 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ignite_prune.evidence.calibration import Batch, mapped, tensors_in
-from ignite_prune.evidence.collectors.base import Gatherer, wide
+from ignite_prune._utils.nested import mapped, tensors_in
+from ignite_prune.evidence.calibration import Batch
+from ignite_prune.evidence.collectors.base import Collector
+from ignite_prune.evidence.running_sums import wide
 from ignite_prune.saliency.needs import Curvature, HessianGradient
 from ignite_prune.saliency.obd import Exact, GaussNewton, Hutchinson
 
 _CHUNK = 64
 
 
-class SecondOrder(Gatherer):
-    """What gatherers with passes of their own share: one number an entry, a mean over samples."""
+class SecondOrder(Collector):
+    """Base of collectors that run passes of their own: one number an entry, a mean over samples."""
 
     probes = True
+    backward = True
 
-    @property
-    def backward(self) -> bool:
-        return True
-
-    def empty(self, name: str) -> Tensor:
+    def zeros(self, name: str) -> Tensor:
         parameter = self.parameters[name]
         return torch.zeros_like(parameter, dtype=wide(parameter), requires_grad=False)
-
-    def answer(self, name: str, total: Tensor, count: float) -> Tensor:
-        return total / count
 
     def reason(self, name: str) -> str:
         if not self.parameters[name].requires_grad:
@@ -44,19 +40,19 @@ class SecondOrder(Gatherer):
     def _add(self, found: Mapping[str, Tensor | None], weight: float) -> None:
         for name, value in found.items():
             if value is not None:
-                running = self.running(name)
+                running = self.record.at(name, self.zeros)
                 running.add_(value.detach().to(running.dtype), alpha=weight)
-                self.count(name, weight)
+                self.record.count(name, weight)
 
 
 class HessianGradients(SecondOrder):
-    """Gathers :class:`~ignite_prune.saliency.needs.HessianGradient`."""
+    """Collects :class:`~ignite_prune.saliency.needs.HessianGradient`."""
 
     def __init__(self, need: HessianGradient, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         super().__init__(need, parameters, model)
         self._temperature = need.temperature
 
-    def probe(self, batch: Batch) -> None:
+    def on_batch(self, batch: Batch) -> None:
         trained = self._trained()
         with twice_differentiable():
             output = batch.output()
@@ -72,7 +68,7 @@ class HessianGradients(SecondOrder):
 
 
 class CurvatureSums(SecondOrder):
-    """Gathers :class:`~ignite_prune.saliency.needs.Curvature` by its method."""
+    """Collects :class:`~ignite_prune.saliency.needs.Curvature` by its method."""
 
     def __init__(self, need: Curvature, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         super().__init__(need, parameters, model)
@@ -87,7 +83,7 @@ class CurvatureSums(SecondOrder):
         if isinstance(self._method, Hutchinson):
             self._signs.manual_seed(self._method.seed)
 
-    def probe(self, batch: Batch) -> None:
+    def on_batch(self, batch: Batch) -> None:
         method, trained = self._method, self._trained()
         if isinstance(method, GaussNewton):
             self._add(gauss_newton_diagonal(batch, trained), batch.size)
@@ -118,7 +114,7 @@ class CurvatureSums(SecondOrder):
 
 
 def twice_differentiable() -> AbstractContextManager[Any]:
-    """Let attention be computed in a way that has a second derivative; torch before 2.3 cannot be told to."""
+    """Compute attention in a way that has a second derivative; torch before 2.3 has no such switch."""
     try:
         from torch.nn.attention import SDPBackend, sdpa_kernel
     except ImportError:
@@ -127,7 +123,7 @@ def twice_differentiable() -> AbstractContextManager[Any]:
 
 
 def gradients_of(value: Any, parameters: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
-    """Return the gradients of a scalar in those parameters that it depends on; no ``.grad`` is touched."""
+    """Return the gradients of a scalar with respect to the parameters that it depends on; ``.grad`` does not change."""
     if not parameters or not isinstance(value, Tensor) or not value.requires_grad:
         return {}
     found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, **options)
@@ -139,7 +135,7 @@ def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Any:
 
 
 def hessian_diagonal(first: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    """Return the diagonal of the Hessian from gradients with a graph: one backward pass an entry, many at once."""
+    """Return the diagonal of the Hessian from gradients with a graph: a batched backward pass for each entry."""
     found: dict[str, Tensor | None] = {}
     for name, gradient in first.items():
         flat = gradient.reshape(-1)
@@ -158,7 +154,7 @@ def hessian_diagonal(first: Mapping[str, Tensor], parameters: Mapping[str, Tenso
 
 
 def gauss_newton_diagonal(batch: Batch, parameters: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    r"""Return the diagonal of :math:`J^T H_L J`, the loss's Hessian in the outputs taken sample by sample.
+    r"""Return the diagonal of :math:`J^T H_L J`; the Hessian of the loss in the outputs is computed sample by sample.
 
     Raises:
         TypeError: the model's output is not one tensor.
@@ -207,7 +203,7 @@ def _root(slope: Tensor, logits: Tensor, n: int, k: int) -> Tensor:
 
 
 def _picks(root: Tensor, start: int, stop: int) -> Tensor:
-    """Return some rows of the block-diagonal matrix of every sample's ``Lᵀ``: all at once they would be its square."""
+    """Return some rows of the block-diagonal matrix of all samples' ``Lᵀ``, which is too large as a whole."""
     n, k, _ = root.shape
     rows = torch.arange(start, stop, device=root.device)
     sample = rows // k
@@ -217,7 +213,7 @@ def _picks(root: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _many_backwards(values: Tensor, parameter: Tensor, picks: Tensor) -> Tensor | None:
-    """Return the gradients of ``picks @ values``, one a row; batched where every operation allows it."""
+    """Return the gradients of ``picks @ values``, one a row; batched if every operation has a batching rule."""
     backward: Callable[..., Any] = torch.autograd.grad
     try:
         (rows,) = backward(

@@ -1,7 +1,7 @@
-"""Attention heads in the data flow: who makes queries, keys and values, and what leaves each head.
+"""Attention heads in the data flow: the layers of queries, keys and values, and the output of each head.
 
-From a selected layer's output, its source is followed through changes of shape and arithmetic (rotary embeddings,
-repeated keys) into an attention; from there the heads' outputs are followed to the layer that takes them.
+A selected layer's output is followed through changes of shape and arithmetic (rotary embeddings, repeated keys) into an
+attention; from there the heads' outputs are followed to the layer that takes them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ignite_prune.evidence.forward.layer_calls import Use
+from ignite_prune._utils.nested import tensors_in
+from ignite_prune.evidence.forward.layer_calls import LayerCall
 from ignite_prune.evidence.forward.op_tables import (
     ARITHMETIC,
     COMPARISONS,
@@ -23,10 +24,9 @@ from ignite_prune.evidence.forward.op_tables import (
     PRODUCTS,
     SHAPING,
     Call,
-    tensors_in,
     turns,
 )
-from ignite_prune.evidence.forward.tensor_tags import Notes
+from ignite_prune.evidence.forward.tensor_tags import TensorTags
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,14 +34,14 @@ class Attention:
     """One attention of a forward pass.
 
     Attributes:
-        context: what the heads put out, before the output projection: (batch, heads, length, head_size), in the
-            autograd graph.
-        output: name of the selected weight that takes it, the output projection's.
-        query: name of the selected weight that makes the queries; ``key`` and ``value`` likewise.
-        packed: name of one weight that makes all three (then they are None): its rows are queries, keys, values.
-        heads: how many heads there are.
-        kv_heads: how many of keys and values; fewer with grouped queries.
-        head_size: the size of each.
+        context: the heads' outputs, before the output projection: (batch, heads, length, head_size), in the autograd
+            graph.
+        output: name of the selected weight of the output projection.
+        query: name of the selected weight that computes the queries; ``key`` and ``value`` likewise.
+        packed: name of one weight that computes all three (then they are None): its rows are queries, keys, values.
+        heads: the number of heads.
+        kv_heads: the number of heads of keys and values; fewer with grouped queries.
+        head_size: the size of each head.
     """
 
     context: Tensor
@@ -57,7 +57,7 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor made by a selected layer alone, of so many units."""
+    """A tensor computed from the output of one selected layer."""
 
     name: str
     units: int
@@ -65,7 +65,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Products of queries and keys; ``soft``: behind the softmax."""
+    """Products of queries and keys; ``soft``: after the softmax."""
 
     query: Source | None
     key: Source | None
@@ -74,7 +74,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
-    """What an attention puts out, on its way to the output projection."""
+    """An attention's output, before the output projection."""
 
     tensor: Tensor
     query: Source | None
@@ -87,27 +87,27 @@ _KEEPING = SHAPING | PASSING | DROPOUT
 _COMPUTING = _KEEPING | ARITHMETIC | NORMS | {"tanh", "clamp", "clip"}
 
 
-class Heads:
+class AttentionTracker:
     """Finds the attentions of a forward pass.
 
     - ``F.scaled_dot_product_attention`` on (batch, heads, length, size).
-    - A product whose first factor is a softmax, on the same shapes; in ``F.multi_head_attention_forward``, which
-      knows how many heads there are, on (batch · heads, length, size) too.
+    - A product whose first factor is a softmax, on the same shapes; in ``F.multi_head_attention_forward``, where the
+      number of heads is known, on (batch · heads, length, size) too.
 
     Args:
-        notes: where tensors are noted.
-        deliver: called with an :class:`Attention` when a selected weight takes its output, or else at the end.
+        tags: the tags of the forward pass.
+        deliver: called with an :class:`Attention` when a selected layer takes its output, or else at the end.
     """
 
-    def __init__(self, notes: Notes, deliver: Callable[[Attention], object]) -> None:
-        self._notes = notes
+    def __init__(self, tags: TensorTags, deliver: Callable[[Attention], object]) -> None:
+        self._tags = tags
         self._deliver = deliver
         self._waiting: dict[int, Context] = {}
-        self._batches: list[tuple[int, int]] = []  # samples and heads of the F.multi_head_attention_forward that runs
+        self._batches: list[tuple[int, int]] = []  # samples and heads of the running F.multi_head_attention_forward
 
     @contextmanager
     def inside(self, call: Call) -> Iterator[None]:
-        """Count heads as a call of ``F.multi_head_attention_forward`` says, for its length."""
+        """Use the samples and heads of a call of ``F.multi_head_attention_forward`` inside it."""
         query: Tensor = call.argument(0, "query")
         self._batches.append((query.shape[1] if query.dim() == 3 else 1, call.argument(4, "num_heads")))
         try:
@@ -116,7 +116,7 @@ class Heads:
             self._batches.pop()
 
     def after(self, call: Call, result: Any) -> Any:
-        """Take a call's result into account, and return it: for heads folded into the batch, by a way around."""
+        """Follow a call's result and return it; where heads are folded into the batch, return a view of a view."""
         if call.op == "scaled_dot_product_attention":
             query, key, value = (
                 self._source(call.argument(i, name)) for i, name in enumerate(("query", "key", "value"))
@@ -134,21 +134,21 @@ class Heads:
         return result
 
     def finish(self) -> None:
-        """Deliver what no selected weight has taken; the forward is over."""
+        """Deliver the attentions whose output no selected layer has taken."""
         for context in list(self._waiting.values()):
             self._send(context, None)
 
     def clear(self) -> None:
-        """Forget what is on its way; the forward has failed."""
+        """Drop all attentions without delivering."""
         self._waiting.clear()
         self._batches.clear()
 
-    def used(self, name: str, use: Use, parameter: nn.Parameter) -> None:
-        """Take a layer into account: its input may be what heads put out, its output is a source."""
-        flow = self._flow(use.input)
+    def on_layer_call(self, name: str, call: LayerCall, parameter: nn.Parameter) -> None:
+        """Follow a layer: its input may be the heads' output, and its output is a source."""
+        flow = self._flow(call.input)
         if isinstance(flow, Context) and id(flow) in self._waiting:
             self._send(flow, name)
-        self._mark(use.output, Source(name, parameter.shape[1 if use.transposed else 0]))
+        self._mark(call.output, Source(name, parameter.shape[1 if call.transposed else 0]))
 
     def _product(self, call: Call, result: Tensor) -> Tensor:
         first, second = call.tensors[-2:]
@@ -173,7 +173,7 @@ class Heads:
             self._mark(context, flow)
 
     def _carried(self, call: Call) -> Source | Scores | Context | None:
-        """What the result is if the call makes it of one thing that is known, and of others that are not."""
+        """Return the one known flow that a call carries on to its result, or None."""
         flows = {flow for flow in map(self._flow, call.tensors) if flow is not None}
         if len(flows) != 1 or call.op in COMPARISONS:
             return None
@@ -197,11 +197,11 @@ class Heads:
 
     def _mark(self, result: Any, flow: Any) -> None:
         for tensor in tensors_in(result):
-            self._notes.at(tensor).flow = flow
+            self._tags.at(tensor).flow = flow
 
     def _flow(self, tensor: Any) -> Any:
-        note = self._notes.of(tensor) if isinstance(tensor, Tensor) else None
-        return None if note is None else note.flow
+        tag = self._tags.of(tensor) if isinstance(tensor, Tensor) else None
+        return None if tag is None else tag.flow
 
     def _source(self, tensor: Any) -> Source | None:
         return _as_source(self._flow(tensor))

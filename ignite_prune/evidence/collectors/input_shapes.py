@@ -1,41 +1,40 @@
-"""Synaptic flow: what ones become in the network of absolute weights."""
+"""Evidence for synaptic flow: the shapes of the model's input."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ignite_prune.evidence.calibration import mapped, tensors_in, undisturbed
-from ignite_prune.evidence.collectors.base import Gatherer
+from ignite_prune._utils.nested import mapped, tensors_in
+from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.evidence.collectors.base import Collector
 from ignite_prune.saliency.needs import SynapticFlow
 
 
-class InputShapes(Gatherer):
-    """Gathers :class:`~ignite_prune.saliency.needs.SynapticFlow`: the shapes of one input; the flows when asked.
+class InputShapes(Collector):
+    """Collects :class:`~ignite_prune.saliency.needs.SynapticFlow`: the shapes of one input, which are its state.
 
-    Its state is the shapes. The flow of a network is a pure function of its weights, masks and these.
+    The flow is a pure function of weights, masks and shapes, computed in :meth:`results`.
     """
 
+    listens_to: ClassVar[frozenset[str]] = frozenset({"model_input"})
     replicated = True
+    lasting = True
 
     def __init__(self, need: SynapticFlow, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         super().__init__(need, parameters, model)
         self._bias = need.bias
         self.shapes: Any = None
 
-    @property
-    def lasting(self) -> bool:
-        return True
-
-    def empty(self, name: str) -> Tensor:
+    def zeros(self, name: str) -> Tensor:
         return torch.zeros(())
 
-    def entered(self, args: Any, kwargs: Any) -> None:
-        """Remember the shapes of an input, less the batch's.
+    def on_model_input(self, args: Any, kwargs: Any) -> None:
+        """Store the shapes of the first input, without the batch dimension.
 
         Raises:
             TypeError: the model's input is not floating point.
@@ -48,14 +47,16 @@ class InputShapes(Gatherer):
                 "args": [mapped(each, _shape) for each in args],
                 "kwargs": {key: mapped(each, _shape) for key, each in kwargs.items()},
             }
-            self.counts = dict.fromkeys(self.parameters, 1.0)
+            self.record.counts = dict.fromkeys(self.parameters, 1.0)
 
-    def flows(self, masks: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        r"""Return :math:`\partial R/\partial|\theta|` of every parameter, float64, under masks."""
+    def results(
+        self, sums: Mapping[str, Tensor], counts: Mapping[str, float], masks: Mapping[str, Tensor | None]
+    ) -> dict[str, Any]:
+        r"""Return :math:`\partial R/\partial|\theta|` of every parameter, float64, under the masks."""
         if self.shapes is None:
             return {}
         values = {name: p.detach().double().abs() for name, p in self.model.named_parameters()}
-        inside = {parameter: name for name, parameter in self.model.named_parameters()}  # a compiled part adds to names
+        inside = {parameter: name for name, parameter in self.model.named_parameters()}  # a compiled part changes names
         if not self._bias:
             values |= {name: torch.zeros_like(v) for name, v in values.items() if name.rpartition(".")[2] == "bias"}
         for name, mask in masks.items():
@@ -80,7 +81,7 @@ class InputShapes(Gatherer):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.shapes = state["shapes"]
-        self.counts = {} if self.shapes is None else dict.fromkeys(self.parameters, 1.0)
+        self.record.counts = {} if self.shapes is None else dict.fromkeys(self.parameters, 1.0)
 
 
 def _shape(tensor: Tensor) -> dict[str, list[int]]:

@@ -1,0 +1,221 @@
+"""The evidence of some saliencies and repairs: collected, reduced over ranks, saved and reset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ignite_prune._utils.distributed import raise_together
+from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches, undisturbed
+from ignite_prune.evidence.collectors.activations import ActivationMeans
+from ignite_prune.evidence.collectors.base import Collector
+from ignite_prune.evidence.collectors.following_scale import FollowingScales
+from ignite_prune.evidence.collectors.gradients import FisherBlockSums, GradientSums
+from ignite_prune.evidence.collectors.head_gates import HeadGateMeans
+from ignite_prune.evidence.collectors.initial_values import InitialValues
+from ignite_prune.evidence.collectors.input_shapes import InputShapes
+from ignite_prune.evidence.collectors.inputs import InputMomentSums, InputNormSums
+from ignite_prune.evidence.collectors.second_order import CurvatureSums, HessianGradients, gradients_of
+from ignite_prune.evidence.collectors.unit_removal import UnitRemovalValues
+from ignite_prune.evidence.observe import observer_of
+from ignite_prune.evidence.reduce import FAILED, Totals, totals
+from ignite_prune.evidence.running_sums import Kept
+from ignite_prune.saliency import needs
+from ignite_prune.saliency.needs import Need
+
+COLLECTORS: dict[type[Need], type[Collector]] = {
+    needs.Activations: ActivationMeans,
+    needs.Curvature: CurvatureSums,
+    needs.FisherBlocks: FisherBlockSums,
+    needs.FollowingScale: FollowingScales,
+    needs.Gradients: GradientSums,
+    needs.HeadGates: HeadGateMeans,
+    needs.HessianGradient: HessianGradients,
+    needs.Initial: InitialValues,
+    needs.InputMoments: InputMomentSums,
+    needs.InputNorms: InputNormSums,
+    needs.SynapticFlow: InputShapes,
+    needs.UnitRemoval: UnitRemovalValues,
+}
+"""The collector of each need."""
+
+
+class Evidence:
+    """Collectors for some needs; equal needs of several groups share one.
+
+    Args:
+        model: the unwrapped model.
+        wanted: the parameters of each need, by name.
+
+    Attributes:
+        collectors: by need.
+    """
+
+    def __init__(self, model: nn.Module, wanted: Mapping[Need, Mapping[str, nn.Parameter]]) -> None:
+        self.model = model
+        unknown = [need for need in wanted if type(need) not in COLLECTORS]
+        if unknown:
+            raise TypeError(f"A saliency's need should be a record of saliency.needs, but given {unknown[0]!r}")
+        self.collectors = {need: COLLECTORS[type(need)](need, over, model) for need, over in wanted.items()}
+        self._totals: dict[Need, Totals] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.collectors)
+
+    @property
+    def probes(self) -> bool:
+        """Whether collectors run passes of their own, which need the loss."""
+        return any(collector.probes for collector in self.collectors.values())
+
+    # Collecting
+
+    def probe(self, batch: Batch, batch_statistics: bool = False) -> None:
+        """Run the collectors' own passes over one batch of a trainer; the model is left as it was."""
+        with undisturbed(self.model, batch_statistics):
+            collect(batch, [collector for collector in self.collectors.values() if collector.probes])
+
+    def calibrate(
+        self,
+        data: Iterable[Any],
+        loss_fn: LossFn | None = None,
+        prepare_batch: PrepareBatch | None = None,
+        batch_statistics: bool = False,
+    ) -> None:
+        """Collect everything from one pass over ``data``, after a reset; the model is left as it was.
+
+        Raises:
+            TypeError, ValueError: bad data, or a bad loss, on this rank; ValueError if another rank failed.
+        """
+        self.reset()
+        error: Exception | None = None
+        try:
+            collectors = list(self.collectors.values())
+            device = next(p.device for each in collectors for p in each.parameters.values())
+            with undisturbed(self.model, batch_statistics):
+                for batch in batches(self.model, data, loss_fn, prepare_batch, device):
+                    collect(batch, collectors)
+        except Exception as raised:  # the other ranks must not wait for this one
+            error = raised
+            self.reset()
+        raise_together(error, FAILED)
+
+    def reset(self, start: bool = False) -> None:
+        """Drop what passes have collected; with ``start`` also what was collected at construction."""
+        for collector in self.collectors.values():
+            if start or not collector.initial:
+                collector.reset()
+        self._totals.clear()
+
+    def used(self) -> None:
+        """Mark the evidence as used by a mask update: the next events start from zeros."""
+        for collector in self.collectors.values():
+            collector.record.stale = not collector.lasting
+        self._totals.clear()
+
+    # Results
+
+    def sum_over_ranks(self, averaged: bool = False) -> None:
+        """Reduce the evidence for :meth:`found`; call on every rank.
+
+        Args:
+            averaged: gradients were averaged over ranks already, as in training.
+        """
+        self._totals.clear()
+        for need, collector in self.collectors.items():
+            collector.settle()
+            self._totals[need] = totals(
+                collector.record,
+                collector.zeros,
+                need.key,
+                replicated=averaged and collector.replicated,
+                shared=collector.shared,
+            )
+
+    def found(self, need: Need, masks: Mapping[str, Tensor | None]) -> dict[str, Any]:
+        """Return a need's evidence by parameter name; parameters without any are left out."""
+        return self.collectors[need].results(*self.totals(need), masks)
+
+    def totals(self, need: Need) -> Totals:
+        """Return a need's sums and counts, over all ranks after :meth:`sum_over_ranks`."""
+        record = self.collectors[need].record
+        return self._totals.get(need, (record.sums, record.counts))
+
+    def reasons(self, need: Need) -> dict[str, str]:
+        """Return the reasons why parameters have no evidence."""
+        collector = self.collectors[need]
+        return {name: collector.reason(name) for name in collector.parameters if name not in collector.record.counts}
+
+    # State
+
+    def state_dict(self, lasting_alone: bool = False) -> list[dict[str, Any]]:
+        """Return the state of each need's collector, in order, as plain data.
+
+        Args:
+            lasting_alone: leave out what is collected from data at each update.
+        """
+        return [
+            collector.state_dict() if collector.initial or not lasting_alone else {}
+            for collector in self.collectors.values()
+        ]
+
+    def sliced_state(self, indices: Mapping[str, Kept], lasting_alone: bool = False) -> list[dict[str, Any]]:
+        """Return the state for parameters that keep these indices, by name and dimension."""
+        return [
+            collector.sliced_state(indices) if collector.initial or not lasting_alone else {}
+            for collector in self.collectors.values()
+        ]
+
+    def checked(self, state: Any) -> list[dict[str, Any]]:
+        """Return a state that fits.
+
+        Raises:
+            TypeError, ValueError: it is of other evidence.
+        """
+        if not isinstance(state, Sequence) or isinstance(state, str) or len(state) != len(self.collectors):
+            raise ValueError(
+                "The checkpoint's pruner and this one should gather the same evidence (the same saliency and repair)"
+            )
+        return [collector.checked(each) if each else {} for collector, each in zip(self.collectors.values(), state)]
+
+    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Load a checked state."""
+        for collector, each in zip(self.collectors.values(), state):
+            if each:
+                collector.load_state_dict(each)
+            else:
+                collector.reset()
+        self._totals.clear()
+
+
+def collect(batch: Batch, collectors: Sequence[Collector]) -> None:
+    """Run a forward pass and, if a collector needs it, a backward pass over a batch; then the collectors' own."""
+    listening = [each for each in collectors if not each.probes]
+    at_once = [each for each in listening if not each.per_sample]
+    by_sample = [each for each in listening if each.per_sample]
+    if at_once:
+        _one_pass(batch, at_once)
+    if by_sample:
+        for sample in batch.samples():
+            _one_pass(sample, by_sample)
+    for collector in collectors:
+        if collector.probes:
+            collector.record.drop_stale()
+            collector.on_batch(batch)
+
+
+def _one_pass(batch: Batch, collectors: Sequence[Collector]) -> None:
+    backward = any(each.backward for each in collectors)
+    wanted = {name: p for each in collectors for name, p in each.differentiated.items() if p.requires_grad}
+    with torch.set_grad_enabled(backward), observer_of(collectors).installed(batch.model):
+        output = batch.output()
+    if backward:
+        loss = batch.loss(output)
+        # The gradients of activations need a backward pass past them, whether or not a weight's is wanted.
+        targets = wanted or {n: p for n, p in batch.model.named_parameters() if p.requires_grad}
+        found = gradients_of(loss, targets)
+        for collector in collectors:
+            if collector.differentiated:
+                collector.on_gradients({name: found[name] for name in collector.differentiated if name in found})

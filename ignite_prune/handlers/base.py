@@ -1,0 +1,237 @@
+"""Base class of everything that attaches to an engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from ignite.engine import Engine
+from torch import nn
+
+from ignite_prune.core.mask_enforcer import check_free, claim, release
+from ignite_prune.core.selection import named_parameters
+from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
+from ignite_prune.handlers.events import register
+
+
+class BaseHandler(ABC):
+    """Attached to at most one engine at a time, published in its state, saved in checkpoints, finalized once.
+
+    A subclass defines :meth:`attach` with its own default event and name, which calls :meth:`_attach`, and implements
+    the abstract methods below. The other methods with an underscore may be overridden; the public ones are final.
+
+    Attributes:
+        VERSION: of the state_dict; older ones from 1 on are read, see :meth:`_upgraded`.
+        KEYS: of the state_dict in their order, without ``"version"``.
+        MAIN: key of the published number that is stored in ``engine.state.metrics``; None for no metric.
+    """
+
+    VERSION: ClassVar[int] = 1
+    KEYS: ClassVar[tuple[str, ...]]
+    MAIN: ClassVar[str | None] = None
+    _progress: Progress
+    _attachment: Attachment | None = None
+    _finalized = False
+    _shared = False  # other handlers may mask the same parameters
+    _owns = False  # entered as an owner of its parameters
+
+    def __init__(self) -> None:
+        self._progress = Progress()
+
+    # Implemented by subclasses
+
+    @abstractmethod
+    def attach(self, engine: Engine, event: Any, name: Any) -> None:
+        """Act on ``event`` of ``engine`` from now on, and publish in ``engine.state.<name>``."""
+
+    @abstractmethod
+    def _start(self, attachment: Attachment) -> None:
+        """Install the hooks, and add further handlers to the engine."""
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """Remove the hooks."""
+
+    @abstractmethod
+    def _update_at(self, step: int, done: Callable[[], None]) -> None:
+        """Act on the event, whose count is ``step``, and call ``done`` when everything has changed."""
+
+    @abstractmethod
+    def _report(self) -> dict[str, float]:
+        """Return what is published."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """Return the state as plain data, without version and progress."""
+
+    @abstractmethod
+    def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Return a function that loads a state with all keys, or raise and change nothing."""
+
+    @abstractmethod
+    def _describe(self) -> list[str]:
+        """Return the parts of the representation."""
+
+    def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a state of an older version in the form of this one."""
+        return state
+
+    def _masked(self) -> Mapping[str, nn.Parameter]:
+        """Return the parameters that are masked; those of two handlers should be disjoint."""
+        return {}
+
+    def _check_parameters(self) -> None:
+        """Raise ValueError if the model's parameters have been replaced."""
+
+    def _bake(self) -> None:
+        """Write into the model what is to last after :meth:`finalize`."""
+
+    # Attaching
+
+    @property
+    def attached_to(self) -> Engine | None:
+        """The engine that it is attached to."""
+        return None if self._attachment is None else self._attachment.engine
+
+    def detach(self) -> None:
+        """Remove every hook and handler; the model's parameters keep their values. It may be attached again."""
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+        self._stop()
+        release(self, self._masked())
+        self._owns = False
+
+    def finalize(self) -> None:
+        """Make the result permanent in a plain model, and detach. Any later use of this object is refused.
+
+        Raises:
+            ValueError: finalized before.
+        """
+        self._check_usable()
+        self._bake()
+        self.detach()
+        self._finalized = True
+
+    def _attach(self, engine: Any, event: AnyEvent, name: str, update: Update | None = None) -> None:
+        """Attach, or raise and change nothing.
+
+        Args:
+            engine: the trainer.
+            event: when to update.
+            name: the attribute of ``engine.state``.
+            update: what to call on the event; None for :meth:`_update_at`.
+        """
+        self._check_usable()
+        if not isinstance(engine, Engine):
+            raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
+        if self._attachment is not None:
+            raise ValueError(f"This {type(self).__name__} is attached already; detach() it first")
+        self._check_parameters()
+        self._check_free()
+        register(engine)
+        self._attachment = Attachment(engine, event, self._progress, update or self._update_at, name)
+        try:
+            self._start(self._attachment)
+        except Exception:
+            self.detach()
+            raise
+        self._own()
+        self._publish()
+
+    def _check_usable(self) -> None:
+        if self._finalized:
+            raise ValueError(f"This {type(self).__name__} is finished: finalize() was called; make a new one")
+
+    def _check_free(self) -> None:
+        """Raise if another handler masks one of the parameters, unless this was made with ``shared=True``."""
+        if not self._owns and not self._shared:
+            check_free(self, self._masked())
+
+    def _own(self, check: bool = True) -> None:
+        """Enter as an owner of the masked parameters until :meth:`detach`; see :meth:`_check_free`."""
+        if not self._owns:
+            self._owns = claim(self, self._masked(), self._shared or not check)
+
+    def _publish(self) -> None:
+        if self._attachment is not None:
+            state, name, report = self._attachment.engine.state, self._attachment.name, self._report()
+            setattr(state, name, report)
+            if self.MAIN is not None:
+                state.metrics[name] = report[self.MAIN]
+
+    def _where(self) -> str:
+        if self._finalized:
+            return "finalized"
+        return "not attached" if self._attachment is None else str(self._attachment)
+
+    def __repr__(self) -> str:
+        parts = [*self._describe(), self._where()]
+        line = f"{type(self).__name__}({', '.join(parts)})"
+        return line if len(line) <= 100 else f"{type(self).__name__}(\n  " + "\n  ".join(parts) + "\n)"
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain data, which ``torch.load(weights_only=True)`` reads."""
+        parts = {"progress": self._progress.state_dict(), **self._state()}
+        return {"version": self.VERSION, **{key: parts[key] for key in self.KEYS}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a state. Everything is checked first; if it is refused, nothing has changed.
+
+        Raises:
+            TypeError: not a state_dict of this class.
+            ValueError: of another handler, parameters, shapes or groups, of a later version, or damaged; or this object
+                is finalized, or the model's parameters have been replaced.
+        """
+        self._check_usable()
+        self._check_parameters()
+        state = self._checked_form(state_dict)
+        progress = Progress.from_state(state["progress"]) if "progress" in state else self._progress
+        load = self._checked(state)
+        load()
+        self._progress.__dict__.update(vars(progress))
+        self._publish()
+
+    def _checked_form(self, state: Any) -> Mapping[str, Any]:
+        """Return a state of this version with all keys, or raise."""
+        kind = type(self).__name__
+        version = state.get("version") if isinstance(state, Mapping) else None
+        if not isinstance(state, Mapping) or type(version) is not int:
+            raise TypeError(
+                f"Argument state_dict should be a {kind}'s, a mapping with a whole 'version', but given {type(state)}"
+            )
+        if not 1 <= version <= self.VERSION:
+            raise ValueError(
+                f"The checkpoint's {kind} has version {version}, this one reads versions up to {self.VERSION}; update "
+                "ignite_prune"
+            )
+        if state.get("kind", kind) != kind:
+            raise ValueError(f"The checkpoint is of {state['kind']!r:.40}, but this is a {kind}")
+        upgraded = self._upgraded(state)
+        missing = set(self.KEYS) - set(upgraded)
+        if missing:
+            raise ValueError(f"The checkpoint's {kind} is damaged: it lacks {sorted(missing)}")
+        return upgraded
+
+
+def check_same(model: nn.Module, parameters: Mapping[str, nn.Parameter], handler: str) -> None:
+    """Raise if the model's parameters are no longer the objects that a handler acts on.
+
+    Args:
+        model: unwrapped.
+        parameters: as they were when the handler was made.
+        handler: which handler to make again.
+
+    Raises:
+        ValueError: names a parameter.
+    """
+    now = named_parameters(model)
+    replaced = [name for name, parameter in parameters.items() if now.get(name) is not parameter]
+    if replaced:
+        raise ValueError(
+            f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged or "
+            f"sliced, or a state_dict loaded with assign=True); make a new {handler}"
+        )
