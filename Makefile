@@ -21,7 +21,7 @@ demo: $(STAMP)  ## train handwritten digits dense and 90 % sparse, with a table 
 	$(BIN)/python examples/digits.py
 
 test: $(STAMP)  ## run every test and docstring example
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

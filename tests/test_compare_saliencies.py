@@ -7,9 +7,6 @@ import pytest
 from tests.examples import run_example
 
 
-pytestmark = pytest.mark.xdist_group("compare_saliencies")  # the fixture runs once, on one worker
-
-
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saliencies")
