@@ -15,8 +15,6 @@ def figures(tmp_path_factory):
         "--quick",
         "--seeds",
         1,
-        "--epochs",
-        20,
         "--conv-epochs",
         4,
         "--workers",
