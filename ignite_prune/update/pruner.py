@@ -33,7 +33,6 @@ from ignite_prune.update.plan import (
 
 if TYPE_CHECKING:
     from ignite_prune.evidence import Evidence
-    from ignite_prune.repair.base import Passes
     from ignite_prune.saliency import Saliency
     from ignite_prune.structure import Indices, Structure
 
@@ -44,16 +43,15 @@ REMAKE = "PruneHandler, with masks=pruner.masks"  # what to do where the model's
 class Pruner:
     """Groups, masks, kept values, hooks and evidence over the parameters of one model.
 
-    An update is planned first, without changing anything, and then committed: where planning raises, nothing has
-    changed. After a slicing the model has other parameters, and another pruner is made.
+    An update is planned first and then committed: if planning raises, nothing has changed. :meth:`sliced` makes another
+    pruner for the parameters of a sliced model.
 
     Args:
         model: unwrapped.
         optimizers: those that train it.
         params: the user's selection.
         settings: of every group, see :func:`ignite_prune.update.param_groups.build`.
-        calibration: the data that evidence and repairs are computed from; without data, evidence is gathered from
-            training by the handler.
+        calibration: what evidence and repairs are computed from; without data, the handler gathers it from training.
         masks: initial masks.
 
     Attributes:
@@ -147,7 +145,8 @@ class Pruner:
             for update in updates:
                 merge(plan.masks, plan_masks(update, self.masks, before, self.evidence))
             if any(group["repair"] for group in self.groups):
-                plan = repaired(self.model, self.groups, self.masks, before, plan, self.evidence, self._passes())
+                again = None if self.calibration.data is None else lambda: self.calibration.batches(self.model)
+                plan = repaired(self.model, self.groups, self.masks, before, plan, self.evidence, again)
         except Exception as raised:
             self.set_generator_states(states)
             error = raised
@@ -191,10 +190,6 @@ class Pruner:
             return True
         reached = self._settled.get(update.group["scored"][0])
         return update.target != 0 and reached != (update.target, self.masks.changes)
-
-    def _passes(self) -> Passes | None:
-        """Return what iterates over the calibration data for a repair."""
-        return None if self.calibration.data is None else lambda: self.calibration.batches(self.model)
 
     def commit(self, plan: UpdatePlan, targets: Sequence[float]) -> None:
         """Carry a plan out: masks, weights, gradients, optimizer slots, buffers and the groups' ``"sparsity"``."""
