@@ -60,7 +60,7 @@ class Learnt(nn.Module):
         return float(self().item())
 
     def penalty(self) -> Tensor:
-        """Return strength · (target − a)², a term to add to the loss."""
+        """Return strength · (target − sparsity)², a term to add to the loss."""
         penalty: Tensor = self.strength * (self.target - self()) ** 2
         return penalty
 

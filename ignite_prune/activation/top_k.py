@@ -21,7 +21,7 @@ class TopK(Sparsifier):
 
     Args:
         amount: the amount to drop: a sparsity (float), a number of units (int), a schedule of the sparsity, which a
-            handler evaluates, or :class:`Learnt`. Numbers of units are rounded half to even.
+            handler evaluates, or :class:`Learnt`. A sparsity is rounded to a number of units, half to even.
         pattern: pattern of one sample; its dimensions do not include the batch dimension, so ``pattern.Channel()``
             drops channels.
         period: number of samples over which duty cycles are averaged.

@@ -98,7 +98,7 @@ class MaskStore(Mapping[str, Tensor]):
         return f"MaskStore({len(self)} parameters, {sum(self._kept.values())} of {self.numel} kept)"
 
     def pruned(self, name: str) -> Tensor | None:
-        """Return the mask on its parameter's device, or None where nothing is pruned."""
+        """Return the mask (True = kept) on its parameter's device, not copied; None if nothing is pruned."""
         mask = self._masks.get(name)
         device = self.parameters[name].device
         if mask is not None and mask.device != device:  # the model was moved

@@ -99,7 +99,7 @@ def zero_slots_(
         optimizer: one that may hold the parameter.
         parameter: the parameter.
         mask: its mask.
-        names: of the slots; None: all.
+        names: the slots to mask; None: all.
         only_where_needed: leave a slot whose pruned entries are 0 already (or −0.0) as it is, to the bit.
     """
     for name, slot in _slots(optimizer, parameter):

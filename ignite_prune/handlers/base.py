@@ -176,6 +176,7 @@ class BaseHandler(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain data, which ``torch.load(weights_only=True)`` reads."""
         parts = {"progress": self._progress.state_dict(), **self._state()}
+        assert set(parts) <= {*self.KEYS, "progress"}, f"{type(self).__name__}.KEYS should name all of its state"
         return {"version": self.VERSION, **{key: parts[key] for key in self.KEYS}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from ignite_prune.schedule.base import check_steps
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
-from ignite_prune.update.pruner_state import PrunerState, checked, state_of
+from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 
 if TYPE_CHECKING:
     from ignite_prune.handlers.evidence_feed import EvidenceFeed
@@ -338,7 +338,7 @@ class PruneHandler(BaseHandler):
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         self._check_free()
         fitting = PrunerState.checked(state, self.pruning.groups)
-        load_masks = checked(self.pruning, fitting)
+        load_masks = loader_of(self.pruning, fitting)
         evidence = self._checked_evidence(fitting.evidence, state["version"])
 
         def load() -> None:

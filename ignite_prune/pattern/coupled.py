@@ -64,7 +64,7 @@ class Coupled(Pattern):
         return min(size, max(rounded, self.at_least, self.round_to if size >= self.round_to else 1))
 
     def slices(self, scores: Tensor, dim: int) -> Tensor:
-        """Return the score of each index along a dimension, ``(size,)``, float64."""
+        """Return one score for each slice along a dimension, ``(size,)``, float64."""
         along = scores.movedim(dim, 0).reshape(scores.shape[dim], -1)
         return along.sum(1, dtype=torch.float64) if self.norm is None else norms(along, self.norm)
 

@@ -100,7 +100,7 @@ def shrink_(units: Units, weights: Weights, thresholds: Mapping[str, float | Ten
 
 
 def _per_norm(units: Units, weights: Weights, by_size: bool) -> Tensor:
-    """Return 1 / norm of each unit, with ``by_size`` times the root of its size; large but finite for a norm of 0."""
+    """Return 1 / norm of each unit, multiplied by the root of its size if ``by_size``; finite for a norm of 0."""
     norms = units.norms(weights)
     roots = _roots(units, weights, norms) if by_size else None
     found = norms.clamp_(min=_LEAST).reciprocal_()

@@ -60,7 +60,7 @@ class Exact:
 
     @property
     def key(self) -> str:
-        """Identifies the method in checkpoints."""
+        """Identifies this estimator of the curvature in checkpoints."""
         return "exact"
 
 
@@ -81,7 +81,7 @@ class GaussNewton:
 
     @property
     def key(self) -> str:
-        """Identifies the method in checkpoints."""
+        """Identifies this estimator of the curvature in checkpoints."""
         return "gauss-newton"
 
 
@@ -110,7 +110,7 @@ class Hutchinson:
 
     @property
     def key(self) -> str:
-        """Identifies the method in checkpoints."""
+        """Identifies this estimator of the curvature in checkpoints."""
         return f"hutchinson/samples={self.samples}/seed={self.seed}"
 
 

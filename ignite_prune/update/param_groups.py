@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ParamGroup(TypedDict):
-    """One group: the user's settings, and what :func:`build` derives from them. A plain dict at run time.
+    """One group: the user's settings, and derived entries. A plain dict at run time.
 
     Args:
         params: names of the parameters that are masked.
@@ -190,7 +190,7 @@ def _extend_to_units(model: nn.Module, group: ParamGroup, structure: Structure) 
 
 
 def _check_together(groups: Sequence[ParamGroup]) -> None:
-    """Raise if a parameter is in two groups, or if groups with coupled units, which share weights, do not fit."""
+    """Raise if a parameter is in two groups, or if groups of coupled units have settings that cannot be combined."""
     seen: dict[str, int] = {}
     for index, group in enumerate(groups):
         for name in group["scored"]:

@@ -91,7 +91,7 @@ class Pruner:
         self.evidence: Evidence | None = evidence_of(model, self.groups, chosen)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
-        self._settled: dict[str, tuple[float | None, int]] = {}  # by first scored name: what the last update reached
+        self._reached_at: dict[str, tuple[float | None, int]] = {}  # by first scored name: what the last update reached
         for group in self.groups:
             if group["saliency"].randomised and group["generator"] is None:
                 group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
@@ -188,7 +188,7 @@ class Pruner:
         """Return whether an update may prune something; it cannot if the last one reached just this target."""
         if update.group["allocation"].sets_own:
             return True
-        reached = self._settled.get(update.group["scored"][0])
+        reached = self._reached_at.get(update.group["scored"][0])
         return update.target != 0 and reached != (update.target, self.masks.changes)
 
     def commit(self, plan: UpdatePlan, targets: Sequence[float]) -> None:
@@ -208,7 +208,7 @@ class Pruner:
             self.dense.bring_back(before)
         if plan.masks and self.evidence is not None:
             self.evidence.used()
-        self._settled = {g["scored"][0]: (target, self.masks.changes) for g, target in zip(self.groups, targets)}
+        self._reached_at = {g["scored"][0]: (target, self.masks.changes) for g, target in zip(self.groups, targets)}
         for call in self.on_commit:
             call(former, targets)
 
@@ -276,7 +276,7 @@ class Pruner:
 
     def reached(self) -> list[float | None]:
         """Return the target of each group's last update, None where the masks have changed since."""
-        settled = [self._settled.get(group["scored"][0], (None, -1)) for group in self.groups]
+        settled = [self._reached_at.get(group["scored"][0], (None, -1)) for group in self.groups]
         return [target if changes == self.masks.changes else None for target, changes in settled]
 
     def generator_states(self) -> list[Tensor | None]:
@@ -292,7 +292,7 @@ class Pruner:
     def forget_scores(self, reached: Sequence[float | None]) -> None:
         """Forget the last update's scores, after a state was loaded with what :meth:`reached` had returned."""
         self._drawn, self._cached = [None] * len(self.groups), {}
-        self._settled = {
+        self._reached_at = {
             group["scored"][0]: (target, self.masks.changes)
             for group, target in zip(self.groups, reached)
             if target is not None

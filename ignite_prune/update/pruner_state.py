@@ -26,7 +26,7 @@ def state_of(pruner: Pruner, evidence: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def checked(pruner: Pruner, state: PrunerState) -> Callable[[], None]:
+def loader_of(pruner: Pruner, state: PrunerState) -> Callable[[], None]:
     """Check a state against a pruner and return the function that loads it; nothing changes before it is called."""
     dense = DenseValues(pruner.masks, []) if pruner.dense is None else pruner.dense
     masks = pruner.masks.unpacked(state.masks)

@@ -32,7 +32,7 @@ class ActivationCollector(Collector[N]):
 
 
 class ActivationMeans(ActivationCollector[Activations]):
-    """Collects :class:`~ignite_prune.saliency.needs.Activations`: a sum over samples."""
+    """Collects :class:`~ignite_prune.saliency.needs.Activations`: sums over samples, whose means are the evidence."""
 
     def prepare(self) -> None:
         self.backward = self.need.gradient

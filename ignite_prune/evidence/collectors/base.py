@@ -99,7 +99,7 @@ class Collector(Generic[N]):
         return total / count
 
     def reason(self, name: str) -> str:
-        """Return the reason why there is nothing for a parameter."""
+        """Return the reason why a parameter has no evidence."""
         if self.of_gradients and not self.parameters[name].requires_grad:
             return "it is frozen (requires_grad=False) and has no gradient: leave it out with exclude="
         if name in self.refused:

@@ -103,7 +103,13 @@ class Replay:
         return None if recorder.mutates else recorder
 
     def _run(self, x: Any, at_point: AtPoint, on_read: Callable[[Tensor], object] = lambda _: None) -> Tensor:
-        """Run the whole pass; call functions at each evaluation point and for each tensor that Python reads."""
+        """Run the model and the loss.
+
+        Args:
+            x: the input.
+            at_point: called with the activation at each layer's evaluation point.
+            on_read: called with each tensor whose value Python code reads (``.item()``, ``if tensor:``).
+        """
         observer = ForwardObserver()
         observer.subscribe(
             self._parameters, on_activation=lambda name, z, dim, _: at_point(name, z, dim, dict(observer.uses))

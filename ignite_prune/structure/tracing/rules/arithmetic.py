@@ -54,7 +54,8 @@ def softmax(op: Op, x: TracedTensor, dim: int, *args: Any, **kwargs: Any) -> Tra
 
 
 def reduce(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor | list[TracedTensor]:
-    """Reduction: freezes the reduced dimensions, except for sums in which pruned units are 0.
+    """Rule of reductions (sum, mean, max, ...): units along a reduced dimension are frozen, unless they are summed and
+    the entries of pruned units are 0.
 
     ``min`` and ``max`` of two tensors are elementwise.
     """
