@@ -12,7 +12,7 @@ import pickle
 import socket
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import ignite.distributed as idist
@@ -62,12 +62,15 @@ class Ranks:
     def run(self, work: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
         for end in self.ends:
             end.send_bytes(pickle.dumps((work, args)))
-        answers = []
-        for rank, end in enumerate(self.ends):
-            assert end.poll(TIMEOUT), f"rank {rank} has not answered in {TIMEOUT} s"
-            fine, answer = pickle.loads(end.recv_bytes())
-            assert fine, f"rank {rank} failed:\n{answer}"
-            answers.append(answer)
+        answers: dict[int, Any] = {}
+        while len(answers) < len(self.ends):  # whichever answers first: one that failed leaves the other waiting for it
+            waiting = [end for rank, end in enumerate(self.ends) if rank not in answers]
+            ready = wait(waiting, TIMEOUT)
+            assert ready, f"ranks {sorted({0, 1} - set(answers))} have not answered in {TIMEOUT} s"
+            for end in ready:
+                rank = self.ends.index(end)
+                fine, answers[rank] = pickle.loads(end.recv_bytes())
+                assert fine, f"rank {rank} failed:\n{answers[rank]}"
         return answers[0], answers[1]
 
     def kill(self) -> None:
