@@ -315,3 +315,17 @@ def test_hostile_states_are_refused_in_words():
             except (TypeError, ValueError):
                 assert all(torch.equal(before[n], m) for n, m in pruner.masks.items())
     assert set(pruner.masks) == set(WEIGHTS)
+
+
+def test_the_same_target_again_needs_no_evidence():
+    """OWL divides by the scores, whose evidence the first update has used."""
+    pruner = PruneHandler(small_net(), saliency=saliency.Wanda(), allocation=allocation.OWL(), data=batches(2))
+    assert pruner.step(0.5) == pruner.step(0.5) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_refused_step_leaves_the_parameters_to_others():
+    model = small_net()
+    refused = PruneHandler(model, saliency=lambda name, p: p / 0)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        refused.step(0.5)
+    assert PruneHandler(model).step(0.5) == pytest.approx(0.5, abs=1e-3)

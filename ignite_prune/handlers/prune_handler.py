@@ -18,7 +18,7 @@ from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.sparsity import as_sparsity
-from ignite_prune.core.mask_enforcer import claim
+from ignite_prune.core.mask_enforcer import claim, release
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.optimizer_state import as_optimizers
 from ignite_prune.core.selection import unwrap
@@ -288,9 +288,16 @@ class PruneHandler(BaseHandler):
             targets = self.pruning.targets(at)
         else:
             targets = [as_sparsity(group["sparsity"]) for group in groups]
-        if not self._owns:
+        owned = self._owns
+        if not owned:
             self._owns = claim(self, self.pruning.masks.parameters, self._shared)
-        self.pruning.update(targets)
+        try:
+            self.pruning.update(targets)
+        except BaseException:
+            if not owned:
+                release(self, self.pruning.masks.parameters)
+                self._owns = False
+            raise
         self._updated()
         return self.pruning.masks.sparsity
 

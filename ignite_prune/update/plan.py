@@ -48,6 +48,7 @@ class GroupUpdate:
         saliency: the group's, its randomness drawn; evidence is not bound.
         scores: of each scored parameter, evidence bound.
         lifts: whether a dense phase begins: the masks so far are removed first.
+        is_due: whether it may prune something; False if the last update reached just this target.
     """
 
     group: ParamGroup
@@ -55,6 +56,7 @@ class GroupUpdate:
     saliency: Saliency
     scores: dict[str, ParameterScores] = field(default_factory=dict)
     lifts: bool = False
+    is_due: bool = True
 
 
 def drawn(group: ParamGroup, generator: torch.Generator | None, advance: bool = True) -> Saliency:

@@ -143,6 +143,10 @@ class Pruner:
         try:
             updates = self._scored(targets, before, ranks)
             for update in updates:
+                if (
+                    not update.is_due and update.saliency.needs
+                ):  # its evidence may be used up, and nothing can be pruned
+                    continue
                 merge(plan.masks, plan_masks(update, self.masks, before, self.evidence))
             if any(group["repair"] for group in self.groups):
                 again = None if self.calibration.data is None else lambda: self.calibration.batches(self.model)
@@ -168,13 +172,14 @@ class Pruner:
                     saliency = drawn(group, group["generator"])
                 dense_phase = schedule is not None and schedule.regrows and target < (group["sparsity"] or 0.0)
                 updates.append(GroupUpdate(group, target, saliency, lifts=dense_phase))
-            due = [self._is_due(update) for update in updates]
-            if self.evidence is not None and any(due):
+            for update in updates:
+                update.is_due = self._is_due(update)
+            if self.evidence is not None and any(update.is_due for update in updates):
                 if self.calibration.data is not None:
                     calibrate(self.evidence, self.calibration, [group["saliency"] for group in self.groups])
                 self.evidence.sum_over_ranks(averaged=self.calibration.data is None)
-            for update, is_due in zip(updates, due):
-                evidence = self.evidence if is_due else None
+            for update in updates:
+                evidence = self.evidence if update.is_due else None
                 update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
         except Exception as raised:
             error = raised
