@@ -329,3 +329,11 @@ def test_a_refused_step_leaves_the_parameters_to_others():
     with pytest.raises(ValueError, match="NaN or infinite"):
         refused.step(0.5)
     assert PruneHandler(model).step(0.5) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_layers_that_changed_places_are_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    pruner = PruneHandler(model)
+    model[0], model[2] = model[2], model[0]
+    with pytest.raises(ValueError, match=r"'0.weight' of the model has been replaced"):
+        pruner.step(0.5)

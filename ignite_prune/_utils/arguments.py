@@ -50,6 +50,14 @@ def check_generator(value: Any) -> None:
         raise TypeError(f"Argument generator should be a torch.Generator, but given {value!r}")
 
 
+def check_generator_state(generator: torch.Generator, state: Any) -> None:
+    """Raise if a checkpoint's state does not fit a generator, which is not changed."""
+    try:
+        torch.Generator(device=generator.device).set_state(state.cpu())
+    except (AttributeError, TypeError, RuntimeError) as error:
+        raise ValueError(f"The checkpoint's generator state is damaged: {error}") from None
+
+
 def check_callable(argument: str, value: Any) -> None:
     """Raise TypeError unless an argument is None or callable."""
     if value is not None and not callable(value):

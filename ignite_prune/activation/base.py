@@ -9,11 +9,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
 from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.distributed import all_reduce
 from ignite_prune.schedule import Schedule
 from ignite_prune.schedule.base import check_sparsity
 
@@ -118,8 +118,7 @@ class Sparsifier(nn.Module, ABC):
         wins = won.sum(dim=[dim for dim in range(won.ndim) if dim != self.dim % won.ndim])
         # An all-reduce of integers is exact, so duty cycles are bit-identical on all ranks.
         counts = torch.cat([wins, wins.new_tensor([won.numel() // max(units, 1), won.shape[0]])])
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(counts)
+        counts = all_reduce(counts)
         if self.duty.numel() == 0:
             with torch.inference_mode(False):  # an inference tensor could not be updated in training
                 self.duty = torch.zeros(units, device=won.device)

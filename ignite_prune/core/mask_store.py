@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.bits import pack, packed_size, unpack, zero_
 from ignite_prune.core.mask_state import checked_bits, is_plain
-from ignite_prune.core.selection import named_parameters, select
+from ignite_prune.core.selection import COMPILED, named_parameters, select
 
 
 class MaskStore(Mapping[str, Tensor]):
@@ -132,24 +132,6 @@ class MaskStore(Mapping[str, Tensor]):
         """Return the pruned fraction of each parameter."""
         return {name: (n - self._kept[name]) / n if n else 0.0 for name, n in self._whole.items()}
 
-    def check_current(self, model: nn.Module, owner: str) -> None:
-        """Raise if a masked parameter is no longer a parameter of the model.
-
-        Args:
-            model: the unwrapped model.
-            owner: the handler to make again, for the message.
-
-        Raises:
-            ValueError: names a parameter.
-        """
-        now = {id(parameter) for parameter in model.parameters()}
-        replaced = [name for name, parameter in self.parameters.items() if id(parameter) not in now]
-        if replaced:
-            raise ValueError(
-                f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged or "
-                f"sliced, or a state_dict loaded with assign=True); make a new {owner}"
-            )
-
     def update(self, masks: Mapping[str, Tensor], *, copy: bool = True) -> None:
         """Replace the masks of the parameters named, all or none.
 
@@ -263,6 +245,26 @@ class MaskStore(Mapping[str, Tensor]):
 
 def _all_kept(parameter: Tensor) -> Tensor:
     return torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
+
+
+def check_same(model: nn.Module, parameters: Mapping[str, nn.Parameter], handler: str) -> None:
+    """Raise if the model's parameters are no longer the objects that a handler acts on.
+
+    Args:
+        model: unwrapped.
+        parameters: by name, as they were when the handler was made.
+        handler: which handler to make again, for the message.
+
+    Raises:
+        ValueError: names a parameter.
+    """
+    now = {name.replace(COMPILED, ""): parameter for name, parameter in model.named_parameters()}
+    replaced = [name for name, parameter in parameters.items() if now.get(name) is not parameter]
+    if replaced:
+        raise ValueError(
+            f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged or "
+            f"sliced, or a state_dict loaded with assign=True); make a new {handler}"
+        )
 
 
 def warn_of_nearly_empty(masks: MaskStore, warned: set[str]) -> None:

@@ -24,7 +24,7 @@ PRUNABLE: tuple[type[nn.Module], ...] = (
     nn.modules.rnn.RNNCellBase,
     nn.MultiheadAttention,
 )
-_COMPILED = "_orig_mod."
+COMPILED = "_orig_mod."
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -38,15 +38,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):
             model = model.module
-        elif _COMPILED[:-1] in model._modules:  # torch.compile's OptimizedModule
-            model = model._modules[_COMPILED[:-1]]  # type: ignore[assignment]
+        elif COMPILED[:-1] in model._modules:  # torch.compile's OptimizedModule
+            model = model._modules[COMPILED[:-1]]  # type: ignore[assignment]
         else:
             return model
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the unwrapped model's parameters by name; a tied one once, under its first name."""
-    return {name.replace(_COMPILED, ""): parameter for name, parameter in unwrap(model).named_parameters()}
+    return {name.replace(COMPILED, ""): parameter for name, parameter in unwrap(model).named_parameters()}
 
 
 def select(
@@ -118,7 +118,7 @@ def as_rules(argument: str, rules: Any) -> list[Rule]:
 def _matches(model: nn.Module, rule: Rule, argument: str) -> list[str]:
     canonical = {id(p): name for name, p in named_parameters(model).items()}
     aliases = {
-        name.replace(_COMPILED, ""): canonical[id(p)] for name, p in model.named_parameters(remove_duplicate=False)
+        name.replace(COMPILED, ""): canonical[id(p)] for name, p in model.named_parameters(remove_duplicate=False)
     }
     if not isinstance(rule, str):
         found = [aliases[name] for name, _ in _weights(model, (rule,)) if name in aliases]
@@ -142,13 +142,13 @@ def _weights(model: nn.Module, types: tuple[type[nn.Module], ...]) -> Iterator[t
         if isinstance(module, types):
             for name, parameter in module.named_parameters(recurse=False):
                 if "weight" in name:
-                    yield f"{prefix}.{name}".lstrip(".").replace(_COMPILED, ""), parameter
+                    yield f"{prefix}.{name}".lstrip(".").replace(COMPILED, ""), parameter
 
 
 def _default(model: nn.Module, parts: set[str]) -> set[str]:
     """Return the names of the parameters that are pruned if the user names none."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
-    canonical = {id(p): name.replace(_COMPILED, "") for name, p in model.named_parameters()}
+    canonical = {id(p): name.replace(COMPILED, "") for name, p in model.named_parameters()}
     return {
         canonical[id(parameter)]
         for name, parameter in _weights(model, PRUNABLE)
@@ -179,7 +179,7 @@ def reparametrised(model: nn.Module) -> tuple[set[str], set[str]]:
             if suffix in ("g", "v", "orig") and stem in vars(module):  # weight_norm and prune of torch.nn.utils
                 weights.add(path + stem)
                 parts.add(path + leaf)
-    return {name.replace(_COMPILED, "") for name in weights}, {name.replace(_COMPILED, "") for name in parts}
+    return {name.replace(COMPILED, "") for name in weights}, {name.replace(COMPILED, "") for name in parts}
 
 
 def _check(name: str, parameter: nn.Parameter) -> None:

@@ -10,7 +10,6 @@ from ignite.engine import Engine
 from torch import nn
 
 from ignite_prune.core.mask_enforcer import check_free, claim, release
-from ignite_prune.core.selection import named_parameters
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
 from ignite_prune.handlers.events import register
 
@@ -216,23 +215,3 @@ class BaseHandler(ABC):
         if missing:
             raise ValueError(f"The checkpoint's {kind} is damaged: it lacks {sorted(missing)}")
         return upgraded
-
-
-def check_same(model: nn.Module, parameters: Mapping[str, nn.Parameter], handler: str) -> None:
-    """Raise if the model's parameters are no longer the objects that a handler acts on.
-
-    Args:
-        model: unwrapped.
-        parameters: as they were when the handler was made.
-        handler: which handler to make again.
-
-    Raises:
-        ValueError: names a parameter.
-    """
-    now = named_parameters(model)
-    replaced = [name for name, parameter in parameters.items() if now.get(name) is not parameter]
-    if replaced:
-        raise ValueError(
-            f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged or "
-            f"sliced, or a state_dict loaded with assign=True); make a new {handler}"
-        )

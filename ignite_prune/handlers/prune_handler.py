@@ -19,7 +19,7 @@ from ignite_prune import schedule as schedules
 from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.mask_enforcer import claim, release
-from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
+from ignite_prune.core.mask_store import MaskStore, check_same, warn_of_nearly_empty
 from ignite_prune.core.optimizer_state import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
@@ -258,7 +258,7 @@ class PruneHandler(BaseHandler):
         return self.masks.parameters
 
     def _check_parameters(self) -> None:
-        self.masks.check_current(self.pruning.model, REMAKE)
+        check_same(self.pruning.model, self.masks.parameters, REMAKE)
 
     def _bake(self) -> None:
         self.masks.apply_()

@@ -50,9 +50,6 @@ class ParamGroup(TypedDict):
     target: Cost | None
 
 
-Group = dict[str, Any]
-
-
 def build(model: nn.Module, params: Any, **defaults: Any) -> list[ParamGroup]:
     """Return the groups of ``params``, each setting checked; missing ones are taken from ``defaults``.
 

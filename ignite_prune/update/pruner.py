@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_enforcer import MaskEnforcer
-from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.mask_store import MaskStore, check_same
 from ignite_prune.core.optimizer_state import check_held
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.update.agreement import agree, average_scores
@@ -132,7 +132,7 @@ class Pruner:
         Raises:
             TypeError, ValueError: see :func:`.choose_masks`; nothing has changed, no generator either.
         """
-        self.masks.check_current(self.model, REMAKE)
+        check_same(self.model, self.masks.parameters, REMAKE)
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -143,10 +143,8 @@ class Pruner:
         try:
             updates = self._scored(targets, before, ranks)
             for update in updates:
-                if (
-                    not update.is_due and update.saliency.needs
-                ):  # its evidence may be used up, and nothing can be pruned
-                    continue
+                if not update.is_due and update.saliency.needs:
+                    continue  # nothing can be pruned, and the evidence may be used up
                 merge(plan.masks, plan_masks(update, self.masks, before, self.evidence))
             if any(group["repair"] for group in self.groups):
                 again = None if self.calibration.data is None else lambda: self.calibration.batches(self.model)
@@ -171,9 +169,8 @@ class Pruner:
                 if saliency.randomised:
                     saliency = drawn(group, group["generator"])
                 dense_phase = schedule is not None and schedule.regrows and target < (group["sparsity"] or 0.0)
-                updates.append(GroupUpdate(group, target, saliency, lifts=dense_phase))
-            for update in updates:
-                update.is_due = self._is_due(update)
+                is_due = self._is_due(group, target)
+                updates.append(GroupUpdate(group, target, saliency, lifts=dense_phase, is_due=is_due))
             if self.evidence is not None and any(update.is_due for update in updates):
                 if self.calibration.data is not None:
                     calibrate(self.evidence, self.calibration, [group["saliency"] for group in self.groups])
@@ -189,12 +186,12 @@ class Pruner:
             raise error
         return updates
 
-    def _is_due(self, update: GroupUpdate) -> bool:
+    def _is_due(self, group: ParamGroup, target: float) -> bool:
         """Return whether an update may prune something; it cannot if the last one reached just this target."""
-        if update.group["allocation"].sets_own:
+        if group["allocation"].sets_own:
             return True
-        reached = self._reached_at.get(update.group["scored"][0])
-        return update.target != 0 and reached != (update.target, self.masks.changes)
+        reached = self._reached_at.get(group["scored"][0])
+        return target != 0 and reached != (target, self.masks.changes)
 
     def commit(self, plan: UpdatePlan, targets: Sequence[float]) -> None:
         """Carry a plan out: masks, weights, gradients, optimizer slots, buffers and the groups' ``"sparsity"``."""

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from ignite_prune._utils.arguments import check_generator_state
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.update.param_groups import ParamGroup
@@ -78,7 +77,4 @@ def _check_generator(state: Any, group: ParamGroup) -> None:
     if (state is None) != (generator is None):
         raise ValueError("The checkpoint's pruner and this one should both have a generator in a group, or neither")
     if generator is not None:
-        try:
-            torch.Generator(device=generator.device).set_state(state.cpu())
-        except (AttributeError, TypeError, RuntimeError) as error:
-            raise ValueError(f"The checkpoint's generator state is damaged: {error}") from None
+        check_generator_state(generator, state)

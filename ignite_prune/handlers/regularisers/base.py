@@ -10,11 +10,12 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
 
+from ignite_prune.core.mask_store import check_same
 from ignite_prune.core.optimizer_state import as_optimizers, check_held
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.core.step_hooks import Closure, StepHooks
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
-from ignite_prune.handlers.base import BaseHandler, check_same
+from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.describe import counted, plain
 from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, as_strength
 

@@ -15,11 +15,11 @@ from ignite_prune import saliency as saliencies
 from ignite_prune._utils.arguments import check_is, near
 from ignite_prune._utils.distributed import world_size
 from ignite_prune.allocation import Allocation
-from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.mask_store import MaskStore, check_same
 from ignite_prune.core.optimizer_state import as_optimizers, check_held
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
-from ignite_prune.handlers.base import BaseHandler, check_same
+from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.events import PruneEvents, fire
 from ignite_prune.saliency import NonFiniteSaliency
@@ -77,11 +77,9 @@ class MaskedHandler(BaseHandler):
         self._check_optimizers()
         self._groups = _groups(self._model, params, sparsity, allocation, exclude, pattern)
         everything = named_parameters(self._model)
-        self._parameters = {name: everything[name] for group in self._groups for name in group["params"]}
-        check_held(self._parameters, self._optimizers)
+        self._masks = MaskStore({name: everything[name] for group in self._groups for name in group["params"]})
+        check_held(self._masks.parameters, self._optimizers)
         self._check_free()
-        self._names = {parameter: name for name, parameter in self._parameters.items()}
-        self._masks = MaskStore(self._parameters)
 
     def _check_optimizers(self) -> None:
         if not self._optimizers:
@@ -96,7 +94,7 @@ class MaskedHandler(BaseHandler):
     def _mine(self, optimizer: Optimizer) -> list[tuple[str, Tensor]]:
         """Return the masked parameters that the optimizer has now, with their names."""
         held = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        return [(self._names[parameter], parameter) for parameter in held if parameter in self._names]
+        return [(self._masks.name_of[parameter], parameter) for parameter in held if parameter in self._masks.name_of]
 
     def _agreed(self, plan: Callable[[], dict[str, Tensor]], store: MaskStore | None = None) -> dict[str, Tensor]:
         """Return rank 0's planned masks, on every rank.
@@ -128,11 +126,11 @@ class MaskedHandler(BaseHandler):
 
     def scores(self) -> dict[str, Tensor]:
         """Return every selected parameter's magnitude; the largest connections stay."""
-        return {name: parameter.detach().abs() for name, parameter in self._parameters.items()}
+        return {name: parameter.detach().abs() for name, parameter in self._masks.parameters.items()}
 
     def _magnitudes(self, name: str) -> Tensor:
         """Return a parameter's magnitudes, or raise if there are NaN or infinities among them."""
-        magnitudes = self._parameters[name].detach().abs()
+        magnitudes = self._masks.parameters[name].detach().abs()
         if not all_finite(magnitudes):
             raise NonFiniteSaliency(f"Parameter {name!r} has values that are NaN or infinite; nothing was chosen")
         return magnitudes
@@ -192,7 +190,7 @@ class MaskedHandler(BaseHandler):
         self._install()
 
     def _masked(self) -> Mapping[str, nn.Parameter]:
-        return self._parameters
+        return self._masks.parameters
 
     def _bake(self) -> None:
         self._masks.apply_()
@@ -208,10 +206,10 @@ class MaskedHandler(BaseHandler):
         return {"global": self.sparsity, **self._masks.sparsities()}
 
     def _check_parameters(self) -> None:
-        check_same(self._model, self._parameters, type(self).__name__)
+        check_same(self._model, self._masks.parameters, type(self).__name__)
 
     def _describe(self) -> list[str]:
-        count = counted(len(self._parameters), "parameter")
+        count = counted(len(self._masks.parameters), "parameter")
         return [type(self._model).__name__, count, f"sparsity {self.sparsity:.4g}"]
 
     # Checkpoints

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ignite_prune._utils.arguments import check_generator, check_positive
+from ignite_prune._utils.arguments import check_generator, check_generator_state, check_positive
 from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
@@ -106,7 +106,7 @@ class DynamicSparse(MaskedHandler):
         if masks is not None:
             if any(group["sparsity"] is not None for group in self._groups):
                 raise ValueError("Give a sparsity or masks to start from, not both")
-            given = dict(MaskStore(self._parameters, masks))
+            given = dict(MaskStore(self._masks.parameters, masks))
             for name, mask in given.items():
                 self._move.check(name, mask)
             return given
@@ -115,7 +115,7 @@ class DynamicSparse(MaskedHandler):
             drawn = torch.rand(weight.shape, generator=self._generator, device=self._generator.device)
             return drawn.to(weight.device)
 
-        drawn = start(self._groups, self._parameters, draw, checked_sparsity)
+        drawn = start(self._groups, self._masks.parameters, draw, checked_sparsity)
         return {name: self._move.first(mask, self._generator) for name, mask in drawn.items()}
 
     def _check_room(self, masks: Mapping[str, Tensor]) -> None:
@@ -222,7 +222,7 @@ class DynamicSparse(MaskedHandler):
         assert found is not None
         layers = [
             Connections(name, parameter.detach(), self._masks[name], found.get(name), self._budgets[name])
-            for name, parameter in self._parameters.items()
+            for name, parameter in self._masks.parameters.items()
             if parameter.requires_grad and (name in found or self._listens is NoListener)
         ]
         try:
@@ -260,10 +260,7 @@ class DynamicSparse(MaskedHandler):
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         load_masks = super()._checked(state)
         generator, budgets, steps = state["generator"], state["budgets"], state["steps"]
-        try:
-            torch.Generator(device=self._generator.device).set_state(generator.cpu())
-        except (AttributeError, TypeError, RuntimeError) as error:
-            raise ValueError(f"The checkpoint's generator state is damaged: {error}") from None
+        check_generator_state(self._generator, generator)
         if not isinstance(budgets, Mapping) or set(budgets) != set(self._masks):
             raise ValueError("The checkpoint's budgets are of other parameters")
         if not isinstance(steps, list) or len(steps) != 3 or not all(type(each) is int for each in steps):

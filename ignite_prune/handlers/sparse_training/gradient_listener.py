@@ -28,7 +28,6 @@ class GradientListener(ABC):
 
     def __init__(self, masks: MaskStore, enforcer: MaskEnforcer, optimizers: Sequence[Optimizer]) -> None:
         self._masks, self._enforcer = masks, enforcer
-        self._names = {parameter: name for name, parameter in masks.parameters.items()}
         self._optimizers = [each for each in optimizers if self._mine(each)]
         self._hooks = BeforeStep(self._optimizers, self._before_step)
         self.is_due: Callable[[], bool] = lambda: False
@@ -53,13 +52,13 @@ class GradientListener(ABC):
     def _mine(self, optimizer: Optimizer) -> set[str]:
         """Return the names of the parameters that the optimizer has now and that are collected for."""
         held = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        return {self._names[parameter] for parameter in held if parameter in self._names}
+        return {self._masks.name_of[parameter] for parameter in held if parameter in self._masks.name_of}
 
     def _gradients(self, optimizer: Optimizer) -> Iterator[tuple[str, Tensor, Mapping[str, Any]]]:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                if parameter in self._names and parameter.grad is not None:
-                    yield self._names[parameter], parameter.grad, group
+                if parameter in self._masks.name_of and parameter.grad is not None:
+                    yield self._masks.name_of[parameter], parameter.grad, group
 
     def expect(self) -> None:
         """Prepare for the next step, at which an update may be due."""

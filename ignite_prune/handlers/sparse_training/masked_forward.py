@@ -40,7 +40,7 @@ class MaskedForward:
 
     def __init__(self, model: nn.Module, masks: MaskStore) -> None:
         self._root, self._masks = unwrap(model), masks
-        names = {parameter: name for name, parameter in masks.parameters.items()}
+        names = masks.name_of
         self._places = [
             (module, leaf, names[parameter])
             for module in self._root.modules()

@@ -81,14 +81,14 @@ class SRSTE(MaskedHandler):
         self._pattern, self._strength = pattern, float(strength)
         self._masked_forward = MaskedForward(model, self._masks)
         self._hooks = BeforeStep(self._optimizers, self._hold_back)
-        self._flips = dict.fromkeys(self._parameters, 0)
+        self._flips = dict.fromkeys(self._masks.parameters, 0)
         self._masks.update(self._agreed(self._chosen))
         self._hold()
 
     @property
     def flip_rate(self) -> dict[str, float]:
         """The fraction of the masks' entries that the last update changed, ``"global"`` and by parameter."""
-        rates = {name: flips / self._parameters[name].numel() for name, flips in self._flips.items()}
+        rates = {name: flips / self._masks.parameters[name].numel() for name, flips in self._flips.items()}
         return {"global": sum(self._flips.values()) / self._masks.numel, **rates}
 
     def _event(self) -> AnyEvent:
@@ -101,7 +101,7 @@ class SRSTE(MaskedHandler):
 
     def _chosen(self) -> dict[str, Tensor]:
         masks = {}
-        for name in self._parameters:
+        for name in self._masks.parameters:
             scores = self._magnitudes(name)
             none = torch.zeros(self._pattern.count(scores.shape), dtype=torch.bool, device=scores.device)
             masks[name] = self._pattern.spread(none.view(self._pattern.group(scores, None).shape), scores, None)

@@ -91,7 +91,7 @@ class TopKAST(MaskedHandler):
                     f"{backward_sparsity!r}"
                 )
         self._backward, self._every, self._strength = backward_sparsity, every, float(strength)
-        self._explored = MaskStore(self._parameters)
+        self._explored = MaskStore(self._masks.parameters)
         self._enforcer = MaskEnforcer(self._explored, self._optimizers, weights=False)
         self._masked_forward = MaskedForward(model, self._masks)
         self._hooks = BeforeStep(self._optimizers, self._hold_back)
@@ -127,11 +127,13 @@ class TopKAST(MaskedHandler):
         return max(0.0, 1 - 1.5 * (1 - sparsity)) if self._backward is None else float(self._backward)
 
     def _top(self, sparsity: Callable[[ParamGroup], float]) -> dict[str, Tensor]:
-        for name in self._parameters:
+        for name in self._masks.parameters:
             self._magnitudes(name)
-        chosen = start(self._groups, self._parameters, torch.abs, sparsity)
+        chosen = start(self._groups, self._masks.parameters, torch.abs, sparsity)
         full = {
-            name: torch.ones_like(p, dtype=torch.bool) for name, p in self._parameters.items() if name not in chosen
+            name: torch.ones_like(p, dtype=torch.bool)
+            for name, p in self._masks.parameters.items()
+            if name not in chosen
         }
         return chosen | full
 
