@@ -13,9 +13,10 @@ from torch import nn
 
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.structure.example_inputs import as_arguments
 from ignite_prune.structure.slicing.model_edit import ModelEdit
 from ignite_prune.structure.structure import Structure
-from ignite_prune.structure.tracing.trace import as_arguments, misfit
+from ignite_prune.structure.tracing.trace import misfit
 from ignite_prune.structure.unit_group import Kept
 
 

@@ -14,8 +14,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.structure.example_inputs import as_arguments
 from ignite_prune.structure.slicing.model_edit import slice_
-from ignite_prune.structure.tracing.trace import as_arguments
 
 
 def masked_copy(model: nn.Module, masks: Mapping[str, Tensor], normalised: Mapping[str, Tensor]) -> nn.Module:
@@ -91,10 +91,16 @@ def run(model: nn.Module, example_inputs: Any, counting: bool = False) -> tuple[
     Raises:
         ValueError: the forward pass fails; the message names the layer.
     """
+    return run_with(model, *as_arguments(example_inputs), counting)
+
+
+def run_with(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], counting: bool = False
+) -> tuple[list[Tensor], int]:
+    """Run a model as :func:`run` does, with these arguments."""
     from torch.nn.attention import SDPBackend, sdpa_kernel  # slow to import
     from torch.utils.flop_counter import FlopCounterMode
 
-    args, kwargs = as_arguments(example_inputs)
     kernel = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fast path pads its output differently from the layers
     counter = FlopCounterMode(display=False)

@@ -1,7 +1,9 @@
 """Trial runs with one unit removed, which find sizes that are hard-coded in ``forward``.
 
 In an exported graph ``x.view(n, 64)`` and ``x.view(n, x.shape[1])`` look the same: both hold the number 64. Only
-running the model at another width shows whether its program computes the size or has it written in.
+running the model at another width shows whether its program computes the size or has it written in. Some removals run
+and give other outputs, such as a cut at half of a width that the program has written in, so those groups that depend
+on such operations are compared with the masked model, too.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ignite_prune.structure.slicing.compare import difference, masked_copy, run_with, tolerance
 from ignite_prune.structure.slicing.model_edit import ModelEdit
 from ignite_prune.structure.structure import Structure
 
@@ -40,6 +43,35 @@ class SizeProbe:
             return {}
         self._use_data()
         return self._among(groups, [], structure)
+
+    def differing(self, structure: Structure, names: Sequence[str]) -> dict[str, str]:
+        """Return those of the named groups that cannot lose half of their units because the outputs then differ.
+
+        They differ from those of the model in which these units are masked.
+        """
+        return self._unlike([name for name in names if structure.groups[name].size > 1], [], structure)
+
+    def _unlike(self, groups: Sequence[str], sound: Sequence[str], structure: Structure) -> dict[str, str]:
+        """Return the differing ones of ``groups``, by bisection; groups in ``sound`` are known to be right."""
+        error = self._difference([*sound, *groups], structure) if groups else ""
+        if not error:
+            return {}
+        if len(groups) == 1:
+            return {groups[0]: error}
+        first, second = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+        found = self._unlike(first, sound, structure)
+        return found | self._unlike(second, [*sound, *(name for name in first if name not in found)], structure)
+
+    def _difference(self, groups: Sequence[str], structure: Structure) -> str:
+        kept = {name: torch.arange(structure.groups[name].size) >= structure.groups[name].size // 2 for name in groups}
+        masked = masked_copy(self._model, structure.masks(kept), structure.normalised(kept))
+        model = copy.deepcopy(self._model)
+        ModelEdit(model).slice(structure.indices(kept))
+        try:
+            error = difference(run_with(model, *self._given)[0], run_with(masked, *self._given)[0])
+        except ValueError as problem:
+            return str(problem).partition("\n")[0]
+        return "" if error <= tolerance(model) else f"the outputs change by {error:.0e}"
 
     def _use_data(self) -> None:
         """Switch to real data, as devices may not match on the meta device, in the modes that the model supports."""

@@ -8,10 +8,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ignite_prune._utils.arguments import near
 from ignite_prune.core.selection import named_parameters, unwrap
+from ignite_prune.structure.example_inputs import as_arguments
 from ignite_prune.structure.slicing.size_probe import SizeProbe
 from ignite_prune.structure.structure import Structure
 from ignite_prune.structure.tracing.export import trace_units
@@ -84,7 +85,8 @@ def trace(
             grouping.normalised,
         )
         fixed_by = {name: op for dim, op in traced.fixed_sizes for name in grouping.along(dim)}
-        failing = probe.failing(structure)
+        tried = {name: op for dim, op in traced.tried for name in grouping.along(dim)}
+        failing = probe.failing(structure) or probe.differing(structure, list(tried))
         if not failing:
             _warn_of_norms(structure)
             return structure
@@ -202,14 +204,3 @@ def _one_size(places: Sequence[tuple[str, int]], shapes: Mapping[str, torch.Size
     if len(set(sizes.values())) > 1:
         raise ValueError(f"Dimensions whose units go together should be of one size, but given {sizes}")
     return next(iter(sizes.values()))
-
-
-def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return example inputs as positional and keyword arguments of a forward pass."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    raise TypeError(f"Argument example_inputs should be a tensor, a tuple or a dict, but given {type(example_inputs)}")

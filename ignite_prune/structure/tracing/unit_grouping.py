@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from ignite_prune.structure.tracing.export import TracedModel
+from ignite_prune.structure.tracing.propagation import TracedModel
 from ignite_prune.structure.tracing.traced_tensor import Dim
 from ignite_prune.structure.unit_group import Axis, Slot, UnitGroup, Work
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from ignite_prune.structure.slicing.module_attributes import size_from_attribute
-from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
+from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor, fixed
 from ignite_prune.structure.tracing.unit_ids import UnitIds
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
@@ -29,7 +29,10 @@ class Op:
         shapes: shapes of its outputs.
         module: the module that calls it.
         through_norms: whether units may be removed from a dimension that a norm normalises over.
-        named: its arguments by name.
+        named: its arguments by name, defaults included.
+        function: the operation.
+        several: whether it returns a sequence of tensors.
+        masks: ``id`` of those arguments that are tensors of bools.
     """
 
     def __init__(
@@ -41,9 +44,12 @@ class Op:
         module: nn.Module | None = None,
         through_norms: bool = False,
         named: Mapping[str, Any] = MappingProxyType({}),
+        function: Callable[..., Any] | None = None,
+        several: bool = False,
+        masks: Collection[int] = (),
     ) -> None:
         self.units, self.name, self.where, self.shapes, self.module = units, name, where, shapes, module
-        self.named = named
+        self.named, self.function, self.several, self._masks = named, function, several, masks
         self.through_norms = through_norms and isinstance(module, NORMS)
         self.normalised: Dim | None = None
         """The normalised dimension, if its units may be removed."""
@@ -51,6 +57,8 @@ class Op:
         """Dimensions of weights that become dimensions of the output: they produce units."""
         self.fixed_sizes: list[Dim] = []
         """Dimensions of the output whose sizes are constants in the graph: hard-coded, or computed by the program."""
+        self.tried: list[Dim] = []
+        """Dimensions that may lose units if a trial shows that the outputs stay the same."""
 
     @property
     def label(self) -> str:
@@ -69,12 +77,28 @@ class Op:
         """Freeze the units of a dimension; ``why`` continues a sentence that begins with the operation."""
         self.units.freeze(dim, f"{self.label} {why}")
 
+    def on_trial(self, dim: Dim) -> None:
+        """Let the dimension lose units only if a trial shows that the model's outputs are those of the masked one."""
+        self.tried.append(dim)
+
+    def open(self, size: int) -> Dim:
+        """Return a dimension of a new tensor that has one value along it, whose size the program may compute."""
+        if size == 1:
+            return fixed(1)
+        dim = self.units.new(size)
+        self.fixed_sizes.append(dim)
+        return dim
+
     def freeze_all(self, values: Iterable[TracedTensor], why: str) -> list[TracedTensor]:
         """Freeze all dimensions of the tensors, and return outputs whose dimensions are all fixed."""
         for value in values:
             for dim in value.dims:
                 self.freeze(dim, why)
         return [TracedTensor.fixed(shape) for shape in self.shapes]
+
+    def is_mask(self, value: TracedTensor) -> bool:
+        """Return whether an argument is a tensor of bools."""
+        return id(value) in self._masks
 
     def is_frozen(self, dim: Dim) -> bool:
         """Return whether no unit of a dimension can be removed."""
