@@ -11,16 +11,18 @@ runs the model with one unit removed (``SizeProbe``) and freezes the groups for 
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ignite_prune._utils.copies import copy_of
 from ignite_prune.structure.tracing.heads_attention import use_heads_attention
+from ignite_prune.structure.tracing.plain_forward import with_plain_forward
 from ignite_prune.structure.tracing.propagation import Propagation, TracedModel
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
 from ignite_prune.structure.tracing.unit_ids import UnitIds
@@ -28,7 +30,11 @@ from ignite_prune.structure.tracing.zero import Zero
 
 
 def trace_units(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], through_norms: bool = False
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    through_norms: bool = False,
+    in_training: bool = False,
 ) -> TracedModel:
     """Export a copy of a model in eval mode and propagate unit ids through its graph.
 
@@ -37,39 +43,42 @@ def trace_units(
         args: positional arguments of its forward pass.
         kwargs: keyword arguments of its forward pass.
         through_norms: whether units may be removed from a dimension that a norm normalises over.
+        in_training: follow the forward pass in training mode too, which may have branches of its own.
 
     Raises:
         ValueError: the model does not run, or cannot be exported; the message gives the reason.
     """
-    from torch.export.graph_signature import InputKind  # slow to import
-
-    exported = _exported(model, args, kwargs)
     units = UnitIds()
     traced = TracedModel(units, _new_ids(model, units))
     units.given = len(units)
+    used = _followed(_exported(model, args, kwargs), traced, model, through_norms)
+    if in_training:
+        exported = _exported_in_training(model, args, kwargs)
+        again = replace(traced, work=[], dropped={}, normalised={})
+        used |= set() if exported is None else _followed(exported, again, model, through_norms)
+    for dims in traced.held.values():
+        for dim in dims if id(dims) not in used else ():
+            units.freeze(dim, "the forward pass does not use it")
+            traced.unused.append(dim)
+    return traced
+
+
+def _followed(exported: Any, traced: TracedModel, model: nn.Module, through_norms: bool) -> set[int]:
+    """Propagate ids through an exported graph, and return the ``id`` of the held dimensions that it uses."""
+    from torch.export.graph_signature import InputKind  # slow to import
+
     inputs: list[TracedTensor | None] = []
     for spec in exported.graph_signature.input_specs:
         zero = Zero.MASKED if spec.kind == InputKind.PARAMETER else Zero.NO
         known = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
         inputs.append(TracedTensor(traced.held[spec.target], zero) if known else None)
     propagation = Propagation(traced, dict(model.named_modules()), through_norms)
-    found = propagation.run(exported.graph, exported.graph_module, inputs, units)
+    found = propagation.run(exported.graph, exported.graph_module, inputs, traced.units)
     for each in tree_leaves(found):
-        _freeze_output(each, units)
-    _freeze_unused(traced.held, exported, units)
-    return traced
-
-
-def _freeze_unused(held: Mapping[str, tuple[Dim, ...]], exported: Any, units: UnitIds) -> None:
-    """Freeze parameters and buffers that the forward pass never reads: nothing is known about their coupling."""
+        _freeze_output(each, traced.units)
     specs = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
-    used = [
-        held[specs[n.name]] for n in exported.graph.nodes if n.op == "placeholder" and n.users and specs[n.name] in held
-    ]
-    known = {id(dims) for dims in used}
-    for dims in held.values():
-        for dim in dims if id(dims) not in known else ():
-            units.freeze(dim, "the forward pass does not use it")
+    nodes = (node for node in exported.graph.nodes if node.op == "placeholder" and node.users)
+    return {id(traced.held[specs[node.name]]) for node in nodes if specs[node.name] in traced.held}
 
 
 def _copy_sharing_memory(model: nn.Module) -> nn.Module:
@@ -80,19 +89,15 @@ def _copy_sharing_memory(model: nn.Module) -> nn.Module:
             memo[id(tensor)] = nn.Parameter(tensor.detach(), tensor.requires_grad)
         elif type(tensor) is Tensor:
             memo[id(tensor)] = tensor.detach()
-    return copy.deepcopy(model, memo)
+    return copy_of(model, memo)
 
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            copied = _copy_sharing_memory(model).eval()
-            use_heads_attention(copied)
-            try:
-                return torch.export.export(copied, args, dict(kwargs), strict=False)
-            except Exception:  # HeadsAttention takes no mask per head; torch's own layer does
-                return torch.export.export(_copy_sharing_memory(model).eval(), args, dict(kwargs), strict=False)
+        try:
+            return _export(model, args, kwargs)
+        except Exception:  # HeadsAttention takes no mask per head; torch's own layer does
+            return _export(model, args, kwargs, heads=False)
     except Exception as error:
         _check_runs(model, args, kwargs)
         raise ValueError(
@@ -101,11 +106,31 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         ) from error
 
 
+def _exported_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the graph of the forward pass in training mode; None if it cannot be exported."""
+    try:
+        return _export(model, args, kwargs, training=True)
+    except Exception:
+        return None
+
+
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], heads: bool = True, training: bool = False
+) -> Any:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        copied = _copy_sharing_memory(model).train(training)
+        if heads:
+            use_heads_attention(copied)
+        return torch.export.export(copied, with_plain_forward(copied, args, kwargs), strict=False)
+
+
 def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Raise ValueError if the model does not run with these inputs at all."""
+    copied = copy_of(model).eval()
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            copy.deepcopy(model).eval()(*args, **kwargs)
+            copied(*args, **kwargs)
     except Exception as error:
         raise ValueError(f"Argument example_inputs: the model does not run with them: {error}") from error
 

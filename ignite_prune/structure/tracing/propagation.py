@@ -40,6 +40,7 @@ class TracedModel:
         makers: ``id`` of each weight dimension that produces units (output channels).
         fixed_sizes: dimensions whose size is a constant in the graph, with the operation.
         tried: dimensions that may lose units if the outputs of a trial stay the same, with the operation.
+        unused: dimensions that the forward pass does not use.
     """
 
     units: UnitIds
@@ -51,6 +52,7 @@ class TracedModel:
     makers: set[int] = field(default_factory=set)
     fixed_sizes: list[tuple[Dim, str]] = field(default_factory=list)
     tried: list[tuple[Dim, str]] = field(default_factory=list)
+    unused: list[Dim] = field(default_factory=list)
 
 
 class Propagation:
@@ -80,7 +82,8 @@ class Propagation:
             depth: how many graphs it is inside of.
         """
         values: dict[fx.Node, Any] = {}
-        alive, given, found = _alive(graph), iter(inputs), None
+        found: Any = None
+        alive, given = _alive(graph), iter(inputs)
         for node in graph.nodes:
             if node.op == "placeholder":
                 value = next(given)
@@ -101,13 +104,14 @@ class Propagation:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
         if node.target is operator.getitem:
             return args[0][args[1]]
-        outputs = node.meta.get("val")
+        outputs: Any = node.meta.get("val")
         several = isinstance(outputs, (list, tuple))
         shapes = [self._shape(each) for each in (outputs if several else [outputs]) if isinstance(each, Tensor)]
         if not shapes:
             return self._fixed(outputs)
         path = where.partition("@")[0]  # "@1": the module's second call
         given = [each for each in node.all_input_nodes if isinstance(values[each], TracedTensor)]
+        function: Any = node.target
         op = Op(
             units,
             _name(node.target),
@@ -116,7 +120,7 @@ class Propagation:
             self._modules.get(path),
             self._through_norms,
             _named(node.target, args, kwargs),
-            node.target,
+            function,
             several,
             {id(values[each]) for each in given if each.meta["val"].dtype == torch.bool},
         )
@@ -227,7 +231,7 @@ def _expanded(function: Any, args: Any, kwargs: Any, kinds: Mapping[int, torch.d
 
     inputs = [empty(each) for each in tree_leaves((args, kwargs)) if isinstance(each, TracedTensor)]
     with torch.no_grad():
-        made = make_fx(call, decomposition_table=core_aten_decompositions())(*inputs)
+        made = make_fx(call, decomposition_table={**core_aten_decompositions()})(*inputs)
     if any(node.op == "call_function" and node.target is function for node in made.graph.nodes):
         raise ValueError(f"{function} is not expressed by other operations")
     return made

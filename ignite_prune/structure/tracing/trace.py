@@ -12,10 +12,11 @@ from torch import nn
 
 from ignite_prune._utils.arguments import near
 from ignite_prune.core.selection import named_parameters, unwrap
-from ignite_prune.structure.example_inputs import as_arguments
+from ignite_prune.structure.model_io import as_arguments
 from ignite_prune.structure.slicing.size_probe import SizeProbe
 from ignite_prune.structure.structure import Structure
 from ignite_prune.structure.tracing.export import trace_units
+from ignite_prune.structure.tracing.propagation import TracedModel
 from ignite_prune.structure.tracing.unit_grouping import UnitGrouping, reasons
 from ignite_prune.structure.unit_group import Slot, UnitGroup
 
@@ -57,12 +58,33 @@ def trace(
         [('0.weight', 8)]
     """
     model = unwrap(model)
-    args, kwargs = as_arguments(example_inputs)
+    args, kwargs = as_arguments(model, example_inputs)
     places = [[read_place(name, model) for name in each] for each in _several(tie)]
     for each in places:
         _one_size(each, shapes_of(model))
     kept = [name for rule in _strings(keep) for name in _matching(rule, model)]
-    traced = trace_units(model, args, kwargs, through_norms)
+    probe = SizeProbe(model, args, kwargs)
+
+    def traced(in_training: bool) -> TracedModel:
+        found = trace_units(model, args, kwargs, through_norms, in_training)
+        _apply(found, places, kept)
+        return found
+
+    found = traced(in_training=False)
+    unused = {id(dims) for dims in found.unused}
+    if any(id(dim) in unused for name in named_parameters(model) for dim in found.held[name]):
+        found = traced(in_training=True)
+        structure = _settled(model, found, probe)
+    else:
+        structure = _settled(model, found, probe)
+        if probe.failed_in == {True}:  # a branch that is taken in training alone
+            structure = _settled(model, traced(in_training=True), probe)
+    _warn_of_norms(structure)
+    return structure
+
+
+def _apply(traced: TracedModel, places: Sequence[Sequence[tuple[str, int]]], kept: Sequence[str]) -> None:
+    """Tie the dimensions that the user ties, and freeze what the user keeps."""
     for (first, dim), *others in places:
         for name, other in others:
             traced.units.tie(traced.held[first][dim], traced.held[name][other], "argument tie names it")
@@ -70,8 +92,11 @@ def trace(
         outputs = [ids for ids in traced.held[name] if id(ids) in traced.makers]
         for ids in outputs or traced.held[name]:
             traced.units.freeze(ids, "argument keep names it")
+
+
+def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structure:
+    """Return the structure, with those groups frozen for which a trial fails."""
     shapes, parameters = shapes_of(model), list(named_parameters(model))
-    probe = SizeProbe(model, args, kwargs)
     while True:
         grouping = UnitGrouping(traced, list(shapes))
         structure = Structure(
@@ -88,7 +113,6 @@ def trace(
         tried = {name: op for dim, op in traced.tried for name in grouping.along(dim)}
         failing = probe.failing(structure) or probe.differing(structure, list(tried))
         if not failing:
-            _warn_of_norms(structure)
             return structure
         for name, error in failing.items():
             maker = structure.groups[name].slots[structure.groups[name].maker]
