@@ -11,8 +11,10 @@ runs the model with one unit removed (``SizeProbe``) and freezes the groups for 
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +23,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ignite_prune._utils.copies import copy_of
+from ignite_prune.structure.tracing.attribute_reads import Reads, record_reads
 from ignite_prune.structure.tracing.heads_attention import use_heads_attention
 from ignite_prune.structure.tracing.plain_forward import with_plain_forward
 from ignite_prune.structure.tracing.propagation import Propagation, TracedModel
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
 from ignite_prune.structure.tracing.unit_ids import UnitIds
 from ignite_prune.structure.tracing.zero import Zero
+
+Export = tuple[Any, Reads]
+"""An exported program, and the attributes that its forward pass has read."""
 
 
 def trace_units(
@@ -35,6 +41,7 @@ def trace_units(
     kwargs: Mapping[str, Any],
     through_norms: bool = False,
     in_training: bool = False,
+    last: bool = False,
 ) -> TracedModel:
     """Export a copy of a model in eval mode and propagate unit ids through its graph.
 
@@ -44,6 +51,7 @@ def trace_units(
         kwargs: keyword arguments of its forward pass.
         through_norms: whether units may be removed from a dimension that a norm normalises over.
         in_training: follow the forward pass in training mode too, which may have branches of its own.
+        last: which of several sizes to take for a number of units.
 
     Raises:
         ValueError: the model does not run, or cannot be exported; the message gives the reason.
@@ -51,11 +59,11 @@ def trace_units(
     units = UnitIds()
     traced = TracedModel(units, _new_ids(model, units))
     units.given = len(units)
-    used = _followed(_exported(model, args, kwargs), traced, model, through_norms)
+    used = _followed(*_exported(model, args, kwargs), traced, model, through_norms, last)
     if in_training:
         exported = _exported_in_training(model, args, kwargs)
         again = replace(traced, work=[], dropped={}, normalised={})
-        used |= set() if exported is None else _followed(exported, again, model, through_norms)
+        used |= set() if exported is None else _followed(*exported, again, model, through_norms, last)
     for dims in traced.held.values():
         for dim in dims if id(dims) not in used else ():
             units.freeze(dim, "the forward pass does not use it")
@@ -63,7 +71,9 @@ def trace_units(
     return traced
 
 
-def _followed(exported: Any, traced: TracedModel, model: nn.Module, through_norms: bool) -> set[int]:
+def _followed(
+    exported: Any, reads: Reads, traced: TracedModel, model: nn.Module, through_norms: bool, last: bool
+) -> set[int]:
     """Propagate ids through an exported graph, and return the ``id`` of the held dimensions that it uses."""
     from torch.export.graph_signature import InputKind  # slow to import
 
@@ -72,7 +82,7 @@ def _followed(exported: Any, traced: TracedModel, model: nn.Module, through_norm
         zero = Zero.MASKED if spec.kind == InputKind.PARAMETER else Zero.NO
         known = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
         inputs.append(TracedTensor(traced.held[spec.target], zero) if known else None)
-    propagation = Propagation(traced, dict(model.named_modules()), through_norms)
+    propagation = Propagation(traced, dict(model.named_modules()), through_norms, reads, last)
     found = propagation.run(exported.graph, exported.graph_module, inputs, traced.units)
     for each in tree_leaves(found):
         _freeze_output(each, traced.units)
@@ -92,7 +102,7 @@ def _copy_sharing_memory(model: nn.Module) -> nn.Module:
     return copy_of(model, memo)
 
 
-def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Export:
     try:
         try:
             return _export(model, args, kwargs)
@@ -106,7 +116,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         ) from error
 
 
-def _exported_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _exported_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Export | None:
     """Return the graph of the forward pass in training mode; None if it cannot be exported."""
     try:
         return _export(model, args, kwargs, training=True)
@@ -116,13 +126,25 @@ def _exported_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: Mappi
 
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], heads: bool = True, training: bool = False
-) -> Any:
-    with warnings.catch_warnings(), torch.no_grad():
+) -> Export:
+    with warnings.catch_warnings(), _quiet(), torch.no_grad():
         warnings.simplefilter("ignore")
         copied = _copy_sharing_memory(model).train(training)
         if heads:
             use_heads_attention(copied)
-        return torch.export.export(copied, with_plain_forward(copied, args, kwargs), strict=False)
+        reads = record_reads(copied)
+        return torch.export.export(copied, with_plain_forward(copied, args, kwargs), strict=False), reads
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging the whole graph of a model that it cannot export."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from ignite_prune.structure.tracing.attribute_reads import Reads
 from ignite_prune.structure.tracing.rules import RULES, Op
 from ignite_prune.structure.tracing.rules.pointwise import pointwise
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
@@ -41,6 +42,8 @@ class TracedModel:
         fixed_sizes: dimensions whose size is a constant in the graph, with the operation.
         tried: dimensions that may lose units if the outputs of a trial stay the same, with the operation.
         unused: dimensions that the forward pass does not use.
+        attributes: dimensions whose size a module holds in an attribute, with its path and name.
+        ambiguous: operations in which several sizes may be a number of units.
     """
 
     units: UnitIds
@@ -53,6 +56,8 @@ class TracedModel:
     fixed_sizes: list[tuple[Dim, str]] = field(default_factory=list)
     tried: list[tuple[Dim, str]] = field(default_factory=list)
     unused: list[Dim] = field(default_factory=list)
+    attributes: list[tuple[str, str, Dim]] = field(default_factory=list)
+    ambiguous: list[str] = field(default_factory=list)
 
 
 class Propagation:
@@ -62,10 +67,15 @@ class Propagation:
         traced: what is recorded.
         modules: of the model, by path.
         through_norms: whether units may be removed from a dimension that a norm normalises over.
+        reads: the attributes that the forward pass reads.
+        last: which of several sizes to take for a number of units.
     """
 
-    def __init__(self, traced: TracedModel, modules: Mapping[str, nn.Module], through_norms: bool) -> None:
-        self._traced, self._modules, self._through_norms = traced, modules, through_norms
+    def __init__(
+        self, traced: TracedModel, modules: Mapping[str, nn.Module], through_norms: bool, reads: Reads, last: bool
+    ) -> None:
+        self._traced, self._modules, self._through_norms, self._reads = traced, modules, through_norms, reads
+        self._last = last
         self._sizes: dict[Any, int] = {}  # by symbol: a number for each size that depends on data
 
     def run(
@@ -123,6 +133,8 @@ class Propagation:
             function,
             several,
             {id(values[each]) for each in given if each.meta["val"].dtype == torch.bool},
+            self._reads.get(path, ()),
+            self._last,
         )
         found = self._by_rule(op, args, kwargs)
         if found is None:
@@ -179,6 +191,8 @@ class Propagation:
         traced.makers.update(map(id, op.makes))
         traced.fixed_sizes.extend((dim, op.label) for dim in op.fixed_sizes if not op.is_frozen(dim))
         traced.tried.extend((dim, op.label) for dim in op.tried if not op.is_frozen(dim))
+        traced.ambiguous.extend([op.label] * op.ambiguous)
+        traced.attributes.extend((path, name, dim) for name, dim in op.attributes if not op.is_frozen(dim))
         traced.work.extend(products(op.name, args, found))
         inputs = [each for each in tree_leaves(args) if isinstance(each, TracedTensor)]
         if isinstance(op.module, nn.modules.dropout._DropoutNd) and inputs:

@@ -67,6 +67,9 @@ def trace(
 
     def traced(in_training: bool) -> TracedModel:
         found = trace_units(model, args, kwargs, through_norms, in_training)
+        if found.ambiguous:
+            other = trace_units(model, args, kwargs, through_norms, in_training, last=True)
+            found = max(found, other, key=_free)
         _apply(found, places, kept)
         return found
 
@@ -83,6 +86,11 @@ def trace(
     return structure
 
 
+def _free(traced: TracedModel) -> int:
+    """Return how many indices of parameters and buffers may go."""
+    return sum(int((~traced.units.is_frozen(ids)).sum()) for dims in traced.held.values() for ids in dims)
+
+
 def _apply(traced: TracedModel, places: Sequence[Sequence[tuple[str, int]]], kept: Sequence[str]) -> None:
     """Tie the dimensions that the user ties, and freeze what the user keeps."""
     for (first, dim), *others in places:
@@ -97,6 +105,7 @@ def _apply(traced: TracedModel, places: Sequence[Sequence[tuple[str, int]]], kep
 def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structure:
     """Return the structure, with those groups frozen for which a trial fails."""
     shapes, parameters = shapes_of(model), list(named_parameters(model))
+    needed: set[tuple[str, str]] = set()  # attributes without which a trial fails
     while True:
         grouping = UnitGrouping(traced, list(shapes))
         structure = Structure(
@@ -108,12 +117,19 @@ def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structu
             grouping.work,
             grouping.dropouts,
             grouping.normalised,
+            {place: axis for place, axis in grouping.attributes.items() if place in needed},
         )
         fixed_by = {name: op for dim, op in traced.fixed_sizes for name in grouping.along(dim)}
         tried = {name: op for dim, op in traced.tried for name in grouping.along(dim)}
         failing = probe.failing(structure) or probe.differing(structure, list(tried))
         if not failing:
             return structure
+        known = len(needed)
+        needed |= {
+            place for place, axis in grouping.attributes.items() if any(name in failing for name, _ in axis.parts)
+        }
+        if len(needed) > known:
+            continue
         for name, error in failing.items():
             maker = structure.groups[name].slots[structure.groups[name].maker]
             ids = traced.held[maker.name][maker.dim][maker.units >= 0]

@@ -208,6 +208,7 @@ def weight_norm(op: Op, direction: TracedTensor, length: TracedTensor, dim: int 
             op.tie(a, b)
         else:
             contracted(op, a, direction)
+            op.freeze(b, "holds one length for all of it")
     return TracedTensor(direction.dims, direction.zero)
 
 

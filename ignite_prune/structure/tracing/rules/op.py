@@ -33,6 +33,8 @@ class Op:
         function: the operation.
         several: whether it returns a sequence of tensors.
         masks: ``id`` of those arguments that are tensors of bools.
+        reads: names of the module's attributes that its forward pass reads.
+        prefers_last: which of several sizes to take for a number of units.
     """
 
     def __init__(
@@ -47,12 +49,19 @@ class Op:
         function: Callable[..., Any] | None = None,
         several: bool = False,
         masks: Collection[int] = (),
+        reads: Collection[str] = (),
+        prefers_last: bool = False,
     ) -> None:
         self.units, self.name, self.where, self.shapes, self.module = units, name, where, shapes, module
         self.named, self.function, self.several, self._masks = named, function, several, masks
         self.through_norms = through_norms and isinstance(module, NORMS)
         self.normalised: Dim | None = None
         """The normalised dimension, if its units may be removed."""
+        self._reads, self.prefers_last = sorted(reads), prefers_last
+        self.ambiguous = False
+        """Whether several sizes may be a number of units, as in ``view(b, t, 3, num_heads, d)`` with 3 heads."""
+        self.attributes: list[tuple[str, Dim]] = []
+        """Attributes of the module that hold the size of a dimension."""
         self.makes: list[Dim] = []
         """Dimensions of weights that become dimensions of the output: they produce units."""
         self.fixed_sizes: list[Dim] = []
@@ -68,6 +77,16 @@ class Op:
     def size_from_attribute(self, sizes: Sequence[int]) -> int | None:
         """Return the position in ``sizes`` that is read from an attribute which slicing updates, or None."""
         return None if self.module is None else size_from_attribute(self.module, self.name, sizes)
+
+    def holding(self, value: Any) -> list[str]:
+        """Return the attributes of the module that hold a value and that its forward pass reads."""
+        held = {} if self.module is None else vars(self.module)
+        return [name for name in self._reads if held.get(name) == value]
+
+    def written(self, asked: int, dim: Dim) -> None:
+        """Record that the graph holds a size as a number: slicing may have to set the attributes that it is from."""
+        self.fixed_sizes.append(dim)
+        self.attributes += [(name, dim) for name in self.holding(asked)]
 
     def tie(self, first: Dim, second: Dim) -> None:
         """Tie the indices of two dimensions, one by one."""
@@ -86,7 +105,7 @@ class Op:
         if size == 1:
             return fixed(1)
         dim = self.units.new(size)
-        self.fixed_sizes.append(dim)
+        self.written(size, dim)
         return dim
 
     def freeze_all(self, values: Iterable[TracedTensor], why: str) -> list[TracedTensor]:

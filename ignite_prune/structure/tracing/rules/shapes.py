@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ignite_prune.structure.tracing.attribute_reads import unit_rank
 from ignite_prune.structure.tracing.reshape import reshaped
 from ignite_prune.structure.tracing.rules.op import Op, Rule
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor, fixed
@@ -23,10 +24,24 @@ def reshape(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
     if len(asked) == len(sizes) and -1 in asked:
         free = list(asked).index(-1)
     known = op.size_from_attribute(list(asked))
-    free = free if known is None else known
+    free = _units_at(op, asked, free) if known is None else known
     dims = reshaped(op.units, x.dims, sizes, free, op.label)
-    op.fixed_sizes += [ids for d, ids in enumerate(dims) if d != free and op.name != "flatten"]
+    if op.name != "flatten" and len(asked) == len(sizes):
+        for size, ids in zip(asked, dims):
+            if size != -1:
+                op.written(size, ids)
     return TracedTensor(dims, x.zero)
+
+
+def _units_at(op: Op, asked: Sequence[int], free: int | None) -> int | None:
+    """Return the position of the size that counts units, such as heads: by an attribute, or the open one."""
+    ranks = {d: max(map(unit_rank, op.holding(size)), default=0) for d, size in enumerate(asked) if size > 1}
+    best = max(ranks.values(), default=0)
+    if best < (1 if free is None else 2):
+        return free
+    likely = [d for d, rank in ranks.items() if rank == best]
+    op.ambiguous = len(likely) > 1
+    return likely[-1 if op.prefers_last else 0]
 
 
 def permute(op: Op, x: TracedTensor, order: Sequence[int]) -> TracedTensor:
@@ -71,7 +86,9 @@ def expand(op: Op, x: TracedTensor, sizes: Sequence[int], **kwargs: Any) -> Trac
         if len(ids) != size:
             op.freeze(ids, "expands it")
         dims.append(ids if len(ids) == size else op.open(size))
-    op.fixed_sizes += [ids for ids, asked in zip(dims, sizes) if asked != -1]
+    for ids, asked in zip(dims, sizes):
+        if asked != -1:
+            op.written(asked, ids)
     return TracedTensor(tuple(dims), x.zero if all(map(op.is_frozen, dims[:new])) else Zero.NO)
 
 
@@ -96,11 +113,15 @@ def repeat(op: Op, x: TracedTensor, times: Sequence[int]) -> TracedTensor:
     return TracedTensor(tuple(dims), Zero.NO)
 
 
-def repeat_interleave(op: Op, x: TracedTensor, times: int, dim: int | None = None, **kwargs: Any) -> TracedTensor:
-    """Repetition of each index in place, as in grouped-query attention."""
-    if dim is None or not isinstance(times, int):
+def repeat_interleave(op: Op, x: TracedTensor, times: Any, dim: int | None = None, **kwargs: Any) -> TracedTensor:
+    """Repetition of each index in place, as in grouped-query attention; by a tensor, the dimension is frozen."""
+    if dim is None:
         return op.freeze_all([x], "repeats its entries")[0]
-    return x.put(dim % len(x.dims), x.dims[dim].repeat_interleave(times))
+    at = dim % len(x.dims)
+    if isinstance(times, int):
+        return x.put(at, x.dims[at].repeat_interleave(times))
+    op.freeze(x.dims[at], "repeats its entries")
+    return x.put(at, fixed(op.shapes[0][at]))
 
 
 def least_zero(op: Op, tensors: Sequence[TracedTensor]) -> Zero:
@@ -150,7 +171,7 @@ def split(op: Op, x: TracedTensor, sizes: int | Sequence[int], dim: int = 0) -> 
     if len(parts) > 1 and (len({len(part) for part in parts}) > 1 or len(parts[0]) == 1):
         op.freeze(x.dims[at], "cuts it into parts of sizes that are written in the program")
     elif len(parts) > 1:
-        _on_trial(op, x.dims[at])
+        _on_trial(op, x.dims[at], parts[0])
         return _equal_parts(op, x, at, parts)
     return [x.put(at, part) for part in parts]
 
@@ -159,14 +180,14 @@ def tensor_split(op: Op, x: TracedTensor, sections: Any, dim: int = 0) -> list[T
     at = dim % len(x.dims)
     parts = x.dims[at].tensor_split(sections)
     if not isinstance(sections, int) and not op.is_frozen(x.dims[at]):
-        _on_trial(op, x.dims[at])
+        _on_trial(op, x.dims[at], parts[0])
     return _equal_parts(op, x, at, parts)
 
 
-def _on_trial(op: Op, dim: Dim) -> None:
+def _on_trial(op: Op, dim: Dim, part: Dim) -> None:
     """Record that a dimension is cut at numbers: the program may compute them, which a trial shows."""
     op.on_trial(dim)
-    op.fixed_sizes.append(dim)
+    op.written(len(part), part)
 
 
 _PARTS = 4
@@ -186,7 +207,7 @@ def cut(
     if parts not in range(2, _PARTS + 1) or (step == 1 and first % left) or step not in (1, parts):
         op.freeze(x.dims[at], "slices it")
         return x.put(at, taken)
-    _on_trial(op, x.dims[at])
+    _on_trial(op, x.dims[at], taken)
     units = x.dims[at].view(parts, left) if step == 1 else x.dims[at].view(left, parts).t()
     op.units.tie(units[1:], units[:1], op.label)
     return x.put(at, taken)
