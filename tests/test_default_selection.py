@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ignite_prune import PruneHandler, allocation, prune_model
+from ignite_prune import PruneHandler, allocation, prune_model, saliency, score
 from ignite_prune.core.selection import select
 
 
@@ -158,3 +158,47 @@ def test_zeros_hold_in_bare_parameters():
         optimizer.step()
     zeros = sum(int((p == 0).sum()) for p in (net.up, net.conv_kernel, net.head.weight))
     assert zeros == 0.75 * (net.up.numel() + net.conv_kernel.numel() + net.head.weight.numel())
+
+
+class Conv1D(nn.Module):
+    """As transformers': inputs first."""
+
+    def __init__(self, outputs, inputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], -1)
+
+
+@pytest.mark.parametrize("formula", [saliency.Wanda(), saliency.SparseGPT(), saliency.Taylor()], ids=str)
+def test_evidence_is_that_of_a_linear_layer_turned(formula):
+    torch.manual_seed(0)
+    turned, linear = Conv1D(6, 8), nn.Linear(8, 6)
+    with torch.no_grad():
+        linear.weight.copy_(turned.weight.t()), linear.bias.zero_()
+    data = [(torch.randn(5, 3, 8) * torch.arange(1.0, 9.0), torch.randn(5, 3, 6)) for _ in range(2)]
+    scores, masks = [], []
+    for net in (turned, linear):
+        scores.append(score(net, saliency=formula, data=data, loss_fn=F.mse_loss)["weight"])
+        settings = {"saliency": formula, "data": data, "loss_fn": F.mse_loss}
+        masks.append(prune_model(net, sparsity=0.5, **settings)["weight"])
+    torch.testing.assert_close(scores[0].t(), scores[1])
+    assert torch.equal(masks[0].t(), masks[1])
+
+
+def test_evidence_of_stacked_experts_is_refused_by_name():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up_proj = nn.Parameter(torch.randn(2, 4, 4))
+
+        def forward(self, x):
+            return F.linear(x, self.up_proj[0]) + F.linear(x, self.up_proj[1])
+
+    data = [(torch.randn(3, 4), torch.randn(3, 4))]
+    net = nn.Sequential(nn.Linear(4, 4), Experts())
+    with pytest.raises(saliency.MissingEvidence, match=r"'1.up_proj'.*getitem"):
+        prune_model(net, sparsity=0.5, saliency=saliency.Wanda(), data=data)
+    masks = prune_model(net, sparsity=0.5, saliency=saliency.Wanda(), data=data, exclude="*.up_proj")
+    assert masks.sparsity == 0.5
