@@ -60,6 +60,7 @@ class Pruner:
         enforcer: the hooks.
         dense: the values of pruned entries, with ``keep_dense=True`` in a group; else None.
         evidence: what the saliencies and repairs need; None where they need nothing.
+        is_informed: whether a group has a saliency or repair that may need evidence.
         on_commit: functions of the former and the new targets, called when an update has been carried out.
     """
 
@@ -89,6 +90,7 @@ class Pruner:
         self.dense = DenseValues(self.masks, kept) if kept else None
         self.enforcer = MaskEnforcer(self.masks, optimizers)
         self.evidence: Evidence | None = evidence_of(model, self.groups, chosen)
+        self.is_informed = self.evidence is not None or any(group["repair"] for group in self.groups)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
         self._reached_at: dict[str, tuple[float | None, int]] = {}  # by first scored name: what the last update reached
