@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils import parametrize
 
 from ignite_prune._utils.arguments import near
@@ -47,6 +47,34 @@ def unwrap(model: nn.Module) -> nn.Module:
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the unwrapped model's parameters by name; a tied one once, under its first name."""
     return {name.replace(COMPILED, ""): parameter for name, parameter in unwrap(model).named_parameters()}
+
+
+def parameters_as(model: nn.Module, names: Collection[str]) -> dict[str, nn.Parameter]:
+    """Return a model's parameters by the names that a model inside it has, such as ``AveragedModel``'s ``module``.
+
+    Raises:
+        ValueError: a parameter is missing, or several modules have all of them.
+    """
+    found = named_parameters(model)
+    missing = next((name for name in names if name not in found), None)
+    if missing is None:
+        return found
+    prefixes = [each.removesuffix(missing) for each in found if each.endswith("." + missing)]
+    prefixes = [prefix for prefix in prefixes if all(prefix + name in found for name in names)]
+    if len(prefixes) > 1:
+        modules = ", ".join(f"model.{prefix.rstrip('.')}" for prefix in prefixes)
+        raise ValueError(f"Argument model holds several models with these parameters; give one of {modules}")
+    if not prefixes:
+        raise ValueError(
+            f"Argument model should hold the parameters that are pruned, but {type(model).__name__} has no parameter "
+            f"{missing!r}; {near(missing, list(found))}"
+        )
+    return {name.removeprefix(prefixes[0]): parameter for name, parameter in found.items()}
+
+
+def is_number(parameter: Tensor) -> bool:
+    """Return whether a parameter holds floating-point (or complex) numbers, and is not lazy."""
+    return not is_lazy(parameter) and (parameter.is_floating_point() or parameter.is_complex())
 
 
 def select(

@@ -12,6 +12,7 @@ from torch import nn
 
 from ignite_prune.core.mask_enforcer import claim
 from ignite_prune.core.mask_store import check_same, warn_of_nearly_empty
+from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import Attachment
 from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.events import PruneEvents, fire
@@ -74,10 +75,13 @@ class AttachedPruner(BaseHandler):
 
     def _start(self, attachment: Attachment) -> None:
         if not self.pruning.optimizers:
-            attachment.add(Events.ITERATION_COMPLETED, self._bake)
+            attachment.add(Events.ITERATION_COMPLETED, self._settle)
         if self._feed is not None:
             self._feed.attach(attachment)
         self.pruning.keep()
+
+    def _settle(self, *_: Any) -> None:
+        self.pruning.enforcer.settle()
 
     def _stop(self) -> None:
         self.pruning.enforcer.remove()
@@ -89,6 +93,9 @@ class AttachedPruner(BaseHandler):
 
     def _check_parameters(self) -> None:
         check_same(self.pruning.model, self.pruning.masks.parameters, REMAKE)
+
+    def _checker(self) -> WeightCheck:
+        return self.pruning.weights
 
     def _bake(self) -> None:
         self.pruning.masks.apply_()

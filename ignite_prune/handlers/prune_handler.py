@@ -17,6 +17,7 @@ from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.sparsity import as_sparsity
+from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.mask_enforcer import claim, release
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.optimizer_state import as_optimizers
@@ -46,7 +47,8 @@ class PruneHandler(AttachedPruner):
 
     Args:
         model: bare, DDP-wrapped or compiled.
-        optimizer: the optimizer(s) that train it; with None the masks are applied on every ITERATION_COMPLETED.
+        optimizer: the optimizer(s) that train it; with None the masks are applied after the steps of whichever
+            optimizer of torch holds a pruned parameter, and on every ITERATION_COMPLETED.
         params: None for the weights of every linear, convolutional, recurrent and attention layer; a name, a glob, a
             layer type or a sequence of them; or group dicts ``{"params": ..., any keyword below}``.
         saliency: what an entry is worth; a callable ``(name, parameter) -> Tensor`` is one too.
@@ -71,6 +73,8 @@ class PruneHandler(AttachedPruner):
         scaler: the ``GradScaler`` of a loop of your own, for evidence from activations' gradients; Ignite's is found.
         shared: let other handlers mask the same parameters; otherwise :meth:`attach`, :meth:`step` and
             :meth:`load_state_dict` refuse to act while one does.
+        strict: raise :class:`~ignite_prune.PrunedWeightsAlive` where pruned weights turn out not to be 0, instead of
+            masking them again with a warning.
 
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.
@@ -112,10 +116,12 @@ class PruneHandler(AttachedPruner):
         calibration: Calibration | None = None,
         scaler: torch.amp.GradScaler | None = None,
         shared: bool = False,
+        strict: bool = False,
     ) -> None:
         super().__init__()
-        if shared is not False:
+        if shared is not False or strict is not False:
             check_is("shared", shared, bool)
+            check_is("strict", strict, bool)
         self._shared = shared
         settings = {
             "sparsity": 0.0,
@@ -138,7 +144,7 @@ class PruneHandler(AttachedPruner):
         self.is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
         self._scaler = scaler
         self.pruning = Pruner(
-            unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks
+            unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks, strict
         )
         self._warned = set()
         if self.pruning.is_informed:
@@ -167,6 +173,19 @@ class PruneHandler(AttachedPruner):
         return self.masks.sparsity
 
     @property
+    def model_sparsity(self) -> float:
+        """The fraction of all floating-point parameters of the model that is pruned, biases and norms included."""
+        return self.masks.sparsity_of(self.pruning.model)
+
+    def check(self) -> CheckReport:
+        """Compare the weights with the masks, with and without an engine; nothing is changed.
+
+        Returns:
+            Which pruned weights are not 0, and the likely cause; true if all are 0, and printable.
+        """
+        return self.pruning.weights.report()
+
+    @property
     def units(self) -> dict[str, tuple[int, int]]:
         """How many units of a structure's groups there were, and are left; empty without a structure."""
         return self.pruning.units
@@ -192,7 +211,8 @@ class PruneHandler(AttachedPruner):
     def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str = "sparsity") -> None:
         """Update the masks on ``event`` of ``engine`` from now on, and publish the sparsity in ``engine.state``.
 
-        ``engine.state.sparsity`` is ``{"global": float, "<parameter>": float}``, of a structure ``"units"`` too;
+        ``engine.state.sparsity`` is ``{"global": float, "model": float, "<parameter>": float}``, of a structure
+        ``"units"`` too; ``"global"`` is of the selected parameters, ``"model"`` is :attr:`model_sparsity`;
         ``engine.state.metrics["sparsity"]`` is the global one alone.
 
         Args:
