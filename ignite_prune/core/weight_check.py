@@ -77,6 +77,7 @@ class WeightCheck:
         """
         if not self.enforcer.is_installed:
             return
+        self._tell_revived()
         if not self.enforcer.is_applied:  # masks were changed by their owner, to be applied at the next step
             self.enforcer.apply()
         elif alive := self._alive():
@@ -92,6 +93,7 @@ class WeightCheck:
             PrunedWeightsAlive: with ``strict``; nothing is changed then.
         """
         self._calls += 1
+        self._tell_revived()
         if self._drawn_at != self.masks.changes:
             self._draw()
         if not self._samples:
@@ -109,6 +111,16 @@ class WeightCheck:
             self.all()
         else:
             self._is_right()
+
+    def follow(self, clock: Callable[[], int] | None) -> None:
+        """Take the iterations of another engine; the weights have just been masked."""
+        self.clock = clock
+        self._is_right()
+
+    def _tell_revived(self) -> None:
+        revived, self.enforcer.revived = self.enforcer.revived, {}
+        if revived:
+            self._tell({name: (count, self._pruned(name)) for name, count in revived.items()})
 
     def _is_right(self) -> None:
         self._steps, self._iteration = self.enforcer.steps, None if self.clock is None else self.clock()
@@ -152,7 +164,7 @@ class WeightCheck:
             raise PrunedWeightsAlive(f"{text}. Nothing was changed; masks.apply_() masks them again")
         if kind not in self.warned:
             self.warned.add(kind)
-            warnings.warn(f"{text}. They have been masked again", SparsityWarning, stacklevel=4)
+            warnings.warn(f"{text}. They have been masked again", SparsityWarning, stacklevel=2)
 
     def _cause(self) -> tuple[str, str]:
         given = ", ".join(dict.fromkeys(type(each).__name__ for each in self.enforcer.optimizers))

@@ -117,7 +117,7 @@ class BaseHandler(ABC):
             self._attachment.remove()
             self._attachment = None
         if (weights := self._checker()) is not None:
-            weights.clock = None
+            weights.follow(None)
         self._stop()
         release(self, self._masked())
         self._owns = False
@@ -161,7 +161,7 @@ class BaseHandler(ABC):
         self._own()
         self._publish()
         if (weights := self._checker()) is not None:
-            weights.clock = lambda: int(engine.state.iteration)
+            weights.follow(lambda: int(engine.state.iteration))
             for each in (Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
                 self._attachment.add(each, self._verify)
             for each in (Events.EPOCH_STARTED, Events.ITERATION_COMPLETED):

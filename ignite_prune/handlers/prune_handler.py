@@ -31,7 +31,7 @@ from ignite_prune.repair import Repair
 from ignite_prune.saliency import Saliency
 from ignite_prune.schedule.base import check_steps
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_groups import UNSET, ParamGroup, warn_of_unset
 from ignite_prune.update.pruner import Pruner
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class PruneHandler(AttachedPruner):
             check_is("strict", strict, bool)
         self._shared = shared
         settings = {
-            "sparsity": 0.0,
+            "sparsity": UNSET,
             "saliency": saliency,
             "schedule": schedule,
             "pattern": pattern,
@@ -252,6 +252,7 @@ class PruneHandler(AttachedPruner):
             check_steps(at=at)
             targets = self.pruning.targets(at)
         else:
+            warn_of_unset(groups, self._warned)
             targets = [as_sparsity(group["sparsity"]) for group in groups]
         owned = self._owns
         if not owned:

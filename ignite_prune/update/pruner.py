@@ -1,4 +1,4 @@
-"""Pruner: the pruning state of one model, and its updates. It knows no engine; ``PruneHandler`` attaches it to one."""
+"""Pruner: the pruning state of one model, and its updates; ``PruneHandler`` attaches it to an engine."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ class Pruner:
         optimizers: those that train it.
         params, settings: see :func:`ignite_prune.update.param_groups.build`.
         calibration: what evidence and repairs are computed from; without data, the handler gathers it from training.
-        masks: initial masks.
-        strict: pruned weights that are not 0 raise an error.
+        masks, strict: as of ``PruneHandler``.
 
     Attributes:
         groups: the parameter groups.
@@ -118,7 +117,7 @@ class Pruner:
     # Updates
 
     def targets(self, step: float) -> list[float]:
-        """Return each group's target: of its schedule at a step, or its ``"sparsity"`` where it has none."""
+        """Return each group's target: its schedule's at a step, or its ``"sparsity"``."""
         return [
             as_sparsity(group["sparsity"] if group["schedule"] is None else group["schedule"](step))
             for group in self.groups
@@ -132,14 +131,13 @@ class Pruner:
         """Return what brings each group to its target, equal on every rank; only generators have moved on.
 
         Raises:
-            TypeError, ValueError: see :func:`.choose_masks`; nothing has changed, no generator either.
+            TypeError, ValueError, PrunedWeightsAlive: nothing has changed, no generator either.
         """
         check_same(self.model, self.masks.parameters, REMAKE)
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        random = any(group["generator"] is not None for group in self.groups)
-        states = self.generator_states() if random else []
+        states = self.generator_states() if any(group["generator"] for group in self.groups) else []
         before, plan = self.masks.so_far(), UpdatePlan()
         if any(mask is not None for mask in before.values()):
             self.weights.all()
@@ -221,7 +219,7 @@ class Pruner:
     def sliced(self, structure: Structure, indices: Indices) -> Pruner:
         """Return a pruner of the same settings, masks and targets over the model now that it has been sliced.
 
-        Its hooks are not installed, and its evidence is empty; ``indices`` are those that were kept of each parameter.
+        Its hooks are not installed, and its evidence is empty; ``indices`` are those kept of each parameter.
         """
         from ignite_prune.structure.slicing.model_edit import cut  # slow to import
 
@@ -282,7 +280,7 @@ class Pruner:
         return [target if changes == self.masks.changes else None for target, changes in settled]
 
     def generator_states(self) -> list[Tensor | None]:
-        """Return the state of each group's generator."""
+        """Return the states of the groups' generators."""
         return [None if group["generator"] is None else group["generator"].get_state() for group in self.groups]
 
     def set_generator_states(self, states: Sequence[Any]) -> None:
