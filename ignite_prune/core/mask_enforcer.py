@@ -52,13 +52,11 @@ class MaskEnforcer:
             for what the next step makes of them.
         optimizers: those given.
         steps: number of optimizer steps that the hooks have followed.
-        revived: number of pruned weights that were not 0 when a step began, by name; masked since.
     """
 
     def __init__(self, masks: MaskStore, optimizers: Sequence[Optimizer], *, weights: bool = True) -> None:
         self.passing: set[str] = set()
         self.steps = 0
-        self.revived: dict[str, int] = {}
         self.is_installed = False
         self._masks, self._weights = masks, weights
         self.optimizers = self._optimizers = list(optimizers)
@@ -175,8 +173,6 @@ class MaskEnforcer:
             self.settle()
         for name, parameter, mask in self._pruned(optimizer):
             if self._weights and parameter._version != self._zeroed.get(name):  # decay would move a weight's slots
-                if parameter.is_cpu and not is_masked(parameter, mask):
-                    self.revived[name] = int(parameter.detach().ne(0).gt(mask).count_nonzero())
                 zero_(parameter.detach(), mask)
             grad = parameter.grad
             if grad is not None and name not in self.passing and not self._is_clean(name, grad, mask):

@@ -77,7 +77,6 @@ class WeightCheck:
         """
         if not self.enforcer.is_installed:
             return
-        self._tell_revived()
         if not self.enforcer.is_applied:  # masks were changed by their owner, to be applied at the next step
             self.enforcer.apply()
         elif alive := self._alive():
@@ -93,7 +92,6 @@ class WeightCheck:
             PrunedWeightsAlive: with ``strict``; nothing is changed then.
         """
         self._calls += 1
-        self._tell_revived()
         if self._drawn_at != self.masks.changes:
             self._draw()
         if not self._samples:
@@ -116,11 +114,6 @@ class WeightCheck:
         """Take the iterations of another engine; the weights have just been masked."""
         self.clock = clock
         self._is_right()
-
-    def _tell_revived(self) -> None:
-        revived, self.enforcer.revived = self.enforcer.revived, {}
-        if revived:
-            self._tell({name: (count, self._pruned(name)) for name, count in revived.items()})
 
     def _is_right(self) -> None:
         self._steps, self._iteration = self.enforcer.steps, None if self.clock is None else self.clock()

@@ -117,22 +117,10 @@ def by_data(model, given):
     return step
 
 
-def before_the_step(model, given):
-    def step(batch):
-        for p in model.parameters():
-            p.data.add_(0.01)
-        with torch.no_grad():
-            model[5].weight.add_(0.01)
-        train_step(model, given, batch)
-
-    return step
-
-
 WAYS = {
     by_another_optimizer: "None of the optimizers that PruneHandler was given .SGD. has stepped",
     by_slow_weights: "written after a step of the optimizers",
     by_data: "None of the optimizers",
-    before_the_step: "written after a step",
 }
 
 
