@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ignite_prune._utils.bits import zero_, zero_any_
+from ignite_prune._utils.bits import is_masked, zero_, zero_any_
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_state import masks_changed, slots_to_repair, zero_slots_
+from ignite_prune.core.step_hooks import Closure, StepHooks
 
 _PROBES = 128
 _OWNERS: Any = WeakTensorKeyDictionary()  # parameter -> WeakSet of the objects that mask it
@@ -43,18 +44,24 @@ class MaskEnforcer:
 
     Args:
         masks: the masks to enforce.
-        optimizers: the optimizers of the store's parameters; may be empty.
+        optimizers: the optimizers of the store's parameters; without any, those are found as they step.
         weights: mask weights too; otherwise only gradients and slots are masked.
 
     Attributes:
         passing: names of parameters whose gradients are not masked for now; the code that adds a name is responsible
             for what the next step makes of them.
+        optimizers: those given.
+        steps: number of optimizer steps that the hooks have followed.
     """
 
     def __init__(self, masks: MaskStore, optimizers: Sequence[Optimizer], *, weights: bool = True) -> None:
         self.passing: set[str] = set()
+        self.steps = 0
+        self.is_installed = False
         self._masks, self._weights = masks, weights
-        self._optimizers = list(optimizers)
+        self.optimizers = self._optimizers = list(optimizers)
+        self._any = None if optimizers or not weights else StepHooks((), self._before_any, self._after_any)
+        self._slots_at: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # masked for which state of the masks
         self._handles: list[RemovableHandle] = []
         self._hooked: dict[str, RemovableHandle] = {}
         self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}  # gradients masked, at which version
@@ -72,8 +79,16 @@ class MaskEnforcer:
                     optimizer.register_step_post_hook(self._after_step),
                     optimizer.register_load_state_dict_post_hook(self._has_loaded),
                 ]
+        if self._any is not None:
+            self._any.install()
         for name, parameter in self._masks.parameters.items():
             self._hook_gradient(name, parameter)
+        self.is_installed = True
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether weights and slots have been masked since the masks were last changed."""
+        return self._applied == self._masks.changes
 
     @property
     def hooked(self) -> Collection[str]:
@@ -82,6 +97,9 @@ class MaskEnforcer:
 
     def remove(self) -> None:
         """Remove every hook."""
+        self.is_installed = False
+        if self._any is not None:
+            self._any.remove()
         for handle in (*self._handles, *self._hooked.values()):
             handle.remove()
         self._handles.clear()
@@ -120,7 +138,7 @@ class MaskEnforcer:
                 zero_slots_(optimizer, parameter, kept, only_where_needed=True)
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
-            if self._weights and mask is not None and bool((parameter.detach().ne(0) & ~mask).any()):
+            if self._weights and mask is not None and not is_masked(parameter, mask):
                 with torch.no_grad():
                     zero_(parameter, mask)
         self._probes.clear()
@@ -148,7 +166,7 @@ class MaskEnforcer:
                     self._hook_gradient(name, parameter)
                     yield name, parameter, mask
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: Any = (), kwargs: Any = None) -> None:
         if self._applied != self._masks.changes:  # the masks were changed without apply()
             self.apply()
         if self._loaded:
@@ -161,7 +179,8 @@ class MaskEnforcer:
                 self._zero_gradient(name, grad, mask)
 
     @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, args: Any = (), kwargs: Any = None) -> None:
+        self.steps += 1
         for name, parameter, mask in self._pruned(optimizer):
             if self._weights:
                 zero_(parameter, mask)
@@ -170,6 +189,23 @@ class MaskEnforcer:
             slots = slots_to_repair(optimizer, parameter) if self._weights else None
             if slots != ():
                 zero_slots_(optimizer, parameter, mask, slots)
+
+    @torch.no_grad()
+    def _before_any(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
+        """Mask what an optimizer holds before its step; it is called for every optimizer if none was given."""
+        held = [(parameter, mask) for _, parameter, mask in self._pruned(optimizer)]
+        if held:
+            self._before_step(optimizer)
+        if held and self._slots_at.get(optimizer) != self._masks.changes:
+            for parameter, mask in held:
+                zero_slots_(optimizer, parameter, mask)
+            masks_changed(optimizer)
+            self._slots_at[optimizer] = self._masks.changes
+        return closure
+
+    def _after_any(self, optimizer: Optimizer, stepped: bool) -> None:
+        if any(True for _ in self._pruned(optimizer)):
+            self._after_step(optimizer)
 
     def _has_loaded(self, optimizer: Optimizer) -> None:
         """Mask the slots before the next step and not now: their masks may be loaded after them."""

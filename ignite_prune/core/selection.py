@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils import parametrize
 
 from ignite_prune._utils.arguments import near
@@ -41,6 +41,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the unwrapped model's parameters by name; a tied one once, under its first name."""
     return {name.replace(COMPILED, ""): parameter for name, parameter in unwrap(model).named_parameters()}
+
+
+def is_number(parameter: Tensor) -> bool:
+    """Return whether a parameter holds floating-point (or complex) numbers, and is not lazy."""
+    return not is_lazy(parameter) and (parameter.is_floating_point() or parameter.is_complex())
 
 
 def select(

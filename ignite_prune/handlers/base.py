@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from torch import nn
 
 from ignite_prune.core.mask_enforcer import check_free, claim, release
+from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
 from ignite_prune.handlers.events import register
 
@@ -83,6 +84,23 @@ class BaseHandler(ABC):
     def _check_parameters(self) -> None:
         """Raise ValueError if the model's parameters have been replaced."""
 
+    def _checker(self) -> WeightCheck | None:
+        """Return what verifies that pruned weights are 0; None where masks are not in the weights."""
+        return None
+
+    def _verify(self, *_: Any) -> None:
+        """Verify all pruned weights."""
+        if (weights := self._checker()) is not None:
+            weights.all()
+
+    def _verify_some(self, *_: Any) -> None:
+        """Verify a few pruned weights, and publish if the masks were changed from outside."""
+        if (weights := self._checker()) is not None:
+            if not weights.enforcer.is_applied:
+                weights.all()
+                self._publish()
+            weights.some()
+
     def _bake(self) -> None:
         """Write into the model what is to last after :meth:`finalize`."""
 
@@ -98,6 +116,8 @@ class BaseHandler(ABC):
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
+        if (weights := self._checker()) is not None:
+            weights.follow(None)
         self._stop()
         release(self, self._masked())
         self._owns = False
@@ -107,8 +127,10 @@ class BaseHandler(ABC):
 
         Raises:
             ValueError: finalized before.
+            PrunedWeightsAlive: a strict handler's pruned weights are not 0; nothing is changed then.
         """
         self._check_usable()
+        self._verify()
         self._bake()
         self.detach()
         self._finalized = True
@@ -138,6 +160,12 @@ class BaseHandler(ABC):
             raise
         self._own()
         self._publish()
+        if (weights := self._checker()) is not None:
+            weights.follow(lambda: int(engine.state.iteration))
+            for each in (Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
+                self._attachment.add(each, self._verify)
+            for each in (Events.EPOCH_STARTED, Events.ITERATION_COMPLETED):
+                self._attachment.add(each, self._verify_some)
 
     def _check_usable(self) -> None:
         if self._finalized:
@@ -173,7 +201,12 @@ class BaseHandler(ABC):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain data, which ``torch.load(weights_only=True)`` reads."""
+        """Return the state as plain data, which ``torch.load(weights_only=True)`` reads.
+
+        Raises:
+            PrunedWeightsAlive: a strict handler's pruned weights are not 0.
+        """
+        self._verify()
         parts = {"progress": self._progress.state_dict(), **self._state()}
         assert set(parts) <= {*self.KEYS, "progress"}, f"{type(self).__name__}.KEYS should name all of its state"
         return {"version": self.VERSION, **{key: parts[key] for key in self.KEYS}}

@@ -1,4 +1,4 @@
-"""Pruner: the pruning state of one model, and its updates. It knows no engine; ``PruneHandler`` attaches it to one."""
+"""Pruner: the pruning state of one model, and its updates; ``PruneHandler`` attaches it to an engine."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore, check_same
 from ignite_prune.core.optimizer_state import check_held
 from ignite_prune.core.selection import named_parameters
+from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.update.agreement import agree, average_scores
 from ignite_prune.update.calibration import Calibration, calibrate
 from ignite_prune.update.param_groups import ParamGroup, build
@@ -37,29 +38,29 @@ if TYPE_CHECKING:
     from ignite_prune.structure import Indices, Structure
 
 
-REMAKE = "PruneHandler, with masks=pruner.masks"  # what to do where the model's parameters were replaced
+REMAKE = "PruneHandler, with masks=pruner.masks"  # where the model's parameters were replaced
 
 
 class Pruner:
     """Groups, masks, kept values, hooks and evidence over the parameters of one model.
 
-    An update is planned first and then committed: if planning raises, nothing has changed. :meth:`sliced` makes another
-    pruner for the parameters of a sliced model.
+    An update is planned first and then committed: if planning raises, nothing has changed.
 
     Args:
         model: unwrapped.
         optimizers: those that train it.
-        params: the user's selection.
-        settings: of every group, see :func:`ignite_prune.update.param_groups.build`.
+        params, settings: see :func:`ignite_prune.update.param_groups.build`.
         calibration: what evidence and repairs are computed from; without data, the handler gathers it from training.
-        masks: initial masks.
+        masks, strict: as of ``PruneHandler``.
 
     Attributes:
         groups: the parameter groups.
         masks: the mask store, which owns the parameters.
         enforcer: the hooks.
+        weights: verifies that pruned weights are 0.
         dense: the values of pruned entries, with ``keep_dense=True`` in a group; else None.
         evidence: what the saliencies and repairs need; None where they need nothing.
+        is_informed: whether a group has a saliency or repair that may need evidence.
         on_commit: functions of the former and the new targets, called when an update has been carried out.
     """
 
@@ -71,6 +72,7 @@ class Pruner:
         settings: Mapping[str, Any],
         calibration: Calibration,
         masks: Mapping[str, Tensor] | None = None,
+        strict: bool = False,
     ) -> None:
         self.model, self.optimizers, self.calibration = model, optimizers, calibration
         self.on_commit: list[Callable[[list[float | None], Sequence[float]], None]] = []
@@ -88,20 +90,22 @@ class Pruner:
         kept = [name for group in self.groups if group["keep_dense"] for name in group["params"]]
         self.dense = DenseValues(self.masks, kept) if kept else None
         self.enforcer = MaskEnforcer(self.masks, optimizers)
+        self.weights = WeightCheck(model, self.masks, self.enforcer, "PruneHandler", strict)
         self.evidence: Evidence | None = evidence_of(model, self.groups, chosen)
+        self.is_informed = self.evidence is not None or any(group["repair"] for group in self.groups)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
         self._reached_at: dict[str, tuple[float | None, int]] = {}  # by first scored name: what the last update reached
         for group in self.groups:
-            if group["saliency"].randomised and group["generator"] is None:
-                group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
+            if group["saliency"].randomised:
+                group["generator"] = group["generator"] or torch.Generator().manual_seed(torch.initial_seed())
         if masks is not None and self.dense is not None:
             self.dense.remember({})
 
     # Hooks
 
     def keep(self) -> None:
-        """Install the hooks that keep zeros, and mask pruned entries that are not 0."""
+        """Install the hooks, and mask pruned entries that are not 0."""
         self.enforcer.install()
         self.enforcer.settle()
 
@@ -113,32 +117,30 @@ class Pruner:
     # Updates
 
     def targets(self, step: float) -> list[float]:
-        """Return each group's target: of its schedule at a step, or its ``"sparsity"`` where it has none."""
+        """Return each group's target: its schedule's at a step, or its ``"sparsity"``."""
         return [
             as_sparsity(group["sparsity"] if group["schedule"] is None else group["schedule"](step))
             for group in self.groups
         ]
 
     def update(self, targets: Sequence[float]) -> None:
-        """Bring each group to its target, equally on every rank; if it raises, nothing has changed."""
+        """Plan an update and carry it out, equally on every rank; if it raises, nothing has changed."""
         self.commit(self.plan(targets), targets)
 
     def plan(self, targets: Sequence[float]) -> UpdatePlan:
         """Return what brings each group to its target, equal on every rank; only generators have moved on.
 
-        Args:
-            targets: a sparsity for each group.
-
         Raises:
-            TypeError, ValueError: see :func:`.choose_masks`; nothing has changed, no generator either.
+            TypeError, ValueError, PrunedWeightsAlive: nothing has changed, no generator either.
         """
         check_same(self.model, self.masks.parameters, REMAKE)
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        random = any(group["generator"] is not None for group in self.groups)
-        states = self.generator_states() if random else []
+        states = self.generator_states() if any(group["generator"] for group in self.groups) else []
         before, plan = self.masks.so_far(), UpdatePlan()
+        if any(mask is not None for mask in before.values()):
+            self.weights.all()
         updates, error = list[GroupUpdate](), None
         try:
             updates = self._scored(targets, before, ranks)
@@ -217,18 +219,15 @@ class Pruner:
     def sliced(self, structure: Structure, indices: Indices) -> Pruner:
         """Return a pruner of the same settings, masks and targets over the model now that it has been sliced.
 
-        Its hooks are not installed, and its evidence is empty.
-
-        Args:
-            structure: what is left.
-            indices: which indices of each parameter were kept.
+        Its hooks are not installed, and its evidence is empty; ``indices`` are those kept of each parameter.
         """
         from ignite_prune.structure.slicing.model_edit import cut  # slow to import
 
         masks = {name: cut(mask, indices.get(name, {})) for name, mask in self.masks.items()}
         params, settings = self._given
         settings = {**settings, "structure": structure}
-        made = Pruner(self.model, self.optimizers, params, settings, self.calibration, masks)
+        made = Pruner(self.model, self.optimizers, params, settings, self.calibration, masks, self.weights.strict)
+        made.weights.clock, made.weights.warned = self.weights.clock, self.weights.warned
         for group, before in zip(made.groups, self.groups):  # the user may have changed these
             group["sparsity"], group["schedule"] = before["sparsity"], before["schedule"]
             group["allocation"] = before["allocation"]
@@ -267,12 +266,11 @@ class Pruner:
         return {name: (origin[name].size, int(kept[name].count_nonzero())) for name in names}
 
     def sparsities(self) -> dict[str, float]:
-        """Return the sparsity of all parameters together ("global"), of each, and of the units of a structure."""
-        found = {"global": self.masks.sparsity, **self.masks.sparsities()}
-        if self.structure is not None:
-            whole, left = map(sum, zip(*self.units.values()))
-            found["units"] = 1 - left / whole
-        return found
+        """Return what is published: :meth:`.MaskStore.published`, and the sparsity of a structure's units."""
+        if self.structure is None:
+            return self.masks.published(self.model)
+        whole, left = map(sum, zip(*self.units.values()))
+        return self.masks.published(self.model) | {"units": 1 - left / whole}
 
     # State
 
@@ -282,7 +280,7 @@ class Pruner:
         return [target if changes == self.masks.changes else None for target, changes in settled]
 
     def generator_states(self) -> list[Tensor | None]:
-        """Return the state of each group's generator."""
+        """Return the states of the groups' generators."""
         return [None if group["generator"] is None else group["generator"].get_state() for group in self.groups]
 
     def set_generator_states(self, states: Sequence[Any]) -> None:
@@ -292,7 +290,7 @@ class Pruner:
                 group["generator"].set_state(state.cpu())
 
     def forget_scores(self, reached: Sequence[float | None]) -> None:
-        """Forget the last update's scores, after a state was loaded with what :meth:`reached` had returned."""
+        """Forget the last update's scores; ``reached`` is what :meth:`reached` returned when a state was saved."""
         self._drawn, self._cached = [None] * len(self.groups), {}
         self._reached_at = {
             group["scored"][0]: (target, self.masks.changes)

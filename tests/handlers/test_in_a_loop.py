@@ -71,7 +71,7 @@ def test_schedules_draw_themselves():
 @pytest.mark.parametrize("row", SCHEDULES, ids=str)
 def test_the_state_follows_the_schedule(row):
     _, optimizer, trainer, pruner = setup(schedule=row.make())
-    assert trainer.state.sparsity == {"global": 0.0, **dict.fromkeys(WEIGHTS, 0.0)}, "set from attach on"
+    assert trainer.state.sparsity == {"global": 0.0, "model": 0.0, **dict.fromkeys(WEIGHTS, 0.0)}, "set from attach on"
     seen = []
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(trainer.state.sparsity["global"]))
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: assert_zero(pruner, optimizer))

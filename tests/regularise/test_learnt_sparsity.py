@@ -112,7 +112,7 @@ def test_sparsity_is_learnt(gate, weak, strong):
         published = trainer.state.learnt_sparsity
         zeros = sum(int((model.get_parameter(name) == 0).sum()) for name in WEIGHTS)
         assert published["global"] == handler.sparsity == pytest.approx(zeros / handler.masks.numel)
-        assert {"penalty", "global", *WEIGHTS} == set(published)
+        assert {"penalty", "global", "model", *WEIGHTS} == set(published)
         loss = sum(float(cross_entropy(model(x), y).detach()) for x, y in batches(5)) / 5
         assert loss < 0.7  # chance is 1.39
         found.append(handler.sparsity)

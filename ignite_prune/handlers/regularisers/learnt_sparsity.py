@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.inert_hook import InertHook
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.core.selection import unwrap
+from ignite_prune.core.selection import is_number, unwrap
 from ignite_prune.core.step_hooks import Closure, grad_scale
 from ignite_prune.handlers.attachment import Attachment
 from ignite_prune.handlers.describe import plain
@@ -139,14 +139,20 @@ class LearntSparsity(Regulariser):
         )
 
     def _report(self) -> dict[str, float]:
-        masks = self.masks
-        return {"penalty": self.penalty(), "global": masks.sparsity, **masks.sparsities()}
+        self._put_back()
+        sizes = {name: parameter.numel() for name, parameter in self._parameters.items()}
+        zeros = {name: sizes[name] - int(p.detach().count_nonzero()) for name, p in self._parameters.items()}
+        pruned, whole = sum(zeros.values()), sum(p.numel() for p in self._model.parameters() if is_number(p))
+        found = {"penalty": self.penalty(), "global": 0.0, "model": pruned / whole}
+        parts = {name: zeros[name] / max(size, 1) for name, size in sizes.items()}
+        return found | parts | {"global": pruned / max(sum(sizes.values()), 1)}
 
     # Attaching
 
     def _start(self, attachment: Attachment) -> None:
         super()._start(attachment)
         attachment.add(Events.ITERATION_STARTED, self._put_back)
+        attachment.add(Events.ITERATION_COMPLETED, lambda *_: self._publish())
         self._watch = self._model.register_state_dict_pre_hook(InertHook(self._put_back))  # type: ignore[no-untyped-call]
         if not self._whole:
             self._whole = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}

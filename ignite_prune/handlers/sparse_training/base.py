@@ -124,6 +124,11 @@ class MaskedHandler(BaseHandler):
         """The groups, each with its ``"params"``, ``"sparsity"`` and ``"allocation"``; they cannot be changed."""
         return [cast(ParamGroup, _Fixed(group)) for group in self._groups]
 
+    @property
+    def model_sparsity(self) -> float:
+        """The fraction of all floating-point parameters of the model that is pruned, biases and norms included."""
+        return self._masks.sparsity_of(self._model)
+
     def scores(self) -> dict[str, Tensor]:
         """Return every selected parameter's magnitude; the largest connections stay."""
         return {name: parameter.detach().abs() for name, parameter in self._masks.parameters.items()}
@@ -157,8 +162,8 @@ class MaskedHandler(BaseHandler):
     ) -> None:
         """Update the masks while ``engine`` trains, and publish the sparsity in ``engine.state``.
 
-        ``engine.state.sparsity`` is ``{"global": float, "<parameter>": float}``, ``engine.state.metrics["sparsity"]``
-        the global one alone.
+        ``engine.state.sparsity`` is ``{"global": float, "model": float, "<parameter>": float}``, of the selected
+        parameters, of the whole model and of each; ``engine.state.metrics["sparsity"]`` is the global one alone.
 
         Args:
             engine: the trainer.
@@ -197,13 +202,14 @@ class MaskedHandler(BaseHandler):
 
     def _update_at(self, step: int, done: Callable[[], None]) -> None:
         self._check_parameters()
+        self._verify()
         self._update(step, done)
         self._publish()
         if self._attachment is not None:
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
 
     def _report(self) -> dict[str, float]:
-        return {"global": self.sparsity, **self._masks.sparsities()}
+        return self._masks.published(self._model)
 
     def _check_parameters(self) -> None:
         check_same(self._model, self._masks.parameters, type(self).__name__)
