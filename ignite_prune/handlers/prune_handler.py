@@ -91,8 +91,9 @@ class PruneHandler(BaseHandler):
     """
 
     MASKS_UPDATED = PruneEvents.MASKS_UPDATED
-    VERSION = 3  # 1 had no evidence; 2 named evidence by the representation of its fields
+    VERSION = 4  # 1 had no evidence; 2 named evidence by the representation of its fields; 3 had no lists of pairs
     KEYS = ("progress", "masks", "sparsities", "generators", "dense", "evidence", "reached")
+    VARYING = ("dense",)
     MAIN = "global"
 
     def __init__(
@@ -360,13 +361,13 @@ class PruneHandler(BaseHandler):
         try:
             if self._feed is not None:
                 return self._feed.checked(state)
-            if not isinstance(state, list) or state:
+            if not isinstance(state, (list, tuple)) or state:
                 raise ValueError(
                     "The checkpoint's pruner and this one should gather the same evidence (the same saliency and "
                     "repair)"
                 )
         except ValueError as error:
-            if version == self.VERSION:
+            if version > 2:
                 raise
             raise ValueError(
                 f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "
