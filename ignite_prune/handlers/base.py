@@ -86,6 +86,9 @@ class BaseHandler(ABC):
     def _check_parameters(self) -> None:
         """Raise ValueError if the model's parameters have been replaced."""
 
+    def _check_ranks(self) -> None:
+        """Raise ValueError on every rank if the ranks cannot update together."""
+
     def _bake(self) -> None:
         """Write into the model what is to last after :meth:`finalize`."""
 
@@ -132,6 +135,7 @@ class BaseHandler(ABC):
             raise ValueError(f"This {type(self).__name__} is attached already; detach() it first")
         self._check_parameters()
         self._check_free()
+        self._check_ranks()
         register(engine)
         self._attachment = Attachment(engine, event, self._progress, update or self._update_at, name)
         try:

@@ -30,6 +30,7 @@ from ignite_prune.handlers.events import PruneEvents, fire
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
 from ignite_prune.schedule.base import check_steps
+from ignite_prune.update.agreement import check_alike
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
@@ -257,6 +258,9 @@ class PruneHandler(BaseHandler):
 
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self.masks.parameters
+
+    def _check_ranks(self) -> None:
+        check_alike(self.masks)
 
     def _check_parameters(self) -> None:
         check_same(self.pruning.model, self.masks.parameters, REMAKE)

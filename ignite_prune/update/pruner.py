@@ -16,7 +16,7 @@ from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore, check_same
 from ignite_prune.core.optimizer_state import check_held
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.update.agreement import agree, average_scores
+from ignite_prune.update.agreement import agree, average_scores, check_alike
 from ignite_prune.update.calibration import Calibration, calibrate
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
@@ -136,10 +136,11 @@ class Pruner:
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        random = any(group["generator"] is not None for group in self.groups)
-        states = self.generator_states() if random else []
+        states = self.generator_states() if any(g["generator"] is not None for g in self.groups) else []
         before, plan = self.masks.so_far(), UpdatePlan()
         updates, error = list[GroupUpdate](), None
+        if ranks:
+            check_alike(self.masks)
         try:
             updates = self._scored(targets, before, ranks)
             for update in updates:

@@ -189,7 +189,7 @@ class LearntSparsity(Regulariser):
                 f"{type(optimizer).__name__} was given a closure, which evaluates the model within the step, when its "
                 "parameters hold the whole weights; LearntSparsity needs optimizers that step without one"
             )
-        if not held:  # the learner's own step, within that of another
+        if not held:  # the learner's own step, or that of another training
             return closure
         self._put_back()
         try:
@@ -237,9 +237,11 @@ class LearntSparsity(Regulariser):
 
     def _after_step(self, optimizer: Optimizer, stepped: bool) -> None:
         held = self._held(optimizer)
+        if not held:  # the learner's own step, or that of another training, perhaps in another thread
+            return
         for name in held:
             self._whole[name].copy_(self._parameters[name])
-        if held and stepped:
+        if stepped:
             self.learner.step()
         self.learner.zero_grad()
         for name in held:
