@@ -50,6 +50,11 @@ def as_optimizers(optimizer: Any) -> list[Optimizer]:
             "Argument optimizer should be a torch.optim.Optimizer, a sequence of them or None, "
             f"but given {optimizer!r:.80}"
         )
+    if any(base.__module__.startswith("horovod") for each in listed for base in type(each).__mro__):
+        raise ValueError(
+            "Argument optimizer is Horovod's DistributedOptimizer, whose ranks torch.distributed does not know: their "
+            "masks would differ; train with torch.nn.parallel.DistributedDataParallel"
+        )
     for kind in (type(each).__name__ for each in listed):
         if kind in _REFUSED:
             raise ValueError(

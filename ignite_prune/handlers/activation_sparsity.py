@@ -56,6 +56,7 @@ class ActivationSparsity(BaseHandler):
     """
 
     KEYS = ("layers", "progress", "epochs")
+    VARYING = ("layers",)
 
     def __init__(
         self,

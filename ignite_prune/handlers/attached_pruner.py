@@ -17,6 +17,7 @@ from ignite_prune.handlers.attachment import Attachment
 from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.events import PruneEvents, fire
 from ignite_prune.saliency import NonFiniteSaliency
+from ignite_prune.update.agreement import check_alike
 from ignite_prune.update.pruner import REMAKE, Pruner
 from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 
@@ -34,8 +35,9 @@ class AttachedPruner(BaseHandler):
         pruning: the groups, masks and hooks; another one after the model has been sliced.
     """
 
-    VERSION = 3  # 1 had no evidence; 2 named evidence by the representation of its fields
+    VERSION = 4  # 1 had no evidence; 2 named evidence by the representation of its fields; 3 had no lists of pairs
     KEYS = ("progress", "masks", "sparsities", "generators", "dense", "evidence", "reached")
+    VARYING = ("dense",)
     MAIN = "global"
     pruning: Pruner
     _feed: EvidenceFeed | None = None
@@ -90,6 +92,9 @@ class AttachedPruner(BaseHandler):
 
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self.pruning.masks.parameters
+
+    def _check_ranks(self) -> None:
+        check_alike(self.pruning.masks)
 
     def _check_parameters(self) -> None:
         check_same(self.pruning.model, self.pruning.masks.parameters, REMAKE)
@@ -154,13 +159,13 @@ class AttachedPruner(BaseHandler):
         try:
             if self._feed is not None:
                 return self._feed.checked(state)
-            if not isinstance(state, list) or state:
+            if not isinstance(state, (list, tuple)) or state:
                 raise ValueError(
                     "The checkpoint's pruner and this one should gather the same evidence (the same saliency and "
                     "repair)"
                 )
         except ValueError as error:
-            if version == self.VERSION:
+            if version > 2:
                 raise
             raise ValueError(
                 f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "

@@ -28,6 +28,8 @@ from weakref import WeakKeyDictionary
 
 from ignite.engine import CallableEventWithFilter, Engine, Events, EventsList, State
 
+from ignite_prune._utils.pairs import as_pairs, from_pairs
+
 AnyEvent = Events | CallableEventWithFilter | EventsList
 Update = Callable[[int, Callable[[], None]], None]
 _NAMES: WeakKeyDictionary[Engine, set[str]] = WeakKeyDictionary()  # published on each engine
@@ -51,8 +53,8 @@ class Progress:
     loaded: bool = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the numbers."""
-        return {"done": dict(self.done), "last": self.last, "since": self.since}
+        """Return the numbers, those of ``done`` as pairs."""
+        return {"done": as_pairs(self.done), "last": self.last, "since": self.since}
 
     @classmethod
     def from_state(cls, state: Any) -> Progress:
@@ -61,9 +63,10 @@ class Progress:
         Raises:
             TypeError: it does not have the form of :meth:`state_dict`.
         """
-        if not isinstance(state, Mapping) or not isinstance(state.get("done"), Mapping):
+        done = from_pairs(state.get("done")) if isinstance(state, Mapping) else None
+        if not isinstance(done, Mapping):
             raise TypeError("The progress of a pruner's state_dict should be a mapping with 'done', 'last' and 'since'")
-        done, last, since = dict(state["done"]), state.get("last"), state.get("since")
+        done, last, since = dict(done), state.get("last"), state.get("since")
         whole = [*done.values(), last, 0 if since is None else since]
         if not all(type(number) is int and 0 <= number < 2**62 for number in whole) or not all(
             isinstance(name, str) for name in done
@@ -71,7 +74,7 @@ class Progress:
             raise TypeError(
                 "The progress of a pruner's state_dict should hold whole numbers of at least 0 by event name"
             )
-        return cls(done, last, since, loaded=True)  # type: ignore[arg-type]
+        return cls(done, last, since, loaded=True)
 
 
 class Attachment:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from ignite.engine import Engine, Events
 from torch import nn
 
+from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune.core.mask_enforcer import check_free, claim, release
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
@@ -24,11 +25,13 @@ class BaseHandler(ABC):
     Attributes:
         VERSION: of the state_dict; older ones from 1 on are read, see :meth:`_upgraded`.
         KEYS: of the state_dict in their order, without ``"version"``.
+        VARYING: those keys whose mappings have other entries from time to time: saved as lists of pairs.
         MAIN: key of the published number that is stored in ``engine.state.metrics``; None for no metric.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2  # 1 had no lists of pairs
     KEYS: ClassVar[tuple[str, ...]]
+    VARYING: ClassVar[tuple[str, ...]] = ()
     MAIN: ClassVar[str | None] = None
     _progress: Progress
     _attachment: Attachment | None = None
@@ -101,6 +104,9 @@ class BaseHandler(ABC):
                 self._publish()
             weights.some()
 
+    def _check_ranks(self) -> None:
+        """Raise ValueError on every rank if the ranks cannot update together."""
+
     def _bake(self) -> None:
         """Write into the model what is to last after :meth:`finalize`."""
 
@@ -151,6 +157,7 @@ class BaseHandler(ABC):
             raise ValueError(f"This {type(self).__name__} is attached already; detach() it first")
         self._check_parameters()
         self._check_free()
+        self._check_ranks()
         register(engine)
         self._attachment = Attachment(engine, event, self._progress, update or self._update_at, name)
         try:
@@ -203,12 +210,15 @@ class BaseHandler(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain data, which ``torch.load(weights_only=True)`` reads.
 
+        ``torch.distributed.checkpoint`` loads it into the state_dict of a new handler without loss.
+
         Raises:
             PrunedWeightsAlive: a strict handler's pruned weights are not 0.
         """
         self._verify()
         parts = {"progress": self._progress.state_dict(), **self._state()}
         assert set(parts) <= {*self.KEYS, "progress"}, f"{type(self).__name__}.KEYS should name all of its state"
+        parts |= {key: as_pairs(parts[key]) for key in self.VARYING}
         return {"version": self.VERSION, **{key: parts[key] for key in self.KEYS}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -247,4 +257,4 @@ class BaseHandler(ABC):
         missing = set(self.KEYS) - set(upgraded)
         if missing:
             raise ValueError(f"The checkpoint's {kind} is damaged: it lacks {sorted(missing)}")
-        return upgraded
+        return {**upgraded, **{key: from_pairs(upgraded[key]) for key in self.VARYING}}

@@ -58,6 +58,7 @@ class ShrinkHandler(BaseHandler):
     """
 
     KEYS = ("left", "rates", "progress")
+    VARYING = ("left", "rates")
     MAIN = "parameters"
 
     def __init__(

@@ -17,7 +17,7 @@ from ignite_prune.core.mask_store import MaskStore, check_same
 from ignite_prune.core.optimizer_state import check_held
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.core.weight_check import WeightCheck
-from ignite_prune.update.agreement import agree, average_scores
+from ignite_prune.update.agreement import agree, average_scores, check_alike
 from ignite_prune.update.calibration import Calibration, calibrate
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
@@ -142,6 +142,8 @@ class Pruner:
         if any(mask is not None for mask in before.values()):
             self.weights.all()
         updates, error = list[GroupUpdate](), None
+        if ranks:
+            check_alike(self.masks)
         try:
             updates = self._scored(targets, before, ranks)
             for update in updates:

@@ -18,7 +18,7 @@ from ignite_prune.handlers.lottery.training_segment import TrainingSegment, forg
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lottery.snapshot import Snapshot
 
-VERSION = 1
+VERSION = 2  # 1 had a list of results
 BETWEEN, TRAINING, TRAINED, PRUNED, TUNING = PHASES = ("between", "training", "trained", "pruned", "tuning")
 
 
@@ -274,7 +274,7 @@ class PruningEngine(Engine):
             "version": VERSION,
             "phase": self._phase,
             "trainer": self._segment.state_dict(),
-            "results": copy.deepcopy(self.results),
+            "results": tuple(copy.deepcopy(self.results)),
             "snapshot": None if self.snapshot is None else self.snapshot.state_dict(),
         }
         return OrderedDict({**super().state_dict(), "iteration": self._completed, "pruning": pruning})
@@ -289,8 +289,11 @@ class PruningEngine(Engine):
         state = state_dict.get("pruning") if isinstance(state_dict, Mapping) else None
         if not isinstance(state, Mapping) or not {"version", "phase", "trainer", "results", "snapshot"} <= set(state):
             raise TypeError("Argument state_dict should be a pruning engine's, with 'pruning', but it is not")
-        if state["version"] != VERSION:
-            raise ValueError(f"The checkpoint's pruning engine has version {state['version']!r}, this one {VERSION}")
+        if state["version"] not in (1, VERSION):
+            raise ValueError(
+                f"The checkpoint's pruning engine has version {state['version']!r}, this one reads versions up to "
+                f"{VERSION}"
+            )
         if state["phase"] not in PHASES:
             raise ValueError(f"The checkpoint's pruning engine is in an unknown phase {state['phase']!r}")
         place, results = self._segment.checked(state["trainer"]), checked_results(state["results"])

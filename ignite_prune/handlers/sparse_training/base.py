@@ -23,7 +23,7 @@ from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.events import PruneEvents, fire
 from ignite_prune.saliency import NonFiniteSaliency
-from ignite_prune.update.agreement import agreed
+from ignite_prune.update.agreement import agreed, check_alike
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import UpdatePlan
 from ignite_prune.update.scores import all_finite
@@ -79,6 +79,7 @@ class MaskedHandler(BaseHandler):
         everything = named_parameters(self._model)
         self._masks = MaskStore({name: everything[name] for group in self._groups for name in group["params"]})
         check_held(self._masks.parameters, self._optimizers)
+        check_alike(self._masks)
         self._check_free()
 
     def _check_optimizers(self) -> None:
