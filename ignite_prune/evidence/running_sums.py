@@ -110,7 +110,11 @@ class RunningSums:
 
     def state_dict(self) -> dict[str, Any]:
         """Return sums, counts and staleness."""
-        return {"sums": dict(self.sums), "counts": dict(self.counts), "stale": self.stale}
+        return {
+            "sums": {name: total.clone() for name, total in self.sums.items()},
+            "counts": dict(self.counts),
+            "stale": self.stale,
+        }
 
     def checked(self, state: Any, zeros: Zeros | None) -> dict[str, Any]:
         """Return a state that fits, or raise TypeError or ValueError; without ``zeros`` sums may have any form."""

@@ -173,7 +173,8 @@ class PruneHandler(BaseHandler):
         pruning = self.pruning.sliced(structure, indices)
         feed = self._feed_of(pruning)
         if feed is not None and self._feed is not None:
-            feed.load_state_dict(feed.checked(self._feed.sliced_state(indices)))
+            assert pruning.evidence is not None and self.pruning.evidence is not None
+            pruning.evidence.load_state_dict(self.pruning.evidence.sliced_state(indices))
         self._stop()  # nothing has been removed if one of the above raises
         pruning.keep()
         self.pruning, self._feed = pruning, feed
@@ -350,16 +351,16 @@ class PruneHandler(BaseHandler):
 
         def load() -> None:
             load_masks()
-            if self._feed is not None:
-                self._feed.load_state_dict(evidence)
+            if self.pruning.evidence is not None:
+                self.pruning.evidence.load_state_dict(evidence)
             self._own()
 
         return load
 
     def _checked_evidence(self, state: Any, version: int) -> list[dict[str, Any]]:
         try:
-            if self._feed is not None:
-                return self._feed.checked(state)
+            if self.pruning.evidence is not None:
+                return self.pruning.evidence.checked(state)
             if not isinstance(state, list) or state:
                 raise ValueError(
                     "The checkpoint's pruner and this one should gather the same evidence (the same saliency and "

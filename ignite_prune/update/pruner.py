@@ -88,7 +88,7 @@ class Pruner:
         kept = [name for group in self.groups if group["keep_dense"] for name in group["params"]]
         self.dense = DenseValues(self.masks, kept) if kept else None
         self.enforcer = MaskEnforcer(self.masks, optimizers)
-        self.evidence: Evidence | None = evidence_of(model, self.groups, chosen)
+        self.evidence: Evidence | None = evidence_of(model, self.groups, chosen, calibration.data is not None)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
         self._reached_at: dict[str, tuple[float | None, int]] = {}  # by first scored name: what the last update reached
@@ -143,7 +143,7 @@ class Pruner:
         try:
             updates = self._scored(targets, before, ranks)
             for update in updates:
-                if not update.is_due and update.saliency.needs:
+                if not (update.is_due or update.lifts) and update.saliency.needs:
                     continue  # nothing can be pruned, and the evidence may be used up
                 merge(plan.masks, plan_masks(update, self.masks, before, self.evidence))
             if any(group["repair"] for group in self.groups):
