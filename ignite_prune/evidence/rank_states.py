@@ -9,7 +9,7 @@ that waits in vain writes its own part.
 
 from __future__ import annotations
 
-import datetime
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,16 +59,22 @@ class RankStates:
             arrived, outcome = (f"{self._key}/{iteration}/{call}/{what}" for what in ("arrived", "outcome"))
             if store.add(arrived, 1) == world_size():
                 store.compare_set(outcome, "", "all")
-            else:
-                try:
-                    store.wait([outcome], datetime.timedelta(seconds=self._patience))
-                except RuntimeError:  # of a type that depends on the version of torch
-                    if store.compare_set(outcome, "", "some") == b"some":
-                        self._patience = PATIENCE / 10
-                        return False
+            elif not self._appears(store, outcome) and store.compare_set(outcome, "", "some") == b"some":
+                self._patience = PATIENCE / 10
+                return False
             if store.get(outcome) == b"all":
                 self._patience = PATIENCE
-                return True  # otherwise the others have left: they may come to the next call
+                return True
+            # The others have given this call up: they may come to the next one.
+
+    def _appears(self, store: Any, key: str) -> bool:
+        until, pause = time.monotonic() + self._patience, 0.0005
+        while not store.check([key]):  # wait() of a TCPStore writes to stderr when its time is up
+            if time.monotonic() > until:
+                return False
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return True
 
 
 def warn_of_one_rank() -> None:

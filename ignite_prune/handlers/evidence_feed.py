@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ignite_prune._utils.distributed import broadcast
 from ignite_prune.core.step_hooks import Closure, closure_of, grad_scale, with_closure
 from ignite_prune.evidence.calibration import batches
 from ignite_prune.evidence.collectors.base import observer_of
@@ -34,10 +35,14 @@ class EvidenceFeed:
         pruner: whose evidence it is.
         evidence: the pruner's.
         scaler: of a training loop with scaled gradients; None: that of the engine's state, if there is one.
+        synced: whether the model's forward pass takes the buffers of rank 0, as that of DDP.
     """
 
-    def __init__(self, pruner: Pruner, evidence: Evidence, scaler: torch.amp.GradScaler | None) -> None:
+    def __init__(
+        self, pruner: Pruner, evidence: Evidence, scaler: torch.amp.GradScaler | None, synced: bool = False
+    ) -> None:
         self._evidence, self._calibration, self._scaler = evidence, pruner.calibration, scaler
+        self._synced = synced
         self._at_init = is_at_init(group["saliency"] for group in pruner.groups)
         self._engine: Engine | None = None
         collectors = list(evidence.collectors.values())
@@ -76,6 +81,9 @@ class EvidenceFeed:
     def _probe(self, engine: Engine) -> None:
         model, how = self._evidence.model, self._calibration
         device = next(model.parameters()).device
+        if self._synced:  # the forward pass that follows does so too; until then other ranks have buffers of their own
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer))
         for batch in batches(model, [engine.state.batch], how.loss_fn, how.prepare_batch, device):
             self._evidence.probe(batch, self._at_init)
 

@@ -142,6 +142,7 @@ class PruneHandler(BaseHandler):
         if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
             raise TypeError(f"Argument scaler should be a torch.amp.GradScaler, but given {type(scaler)}")
         self.is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
+        self._synced = isinstance(model, DistributedDataParallel) and model.broadcast_buffers
         self._scaler = scaler
         self.pruning = Pruner(
             unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks
@@ -161,7 +162,7 @@ class PruneHandler(BaseHandler):
         from ignite_prune.handlers.evidence_feed import EvidenceFeed, check_sources  # slow to import
 
         check_sources(pruner)
-        return None if pruner.evidence is None else EvidenceFeed(pruner, pruner.evidence, self._scaler)
+        return None if pruner.evidence is None else EvidenceFeed(pruner, pruner.evidence, self._scaler, self._synced)
 
     def follow(self, structure: Structure, indices: Indices) -> None:
         """Continue on the parameters of a model that has been sliced; called by ``ShrinkHandler``.
