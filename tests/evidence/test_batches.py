@@ -8,7 +8,7 @@ from torch import nn
 
 from ignite_prune import PruneHandler, prune_model, repair, score
 from ignite_prune.evidence import endless
-from ignite_prune.saliency import Shapley, Taylor, Wanda
+from ignite_prune.saliency import APoZ, MissingEvidence, Sensitivity, Shapley, SparseGPT, Taylor, Wanda
 
 X, Y = torch.arange(12.0).view(3, 4) / 12, torch.tensor([0, 1, 1])
 
@@ -97,3 +97,33 @@ def test_data_without_an_end_is_told_at_an_update(monkeypatch):
 def test_data_with_an_end_is_not(make, monkeypatch):
     monkeypatch.setattr(endless, "_MANY", 5)
     assert score(nn.Linear(4, 2), saliency=Wanda(), data=make())["weight"].shape == (2, 4)
+
+
+# A layer that is called without rows
+
+
+class Experts(nn.Module):
+    """Each token goes to the first or the second expert; the third is called without any."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.experts, self.out = nn.ModuleList(make() for _ in range(3)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        to = (x[:, 0] > 0).long()
+        y = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            token = (to == number).nonzero().squeeze(1)
+            y = y.index_add(0, token, expert(x[token].view(-1, 4, *expert.weight.shape[2:])).view(-1, 4))
+        return self.out(y)
+
+
+@pytest.mark.parametrize("formula", [Wanda(), SparseGPT(block=4), APoZ(), Sensitivity()], ids=repr)
+@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 4), lambda: nn.Conv1d(4, 4, 1)], ids=["linear", "conv"])
+def test_a_call_without_rows_is_no_evidence(make, formula):
+    torch.manual_seed(0)
+    model, data = Experts(make), [(torch.randn(16, 4), torch.zeros(16, dtype=torch.long))]
+    found = score(model, "experts.[01].weight", saliency=formula, data=data, loss_fn=nn.functional.cross_entropy)
+    assert all(scores.any() for scores in found.values())
+    with pytest.raises(MissingEvidence, match=r"'experts.2.weight': the data never reached it"):
+        score(model, "experts.*.weight", saliency=formula, data=data, loss_fn=nn.functional.cross_entropy)

@@ -11,7 +11,7 @@ from torch import nn
 from ignite_prune import PruneHandler, allocation, repair, saliency, schedule
 from ignite_prune._utils.distributed import all_gather
 from ignite_prune.evidence import rank_states
-from tests.catalogue import SALIENCIES, net_for, options_for
+from tests.catalogue import SALIENCIES, find, net_for, options_for
 from tests.catalogue.runs import InPlace
 from tests.laws.resuming import loaded, saved
 from tests.models import assert_same_bits, batches
@@ -138,6 +138,46 @@ def test_a_damaged_rank_is_refused(others):
     state["evidence"][0]["others"] = others
     with pytest.raises((TypeError, ValueError), match="evidence"):
         pruner.load_state_dict(state)
+
+
+DAMAGES = {
+    "stale": lambda state: state | {"stale": torch.ones(2)},
+    "endless count": lambda state: state | {"counts": dict.fromkeys(state["counts"], float("inf"))},
+    "meta": lambda state: state | {"sums": {name: total.to("meta") for name, total in state["sums"].items()}},
+    "need": lambda state: state | {"need": "another"},
+    "signs": lambda state: state | {"signs": None},
+    "forms": lambda state: state | {"forms": {name: [1] for name in state.get("forms", {"?": 0})}},
+    "shapes": lambda state: state | {"shapes": 3},
+}
+
+
+def gathering(row):
+    """A pruner with the evidence of one training step."""
+    model = net_for(row)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
+    pruner = PruneHandler(model, optimizer, **options_for(row, model, calibrated=False))
+    pruner.attach(trainer, Events.COMPLETED)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, trainer.terminate)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, pruner.detach)
+    trainer.run(batches(1))
+    return pruner
+
+
+@pytest.mark.parametrize(
+    "row", [find(SALIENCIES, name) for name in ("wanda", "obd_hutchinson", "synflow", "obs")], ids=str
+)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_refused_by_name(row, damage):
+    pruner = gathering(row)
+    state = pruner.state_dict()
+    damaged = DAMAGES[damage](state["evidence"][0])
+    if damaged.keys() != state["evidence"][0].keys() or (row.name == "synflow" and damage not in ("need", "shapes")):
+        return  # of another kind of evidence
+    before = pruner.state_dict()
+    with pytest.raises((TypeError, ValueError), match="evidence|generator"):
+        pruner.load_state_dict({**state, "evidence": [damaged]})
+    assert_same_bits(pruner.state_dict(), before)
 
 
 # Where nothing gets sparser
