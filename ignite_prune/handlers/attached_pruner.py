@@ -42,6 +42,7 @@ class AttachedPruner(BaseHandler):
     pruning: Pruner
     _feed: EvidenceFeed | None = None
     _scaler: torch.amp.GradScaler | None = None
+    _synced = False  # DDP broadcasts buffers before a forward pass
     _warned: set[str]  # parameters that a warning has named
 
     def _feed_of(self, pruner: Pruner) -> EvidenceFeed | None:
@@ -51,7 +52,7 @@ class AttachedPruner(BaseHandler):
         from ignite_prune.handlers.evidence_feed import EvidenceFeed, check_sources  # slow to import
 
         check_sources(pruner)
-        return None if pruner.evidence is None else EvidenceFeed(pruner, pruner.evidence, self._scaler)
+        return None if pruner.evidence is None else EvidenceFeed(pruner, pruner.evidence, self._scaler, self._synced)
 
     def follow(self, structure: Structure, indices: Indices) -> None:
         """Continue on the parameters of a model that has been sliced; called by ``ShrinkHandler``.
@@ -63,7 +64,8 @@ class AttachedPruner(BaseHandler):
         pruning = self.pruning.sliced(structure, indices)
         feed = self._feed_of(pruning)
         if feed is not None and self._feed is not None:
-            feed.load_state_dict(feed.checked(self._feed.sliced_state(indices)))
+            assert pruning.evidence is not None and self.pruning.evidence is not None
+            pruning.evidence.load_state_dict(self.pruning.evidence.sliced_state(indices))
         self._stop()  # nothing has been removed if one of the above raises
         pruning.keep()
         self.pruning, self._feed = pruning, feed
@@ -149,16 +151,16 @@ class AttachedPruner(BaseHandler):
 
         def load() -> None:
             load_masks()
-            if self._feed is not None:
-                self._feed.load_state_dict(evidence)
+            if self.pruning.evidence is not None:
+                self.pruning.evidence.load_state_dict(evidence)
             self._own()
 
         return load
 
     def _checked_evidence(self, state: Any, version: int) -> list[dict[str, Any]]:
         try:
-            if self._feed is not None:
-                return self._feed.checked(state)
+            if self.pruning.evidence is not None:
+                return self.pruning.evidence.checked(state)
             if not isinstance(state, (list, tuple)) or state:
                 raise ValueError(
                     "The checkpoint's pruner and this one should gather the same evidence (the same saliency and "

@@ -143,6 +143,7 @@ class PruneHandler(AttachedPruner):
         if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
             raise TypeError(f"Argument scaler should be a torch.amp.GradScaler, but given {type(scaler)}")
         self.is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
+        self._synced = isinstance(model, DistributedDataParallel) and model.broadcast_buffers
         self._scaler = scaler
         self.pruning = Pruner(
             unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks, strict

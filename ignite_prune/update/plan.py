@@ -77,7 +77,7 @@ def drawn(group: ParamGroup, generator: torch.Generator | None, advance: bool = 
 
 
 def evidence_of(
-    model: nn.Module, groups: Sequence[ParamGroup], parameters: Mapping[str, nn.Parameter]
+    model: nn.Module, groups: Sequence[ParamGroup], parameters: Mapping[str, nn.Parameter], from_data: bool = False
 ) -> Evidence | None:
     """Return the evidence that the groups' saliencies and repairs need; None where they need none."""
     wanted: dict[Need, dict[str, nn.Parameter]] = {}
@@ -90,7 +90,7 @@ def evidence_of(
         return None
     from ignite_prune.evidence import Evidence  # slow to import
 
-    return Evidence(model, wanted)
+    return Evidence(model, wanted, from_data)
 
 
 def bind(saliency: Saliency, names: Sequence[str], evidence: Evidence, masks: Masks) -> Saliency:
@@ -127,6 +127,8 @@ def plan_masks(update: GroupUpdate, store: MaskStore, before: Masks, evidence: E
     group, saliency = update.group, update.saliency
     pattern, planned = group["pattern"], dict[str, Tensor]()
     if update.lifts:
+        if update.target == 0:  # nothing is scored, and there may be no evidence
+            return {name: torch.ones_like(store[name]) for name in group["params"]}
         before = dict.fromkeys(before)
     for target in _targets(update, before) if saliency.steps > 1 else (update.target,):
         scores, now = update.scores, before
@@ -202,7 +204,7 @@ def repaired(
         lambda need: {} if evidence is None else evidence.reasons(need),
         passes,
     )
-    todo = [(repair, _pruned(group, plan)) for group in groups for repair in group["repair"]]
+    todo = [(repair, _pruned(group, plan, before)) for group in groups for repair in group["repair"]]
     done = set()
     for repair, pruned in sorted(todo, key=lambda each: each[0].whole):  # stable: in the order given
         if pruned and not (repair.whole and repair in done):
@@ -214,9 +216,14 @@ def repaired(
     return UpdatePlan(context.masks, context.values)
 
 
-def _pruned(group: ParamGroup, plan: UpdatePlan) -> list[PrunedParameter]:
-    names = [name for name in group["scored"] if name in plan.masks]
+def _pruned(group: ParamGroup, plan: UpdatePlan, before: Masks) -> list[PrunedParameter]:
+    """Return the parameters in which an update prunes something; there may be no evidence for one that it fills up."""
+    names = [name for name in group["scored"] if name in plan.masks and _is_sparser(plan.masks[name], before[name])]
     return [PrunedParameter(name, group["saliency"], group["pattern"]) for name in names]
+
+
+def _is_sparser(mask: Tensor, before: Tensor | None) -> bool:
+    return not bool((mask if before is None else mask | ~before).all())
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ class Pruner:
         self.dense = DenseValues(self.masks, kept) if kept else None
         self.enforcer = MaskEnforcer(self.masks, optimizers)
         self.weights = WeightCheck(model, self.masks, self.enforcer, "PruneHandler", strict)
-        self.evidence: Evidence | None = evidence_of(model, self.groups, chosen)
+        self.evidence: Evidence | None = evidence_of(model, self.groups, chosen, calibration.data is not None)
         self.is_informed = self.evidence is not None or any(group["repair"] for group in self.groups)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
@@ -147,7 +147,7 @@ class Pruner:
         try:
             updates = self._scored(targets, before, ranks)
             for update in updates:
-                if not update.is_due and update.saliency.needs:
+                if not (update.is_due or update.lifts) and update.saliency.needs:
                     continue  # nothing can be pruned, and the evidence may be used up
                 merge(plan.masks, plan_masks(update, self.masks, before, self.evidence))
             if any(group["repair"] for group in self.groups):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.arguments import check_generator_state
 from ignite_prune._utils.nested import mapped, tensors_in
 from ignite_prune.evidence.calibration import Batch
 from ignite_prune.evidence.collectors.base import Collector, N
@@ -93,8 +94,16 @@ class CurvatureSums(SecondOrder[Curvature]):
         bits = torch.randint(0, 2, like.shape, generator=self._signs)
         return bits.to(like.device, like.dtype).mul_(2).sub_(1)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "signs": self._signs.get_state()}
+    def drawn(self) -> dict[str, Any]:
+        return {"signs": self._signs.get_state()}
+
+    def drawn_state(self) -> dict[str, Any]:
+        return super().drawn_state() if isinstance(self.need.method, Hutchinson) else {}
+
+    def checked(self, state: Any) -> dict[str, Any]:
+        checked = super().checked(state)
+        check_generator_state(self._signs, checked.get("signs"))
+        return checked
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
