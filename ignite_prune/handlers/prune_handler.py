@@ -20,7 +20,7 @@ from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.mask_enforcer import claim, release
 from ignite_prune.core.mask_store import MaskStore, check_same, warn_of_nearly_empty
-from ignite_prune.core.optimizer_state import as_optimizers
+from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
@@ -49,7 +49,8 @@ class PruneHandler(BaseHandler):
 
     Args:
         model: bare, DDP-wrapped or compiled.
-        optimizer: the optimizer(s) that train it; with None the masks are applied on every ITERATION_COMPLETED.
+        optimizer: the optimizer(s) that train it; with None every optimizer that steps
+            them, and the masks are applied on ITERATION_COMPLETED too, for steps made otherwise.
         params: None for the weights of every linear, convolutional, recurrent and attention layer; a name, a glob, a
             layer type or a sequence of them; or group dicts ``{"params": ..., any keyword below}``.
         saliency: what an entry is worth; a callable ``(name, parameter) -> Tensor`` is one too.
@@ -244,7 +245,7 @@ class PruneHandler(BaseHandler):
 
     def _start(self, attachment: Attachment) -> None:
         if not self.pruning.optimizers:
-            attachment.add(Events.ITERATION_COMPLETED, self._bake)
+            attachment.add(Events.ITERATION_COMPLETED, self.pruning.enforcer.mask_weights)
         if self._feed is not None:
             self._feed.attach(attachment)
         self.pruning.keep()

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import near
-from ignite_prune.core.optimizer_state import as_optimizers, exchange
+from ignite_prune.core.optimizer_state import exchange
+from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.evidence.running_sums import kept_of
 from ignite_prune.structure.slicing.module_attributes import counts, widths
 from ignite_prune.structure.tracing.heads_attention import HeadsAttention
