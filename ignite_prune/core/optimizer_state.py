@@ -69,7 +69,7 @@ def _form(value: Any) -> Any:
 
 
 def exchange(
-    optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, cut: Callable[[Tensor], Tensor]
+    optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, cut: Callable[[str, Any], Any]
 ) -> Callable[[], None]:
     """Replace a parameter in an optimizer's groups by another one, with its slots sliced.
 
@@ -77,11 +77,21 @@ def exchange(
         optimizer: one that may hold ``old``.
         old: the parameter to replace.
         new: the parameter that replaces it.
-        cut: slices a slot of the old parameter for the new one.
+        cut: returns a slot of the old parameter, given by name and value, for the new one.
 
     Returns:
         A function that undoes it.
+
+    Raises:
+        ValueError: a slot cannot be sliced; names it and the optimizer. Nothing is changed then.
     """
+    state = optimizer.state[old] if old in optimizer.state and not isinstance(optimizer, LBFGS) else {}
+    try:
+        sliced = {name: slot if name in COUNTERS else cut(name, slot) for name, slot in state.items()}
+    except ValueError as error:
+        raise ValueError(
+            f"{type(optimizer).__name__}: {error}; slice before training, or clear optimizer.state first"
+        ) from error
     places = [
         (group["params"], index)
         for group in optimizer.param_groups
@@ -96,10 +106,7 @@ def exchange(
         optimizer.state = type(history)(dict)
         optimizer._params, optimizer._numel_cache = optimizer.param_groups[0]["params"], None
     elif state is not None:
-        optimizer.state[new] = {
-            name: cut(slot) if isinstance(slot, Tensor) and name not in COUNTERS else slot
-            for name, slot in state.items()
-        }
+        optimizer.state[new] = sliced
 
     def undo() -> None:
         for params, index in places:
