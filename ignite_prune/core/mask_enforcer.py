@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import torch.distributed
@@ -64,6 +64,7 @@ class MaskEnforcer:
         self._optimizers = [*optimizers, *(optimizers.wrappers if isinstance(optimizers, Optimizers) else ())]
         self._handles: list[RemovableHandle | StepHooks] = []
         self._hooked: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
+        self._seen: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # not given: for which masks slots are 0
         self._mixing: dict[tuple[int, str], Tensor] = {}  # by optimizer: whether its steps move pruned weights
         self._awaits_reduction = False
         self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}  # gradients masked, at which version
@@ -95,6 +96,11 @@ class MaskEnforcer:
 
     def _before_any(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
         self._before_step(optimizer)
+        if self._seen.get(optimizer) != self._masks.changes:  # apply() does not reach the slots of an unknown optimizer
+            self._seen[optimizer] = self._masks.changes
+            for name, parameter, mask in self._pruned(optimizer):
+                mixes = bool(self._mixing.get((id(optimizer), name), False))
+                zero_slots_(optimizer, parameter, mask, MOMENTUM if mixes else None)
         return closure
 
     @property

@@ -1,4 +1,4 @@
-"""Slicing an optimizer's slots like their parameter: slots of its shape, and factored ones of some of its dimensions."""
+"""Slicing an optimizer's slots like their parameter: slots of its shape, and factored ones of some dimensions."""
 
 from __future__ import annotations
 
