@@ -36,3 +36,11 @@ def test_links_of_regimes_lead_somewhere():
     text = (DOCS / "regimes.md").read_text()
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (DOCS / target).exists(), target
+
+
+def test_the_page_on_optimizers_runs():
+    space = {}
+    for block in blocks_of("optimizers.md"):
+        exec(compile(block, "optimizers.md", "exec"), space)
+    space["optimizer"].step()
+    assert not any(space["model"][0].weight[~space["pruner"].masks["0.weight"]].tolist())
