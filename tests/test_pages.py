@@ -44,3 +44,15 @@ def test_the_page_on_optimizers_runs():
         exec(compile(block, "optimizers.md", "exec"), space)
     space["optimizer"].step()
     assert not any(space["model"][0].weight[~space["pruner"].masks["0.weight"]].tolist())
+
+
+@pytest.mark.parametrize("page", ["lora.md", "selection.md"])
+def test_short_pages_run(page, capsys):
+    space = {}
+    for block in blocks_of(page):
+        exec(compile(block, page, "exec"), space)
+    shown = {
+        "lora.md": "['0.base_layer.weight', '2.weight']\n",
+        "selection.md": "['0.weight', '1.theta', '2.weight'] ['0.weight', '2.weight']\n",
+    }
+    assert capsys.readouterr().out == shown[page]
