@@ -38,6 +38,14 @@ def test_links_of_regimes_lead_somewhere():
         assert (DOCS / target).exists(), target
 
 
+def test_the_page_on_optimizers_runs():
+    space = {}
+    for block in blocks_of("optimizers.md"):
+        exec(compile(block, "optimizers.md", "exec"), space)
+    space["optimizer"].step()
+    assert not any(space["model"][0].weight[~space["pruner"].masks["0.weight"]].tolist())
+
+
 @pytest.mark.parametrize("page", ["lora.md", "selection.md"])
 def test_short_pages_run(page, capsys):
     space = {}

@@ -85,7 +85,7 @@ class AttachedPruner(BaseHandler):
         self.pruning.keep()
 
     def _settle(self, *_: Any) -> None:
-        self.pruning.enforcer.settle()
+        self.pruning.enforcer.mask_weights()
 
     def _stop(self) -> None:
         self.pruning.enforcer.remove()

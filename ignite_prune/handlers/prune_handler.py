@@ -20,7 +20,7 @@ from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.mask_enforcer import claim, release
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
-from ignite_prune.core.optimizer_state import as_optimizers
+from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.handlers.attached_pruner import AttachedPruner
@@ -47,8 +47,8 @@ class PruneHandler(AttachedPruner):
 
     Args:
         model: bare, DDP-wrapped or compiled.
-        optimizer: the optimizer(s) that train it; with None the masks are applied after the steps of whichever
-            optimizer of torch holds a pruned parameter, and on every ITERATION_COMPLETED.
+        optimizer: the optimizer(s) that train it, wrappers too; with None every optimizer that steps the parameters is
+            found, and the masks are applied on ITERATION_COMPLETED as well, for steps that are made otherwise.
         params: None for the weights of every linear, convolutional, recurrent and attention layer, also of other
             libraries and of the user's own (see ``docs/selection.md``); a name, a glob, a layer type or a sequence of
             them; or group dicts ``{"params": ..., any keyword below}``.

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from ignite_prune._utils.bits import masked_copy_
 from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.core.optimizer_state import as_optimizers, put_slots, slots_of
+from ignite_prune.core.optimizer_state import put_slots, slots_of
+from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.lottery.rewind import Rewind
 

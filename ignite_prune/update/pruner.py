@@ -14,7 +14,7 @@ from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore, check_same
-from ignite_prune.core.optimizer_state import check_held
+from ignite_prune.core.optimizers import check_held
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.update.agreement import agree, average_scores, check_alike
