@@ -16,10 +16,16 @@ event fires is not enough:
   before that event is fired: the update calls ``done`` first.
 
 Events without a count, such as those that users register without an attribute, are counted here.
+
+A handler may be detached while its engine runs. Ignite goes on calling the handlers of the event that it is firing, and
+its ``HandlersTimeProfiler`` keeps every handler in a wrapper until COMPLETED, which ``remove_event_handler`` does not
+find. So all handlers are called by way of ``Attachment._call``, which does nothing from ``remove`` on, and what could
+not be removed at once is removed at COMPLETED.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -99,7 +105,8 @@ class Attachment:
         self._progress = progress
         self._update = update
         self._events = _as_list(event)
-        self._handlers: list[tuple[Any, Callable[..., None]]] = []
+        self._attached, self._added = True, list[Any]()
+        self._caller = self._call  # Ignite has only a weak reference to the handler of a filtered event
         try:
             self.add(Events.STARTED, self._on_started)
             for each in self._events:
@@ -110,18 +117,31 @@ class Attachment:
         _NAMES.setdefault(engine, set()).add(name)
 
     def add(self, event: Any, handler: Callable[..., None], *args: Any) -> None:
-        """Add a handler that :meth:`remove` removes."""
-        self.engine.add_event_handler(event, handler, *args)
-        # Ignite has only a weak reference to the handler of a filtered event: a bound method would be collected.
-        self._handlers.append((event, handler))
+        """Add a handler that :meth:`remove` removes; it is called with the engine and ``args``."""
+        self.engine.add_event_handler(event, self._caller, handler, *args)
+        self._added.append(event)
 
     def remove(self) -> None:
-        """Remove every handler from the engine."""
-        for event, handler in self._handlers:
-            if self.engine.has_event_handler(handler, event):
-                self.engine.remove_event_handler(handler, event)
-        self._handlers.clear()
+        """Call no handler any more, and remove all of them from the engine."""
+        self._attached = False
+        self._take_off()
+        entries = (entry for each in self.engine._event_handlers.values() for entry in each)
+        if any(getattr(inspect.unwrap(handler), "__self__", None) is self for handler, *_ in entries):
+            self.engine.add_event_handler(Events.COMPLETED, self._take_off_rest)
         _NAMES.get(self.engine, set()).discard(self.name)
+
+    def _call(self, engine: Engine, handler: Callable[..., None], *args: Any) -> None:
+        if self._attached:
+            handler(engine, *args)
+
+    def _take_off(self) -> None:
+        for event in self._added:
+            if self.engine.has_event_handler(self._caller, event):
+                self.engine.remove_event_handler(self._caller, event)
+
+    def _take_off_rest(self) -> None:
+        self._take_off()
+        self.engine.remove_event_handler(self._take_off_rest, Events.COMPLETED)
 
     def __str__(self) -> str:
         filtered = (isinstance(each, CallableEventWithFilter) and each.filter is not None for each in self._events)

@@ -244,7 +244,7 @@ class PruneHandler(BaseHandler):
 
     def _start(self, attachment: Attachment) -> None:
         if not self.pruning.optimizers:
-            attachment.add(Events.ITERATION_COMPLETED, self._bake)
+            attachment.add(Events.ITERATION_COMPLETED, self._bake_again)
         if self._feed is not None:
             self._feed.attach(attachment)
         self.pruning.keep()
@@ -262,6 +262,9 @@ class PruneHandler(BaseHandler):
 
     def _bake(self) -> None:
         self.masks.apply_()
+
+    def _bake_again(self, engine: Engine) -> None:
+        self._bake()
 
     # Updating
 
