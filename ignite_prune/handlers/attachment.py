@@ -49,12 +49,14 @@ class Progress:
         last: the iteration of the last update.
         since: the iteration at which the run was first seen; what was due before it is not made up for.
         loaded: a checkpoint was loaded and no run has started since.
+        reached: the target has been reached, which is known of the masks and not in the checkpoint.
     """
 
     done: dict[str, int] = field(default_factory=dict)
     last: int = 0
     since: int | None = None
     loaded: bool = False
+    reached: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the numbers."""
@@ -104,12 +106,16 @@ class Attachment:
         self.name = _checked_name(engine, name)
         self._progress = progress
         self._update = update
-        self._events = _as_list(event)
+        self.events = _as_list(event)
+        self.is_again = False  # a new run begins where updates of an earlier one have been made
+        self.is_resumed = False  # the trainer's state was loaded
+        self.is_loaded = False  # the handler's state was loaded
+        self._ran = engine.state.times[Events.COMPLETED.name] is not None  # or is running
         self._attached, self._added = True, list[Any]()
         self._caller = self._call  # Ignite has only a weak reference to the handler of a filtered event
         try:
             self.add(Events.STARTED, self._on_started)
-            for each in self._events:
+            for each in self.events:
                 self.add(each, self._on_event, each)
         except Exception:
             self.remove()
@@ -144,20 +150,24 @@ class Attachment:
         self.engine.remove_event_handler(self._take_off_rest, Events.COMPLETED)
 
     def __str__(self) -> str:
-        filtered = (isinstance(each, CallableEventWithFilter) and each.filter is not None for each in self._events)
-        events = (_name(each) + " (filtered)" * some for each, some in zip(self._events, filtered))
+        filtered = (isinstance(each, CallableEventWithFilter) and each.filter is not None for each in self.events)
+        events = (_name(each) + " (filtered)" * some for each, some in zip(self.events, filtered))
         return f"attached to {type(self.engine).__name__} on {' | '.join(events)} as {self.name!r}"
 
     def _on_started(self, engine: Engine) -> None:
         progress, iteration = self._progress, engine.state.iteration
+        self.is_loaded, self.is_again = progress.loaded, False
+        self.is_resumed = iteration > 0 and not self._ran
+        self._ran = True
         if iteration < progress.last or (iteration == 0 and not progress.loaded):  # a new run
+            self.is_again = bool(progress.done)
             progress.done.clear()
-            progress.last, progress.since = 0, None
+            progress.last, progress.since, progress.reached = 0, None, False
         progress.loaded = False
         if progress.since is None:
             progress.since = iteration
         elif iteration > progress.since:
-            for event in self._events:
+            for event in self.events:
                 self._catch_up(engine, event)
 
     def _catch_up(self, engine: Engine, event: Any) -> None:

@@ -24,9 +24,11 @@ from ignite_prune.core.optimizer_state import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
-from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.describe import describe_group
 from ignite_prune.handlers.events import PruneEvents, fire
+from ignite_prune.handlers.run_check import may_be_driven
+from ignite_prune.handlers.run_warning import AGAIN, NEVER_ATTACHED, NOT_UPDATED, NOTHING, UNUSED
+from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import NonFiniteSaliency, Saliency
 from ignite_prune.schedule.base import check_steps
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from ignite_prune.structure import Cost, Indices, Structure
 
 
-class PruneHandler(BaseHandler):
+class PruneHandler(TargetHandler):
     """Raises a model's sparsity on an engine's events and keeps its zeros zero in between.
 
     It masks the model's own parameters: nothing is renamed or wrapped, and the optimizers train the kept entries. Save
@@ -147,7 +149,9 @@ class PruneHandler(BaseHandler):
             unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks
         )
         self._feed = self._feed_of(self.pruning)
+        self._restored = False  # what was pruned has been brought back
         self._warned: set[str] = set()  # parameters that a warning has named
+        self._at: float | None = None  # the schedule's step of the last update, where this object made it
         if self._feed is not None:
             self._feed.install()
         if masks is not None:
@@ -206,6 +210,24 @@ class PruneHandler(BaseHandler):
         return self.pruning.units
 
     @property
+    def reached(self) -> bool:
+        """Whether every group's last update had its final target; see :attr:`.TargetHandler.reached`."""
+        step = max(self._progress.done.values(), default=None) if self._at is None else self._at
+        return self.pruning.is_at_target(step, self._check.last)
+
+    def _met(self) -> list[float | None]:
+        return self.pruning.reached()
+
+    def _check_target(self) -> None:
+        for index, group in enumerate(self.param_groups):
+            masks = self.masks.so_far(group["params"]).values()
+            if group["schedule"] is None and not group["sparsity"] and all(mask is None for mask in masks):
+                raise ValueError(
+                    f"There is no target to wait for: group {index} has no schedule, and nothing is pruned yet. Give "
+                    "the PruneHandler a schedule=, or say which sparsity to wait for: when_reached(event, sparsity=0.9)"
+                )
+
+    @property
     def param_groups(self) -> list[ParamGroup]:
         """The groups, each with its ``"sparsity"`` and settings; Ignite's ParamSchedulers can drive it."""
         return self.pruning.groups
@@ -254,6 +276,35 @@ class PruneHandler(BaseHandler):
         if self._feed is not None:
             self._feed.remove()
 
+    def _trained_by(self) -> list[Optimizer]:
+        return list(self.pruning.optimizers)
+
+    def _schedules(self) -> list[schedules.Schedule]:
+        return [group["schedule"] for group in self.param_groups if group["schedule"] is not None]
+
+    def _check_start(self, engine: Engine, attachment: Attachment) -> None:
+        super()._check_start(engine, attachment)
+        if attachment.is_again and any(
+            group["schedule"] is not None and group["schedule"](0) < (group["sparsity"] or 0.0)
+            for group in self.param_groups
+        ):
+            self._check.tell("again", AGAIN.format(sparsity=self.sparsity))
+        if not may_be_driven(engine):
+            self._check_end(engine)
+
+    def _check_end(self, engine: Engine) -> None:
+        if not self._schedules() and not self._has_pruned and not any(group["sparsity"] for group in self.param_groups):
+            self._check.tell("nothing", NOTHING)
+
+    def _check_final(self) -> None:
+        if not self._has_pruned:
+            why = NEVER_ATTACHED if self._check.last is None else NOT_UPDATED
+            self._check.tell("nothing", UNUSED.format(why=why))
+
+    @property
+    def _has_pruned(self) -> bool:
+        return self._restored or self.sparsity > 0
+
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self.masks.parameters
 
@@ -301,6 +352,7 @@ class PruneHandler(BaseHandler):
                 release(self, self.pruning.masks.parameters)
                 self._owns = False
             raise
+        self._at = at
         self._updated()
         return self.pruning.masks.sparsity
 
@@ -311,6 +363,7 @@ class PruneHandler(BaseHandler):
         """
         self._check_usable()
         self.pruning.restore()
+        self._restored = True
         self._publish()
 
     def _update_at(self, step: int, done: Callable[[], None]) -> None:
@@ -323,6 +376,7 @@ class PruneHandler(BaseHandler):
                 raise
             warnings.warn(f"The run is being terminated, so a mask update is left out: {error}", stacklevel=2)
             return
+        self._at = step
         self._updated(done)
 
     def _updated(self, done: Callable[[], None] | None = None) -> None:
@@ -332,6 +386,7 @@ class PruneHandler(BaseHandler):
         if self._attachment is not None:
             self._publish()
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
+            self._announce()
         warn_of_nearly_empty(self.pruning.masks, self._warned)
 
     def _report(self) -> dict[str, float]:
@@ -356,6 +411,7 @@ class PruneHandler(BaseHandler):
             if self._feed is not None:
                 self._feed.load_state_dict(evidence)
             self._own()
+            self._at = None
 
         return load
 

@@ -193,8 +193,14 @@ class Pruner:
         reached = self._reached_at.get(group["scored"][0])
         return target != 0 and reached != (target, self.masks.changes)
 
-    def commit(self, plan: UpdatePlan, targets: Sequence[float]) -> None:
-        """Carry a plan out: masks, weights, gradients, optimizer slots, buffers and the groups' ``"sparsity"``."""
+    def commit(self, plan: UpdatePlan, targets: Sequence[float], whole: bool = True) -> None:
+        """Carry a plan out: masks, weights, gradients, optimizer slots, buffers and the groups' ``"sparsity"``.
+
+        Args:
+            plan: what changes.
+            targets: of the groups.
+            whole: whether the targets are reached by it; False: it is a part of the way.
+        """
         former = [group["sparsity"] for group in self.groups]
         for group, target in zip(self.groups, targets):
             group["sparsity"] = target
@@ -210,7 +216,8 @@ class Pruner:
             self.dense.bring_back(before)
         if plan.masks and self.evidence is not None:
             self.evidence.used()
-        self._reached_at = {g["scored"][0]: (target, self.masks.changes) for g, target in zip(self.groups, targets)}
+        met = zip(self.groups, targets) if whole else ()
+        self._reached_at = {group["scored"][0]: (target, self.masks.changes) for group, target in met}
         for call in self.on_commit:
             call(former, targets)
 
@@ -234,6 +241,7 @@ class Pruner:
             group["allocation"] = before["allocation"]
         made.set_generator_states(self.generator_states())
         made.on_commit = self.on_commit
+        made.forget_scores(self.reached())
         return made
 
     def restore(self) -> None:
@@ -280,6 +288,28 @@ class Pruner:
         """Return the target of each group's last update, None where the masks have changed since."""
         settled = [self._reached_at.get(group["scored"][0], (None, -1)) for group in self.groups]
         return [target if changes == self.masks.changes else None for target, changes in settled]
+
+    def is_at_target(self, step: float | None, end: float | None) -> bool:
+        """Return whether the last update had the final target in every group.
+
+        Args:
+            step: the schedules' step of the last update; None: not known.
+            end: the last step that there will be, for schedules without an end; None: not known.
+        """
+        for group, met in zip(self.groups, self.reached()):
+            schedule, final = group["schedule"], group["sparsity"]
+            if schedule is not None:
+                last = schedule.horizon if schedule.ends else end
+                final = None if last is None else schedule(last)
+                if schedule.regrows and (step is None or step < schedule.horizon):
+                    return False
+            elif not final:  # masks that were given, or nothing at all
+                if all(mask is None for mask in self.masks.so_far(group["params"]).values()):
+                    return False
+                continue
+            if final is None or met != final:
+                return False
+        return True
 
     def generator_states(self) -> list[Tensor | None]:
         """Return the state of each group's generator."""

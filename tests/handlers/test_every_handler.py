@@ -298,7 +298,7 @@ def test_those_that_know_when_take_their_own_event_alone(row):
 @pytest.mark.parametrize("end", ["detach", "finalize"])
 @pytest.mark.parametrize("profiled", [False, True])
 def test_a_handler_taken_off_while_the_engine_runs_does_nothing_more(row, end, profiled):
-    model, optimizer, trainer, handler = made(row)
+    _, _, trainer, handler = made(row)
     seen = []
     if profiled:
         HandlersTimeProfiler().attach(trainer)
