@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from ignite_prune.update.plan import (
     bound_scores,
     drawn,
     evidence_of,
+    leave_out_frozen,
     merge,
     plan_masks,
     repaired,
@@ -91,6 +93,8 @@ class Pruner:
         self.evidence: Evidence | None = evidence_of(model, self.groups, chosen)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
+        self._partial: set[str] = set()  # by first scored name: groups whose last update left frozen parameters out
+        self._left_out: set[str] = set()  # what a warning has named
         self._reached_at: dict[str, tuple[float | None, int]] = {}  # by first scored name: what the last update reached
         for group in self.groups:
             if group["saliency"].randomised and group["generator"] is None:
@@ -178,6 +182,8 @@ class Pruner:
             for update in updates:
                 evidence = self.evidence if update.is_due else None
                 update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
+                if update.is_due and update.saliency.needs:
+                    self._has_left_out(update.group, leave_out_frozen(update, self.masks))
         except Exception as raised:
             error = raised
         if ranks:
@@ -185,6 +191,18 @@ class Pruner:
         elif error is not None:
             raise error
         return updates
+
+    def _has_left_out(self, group: ParamGroup, names: Sequence[str]) -> None:
+        """Warn of frozen parameters, once of each, and remember that the group will not be at its target."""
+        self._partial = {*self._partial, group["scored"][0]} if names else self._partial - {group["scored"][0]}
+        if new := [name for name in names if name not in self._left_out]:
+            self._left_out.update(new)
+            warnings.warn(
+                f"{', '.join(new)}: frozen (requires_grad=False), so that {type(group['saliency']).__name__} has no "
+                "evidence; left out of mask updates until they train. The group's sparsity is divided over its other "
+                "parameters. To prune frozen parameters, take a saliency without gradients, as Magnitude()",
+                stacklevel=2,
+            )
 
     def _is_due(self, group: ParamGroup, target: float) -> bool:
         """Return whether an update may prune something; it cannot if the last one reached just this target."""
@@ -218,6 +236,8 @@ class Pruner:
             self.evidence.used()
         met = zip(self.groups, targets) if whole else ()
         self._reached_at = {group["scored"][0]: (target, self.masks.changes) for group, target in met}
+        for first in self._partial:
+            self._reached_at.pop(first, None)
         for call in self.on_commit:
             call(former, targets)
 
