@@ -36,3 +36,12 @@ def test_links_of_regimes_lead_somewhere():
     text = (DOCS / "regimes.md").read_text()
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (DOCS / target).exists(), target
+
+
+def test_the_best_model_is_the_sparse_one():
+    torch.manual_seed(0)
+    space = {}
+    for block in blocks_of("best_model.md"):
+        exec(compile(block, "best_model.md", "exec"), space)
+    zeros = sum(int((each == 0).sum()) for name, each in space["model"].named_parameters() if "weight" in name)
+    assert zeros == 4262  # 0.9 of 4,736 weights, to the nearest
