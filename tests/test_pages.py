@@ -45,3 +45,15 @@ def test_the_best_model_is_the_sparse_one():
         exec(compile(block, "best_model.md", "exec"), space)
     zeros = sum(int((each == 0).sum()) for name, each in space["model"].named_parameters() if "weight" in name)
     assert zeros == 4262  # 0.9 of 4,736 weights, to the nearest
+
+
+@pytest.mark.parametrize("page", ["lora.md", "selection.md"])
+def test_short_pages_run(page, capsys):
+    space = {}
+    for block in blocks_of(page):
+        exec(compile(block, page, "exec"), space)
+    shown = {
+        "lora.md": "['0.base_layer.weight', '2.weight']\n",
+        "selection.md": "['0.weight', '1.theta', '2.weight'] ['0.weight', '2.weight']\n",
+    }
+    assert capsys.readouterr().out == shown[page]

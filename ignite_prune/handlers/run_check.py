@@ -74,7 +74,7 @@ class RunCheck:
             unit: in which the events count.
             iterations: of the whole run, where the events count epochs; None: not known, or they do not.
         """
-        if not self.last or not schedule.ends:
+        if not self.last or not schedule.ends or self.last >= schedule.horizon:
             return
         now, final = schedule(self.last), schedule(schedule.horizon)
         if now == final:

@@ -309,25 +309,26 @@ class Pruner:
         settled = [self._reached_at.get(group["scored"][0], (None, -1)) for group in self.groups]
         return [target if changes == self.masks.changes else None for target, changes in settled]
 
-    def is_at_target(self, step: float | None, end: float | None) -> bool:
+    def is_at_target(self, step: float | None, end: float | None, resumed: float | None) -> bool:
         """Return whether the last update had the final target in every group.
 
         Args:
-            step: the schedules' step of the last update; None: not known.
+            step: the schedules' step of the last update; None: not known, and targets are compared.
             end: the last step that there will be, for schedules without an end; None: not known.
+            resumed: the last step that a checkpoint tells of.
         """
         for group, met in zip(self.groups, self.reached()):
-            schedule, final = group["schedule"], group["sparsity"]
-            if schedule is not None:
+            schedule = group["schedule"]
+            if schedule is None:
+                masks = self.masks.so_far(group["params"]).values()
+                there = met == group["sparsity"] if group["sparsity"] else any(mask is not None for mask in masks)
+            else:
                 last = schedule.horizon if schedule.ends else end
-                final = None if last is None else schedule(last)
-                if schedule.regrows and (step is None or step < schedule.horizon):
+                if met is None or last is None:
                     return False
-            elif not final:  # masks that were given, or nothing at all
-                if all(mask is None for mask in self.masks.so_far(group["params"]).values()):
-                    return False
-                continue
-            if final is None or met != final:
+                lifted = schedule.regrows and (resumed is None or resumed < last)
+                there = (met == schedule(last) and not lifted) if step is None else step >= last
+            if not there:
                 return False
         return True
 
