@@ -7,16 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from torch import nn
+from torch.optim import Optimizer
 
 from ignite_prune.core.mask_enforcer import claim
 from ignite_prune.core.mask_store import check_same, warn_of_nearly_empty
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import Attachment
-from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.events import PruneEvents, fire
+from ignite_prune.handlers.run_check import may_be_driven
+from ignite_prune.handlers.run_warning import AGAIN, NEVER_ATTACHED, NOT_UPDATED, NOTHING, UNUSED
+from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
+from ignite_prune.schedule import Schedule
 from ignite_prune.update.agreement import check_alike
 from ignite_prune.update.pruner import REMAKE, Pruner
 from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from ignite_prune.structure import Indices, Structure
 
 
-class AttachedPruner(BaseHandler):
+class AttachedPruner(TargetHandler):
     """Connects a :class:`~ignite_prune.update.pruner.Pruner` to an engine: updates, hooks, evidence and checkpoints.
 
     A subclass makes ``pruning`` and, if it needs evidence, ``_feed``.
@@ -44,6 +48,8 @@ class AttachedPruner(BaseHandler):
     _scaler: torch.amp.GradScaler | None = None
     _synced = False  # DDP broadcasts buffers before a forward pass
     _warned: set[str]  # parameters that a warning has named
+    _restored = False  # what was pruned has been brought back
+    _at: float | None = None  # the schedule's step of the last update, where this object made it
 
     def _feed_of(self, pruner: Pruner) -> EvidenceFeed | None:
         """Return what gathers a pruner's evidence; None where it needs none."""
@@ -101,6 +107,36 @@ class AttachedPruner(BaseHandler):
     def _check_parameters(self) -> None:
         check_same(self.pruning.model, self.pruning.masks.parameters, REMAKE)
 
+    def _trained_by(self) -> list[Optimizer]:
+        return list(self.pruning.optimizers)
+
+    def _schedules(self) -> list[Schedule]:
+        return [group["schedule"] for group in self.pruning.groups if group["schedule"] is not None]
+
+    def _check_start(self, engine: Engine, attachment: Attachment) -> None:
+        super()._check_start(engine, attachment)
+        if attachment.is_again and any(
+            group["schedule"] is not None and group["schedule"](0) < (group["sparsity"] or 0.0)
+            for group in self.pruning.groups
+        ):
+            self._check.tell("again", AGAIN.format(sparsity=self.pruning.masks.sparsity))
+        if not may_be_driven(engine):
+            self._check_end(engine)
+
+    def _check_end(self, engine: Engine) -> None:
+        targets = [group["sparsity"] for group in self.pruning.groups]
+        if not self._schedules() and not self._has_pruned and not any(targets):
+            self._check.tell("nothing", NOTHING)
+
+    def _check_final(self) -> None:
+        if not self._has_pruned:
+            why = NEVER_ATTACHED if self._check.last is None else NOT_UPDATED
+            self._check.tell("nothing", UNUSED.format(why=why))
+
+    @property
+    def _has_pruned(self) -> bool:
+        return self._restored or self.pruning.masks.sparsity > 0
+
     def _checker(self) -> WeightCheck:
         return self.pruning.weights
 
@@ -119,6 +155,7 @@ class AttachedPruner(BaseHandler):
                 raise
             warnings.warn(f"The run is being terminated, so a mask update is left out: {error}", stacklevel=2)
             return
+        self._at = step
         self._updated(done)
 
     def _updated(self, done: Callable[[], None] | None = None) -> None:
@@ -128,6 +165,7 @@ class AttachedPruner(BaseHandler):
         if self._attachment is not None:
             self._publish()
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
+            self._announce()
         warn_of_nearly_empty(self.pruning.masks, self._warned)
 
     def _report(self) -> dict[str, float]:
@@ -154,6 +192,7 @@ class AttachedPruner(BaseHandler):
             if self.pruning.evidence is not None:
                 self.pruning.evidence.load_state_dict(evidence)
             self._own()
+            self._at = None
 
         return load
 

@@ -193,6 +193,23 @@ class PruneHandler(AttachedPruner):
         return self.pruning.units
 
     @property
+    def reached(self) -> bool:
+        """Whether every group's last update had its final target; see :attr:`.TargetHandler.reached`."""
+        return self.pruning.is_at_target(self._at, self._check.last, max(self._progress.done.values(), default=None))
+
+    def _met(self) -> list[float | None]:
+        return self.pruning.reached()
+
+    def _check_target(self) -> None:
+        for index, group in enumerate(self.param_groups):
+            masks = self.masks.so_far(group["params"]).values()
+            if group["schedule"] is None and not group["sparsity"] and all(mask is None for mask in masks):
+                raise ValueError(
+                    f"There is no target to wait for: group {index} has no schedule, and nothing is pruned yet. Give "
+                    "the PruneHandler a schedule=, or say which sparsity to wait for: when_reached(event, sparsity=0.9)"
+                )
+
+    @property
     def param_groups(self) -> list[ParamGroup]:
         """The groups, each with its ``"sparsity"`` and settings; Ignite's ParamSchedulers can drive it."""
         return self.pruning.groups
@@ -266,6 +283,7 @@ class PruneHandler(AttachedPruner):
                 release(self, self.pruning.masks.parameters)
                 self._owns = False
             raise
+        self._at = at
         if self._attachment is None:
             warn_of_nearly_empty(self.pruning.masks, self._warned)
         else:
@@ -279,6 +297,7 @@ class PruneHandler(AttachedPruner):
         """
         self._check_usable()
         self.pruning.restore()
+        self._restored = True
         self._publish()
 
     def _describe(self) -> list[str]:

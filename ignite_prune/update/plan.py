@@ -112,6 +112,19 @@ def bound_scores(
     }
 
 
+def leave_out_frozen(update: GroupUpdate, store: MaskStore) -> list[str]:
+    """Leave parameters that are frozen, and have no evidence for that reason, out of an update; return their names.
+
+    An update in which nothing would be left, or whose units are coupled, is not changed: it raises.
+    """
+    frozen = [name for name, each in update.scores.items() if not store.parameters[name].requires_grad]
+    out = [name for name in frozen if update.scores[name].lacks_evidence]
+    if len(out) == len(update.scores) or update.group["structure"] is not None:
+        return []
+    update.scores = {name: each for name, each in update.scores.items() if name not in out}
+    return out
+
+
 def plan_masks(update: GroupUpdate, store: MaskStore, before: Masks, evidence: Evidence | None) -> dict[str, Tensor]:
     """Return the masks that bring a group to its target, in as many steps as its saliency asks for.
 
@@ -135,6 +148,7 @@ def plan_masks(update: GroupUpdate, store: MaskStore, before: Masks, evidence: E
         if saliency.steps > 1:
             now = {**before, **planned}
             scores = bound_scores(group, saliency, store, now, evidence)
+            scores = {name: each for name, each in scores.items() if name in update.scores}
         if group["structure"] is None:
             fraction = as_unit_fraction(pattern, pattern.share if target is None else target)
             planned |= choose_masks(scores, group["allocation"], fraction)

@@ -19,9 +19,9 @@ from ignite_prune.core.mask_store import MaskStore, check_same
 from ignite_prune.core.optimizers import as_optimizers, check_held
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
-from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.events import PruneEvents, fire
+from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.update.agreement import agreed, check_alike
 from ignite_prune.update.param_groups import ParamGroup, build
@@ -41,7 +41,7 @@ class _Fixed(dict[str, Any]):
         )
 
 
-class MaskedHandler(BaseHandler):
+class MaskedHandler(TargetHandler):
     """Masks some of a model's parameters from its construction on; it knows the event of its updates.
 
     Args:
@@ -121,6 +121,14 @@ class MaskedHandler(BaseHandler):
         return self._masks.sparsity
 
     @property
+    def reached(self) -> bool:
+        """Whether the target is met: always, as the masks have their sparsity from the beginning."""
+        return True
+
+    def _met(self) -> list[float | None]:
+        return [self.sparsity if group["sparsity"] is None else group["sparsity"] for group in self._groups]
+
+    @property
     def param_groups(self) -> list[ParamGroup]:
         """The groups, each with its ``"params"``, ``"sparsity"`` and ``"allocation"``; they cannot be changed."""
         return [cast(ParamGroup, _Fixed(group)) for group in self._groups]
@@ -195,6 +203,9 @@ class MaskedHandler(BaseHandler):
         self._own()
         self._install()
 
+    def _trained_by(self) -> list[Optimizer]:
+        return self._optimizers
+
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self._masks.parameters
 
@@ -208,6 +219,7 @@ class MaskedHandler(BaseHandler):
         self._publish()
         if self._attachment is not None:
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
+            self._announce()
 
     def _report(self) -> dict[str, float]:
         return self._masks.published(self._model)
