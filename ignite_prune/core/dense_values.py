@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.state import is_plain
 from ignite_prune.core.mask_store import MaskStore
 
 
@@ -59,8 +60,10 @@ class DenseValues:
             TypeError: not a mapping of tensors.
             ValueError: of other parameters, or not as many values as are pruned.
         """
-        if not isinstance(state, Mapping) or not all(isinstance(values, Tensor) for values in state.values()):
-            raise TypeError("The dense values of a pruner's state_dict should be a mapping of tensors")
+        if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) and is_plain(v) for v in state.values()):
+            raise TypeError(
+                "The dense values of a pruner's state_dict should be a mapping of tensors, dense and with data"
+            )
         pruned = {name for name in self.names if not bool(masks[name].all())}
         if not pruned <= set(state) <= set(self.names):
             raise ValueError(
@@ -72,7 +75,7 @@ class DenseValues:
             if values.ndim != 1 or values.numel() != int(gone.sum()) or values.dtype != parameter.dtype:
                 raise ValueError(f"The checkpoint's dense values of {name!r} are not as many as its mask prunes")
             full[name] = torch.zeros_like(parameter, requires_grad=False)
-            full[name][gone] = values.to(parameter.device)
+            full[name][gone] = values.detach().to(parameter.device)
         return full
 
     def load(self, values: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.bits import packed_size
+from ignite_prune._utils.state import is_plain
 
 
 def checked_bits(state: Any, shapes: Mapping[str, list[int]]) -> Tensor:
@@ -43,8 +44,3 @@ def checked_bits(state: Any, shapes: Mapping[str, list[int]]) -> Tensor:
     if bits.numel() != expected:
         raise ValueError(f"The checkpoint's mask bits should be {expected} bytes, but there are {bits.numel()}")
     return bits
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor is dense and has data."""
-    return tensor.layout == torch.strided and not tensor.is_meta

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.bits import pack, packed_size, unpack, zero_
-from ignite_prune.core.mask_state import checked_bits, is_plain
+from ignite_prune._utils.state import is_plain
+from ignite_prune.core.mask_state import checked_bits
 from ignite_prune.core.selection import COMPILED, named_parameters, select
 
 

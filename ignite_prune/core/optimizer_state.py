@@ -33,7 +33,7 @@ AFTER_STEP: dict[str, tuple[str, ...]] = {
     "SGD": (),
     "SparseAdam": (),
 }
-_COUNTERS = {"step", "eta", "mu", "mu_product"}  # one number per parameter, even for a parameter of one entry
+COUNTERS = {"step", "eta", "mu", "mu_product"}  # one number per parameter, even for a parameter of one entry
 _REFUSED = {"ZeroRedundancyOptimizer"}  # its slots are sharded over ranks and cannot be reached
 
 
@@ -112,7 +112,7 @@ def _slots(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str,
     if parameter not in optimizer.state:  # the state is a defaultdict: reading would add an entry
         return
     for name, slot in optimizer.state[parameter].items():
-        if isinstance(slot, Tensor) and slot.shape == parameter.shape and name not in _COUNTERS:
+        if isinstance(slot, Tensor) and slot.shape == parameter.shape and name not in COUNTERS:
             yield name, slot
 
 
@@ -144,7 +144,7 @@ def put_slots(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]], mask
         parameter, slots = params[index], optimizer.state[params[index]]
         for name, value in saved.items():
             if isinstance(value, Tensor):
-                whole = value.shape == parameter.shape and name not in _COUNTERS
+                whole = value.shape == parameter.shape and name not in COUNTERS
                 masked_copy_(slots[name], value, masks.get(parameter) if whole else None)
             else:
                 slots[name] = copy.deepcopy(value)
@@ -203,7 +203,7 @@ def exchange(
         optimizer._params, optimizer._numel_cache = optimizer.param_groups[0]["params"], None
     elif state is not None:
         optimizer.state[new] = {
-            name: cut(slot) if isinstance(slot, Tensor) and name not in _COUNTERS else slot
+            name: cut(slot) if isinstance(slot, Tensor) and name not in COUNTERS else slot
             for name, slot in state.items()
         }
 

@@ -140,11 +140,14 @@ class Evidence:
 
     def checked(self, state: Any) -> list[dict[str, Any]]:
         """Return a state that fits, or raise TypeError or ValueError."""
-        if not isinstance(state, Sequence) or isinstance(state, str) or len(state) != len(self.collectors):
+        if not isinstance(state, list) or len(state) != len(self.collectors):
             raise ValueError(
                 "The checkpoint's pruner and this one should gather the same evidence (the same saliency and repair)"
             )
-        return [collector.checked(each) if each else {} for collector, each in zip(self.collectors.values(), state)]
+        return [
+            {} if isinstance(each, Mapping) and not each else collector.checked(each)
+            for collector, each in zip(self.collectors.values(), state)
+        ]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Load a checked state."""

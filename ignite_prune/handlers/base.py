@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from ignite.engine import Engine
 from torch import nn
 
+from ignite_prune._utils.commit import to_the_end
 from ignite_prune.core.mask_enforcer import check_free, claim, release
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
 from ignite_prune.handlers.events import register
@@ -133,7 +134,7 @@ class BaseHandler(ABC):
         self._attachment = Attachment(engine, event, self._progress, update or self._update_at, name)
         try:
             self._start(self._attachment)
-        except Exception:
+        except BaseException:
             self.detach()
             raise
         self._own()
@@ -191,8 +192,12 @@ class BaseHandler(ABC):
         state = self._checked_form(state_dict)
         progress = Progress.from_state(state["progress"]) if "progress" in state else self._progress
         load = self._checked(state)
-        load()
-        self._progress.__dict__.update(vars(progress))
+
+        def commit() -> None:
+            load()
+            self._progress.__dict__.update(vars(progress))
+
+        to_the_end(commit)
         self._publish()
 
     def _checked_form(self, state: Any) -> Mapping[str, Any]:
@@ -208,7 +213,7 @@ class BaseHandler(ABC):
                 f"The checkpoint's {kind} has version {version}, this one reads versions up to {self.VERSION}; update "
                 "ignite_prune"
             )
-        if state.get("kind", kind) != kind:
+        if not isinstance(state.get("kind", kind), str) or state.get("kind", kind) != kind:
             raise ValueError(f"The checkpoint is of {state['kind']!r:.40}, but this is a {kind}")
         upgraded = self._upgraded(state)
         missing = set(self.KEYS) - set(upgraded)

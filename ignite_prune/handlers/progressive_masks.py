@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ignite_prune._utils.arguments import check_positive
 from ignite_prune._utils.sparsity import as_sparsity
+from ignite_prune._utils.state import checked_int
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.base import BaseHandler
@@ -129,11 +130,14 @@ class ProgressiveMasks(BaseHandler):
         }
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        left, targets, names = state["left"], [as_sparsity(target) for target in state["targets"]], list(state["names"])
-        if type(left) is not int or not 0 <= left <= self._steps:
-            raise ValueError(f"The checkpoint's ProgressiveMasks has {left!r} sub-steps left, of {self._steps} here")
+        left = checked_int("number of sub-steps left", state["left"], 0, self._steps)
+        groups = len(self._pruner.param_groups)
+        if not isinstance(state["targets"], list) or len(state["targets"]) not in {groups, groups if left else 0}:
+            raise ValueError(f"The checkpoint's ProgressiveMasks should have {groups} targets")
+        targets = [as_sparsity(target) for target in state["targets"]]
         masks = MaskStore(self._pruner.masks.parameters).unpacked(state["towards"])
-        if not set(names) <= set(masks):
+        names = state["names"]
+        if not isinstance(names, list) or not all(isinstance(each, str) and each in masks for each in names):
             raise ValueError("The checkpoint's ProgressiveMasks is of other parameters")
 
         def load() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.arguments import check_generator_state
 from ignite_prune._utils.nested import mapped, tensors_in
 from ignite_prune.evidence.calibration import Batch
 from ignite_prune.evidence.collectors.base import Collector, N
@@ -95,6 +96,11 @@ class CurvatureSums(SecondOrder[Curvature]):
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "signs": self._signs.get_state()}
+
+    def checked(self, state: Any) -> dict[str, Any]:
+        checked = super().checked(state)
+        check_generator_state(self._signs, checked.get("signs"))
+        return checked
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.inert_hook import InertHook
+from ignite_prune._utils.state import checked_mapping, checked_tensor
 from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.optimizer_loading import check_by_trial
 from ignite_prune.core.selection import unwrap
 from ignite_prune.core.step_hooks import Closure, grad_scale
 from ignite_prune.handlers.attachment import Attachment
@@ -252,28 +255,29 @@ class LearntSparsity(Regulariser):
             **super()._state(),
             "whole": {name: whole.detach().clone() for name, whole in self._whole.items()},
             "learnt": {name: learnt.detach().clone() for name, learnt in self._learnt.items()},
-            "learner": self.learner.state_dict(),
+            "learner": copy.deepcopy(self.learner.state_dict()),
         }
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         load_strengths = super()._checked(state)
         learnt, whole = state["learnt"], state["whole"]
         _check_tensors("learnt", learnt, self._learnt)
-        _check_tensors("whole", whole, self._parameters if whole else {})
+        _check_tensors("whole", whole, {} if isinstance(whole, Mapping) and not whole else self._parameters)
+        check_by_trial("learner", self.learner, state["learner"])
+        learner = copy.deepcopy(state["learner"])  # its tensors become the learner's
+        wholes = {name: each.detach().to(self._parameters[name].device, copy=True) for name, each in whole.items()}
 
+        @torch.no_grad()
         def load() -> None:
-            self.learner.load_state_dict(state["learner"])  # checks before it changes anything
-            with torch.no_grad():
-                for name, tensor in learnt.items():
-                    self._learnt[name].copy_(tensor)
-            self._whole = {name: each.to(self._parameters[name].device, copy=True) for name, each in whole.items()}
+            self.learner.load_state_dict(learner)
+            for name, tensor in learnt.items():
+                self._learnt[name].copy_(tensor)
+            self._whole = dict(wholes)
             load_strengths()
 
         return load
 
 
 def _check_tensors(key: str, found: Any, wanted: Mapping[str, Tensor]) -> None:
-    if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
-        raise TypeError(f"The {key!r} of a LearntSparsity's state_dict should be a mapping of tensors")
-    if {name: each.shape for name, each in found.items()} != {name: each.shape for name, each in wanted.items()}:
-        raise ValueError(f"The checkpoint's LearntSparsity has other parameters or shapes in {key!r} than this one")
+    for name, tensor in checked_mapping(key, found, wanted).items():
+        checked_tensor(f"{key} of {name!r}", tensor, shape=wanted[name].shape, dtype=wanted[name].dtype)

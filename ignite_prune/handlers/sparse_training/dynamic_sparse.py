@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_generator, check_generator_state, check_positive
+from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
@@ -261,10 +262,12 @@ class DynamicSparse(MaskedHandler):
         load_masks = super()._checked(state)
         generator, budgets, steps = state["generator"], state["budgets"], state["steps"]
         check_generator_state(self._generator, generator)
-        if not isinstance(budgets, Mapping) or set(budgets) != set(self._masks):
-            raise ValueError("The checkpoint's budgets are of other parameters")
-        if not isinstance(steps, list) or len(steps) != 3 or not all(type(each) is int for each in steps):
+        for name, budget in checked_mapping("budgets", budgets, self._masks).items():
+            checked_int(f"budget of {name!r}", budget, 0, self._masks.parameters[name].numel())
+        if not isinstance(steps, list) or len(steps) != 3:
             raise ValueError("The checkpoint's steps should be three whole numbers")
+        for each, low in zip(steps, (-1, 1, 0)):
+            checked_int("step", each, low)
         heard = self._listening.checked(state["heard"])
 
         def load() -> None:

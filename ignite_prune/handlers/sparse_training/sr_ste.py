@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_is, check_positive
+from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.allocation import Uniform
 from ignite_prune.core.step_hooks import grad_scale
 from ignite_prune.handlers.attachment import AnyEvent
@@ -143,12 +144,13 @@ class SRSTE(MaskedHandler):
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         load_masks = super()._checked(state)
-        flips = state["flips"]
-        if not isinstance(flips, Mapping) or set(flips) != set(self._masks):
-            raise ValueError("The checkpoint's flips are of other parameters")
+        flips = {
+            name: checked_int(f"flips of {name!r}", each, 0, self._masks.parameters[name].numel())
+            for name, each in checked_mapping("flips", state["flips"], self._masks).items()
+        }
 
         def load() -> None:
-            self._flips = {name: int(flips[name]) for name in self._masks}
+            self._flips = {name: flips[name] for name in self._masks}
             load_masks()
 
         return load
