@@ -65,13 +65,12 @@ class MaskEnforcer:
 
     def install(self) -> None:
         """Install the hooks; if they are installed, only on parameters that have become trainable since."""
-        if not self._handles:
+        if len(self._handles) != 3 * len(self._optimizers):
+            self.remove()  # what an interrupted call has left
             for optimizer in self._optimizers:
-                self._handles += [
-                    optimizer.register_step_pre_hook(self._before_step),
-                    optimizer.register_step_post_hook(self._after_step),
-                    optimizer.register_load_state_dict_post_hook(self._has_loaded),
-                ]
+                self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+                self._handles.append(optimizer.register_step_post_hook(self._after_step))
+                self._handles.append(optimizer.register_load_state_dict_post_hook(self._has_loaded))
         for name, parameter in self._masks.parameters.items():
             self._hook_gradient(name, parameter)
 

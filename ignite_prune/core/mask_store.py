@@ -171,20 +171,26 @@ class MaskStore(Mapping[str, Tensor]):
 
     def replace(self, masks: Mapping[str, Tensor]) -> None:
         """Replace masks by ones of the right shape, which the store owns from now on where their layout fits."""
-        counts = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
-        self.changes += 1
-        self.flips = dict.fromkeys(self.parameters, 0)
+        self.put(self.replaced(masks))
+
+    def replaced(self, masks: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return what :meth:`put` takes to replace masks, see :meth:`replace`; nothing is changed."""
+        held, kept, flips = dict(self._masks), dict(self._kept), dict.fromkeys(self.parameters, 0)
         for name, given in masks.items():
             fits = given.stride() == self.parameters[name].stride()
             mask = given if fits else self._owned(name, given, copy=False)
-            earlier = self.pruned(name)
-            numel = mask.numel()
-            self.flips[name] = numel - counts[name] if earlier is None else int((mask ^ earlier).count_nonzero())
-            self._kept[name] = counts[name]
-            if counts[name] == numel:
-                self._masks.pop(name, None)
+            earlier, numel, count = self.pruned(name), mask.numel(), int(mask.count_nonzero())
+            flips[name] = numel - count if earlier is None else int((mask ^ earlier).count_nonzero())
+            kept[name] = count
+            if count == numel:
+                held.pop(name, None)
             else:
-                self._masks[name] = mask
+                held[name] = mask
+        return {"_masks": held, "_kept": kept, "flips": flips, "changes": self.changes + 1}
+
+    def put(self, replaced: Mapping[str, Any]) -> None:
+        """Change all at once to what :meth:`replaced` returned; it may be repeated."""
+        vars(self).update(replaced)
 
     @torch.no_grad()
     def apply_(self, model: nn.Module | None = None) -> None:
@@ -208,10 +214,9 @@ class MaskStore(Mapping[str, Tensor]):
 
     def clear(self) -> None:
         """Remove every mask: all parameters are dense."""
-        self.flips = {name: p.numel() - self._kept[name] for name, p in self.parameters.items()}
-        self._masks.clear()
-        self.changes += 1
-        self._kept = {name: p.numel() for name, p in self.parameters.items()}
+        kept = {name: p.numel() for name, p in self.parameters.items()}
+        flips = {name: numel - self._kept[name] for name, numel in kept.items()}
+        self.put({"_masks": {}, "_kept": kept, "flips": flips, "changes": self.changes + 1})
 
     def state_dict(self) -> dict[str, Any]:
         """Return names, shapes and all masks in one uint8 tensor: one bit for each entry, each mask starts a byte."""

@@ -175,8 +175,12 @@ def masks_changed(optimizer: Optimizer) -> None:
 
 
 def exchange(
-    optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, cut: Callable[[Tensor], Tensor]
-) -> Callable[[], None]:
+    optimizer: Optimizer,
+    old: nn.Parameter,
+    new: nn.Parameter,
+    cut: Callable[[Tensor], Tensor],
+    undone_by: Callable[[Callable[[], None]], object],
+) -> None:
     """Replace a parameter in an optimizer's groups by another one, with its slots sliced.
 
     Args:
@@ -184,9 +188,7 @@ def exchange(
         old: the parameter to replace.
         new: the parameter that replaces it.
         cut: slices a slot of the old parameter for the new one.
-
-    Returns:
-        A function that undoes it.
+        undone_by: called with a function that undoes it, before anything is changed.
     """
     places = [
         (group["params"], index)
@@ -194,18 +196,11 @@ def exchange(
         for index, each in enumerate(group["params"])
         if each is old
     ]
-    for params, index in places:
-        params[index] = new
-    state = optimizer.state.pop(old, None) if old in optimizer.state else None
-    history = optimizer.state
-    if isinstance(optimizer, LBFGS):  # one history over all weights
-        optimizer.state = type(history)(dict)
-        optimizer._params, optimizer._numel_cache = optimizer.param_groups[0]["params"], None
-    elif state is not None:
-        optimizer.state[new] = {
-            name: cut(slot) if isinstance(slot, Tensor) and name not in COUNTERS else slot
-            for name, slot in state.items()
-        }
+    history, state = optimizer.state, optimizer.state.get(old)
+    sliced = {
+        name: cut(slot) if isinstance(slot, Tensor) and name not in COUNTERS else slot
+        for name, slot in (() if state is None else state.items())
+    }
 
     def undo() -> None:
         for params, index in places:
@@ -215,4 +210,12 @@ def exchange(
             optimizer.state.pop(new, None)
             optimizer.state[old] = state
 
-    return undo
+    undone_by(undo)
+    for params, index in places:
+        params[index] = new
+    if isinstance(optimizer, LBFGS):  # one history over all weights
+        optimizer.state = type(history)(dict)
+        optimizer._params, optimizer._numel_cache = optimizer.param_groups[0]["params"], None
+    elif state is not None:
+        del optimizer.state[old]
+        optimizer.state[new] = sliced

@@ -116,7 +116,7 @@ class RunningSums:
         return {"sums": sums, "counts": dict(self.counts), "stale": self.stale}
 
     def checked(self, state: Any, zeros: Zeros | None) -> dict[str, Any]:
-        """Return a state that fits, or raise TypeError or ValueError; without ``zeros`` sums may have any form."""
+        """Return a copy of a state that fits, or raise TypeError or ValueError; without ``zeros`` any form does."""
         if not isinstance(state, Mapping):
             raise TypeError("The evidence of a pruner's state_dict should be a mapping with 'sums' and 'counts'")
         given = checked_mapping("evidence 'sums'", state.get("sums"), self.parameters, whole=False)
@@ -124,7 +124,8 @@ class RunningSums:
         for name, held in given.items():
             what, like = f"evidence of {name!r}", checked_tensor(f"evidence of {name!r}", held)
             like = like if zeros is None else zeros(name)
-            sums[name] = checked_tensor(what, held, shape=like.shape, dtype=like.dtype)
+            fitting = checked_tensor(what, held, shape=like.shape, dtype=like.dtype)
+            sums[name] = fitting.to(self.parameters[name].device, copy=True)
         counts = checked_mapping("evidence 'counts'", state.get("counts"), sums)
         if not all(type(n) in (int, float) and 0 <= n < math.inf and n < 2**63 for n in counts.values()):
             raise ValueError("The checkpoint's evidence is damaged: its counts should be finite numbers of at least 0")
@@ -134,8 +135,8 @@ class RunningSums:
         return {**state, "sums": sums, "stale": stale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a checked state."""
-        self.sums = {name: held.to(self.parameters[name].device, copy=True) for name, held in state["sums"].items()}
+        """Load a checked state, whose sums are this object's from now on."""
+        self.sums = dict(state["sums"])
         self.counts = {name: float(number) for name, number in state["counts"].items()}
         self.stale = state["stale"]
 

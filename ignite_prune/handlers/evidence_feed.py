@@ -33,6 +33,7 @@ class EvidenceFeed:
         self._at_init = is_at_init(group["saliency"] for group in pruner.groups)
         self._from_data = pruner.calibration.data is not None
         self._engine: Engine | None = None
+        self._probed: Attachment | None = None  # where it was added as a handler
         optimizers = [] if self._from_data else pruner.optimizers
         self._feed = TrainingFeed(evidence, evidence.model, optimizers, self._scale)
 
@@ -47,7 +48,8 @@ class EvidenceFeed:
         """Gather from an engine as well."""
         self._engine = attachment.engine
         self.install()
-        if not self._from_data and self._evidence.probes:
+        if not self._from_data and self._evidence.probes and self._probed is not attachment:
+            self._probed = attachment
             attachment.add(Events.ITERATION_STARTED, self._probe)
 
     def remove(self) -> None:
@@ -56,6 +58,8 @@ class EvidenceFeed:
         self._engine = None
 
     def _probe(self, engine: Engine) -> None:
+        if self._engine is None:  # removed, for that of a sliced model
+            return
         model, how = self._evidence.model, self._calibration
         device = next(model.parameters()).device
         for batch in batches(model, [engine.state.batch], how.loss_fn, how.prepare_batch, device):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -100,22 +100,29 @@ class ProgressiveMasks(BaseHandler):
         return [type(self._pruner.pruning.model).__name__, f"{self._left} of {counted(self._steps, 'sub-step')} left"]
 
     def _update_at(self, step: int, done: Callable[[], None]) -> None:
-        pruner = self._pruner
-        if not self._left:
-            targets = pruner.pruning.targets(step)
-            planned = pruner.pruning.plan(targets)
-            self._towards, self._targets, self._left = dict(planned.masks), targets, self._steps
-        planned = agreed(self._sub_step, pruner.masks)
-        self._left -= 1
-        pruner.pruning.commit(planned, self._targets)
-        pruner._updated(done)
+        pruning = self._pruner.pruning
+        left, towards = self._left or self._steps, self._towards
+        targets = self._targets if self._left else pruning.targets(step)
 
-    def _sub_step(self) -> UpdatePlan:
+        def plan(targets: Sequence[float]) -> UpdatePlan:
+            nonlocal towards
+            if not self._left:
+                towards = dict(pruning.plan(targets).masks)
+            return agreed(lambda: self._sub_step(towards, left), pruning.masks)
+
+        def end() -> None:
+            vars(self).update(_left=left - 1, _towards=towards, _targets=targets)
+            done()
+
+        pruning.update(targets, plan, end)
+        self._pruner._updated()
+
+    def _sub_step(self, towards: Mapping[str, Tensor], left: int) -> UpdatePlan:
         masks, weights = self._pruner.masks, self._pruner.masks.parameters
         return UpdatePlan(
             {
-                name: part_way(masks[name], after, weights[name].detach().abs(), 1 / self._left)
-                for name, after in self._towards.items()
+                name: part_way(masks[name], after, weights[name].detach().abs(), 1 / left)
+                for name, after in towards.items()
             }
         )
 

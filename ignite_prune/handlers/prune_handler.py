@@ -170,18 +170,28 @@ class PruneHandler(BaseHandler):
             structure: what is left.
             indices: which indices of each parameter were kept.
         """
-        pruning = self.pruning.sliced(structure, indices)
+        from ignite_prune.update.sliced_pruner import sliced_pruner  # slow to import
+
+        pruning = sliced_pruner(self.pruning, structure, indices)
         feed = self._feed_of(pruning)
         if feed is not None and self._feed is not None:
             feed.load_state_dict(feed.checked(self._feed.sliced_state(indices)))
-        self._stop()  # nothing has been removed if one of the above raises
+        self._change_to(pruning, feed)
+        self._publish()
+
+    def way_back(self) -> Callable[[], None]:
+        """Return a function that takes a later :meth:`follow` back; it may be called without one."""
+        pruning, feed = self.pruning, self._feed
+        return lambda: self._change_to(pruning, feed)
+
+    def _change_to(self, pruning: Pruner, feed: EvidenceFeed | None) -> None:
+        self._stop()
+        vars(self).update(pruning=pruning, _feed=feed)
         pruning.keep()
-        self.pruning, self._feed = pruning, feed
         if self._owns:
             claim(self, self.masks.parameters, self._shared, check=False)
-        if self._feed is not None:
-            self._feed.install() if self._attachment is None else self._feed.attach(self._attachment)
-        self._publish()
+        if feed is not None:
+            feed.install() if self._attachment is None else feed.attach(self._attachment)
 
     # What it knows
 
@@ -314,18 +324,16 @@ class PruneHandler(BaseHandler):
         assert self._attachment is not None
         engine = self._attachment.engine
         try:
-            self.pruning.update(self.pruning.targets(step))
+            self.pruning.update(self.pruning.targets(step), done=done)
         except NonFiniteSaliency as error:
             if not engine.should_terminate:
                 raise
             warnings.warn(f"The run is being terminated, so a mask update is left out: {error}", stacklevel=2)
             return
-        self._updated(done)
+        self._updated()
 
-    def _updated(self, done: Callable[[], None] | None = None) -> None:
-        """Record, publish and report an update; ``done`` comes first, so that a checkpoint of the event holds it."""
-        if done is not None:
-            done()
+    def _updated(self) -> None:
+        """Publish and report an update."""
         if self._attachment is not None:
             self._publish()
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)

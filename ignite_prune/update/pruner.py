@@ -10,6 +10,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_enforcer import MaskEnforcer
@@ -23,9 +24,9 @@ from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,
     bound_scores,
+    carry_out,
     drawn,
     evidence_of,
-    merge,
     plan_masks,
     repaired,
     write_values,
@@ -34,7 +35,7 @@ from ignite_prune.update.plan import (
 if TYPE_CHECKING:
     from ignite_prune.evidence import Evidence
     from ignite_prune.saliency import Saliency
-    from ignite_prune.structure import Indices, Structure
+    from ignite_prune.structure import Structure
 
 
 REMAKE = "PruneHandler, with masks=pruner.masks"  # what to do where the model's parameters were replaced
@@ -43,8 +44,7 @@ REMAKE = "PruneHandler, with masks=pruner.masks"  # what to do where the model's
 class Pruner:
     """Groups, masks, kept values, hooks and evidence over the parameters of one model.
 
-    An update is planned first and then committed: if planning raises, nothing has changed. :meth:`sliced` makes another
-    pruner for the parameters of a sliced model.
+    An update is planned first and then carried out: if planning raises, nothing has changed.
 
     Args:
         model: unwrapped.
@@ -55,11 +55,13 @@ class Pruner:
         masks: initial masks.
 
     Attributes:
+        given: the user's selection and settings.
         groups: the parameter groups.
         masks: the mask store, which owns the parameters.
         enforcer: the hooks.
         dense: the values of pruned entries, with ``keep_dense=True`` in a group; else None.
         evidence: what the saliencies and repairs need; None where they need nothing.
+        reached_at: by a group's first scored name, what the last update reached, at which change of the masks.
         on_commit: functions of the former and the new targets, called when an update has been carried out.
     """
 
@@ -74,7 +76,7 @@ class Pruner:
     ) -> None:
         self.model, self.optimizers, self.calibration = model, optimizers, calibration
         self.on_commit: list[Callable[[list[float | None], Sequence[float]], None]] = []
-        self._given = params, settings
+        self.given = params, settings
         self.groups: list[ParamGroup] = build(model, params, **settings)
         self.structure: Structure | None = self.groups[0]["structure"]
         everything = named_parameters(model)
@@ -91,12 +93,12 @@ class Pruner:
         self.evidence: Evidence | None = evidence_of(model, self.groups, chosen)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
-        self._reached_at: dict[str, tuple[float | None, int]] = {}  # by first scored name: what the last update reached
+        self.reached_at: dict[str, tuple[float | None, int]] = {}
         for group in self.groups:
             if group["saliency"].randomised and group["generator"] is None:
                 group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
         if masks is not None and self.dense is not None:
-            self.dense.remember({})
+            self.dense.remember_all()
 
     # Hooks
 
@@ -119,9 +121,36 @@ class Pruner:
             for group in self.groups
         ]
 
-    def update(self, targets: Sequence[float]) -> None:
-        """Bring each group to its target, equally on every rank; if it raises, nothing has changed."""
-        self.commit(self.plan(targets), targets)
+    def update(
+        self,
+        targets: Sequence[float],
+        plan: Callable[[Sequence[float]], UpdatePlan] | None = None,
+        done: Callable[[], None] | None = None,
+    ) -> None:
+        """Bring each group to its target, equally on every rank; it is done as a whole or, if it raises, not at all.
+
+        Args:
+            targets: a sparsity for each group.
+            plan: what plans it; None: :meth:`plan`.
+            done: called when everything has changed, once more if something cuts that short.
+        """
+        changes, random = self.masks.changes, any(group["generator"] is not None for group in self.groups)
+        states, former = self.generator_states() if random else [], [group["sparsity"] for group in self.groups]
+        try:
+            planned = (plan or self.plan)(targets)
+            planned.replaced = self.masks.replaced(planned.masks)
+            if self.dense is not None:
+                planned.dense = self.dense.remembered(planned.replaced["_masks"])
+                planned.values |= self.dense.revived(planned.replaced["_masks"], planned.values)
+            try:
+                carry_out(self, planned, targets, former, done)
+            except BaseException:  # everything is computed: what was cut short is repeated to its end
+                carry_out(self, planned, targets, former, done)
+                raise
+        except BaseException:
+            if self.masks.changes == changes:
+                self.set_generator_states(states)
+            raise
 
     def plan(self, targets: Sequence[float]) -> UpdatePlan:
         """Return what brings each group to its target, equal on every rank; only generators have moved on.
@@ -130,14 +159,12 @@ class Pruner:
             targets: a sparsity for each group.
 
         Raises:
-            TypeError, ValueError: see :func:`.choose_masks`; nothing has changed, no generator either.
+            TypeError, ValueError: see :func:`.choose_masks`.
         """
         check_same(self.model, self.masks.parameters, REMAKE)
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        random = any(group["generator"] is not None for group in self.groups)
-        states = self.generator_states() if random else []
         before, plan = self.masks.so_far(), UpdatePlan()
         updates, error = list[GroupUpdate](), None
         try:
@@ -145,12 +172,13 @@ class Pruner:
             for update in updates:
                 if not update.is_due and update.saliency.needs:
                     continue  # nothing can be pruned, and the evidence may be used up
-                merge(plan.masks, plan_masks(update, self.masks, before, self.evidence))
+                for name, mask in plan_masks(update, self.masks, before, self.evidence).items():
+                    # units of several groups may lie in one parameter
+                    plan.masks[name] = mask & plan.masks[name] if name in plan.masks else mask
             if any(group["repair"] for group in self.groups):
                 again = None if self.calibration.data is None else lambda: self.calibration.batches(self.model)
                 plan = repaired(self.model, self.groups, self.masks, before, plan, self.evidence, again)
         except Exception as raised:
-            self.set_generator_states(states)
             error = raised
         if ranks:
             plan = agree(plan, self.masks, error)
@@ -190,60 +218,20 @@ class Pruner:
         """Return whether an update may prune something; it cannot if the last one reached just this target."""
         if group["allocation"].sets_own:
             return True
-        reached = self._reached_at.get(group["scored"][0])
+        reached = self.reached_at.get(group["scored"][0])
         return target != 0 and reached != (target, self.masks.changes)
-
-    def commit(self, plan: UpdatePlan, targets: Sequence[float]) -> None:
-        """Carry a plan out: masks, weights, gradients, optimizer slots, buffers and the groups' ``"sparsity"``."""
-        former = [group["sparsity"] for group in self.groups]
-        for group, target in zip(self.groups, targets):
-            group["sparsity"] = target
-        before = None if self.dense is None else self.dense.masks_before()
-        self.masks.replace(plan.masks)
-        if self.dense is not None and before is not None:
-            self.dense.remember(before)
-        if plan.values:
-            write_values(self.model, plan.values)
-        self.enforcer.install()
-        self.enforcer.apply()
-        if self.dense is not None and before is not None:
-            self.dense.bring_back(before)
-        if plan.masks and self.evidence is not None:
-            self.evidence.used()
-        self._reached_at = {g["scored"][0]: (target, self.masks.changes) for g, target in zip(self.groups, targets)}
-        for call in self.on_commit:
-            call(former, targets)
-
-    def sliced(self, structure: Structure, indices: Indices) -> Pruner:
-        """Return a pruner of the same settings, masks and targets over the model now that it has been sliced.
-
-        Its hooks are not installed, and its evidence is empty.
-
-        Args:
-            structure: what is left.
-            indices: which indices of each parameter were kept.
-        """
-        from ignite_prune.structure.slicing.model_edit import cut  # slow to import
-
-        masks = {name: cut(mask, indices.get(name, {})) for name, mask in self.masks.items()}
-        params, settings = self._given
-        settings = {**settings, "structure": structure}
-        made = Pruner(self.model, self.optimizers, params, settings, self.calibration, masks)
-        for group, before in zip(made.groups, self.groups):  # the user may have changed these
-            group["sparsity"], group["schedule"] = before["sparsity"], before["schedule"]
-            group["allocation"] = before["allocation"]
-        made.set_generator_states(self.generator_states())
-        made.on_commit = self.on_commit
-        return made
 
     def restore(self) -> None:
         """Remove the masks; kept values come back."""
-        before = {} if self.dense is None else self.dense.masks_before()
-        self.masks.clear()
-        if self.dense is not None:
-            self.dense.bring_back(before)
-        for group in self.groups:
-            group["sparsity"] = 0.0
+        values = {} if self.dense is None else self.dense.revived({}, {})
+
+        def remove() -> None:
+            write_values(self.model, values)
+            self.masks.clear()
+            for group in self.groups:
+                group["sparsity"] = 0.0
+
+        to_the_end(remove)
 
     # What it knows
 
@@ -278,7 +266,7 @@ class Pruner:
 
     def reached(self) -> list[float | None]:
         """Return the target of each group's last update, None where the masks have changed since."""
-        settled = [self._reached_at.get(group["scored"][0], (None, -1)) for group in self.groups]
+        settled = [self.reached_at.get(group["scored"][0], (None, -1)) for group in self.groups]
         return [target if changes == self.masks.changes else None for target, changes in settled]
 
     def generator_states(self) -> list[Tensor | None]:
@@ -294,7 +282,7 @@ class Pruner:
     def forget_scores(self, reached: Sequence[float | None]) -> None:
         """Forget the last update's scores, after a state was loaded with what :meth:`reached` had returned."""
         self._drawn, self._cached = [None] * len(self.groups), {}
-        self._reached_at = {
+        self.reached_at = {
             group["scored"][0]: (target, self.masks.changes)
             for group, target in zip(self.groups, reached)
             if target is not None

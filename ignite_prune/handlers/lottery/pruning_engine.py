@@ -219,12 +219,16 @@ class PruningEngine(Engine):
             )
 
     def _prune(self, number: int) -> None:
-        self._phase = PRUNED  # a handler of the update's event may write a checkpoint
+        self._phase, changes = (
+            PRUNED,
+            self.pruner.masks.changes,
+        )  # a handler of the update's event may save a checkpoint
         try:
             scheduled = any(group["schedule"] is not None for group in self.pruner.param_groups)
             self.pruner.step(at=number) if scheduled else self.pruner.step()
         except BaseException:
-            self._phase = TRAINED
+            if self.pruner.masks.changes == changes:
+                self._phase = TRAINED
             raise
         self._publish()
         fire(self, PruningEvents.PRUNED)

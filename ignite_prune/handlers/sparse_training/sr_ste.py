@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_is, check_positive
+from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.allocation import Uniform
 from ignite_prune.core.step_hooks import grad_scale
@@ -96,9 +97,14 @@ class SRSTE(MaskedHandler):
         return Events.ITERATION_COMPLETED
 
     def _update(self, step: int, done: Callable[[], None]) -> None:
-        self._masks.update(self._agreed(self._chosen), copy=False)
-        self._flips = dict(self._masks.flips)
-        done()
+        replaced = self._masks.replaced(self._agreed(self._chosen))
+
+        def commit() -> None:
+            self._masks.put(replaced)
+            self._flips = dict(self._masks.flips)
+            done()
+
+        to_the_end(commit)
 
     def _chosen(self) -> dict[str, Tensor]:
         masks = {}
