@@ -120,8 +120,7 @@ class MaskEnforcer:
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
             if self._weights and mask is not None and bool((parameter.detach().ne(0) & ~mask).any()):
-                with torch.no_grad():
-                    zero_(parameter, mask)
+                zero_(parameter.detach(), mask)
         self._probes.clear()
         self._applied, self._loaded = self._masks.changes, False
 

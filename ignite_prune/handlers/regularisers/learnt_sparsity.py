@@ -208,6 +208,7 @@ class LearntSparsity(Regulariser):
             self._learnt[name].grad = None
         self._stepping.clear()
 
+    @torch.no_grad()
     def _to_whole(self, name: str, optimizer: Optimizer) -> None:
         """Write the whole weight and its gradient to the parameter, and set the gradient of what is learnt."""
         parameter, learnt, group = self._parameters[name], self._learnt[name], self._group_of[name]
@@ -217,11 +218,7 @@ class LearntSparsity(Regulariser):
             raise ValueError(
                 f"The gradient of {name!r} is sparse, which a gate cannot take; leave it out with exclude="
             )
-        with torch.enable_grad():
-            whole = self._whole[name].requires_grad_()
-            work = self._work(name, whole)
-            of_whole, of_learnt = torch.autograd.grad(work, (whole, learnt), gradient.to(work.dtype))
-            (of_penalty,) = torch.autograd.grad(group["gate"].penalty(learnt), (learnt,))
+        work, of_whole, of_learnt, of_penalty = self._gradients(name, gradient)
         scale = grad_scale(optimizer)
         if scale is not None and not all_finite(of_learnt):
             raise NonFiniteSaliency(
@@ -229,12 +226,20 @@ class LearntSparsity(Regulariser):
                 "step is not made. Has training diverged?"
             )
         self._stepping.append(name)
-        with torch.no_grad():
-            pruned = (parameter == 0) & (work != 0)
-            self._whole[name] = whole.detach().masked_fill_(pruned, 0)
-            learnt.grad = of_learnt / (1.0 if scale is None else scale) + group["strength"] * of_penalty
-            gradient.copy_(of_whole)
-            parameter.copy_(self._whole[name])
+        pruned = (parameter == 0) & (work != 0)
+        self._whole[name].masked_fill_(pruned, 0)
+        learnt.grad = of_learnt / (1.0 if scale is None else scale) + group["strength"] * of_penalty
+        gradient.copy_(of_whole)
+        parameter.copy_(self._whole[name])
+
+    @torch.enable_grad()
+    def _gradients(self, name: str, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gate's output, and the gradients of the whole weight, of what is learnt and of the penalty."""
+        learnt, whole = self._learnt[name], self._whole[name].detach().requires_grad_()
+        work = self._work(name, whole)
+        of_whole, of_learnt = torch.autograd.grad(work, (whole, learnt), gradient.to(work.dtype))
+        (of_penalty,) = torch.autograd.grad(self._group_of[name]["gate"].penalty(learnt), (learnt,))
+        return work.detach(), of_whole, of_learnt, of_penalty
 
     def _after_step(self, optimizer: Optimizer, stepped: bool) -> None:
         held = self._held(optimizer)

@@ -95,18 +95,15 @@ def run(model: nn.Module, example_inputs: Any, counting: bool = False) -> tuple[
     from torch.utils.flop_counter import FlopCounterMode
 
     args, kwargs = as_arguments(example_inputs)
-    kernel = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fast path pads its output differently from the layers
     counter = FlopCounterMode(display=False)
-    try:
-        with undisturbed(model), torch.no_grad(), _naming(model), ExitStack() as stack:
-            if counting:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the counter sees attention as its matrix products
-                stack.enter_context(counter)
-            torch.manual_seed(0)
-            return _tensors(model(*args, **kwargs)), counter.get_total_flops()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(kernel)
+    with undisturbed(model), torch.no_grad(), _naming(model), ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)  # the fast path pads its output differently from the layers
+        if counting:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the counter sees attention as its matrix products
+            stack.enter_context(counter)
+        torch.manual_seed(0)
+        return _tensors(model(*args, **kwargs)), counter.get_total_flops()
 
 
 @contextmanager
@@ -121,15 +118,14 @@ def _naming(model: nn.Module) -> Iterator[None]:
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         inside.pop()
 
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
-    try:
-        yield
-    except Exception as error:
-        where = names.get(inside[-1]) or f"the forward of {type(inside[-1]).__name__}" if inside else "the call"
-        raise ValueError(f"{error} (in {where})") from error
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        stack.callback(register_module_forward_pre_hook(enter).remove)
+        stack.callback(register_module_forward_hook(leave).remove)
+        try:
+            yield
+        except Exception as error:
+            where = names.get(inside[-1]) or f"the forward of {type(inside[-1]).__name__}" if inside else "the call"
+            raise ValueError(f"{error} (in {where})") from error
 
 
 def first_difference(masked: nn.Module, model: nn.Module, example_inputs: Any) -> str:
@@ -152,11 +148,9 @@ def _outputs(model: nn.Module, example_inputs: Any) -> list[tuple[str, list[Tens
         if module in names:
             found.append((names[module], [each.detach().clone() for each in _tensors(output)]))
 
-    handle = register_module_forward_hook(record)
-    try:
+    with ExitStack() as stack:
+        stack.callback(register_module_forward_hook(record).remove)
         run(model, example_inputs)
-    finally:
-        handle.remove()
     return found
 
 
