@@ -18,24 +18,28 @@ Hooks are used, not wrappers: the optimizer and the parameters stay the user's o
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ignite_prune._utils.bits import zero_, zero_any_
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_state import masks_changed, slots_to_repair, zero_slots_
 
 _PROBES = 128
-_OWNERS: Any = WeakTensorKeyDictionary()  # parameter -> WeakSet of the objects that mask it
+_OWNERS: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
+"""The ids of the parameters that each living object masks, and keeps alive.
+
+Weak references to parameters or gradients would forbid ``torch.utils.swap_tensors``, and with it ``model.to()`` under
+``torch.__future__.set_swap_module_params_on_conversion(True)``.
+"""
 
 
 class MaskEnforcer:
@@ -57,7 +61,8 @@ class MaskEnforcer:
         self._optimizers = list(optimizers)
         self._handles: list[RemovableHandle] = []
         self._hooked: dict[str, RemovableHandle] = {}
-        self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}  # gradients masked, at which version
+        self._hooked_at: dict[str, int] = {}  # where the data of hooked parameters was
+        self._clean: dict[str, tuple[StorageWeakRef, int]] = {}  # gradients masked, at which version
         self._probes: dict[str, Tensor] = {}  # a few pruned positions, by name
         self._zeroed: dict[str, int] = {}  # at which version weights were masked
         self._loaded = False  # slots have been loaded since they were last masked
@@ -126,6 +131,11 @@ class MaskEnforcer:
 
     def _hook_gradient(self, name: str, parameter: nn.Parameter) -> None:
         if not parameter.requires_grad or name in self._hooked:
+            if (
+                name in self._hooked and self._hooked_at.get(name) != parameter.data_ptr()
+            ):  # moved; swapping loses hooks
+                self._hooked_at[name] = parameter.data_ptr()
+                parameter._post_accumulate_grad_hooks = parameter._post_accumulate_grad_hooks
             return
 
         def mask_gradient(parameter: Tensor) -> None:
@@ -134,7 +144,7 @@ class MaskEnforcer:
                 self._zero_gradient(name, parameter.grad, mask)
 
         handle = parameter.register_post_accumulate_grad_hook(mask_gradient)  # type: ignore[no-untyped-call]
-        self._hooked[name] = handle
+        self._hooked[name], self._hooked_at[name] = handle, parameter.data_ptr()
 
     def _pruned(self, optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """Yield the pruned parameters that the optimizer holds now (groups may have been added), with their masks."""
@@ -175,7 +185,9 @@ class MaskEnforcer:
 
     def _zero_gradient(self, name: str, grad: Tensor, mask: Tensor) -> None:
         zero_any_(grad, mask)
-        self._clean[name] = (weakref.ref(grad), grad._version)
+        if grad.device.type == "cpu" and grad.layout == torch.strided:  # no weak reference to the tensor, as above
+            held = StorageWeakRef(grad.untyped_storage())  # type: ignore[no-untyped-call]
+            self._clean[name] = (held, grad._version)
 
     def _is_clean(self, name: str, grad: Tensor, mask: Tensor) -> bool:
         """Return whether nothing has written to the gradient since it was masked; False if that is not known.
@@ -186,10 +198,10 @@ class MaskEnforcer:
         seen, version = self._clean.get(name, (None, -1))
         if (
             seen is None
-            or seen() is not grad
             or version != grad._version
             or grad.device.type != "cpu"
-            or grad.is_sparse
+            or grad.layout != torch.strided
+            or seen.cdata != grad.untyped_storage()._cdata
         ):
             return False
         if name not in self._probes:
@@ -214,18 +226,16 @@ def claim(owner: Any, parameters: Mapping[str, nn.Parameter], shared: bool = Fal
     """
     if shared:
         return True
-    if check and any(each is not owner for p in parameters.values() for each in _OWNERS.get(p, ())):
+    masked = frozenset(map(id, parameters.values()))
+    if check and any(other is not owner and masked & others for other, others in list(_OWNERS.items())):
         check_free(owner, parameters)
-    for parameter in parameters.values():
-        _OWNERS.setdefault(parameter, WeakSet()).add(owner)
+    _OWNERS[owner] = masked
     return True
 
 
-def release(owner: Any, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Record that an object masks the parameters no longer."""
-    for parameter in parameters.values():
-        if parameter in _OWNERS:
-            _OWNERS[parameter].discard(owner)
+def release(owner: Any) -> None:
+    """Record that an object masks no parameters any longer."""
+    _OWNERS.pop(owner, None)
 
 
 def check_free(owner: Any, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -234,14 +244,15 @@ def check_free(owner: Any, parameters: Mapping[str, nn.Parameter]) -> None:
     Raises:
         ValueError: names the parameter and both objects.
     """
-    if all(each is owner for p in parameters.values() for each in _OWNERS.get(p, ())):
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    if all(other is owner or names.keys().isdisjoint(masked) for other, masked in list(_OWNERS.items())):
         return
     gc.collect()  # a trainer and its handlers refer to each other: they live until then after their last name is gone
-    for name, parameter in parameters.items():
-        for other in _OWNERS.get(parameter, ()):
-            if other is not owner:
+    for other, masked in list(_OWNERS.items()):
+        for each in names if other is not owner else ():
+            if each in masked:
                 raise ValueError(
-                    f"Parameter {name!r} is masked by another handler, {type(other).__name__}, and this "
+                    f"Parameter {names[each]!r} is masked by another handler, {type(other).__name__}, and this "
                     f"{type(owner).__name__} would fight it: detach() or finalize() that one first, or allow it with "
                     f"{type(owner).__name__}(..., shared=True)"
                 )

@@ -196,7 +196,7 @@ def exchange(
         for index, each in enumerate(group["params"])
         if each is old
     ]
-    history, state = optimizer.state, optimizer.state.get(old)
+    history, entries, state = optimizer.state, list(optimizer.state.items()), optimizer.state.get(old)
     sliced = {
         name: cut(slot) if isinstance(slot, Tensor) and name not in COUNTERS else slot
         for name, slot in (() if state is None else state.items())
@@ -206,9 +206,8 @@ def exchange(
         for params, index in places:
             params[index] = old
         optimizer.state = history
-        if state is not None:
-            optimizer.state.pop(new, None)
-            optimizer.state[old] = state
+        optimizer.state.clear()
+        optimizer.state.update(entries)
 
     undone_by(undo)
     for params, index in places:

@@ -100,7 +100,7 @@ class BaseHandler(ABC):
             self._attachment.remove()
             self._attachment = None
         self._stop()
-        release(self, self._masked())
+        release(self)
         self._owns = False
 
     def finalize(self) -> None:

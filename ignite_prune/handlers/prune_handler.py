@@ -305,7 +305,7 @@ class PruneHandler(BaseHandler):
             self.pruning.update(targets)
         except BaseException:
             if not owned:
-                release(self, self.pruning.masks.parameters)
+                release(self)
                 self._owns = False
             raise
         self._updated()
