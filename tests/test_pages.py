@@ -36,3 +36,15 @@ def test_links_of_regimes_lead_somewhere():
     text = (DOCS / "regimes.md").read_text()
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (DOCS / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["lora.md", "selection.md"])
+def test_short_pages_run(page, capsys):
+    space = {}
+    for block in blocks_of(page):
+        exec(compile(block, page, "exec"), space)
+    shown = {
+        "lora.md": "['0.base_layer.weight', '2.weight']\n",
+        "selection.md": "['0.weight', '1.theta', '2.weight'] ['0.weight', '2.weight']\n",
+    }
+    assert capsys.readouterr().out == shown[page]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.bits import pack, packed_size, unpack, zero_
 from ignite_prune._utils.state import is_plain
+from ignite_prune.core.adapted_names import names_in
 from ignite_prune.core.mask_state import checked_bits
 from ignite_prune.core.selection import COMPILED, named_parameters, select
 
@@ -196,21 +197,39 @@ class MaskStore(Mapping[str, Tensor]):
     def apply_(self, model: nn.Module | None = None) -> None:
         """Make every pruned weight exactly 0, in the store's own parameters or in ``model``'s of the same names.
 
-        ``masks.apply_(ema.ema_model)`` makes an averaged copy as sparse as the model.
+        ``masks.apply_(ema.ema_model)`` makes an averaged copy as sparse as the model, ``masks.apply_(merged)`` one with
+        merged adapters: parts of names that peft adds make no difference.
 
         Raises:
             ValueError: ``model`` lacks a parameter, or has it in another shape; nothing is changed then.
         """
         targets: Mapping[str, nn.Parameter] = self.parameters if model is None else named_parameters(model)
-        for name in self._masks:
-            if name not in targets:
-                raise ValueError(f"Argument model has no parameter {name!r}; {near(name, list(targets))}")
-            if targets[name].shape != self.parameters[name].shape:
-                raise ValueError(f"Parameter {name!r} of the model given has shape {tuple(targets[name].shape)}")
-        for name in list(self._masks):
+        found = names_in(targets, self.parameters, self._masks)
+        for name, target in found.items():
             mask = self.pruned(name)
             if mask is not None:
-                zero_(targets[name], mask.to(targets[name].device))
+                zero_(targets[target], mask.to(targets[target].device))
+
+    def for_model(self, model: nn.Module, rename: Callable[[str], str] | None = None) -> MaskStore:
+        """Return a store with copies of these masks for another model that has the same layers; nothing is zeroed.
+
+        Args:
+            model: for example the model after ``get_peft_model`` or ``merge_and_unload``.
+            rename: returns the name that a parameter has in ``model``; parts that peft adds (``base_model.model.``,
+                ``.base_layer``) need none.
+
+        Raises:
+            ValueError: ``model`` lacks a parameter, or has it in another shape.
+
+        Example:
+            >>> masks = MaskStore(nn.Sequential(nn.Linear(2, 2)))
+            >>> list(masks.for_model(nn.Linear(2, 2), lambda name: name.removeprefix("0.")))
+            ['weight']
+        """
+        targets = named_parameters(model)
+        found = names_in(targets, self.parameters, self, rename)
+        masks, whole = {found[n]: self[n] for n in self._masks}, {found[n]: self.whole(n) for n in self}
+        return MaskStore({target: targets[target] for target in found.values()}, masks, whole)
 
     def clear(self) -> None:
         """Remove every mask: all parameters are dense."""

@@ -50,8 +50,9 @@ class PruneHandler(BaseHandler):
     Args:
         model: bare, DDP-wrapped or compiled.
         optimizer: the optimizer(s) that train it; with None the masks are applied on every ITERATION_COMPLETED.
-        params: None for the weights of every linear, convolutional, recurrent and attention layer; a name, a glob, a
-            layer type or a sequence of them; or group dicts ``{"params": ..., any keyword below}``.
+        params: None for the weights of every linear, convolutional, recurrent and attention layer, also of other
+            libraries and of the user's own (see ``docs/selection.md``); a name, a glob, a layer type or a sequence of
+            them; or group dicts ``{"params": ..., any keyword below}``.
         saliency: what an entry is worth; a callable ``(name, parameter) -> Tensor`` is one too.
         schedule: step → sparsity, in the attached event's unit; with None an update aims for what stands in
             ``param_groups[i]["sparsity"]``.

@@ -92,7 +92,7 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
     chosen, structure = settings["params"], group["structure"]
     if chosen is None and structure is not None:
         chosen = _touched(model, structure) or None
-    parameters = select(model, chosen, settings["exclude"])
+    parameters = select(model, chosen, settings["exclude"], report=True)
     group["params"] = group["scored"] = list(parameters)
     if structure is not None:
         parameters = _extend_to_units(model, group, structure)

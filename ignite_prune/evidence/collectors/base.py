@@ -105,7 +105,8 @@ class Collector(Generic[N]):
         if name in self.refused:
             return self.refused[name]
         if name in self.unknown:
-            return f"it is used by {self.unknown[name]}, not by a linear layer or a convolution"
+            used = self.unknown[name]
+            return f"it is used by {used}, not by a linear layer or a convolution: leave it out with exclude="
         return self.unreached if self.record.counts else self.unseen
 
     def reset(self) -> None:
