@@ -5,7 +5,6 @@ Right: TypeError or ValueError, or it is accepted; never another exception. Endl
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import sys
 import warnings
@@ -16,8 +15,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ignite_prune import PruneHandler, activation, allocation, functional, handlers, pattern, prune_model, regrow
-from ignite_prune import regularise, repair, saliency, schedule
+from ignite_prune import (
+    PruneHandler,
+    activation,
+    allocation,
+    functional,
+    handlers,
+    pattern,
+    prune_model,
+    regrow,
+    regularise,
+    repair,
+    saliency,
+    schedule,
+)
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.structure import trace
 from tests.hostile import PLAIN
@@ -55,7 +66,7 @@ def _handler(kind: Any, **given: Any) -> Callable[..., Any]:
     return make
 
 
-def _arguments(function: Any) -> list[str]:
+def _names(function: Any) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [name for name, p in inspect.signature(function).parameters.items() if p.kind in kinds]
 
@@ -68,40 +79,47 @@ def calls() -> dict[str, tuple[Callable[..., Any], list[str]]]:
             kind = getattr(room, name)
             if inspect.isclass(kind) and not inspect.isabstract(kind) and not issubclass(kind, Exception):
                 needed = {"sparsity": 0.5, "final": 0.5, "begin": 0, "end": 4, "at": 1, "rate": 0.5, "every": 1}
-                fields = _arguments(kind)
+                fields = _names(kind)
                 given = {k: v for k, v in needed.items() if k in fields}
                 found[f"{room.__name__.split('.')[-1]}.{name}"] = (
                     lambda kind=kind, given=given, **options: kind(**{**given, **options}),
                     fields,
                 )
     made = {
-        "PruneHandler": (_pruner, _arguments(PruneHandler)),
-        "prune_model": (lambda **o: prune_model(**{"model": small_net(), "sparsity": 0.5, **o}), _arguments(prune_model)),
+        "PruneHandler": (_pruner, _names(PruneHandler)),
+        "prune_model": (
+            lambda **o: prune_model(**{"model": small_net(), "sparsity": 0.5, **o}),
+            _names(prune_model),
+        ),
         "step": (lambda **o: _pruner().step(**o), ["sparsity", "at"]),
         "attach": (lambda **o: _pruner().attach(**o), ["engine", "event", "name"]),
         "MaskStore": (lambda **o: MaskStore(**{"parameters": small_net(), **o}), ["parameters", "masks", "whole"]),
         "update": (lambda **o: MaskStore(small_net()).update(**o), ["masks"]),
         "apply_": (lambda **o: _pruner().masks.apply_(**o), ["model"]),
         "load_state_dict": (lambda **o: MaskStore(small_net()).load_state_dict(**o), ["state"]),
-        "trace": (lambda **o: trace(**{"model": small_net(), "example_inputs": batches(1)[0][0], **o}), _arguments(trace)),
+        "trace": (
+            lambda **o: trace(**{"model": small_net(), "example_inputs": batches(1)[0][0], **o}),
+            _names(trace),
+        ),
     }
     for name in ("mask", "prune", "prune_"):
         function = getattr(functional, name)
         tensors = {"tensor": torch.randn(4, 4), "amount": 0.5}
-        made[name] = (lambda function=function, **o: function(**{**tensors, **o}), _arguments(function))
+        made[name] = (lambda function=function, **o: function(**{**tensors, **o}), _names(function))
     for kind, given in (
         (handlers.SET, {"sparsity": 0.5}), (handlers.RigL, {"sparsity": 0.5}), (handlers.SRigL, {"sparsity": 0.5}),
         (handlers.SparseMomentum, {"sparsity": 0.5}), (handlers.TopKAST, {"sparsity": 0.5}), (handlers.SRSTE, {}),
         (handlers.GroupLasso, {"strength": 0.1, "pattern": pattern.Channel()}), (handlers.Slimming, {"strength": 0.1}),
-        (handlers.LearntSparsity, {"strength": 0.1}), (handlers.ActivationSparsity, {"layers": {"0": activation.TopK(0.5)}}),
+        (handlers.LearntSparsity, {"strength": 0.1}),
+        (handlers.ActivationSparsity, {"layers": {"0": activation.TopK(0.5)}}),
         (handlers.AlternatingSparse, {"sparsity": 0.5, "begin": 1, "phase": 1, "end": 3}),
     ):  # fmt: skip
-        made[kind.__name__] = (_handler(kind, **given), _arguments(kind))
+        made[kind.__name__] = (_handler(kind, **given), _names(kind))
     return {**found, **made}
 
 
 def attacked(name: str) -> Iterator[tuple[str, str]]:
-    """Yield "function(argument=value)" and "refused", "accepted" or the other exception, for every hostile value."""
+    """Yield "function(argument=value)" and "refused", "accepted" or the other exception, of each value."""
     call, arguments = calls()[name]
     for argument in arguments:
         for told, value in VALUES:

@@ -77,7 +77,7 @@ class SRSTE(MaskedHandler):
         shared: bool = False,
     ) -> None:
         check_is("pattern", pattern, NofM)
-        if strength != 0:
+        if not isinstance(strength, int | float) or strength != 0:
             check_positive("strength", strength)
         super().__init__(model, optimizer, params, None, Uniform(), exclude, shared, pattern)
         self._pattern, self._strength = pattern, float(strength)

@@ -83,7 +83,7 @@ class TopKAST(MaskedHandler):
     ) -> None:
         super().__init__(model, optimizer, params, sparsity, allocation, exclude, shared)
         check_positive("every", every, whole=True)
-        if strength != 0:
+        if not isinstance(strength, int | float) or strength != 0:
             check_positive("strength", strength)
         for group in self._groups:
             if backward_sparsity is not None and as_sparsity(backward_sparsity) > checked_sparsity(group):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ignite_prune._utils.arguments import near
+from ignite_prune._utils.arguments import check_is, near
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.structure.slicing.size_probe import SizeProbe
 from ignite_prune.structure.structure import Structure
@@ -61,6 +61,7 @@ def trace(
     for each in places:
         _one_size(each, shapes_of(model))
     kept = [name for rule in _strings(keep) for name in _matching(rule, model)]
+    check_is("through_norms", through_norms, bool)
     traced = trace_units(model, args, kwargs, through_norms)
     for (first, dim), *others in places:
         for name, other in others:
