@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from ignite_prune._utils.arguments import near
 from ignite_prune.core.optimizer_state import as_optimizers, exchange
 from ignite_prune.evidence.running_sums import kept_of
+from ignite_prune.structure.kept_indices import attributes_of
 from ignite_prune.structure.slicing.module_attributes import counts, widths
 from ignite_prune.structure.tracing.heads_attention import HeadsAttention
 
@@ -71,6 +72,9 @@ class ModelEdit:
                 self._refresh(module)
         for owner, name, value in counts(self._model):
             self._set(owner, name, value)
+        for path, values in attributes_of(indices).items():
+            for name, value in values.items():
+                self._set(self._model.get_submodule(path), name, value)
         for path, rate in rates.items():
             self._set(self._model.get_submodule(path), "p", rate)
 
