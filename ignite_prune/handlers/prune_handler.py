@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from ignite_prune.structure import Cost, Indices, Structure
 
 
+_NAMED_BY_NEED = 3  # the state version from which evidence carries the key of its need
+
+
 class PruneHandler(BaseHandler):
     """Raises a model's sparsity on an engine's events and keeps its zeros zero in between.
 
@@ -349,7 +352,7 @@ class PruneHandler(BaseHandler):
         return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict())
 
     def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"evidence": [], "reached": [None] * len(self.param_groups), **state} if state["version"] == 1 else state
+        return {"evidence": [], "reached": [None] * len(self.param_groups), **state} if state["version"] < 2 else state
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         self._check_free()
@@ -375,7 +378,7 @@ class PruneHandler(BaseHandler):
                     "repair)"
                 )
         except ValueError as error:
-            if version == self.VERSION:
+            if version >= _NAMED_BY_NEED:  # a misfit is the user's then, not the version's
                 raise
             raise ValueError(
                 f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "
