@@ -86,10 +86,10 @@ def replacements(value: Any) -> Iterator[tuple[str, Any]]:
         yield "items", list(value.items())
         for key in value:
             yield f"without {key!r}", {k: v for k, v in value.items() if k != key}
-    elif isinstance(value, list):
-        yield "an entry more", [*value, *(value[-1:] or [0])]
+    elif isinstance(value, list | tuple):
+        yield "an entry more", type(value)([*value, *(value[-1:] or [0])])
         yield "an entry less", value[:-1]
-        yield "a tuple", tuple(value)
+        yield "the other kind of sequence", tuple(value) if isinstance(value, list) else list(value)
         yield "backwards", value[::-1]
         yield "a dict", dict(enumerate(value))
     elif type(value) in (int, float):
@@ -105,7 +105,8 @@ def replacements(value: Any) -> Iterator[tuple[str, Any]]:
 def nodes(state: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Yield each node of a nest with its path."""
     yield path, state
-    items = state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, list) else ()
+    nest = isinstance(state, list | tuple)
+    items = state.items() if isinstance(state, Mapping) else enumerate(state) if nest else ()
     for key, value in items:
         yield from nodes(value, (*path, key))
 
@@ -114,9 +115,9 @@ def replaced(state: Any, path: Path, value: Any) -> Any:
     """Return a nest with one node replaced; the others are shared."""
     if not path:
         return value
-    made: Any = type(state)(state)
+    made: Any = list(state) if isinstance(state, tuple) else type(state)(state)
     made[path[0]] = replaced(state[path[0]], path[1:], value)
-    return made
+    return tuple(made) if isinstance(state, tuple) else made
 
 
 def hostile_states(state: Any) -> Iterator[tuple[str, Any]]:

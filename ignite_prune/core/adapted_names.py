@@ -1,9 +1,9 @@
-"""Names of the same weight with and without adapters (LoRA, ...) around its layer."""
+"""Names of the same weight in a model that holds this one, or has adapters (LoRA, ...) around its layers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ def names_in(
     names: Iterable[str],
     rename: Callable[[str], str] | None = None,
 ) -> dict[str, str]:
-    """Return the names that parameters have in another model: the same, or with other adapters around the layer.
+    """Return the names that parameters have in another model: the same, with a prefix, or with other adapters.
 
     Args:
         targets: the other model's parameters.
@@ -37,13 +37,14 @@ def names_in(
         rename: returns the other model's name of a parameter.
 
     Raises:
-        ValueError: the other model lacks a parameter, or has it in another shape.
+        ValueError: the other model lacks a parameter, has it in another shape, or holds several copies.
     """
     bare = {bare_name(target): target for target in targets}
+    wanted = {name: name if rename is None else rename(name) for name in names}
+    prefix = _prefix(bare, [bare_name(given) for given in wanted.values()])
     found = {}
-    for name in names:
-        given = name if rename is None else rename(name)
-        target = given if given in targets else bare.get(bare_name(given))
+    for name, given in wanted.items():
+        target = given if given in targets else bare.get(prefix + bare_name(given))
         if target is None:
             raise ValueError(f"Argument model has no parameter {given!r}; {near(given, list(targets))}")
         if targets[target].shape != parameters[name].shape:
@@ -53,3 +54,21 @@ def names_in(
             )
         found[name] = target
     return found
+
+
+def _prefix(known: Iterable[str], names: Sequence[str]) -> str:
+    """Return what all names lack in another model: ``"module."`` in torch's ``AveragedModel``.
+
+    Raises:
+        ValueError: several prefixes fit.
+    """
+    given = dict.fromkeys(known)
+    missing = next((name for name in names if name not in given), None)
+    if missing is None:
+        return ""
+    prefixes = [each.removesuffix(missing) for each in given if each.endswith("." + missing)]
+    prefixes = [prefix for prefix in prefixes if all(prefix + name in given for name in names)]
+    if len(prefixes) > 1:
+        modules = ", ".join(f"model.{prefix.rstrip('.')}" for prefix in prefixes)
+        raise ValueError(f"Argument model holds several models with these parameters; give one of {modules}")
+    return prefixes[0] if prefixes else ""

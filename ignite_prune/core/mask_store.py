@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import near
-from ignite_prune._utils.bits import pack, packed_size, unpack, zero_
+from ignite_prune._utils.bits import zero_
 from ignite_prune._utils.state import is_plain
 from ignite_prune.core.adapted_names import names_in
-from ignite_prune.core.mask_state import checked_bits
-from ignite_prune.core.selection import COMPILED, named_parameters, select
+from ignite_prune.core.mask_state import packed, unpacked
+from ignite_prune.core.selection import COMPILED, is_number, named_parameters, select
 
 
 class MaskStore(Mapping[str, Tensor]):
@@ -130,9 +129,23 @@ class MaskStore(Mapping[str, Tensor]):
         whole = sum(self._whole.values())
         return (whole - sum(self._kept.values())) / whole if whole else 0.0
 
+    def sparsity_of(self, model: nn.Module) -> float:
+        """Return the pruned fraction of all floating-point parameters of the model that holds the store's."""
+        rest = sum(p.numel() for p in model.parameters() if is_number(p) and p not in self.name_of)
+        whole = sum(self._whole.values()) + rest
+        return (whole - rest - sum(self._kept.values())) / whole if whole else 0.0
+
     def sparsities(self) -> dict[str, float]:
         """Return the pruned fraction of each parameter."""
         return {name: (n - self._kept[name]) / n if n else 0.0 for name, n in self._whole.items()}
+
+    def published(self, model: nn.Module) -> dict[str, float]:
+        """Return the sparsity of all parameters (``"global"``), of the whole model (``"model"``), and of each one.
+
+        A parameter that is named ``"model"`` takes the place of the whole model's.
+        """
+        found = {"global": 0.0, "model": self.sparsity_of(model)}
+        return found | self.sparsities() | {"global": self.sparsity}
 
     def update(self, masks: Mapping[str, Tensor], *, copy: bool = True) -> None:
         """Replace the masks of the parameters named, all or none.
@@ -187,7 +200,7 @@ class MaskStore(Mapping[str, Tensor]):
                 held.pop(name, None)
             else:
                 held[name] = mask
-        return {"_masks": held, "_kept": kept, "flips": flips, "changes": self.changes + 1}
+        return {"_masks": held, "_kept": kept, "flips": flips, "changes": self.changes + bool(masks)}
 
     def put(self, replaced: Mapping[str, Any]) -> None:
         """Change all at once to what :meth:`replaced` returned; it may be repeated."""
@@ -198,10 +211,11 @@ class MaskStore(Mapping[str, Tensor]):
         """Make every pruned weight exactly 0, in the store's own parameters or in ``model``'s of the same names.
 
         ``masks.apply_(ema.ema_model)`` makes an averaged copy as sparse as the model, ``masks.apply_(merged)`` one with
-        merged adapters: parts of names that peft adds make no difference.
+        merged adapters: a prefix of the names, as of ``AveragedModel``, and parts that peft adds make no difference.
 
         Raises:
-            ValueError: ``model`` lacks a parameter, or has it in another shape; nothing is changed then.
+            ValueError: ``model`` lacks a parameter, has it in another shape, or holds several copies; nothing is
+                changed then.
         """
         targets: Mapping[str, nn.Parameter] = self.parameters if model is None else named_parameters(model)
         found = names_in(targets, self.parameters, self._masks)
@@ -239,12 +253,7 @@ class MaskStore(Mapping[str, Tensor]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return names, shapes and all masks in one uint8 tensor: one bit for each entry, each mask starts a byte."""
-        packed = [pack(self[name]) for name in self]
-        return {
-            "names": list(self),
-            "shapes": [list(p.shape) for p in self.parameters.values()],
-            "bits": torch.cat(packed) if packed else torch.empty(0, dtype=torch.uint8),
-        }
+        return packed(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the masks of a :meth:`state_dict`, on the parameters' devices.
@@ -257,15 +266,7 @@ class MaskStore(Mapping[str, Tensor]):
 
     def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """Check a ``state`` and return its masks; nothing is changed."""
-        bits = checked_bits(state, {name: list(p.shape) for name, p in self.parameters.items()})
-        masks, start = {}, 0
-        for name, shape in zip(state["names"], state["shapes"]):
-            entries = math.prod(shape)
-            size = packed_size(entries)
-            piece = bits[start : start + size].to(self.parameters[name].device)
-            masks[name] = self._owned(name, unpack(piece, entries).view(shape), copy=False)
-            start += size
-        return masks
+        return {name: self._owned(name, mask, copy=False) for name, mask in unpacked(state, self.parameters)}
 
 
 def _all_kept(parameter: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from ignite_prune._utils.state import check_alike, checked_int, checked_mapping, checked_tensor
-from ignite_prune.core.optimizer_state import COUNTERS
+from ignite_prune.core.moments import COUNTERS
 
 
 def check_by_trial(what: str, optimizer: Optimizer, state: Any) -> None:

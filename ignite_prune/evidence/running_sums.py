@@ -116,7 +116,7 @@ class RunningSums:
         return {"sums": sums, "counts": dict(self.counts), "stale": self.stale}
 
     def checked(self, state: Any, zeros: Zeros | None) -> dict[str, Any]:
-        """Return a copy of a state that fits, or raise TypeError or ValueError; without ``zeros`` any form does."""
+        """Return a state that fits, or raise TypeError or ValueError; without ``zeros`` sums may have any form."""
         if not isinstance(state, Mapping):
             raise TypeError("The evidence of a pruner's state_dict should be a mapping with 'sums' and 'counts'")
         given = checked_mapping("evidence 'sums'", state.get("sums"), self.parameters, whole=False)
@@ -124,8 +124,7 @@ class RunningSums:
         for name, held in given.items():
             what, like = f"evidence of {name!r}", checked_tensor(f"evidence of {name!r}", held)
             like = like if zeros is None else zeros(name)
-            fitting = checked_tensor(what, held, shape=like.shape, dtype=like.dtype)
-            sums[name] = fitting.to(self.parameters[name].device, copy=True)
+            sums[name] = checked_tensor(what, held, shape=like.shape, dtype=like.dtype)
         counts = checked_mapping("evidence 'counts'", state.get("counts"), sums)
         if not all(type(n) in (int, float) and 0 <= n < math.inf and n < 2**63 for n in counts.values()):
             raise ValueError("The checkpoint's evidence is damaged: its counts should be finite numbers of at least 0")

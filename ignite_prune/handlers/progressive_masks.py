@@ -114,7 +114,7 @@ class ProgressiveMasks(BaseHandler):
             vars(self).update(_left=left - 1, _towards=towards, _targets=targets)
             done()
 
-        pruning.update(targets, plan, end)
+        pruning.update(targets, plan, end, whole=left == 1)
         self._pruner._updated()
 
     def _sub_step(self, towards: Mapping[str, Tensor], left: int) -> UpdatePlan:

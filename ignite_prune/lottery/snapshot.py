@@ -13,14 +13,16 @@ from torch.optim import Optimizer
 
 from ignite_prune._utils.bits import masked_copy_
 from ignite_prune._utils.commit import to_the_end
+from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune._utils.state import check_alike, checked_tensor
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_loading import check_slots
-from ignite_prune.core.optimizer_state import as_optimizers, put_slots, slots_of
+from ignite_prune.core.optimizer_state import put_slots, slots_of
+from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.lottery.rewind import Rewind
 
-VERSION = 1
+VERSION = 2  # 1 had no list of pairs
 
 
 @runtime_checkable
@@ -173,7 +175,8 @@ class Snapshot:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain data; tensors are not copied again."""
-        return {"version": VERSION, "rewind": asdict(self.rewind), "held": self._held}
+        held = None if self._held is None else as_pairs(self._held)
+        return {"version": VERSION, "rewind": asdict(self.rewind), "held": held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the copy of a checkpoint.
@@ -187,7 +190,7 @@ class Snapshot:
     def loader_of(self, state: Any) -> Callable[[], None]:
         """Return a function that loads a state, or raise the errors of :meth:`load_state_dict`."""
         self._check_state(state)
-        copied = None if state["held"] is None else copy.deepcopy(dict(state["held"]))
+        copied = None if state["held"] is None else copy.deepcopy(dict(from_pairs(state["held"])))
 
         def load() -> None:
             self._held = copied
@@ -197,16 +200,17 @@ class Snapshot:
     def _check_state(self, state: Any) -> None:
         if not isinstance(state, Mapping) or not {"version", "rewind", "held"} <= set(state):
             raise TypeError("A Snapshot's state_dict should be a mapping with 'version', 'rewind' and 'held'")
-        if type(state["version"]) is not int or state["version"] != VERSION:
+        if type(state["version"]) is not int or state["version"] not in (1, VERSION):
             raise ValueError(
-                f"The checkpoint's snapshot has version {state['version']!r:.40}, this one reads {VERSION}"
+                f"The checkpoint's snapshot has version {state['version']!r:.40}, this one reads versions up to "
+                f"{VERSION}"
             )
         mine, rewind = asdict(self.rewind), state["rewind"]
         if not isinstance(rewind, Mapping) or {k: (type(v), repr(v)) for k, v in rewind.items()} != {
             k: (type(v), repr(v)) for k, v in mine.items()
         }:
             raise ValueError(f"The checkpoint rewinds by {rewind!r:.200}, this one by {self.rewind}")
-        held = state["held"]
+        held = from_pairs(state["held"])
         if held is not None:
             if not isinstance(held, Mapping) or not _is_well_formed(held):
                 raise TypeError(

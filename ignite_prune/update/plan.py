@@ -83,7 +83,7 @@ def drawn(group: ParamGroup, generator: torch.Generator | None, advance: bool = 
 
 
 def evidence_of(
-    model: nn.Module, groups: Sequence[ParamGroup], parameters: Mapping[str, nn.Parameter]
+    model: nn.Module, groups: Sequence[ParamGroup], parameters: Mapping[str, nn.Parameter], from_data: bool = False
 ) -> Evidence | None:
     """Return the evidence that the groups' saliencies and repairs need; None where they need none."""
     wanted: dict[Need, dict[str, nn.Parameter]] = {}
@@ -96,7 +96,7 @@ def evidence_of(
         return None
     from ignite_prune.evidence import Evidence  # slow to import
 
-    return Evidence(model, wanted)
+    return Evidence(model, wanted, from_data)
 
 
 def bind(saliency: Saliency, names: Sequence[str], evidence: Evidence, masks: Masks) -> Saliency:
@@ -133,12 +133,15 @@ def plan_masks(update: GroupUpdate, store: MaskStore, before: Masks, evidence: E
     group, saliency = update.group, update.saliency
     pattern, planned = group["pattern"], dict[str, Tensor]()
     if update.lifts:
+        if update.target == 0:  # nothing is scored, and there may be no evidence
+            return {name: torch.ones_like(store[name]) for name in group["params"]}
         before = dict.fromkeys(before)
     for target in _targets(update, before) if saliency.steps > 1 else (update.target,):
         scores, now = update.scores, before
         if saliency.steps > 1:
             now = {**before, **planned}
             scores = bound_scores(group, saliency, store, now, evidence)
+            scores = {name: each for name, each in scores.items() if name in update.scores}
         if group["structure"] is None:
             fraction = as_unit_fraction(pattern, pattern.share if target is None else target)
             planned |= choose_masks(scores, group["allocation"], fraction)
@@ -208,7 +211,7 @@ def repaired(
         lambda need: {} if evidence is None else evidence.reasons(need),
         passes,
     )
-    todo = [(repair, _pruned(group, plan)) for group in groups for repair in group["repair"]]
+    todo = [(repair, _pruned(group, plan, before)) for group in groups for repair in group["repair"]]
     done = set()
     for repair, pruned in sorted(todo, key=lambda each: each[0].whole):  # stable: in the order given
         if pruned and not (repair.whole and repair in done):
@@ -220,9 +223,14 @@ def repaired(
     return UpdatePlan(context.masks, context.values)
 
 
-def _pruned(group: ParamGroup, plan: UpdatePlan) -> list[PrunedParameter]:
-    names = [name for name in group["scored"] if name in plan.masks]
+def _pruned(group: ParamGroup, plan: UpdatePlan, before: Masks) -> list[PrunedParameter]:
+    """Return the parameters in which an update prunes something; there may be no evidence for one that it fills up."""
+    names = [name for name in group["scored"] if name in plan.masks and _is_sparser(plan.masks[name], before[name])]
     return [PrunedParameter(name, group["saliency"], group["pattern"]) for name in names]
+
+
+def _is_sparser(mask: Tensor, before: Tensor | None) -> bool:
+    return not bool((mask if before is None else mask | ~before).all())
 
 
 @torch.no_grad()
@@ -243,6 +251,7 @@ class Prunable(Protocol):
     enforcer: MaskEnforcer
     evidence: Evidence | None
     reached_at: dict[str, tuple[float | None, int]]
+    partial: set[str]
     on_commit: list[Callable[[list[float | None], Sequence[float]], None]]
 
 
@@ -251,9 +260,13 @@ def carry_out(
     plan: UpdatePlan,
     targets: Sequence[float],
     former: list[float | None],
+    whole: bool,
     done: Callable[[], None] | None,
 ) -> None:
-    """Change masks, weights, gradients, optimizer slots, buffers and targets of a pruner; it may be repeated."""
+    """Change masks, weights, gradients, optimizer slots, buffers and targets of a pruner; it may be repeated.
+
+    The arguments are those of :meth:`.Pruner.update`; ``former`` are the targets so far.
+    """
     vars(pruner.masks).update(plan.replaced)
     for group, target in zip(pruner.groups, targets):
         group["sparsity"] = target
@@ -266,7 +279,8 @@ def carry_out(
     if plan.masks and pruner.evidence is not None:
         pruner.evidence.used()
     now = pruner.masks.changes
-    pruner.reached_at = {group["scored"][0]: (target, now) for group, target in zip(pruner.groups, targets)}
+    met = {group["scored"][0]: (target, now) for group, target in zip(pruner.groups, targets)} if whole else {}
+    pruner.reached_at = {first: each for first, each in met.items() if first not in pruner.partial}
     for call in pruner.on_commit:
         call(former, targets)
     if done is not None:

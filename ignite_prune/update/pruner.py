@@ -1,4 +1,4 @@
-"""Pruner: the pruning state of one model, and its updates. It knows no engine; ``PruneHandler`` attaches it to one."""
+"""Pruner: the pruning state of one model, and its updates; ``PruneHandler`` attaches it to an engine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore, check_same
-from ignite_prune.core.optimizer_state import check_held
+from ignite_prune.core.optimizers import check_held
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.update.agreement import agree, average_scores
+from ignite_prune.core.weight_check import WeightCheck
+from ignite_prune.update.agreement import agree, average_scores, check_alike
 from ignite_prune.update.calibration import Calibration, calibrate
+from ignite_prune.update.frozen import leave_out_frozen, warn_of_left_out
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
     GroupUpdate,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from ignite_prune.structure import Structure
 
 
-REMAKE = "PruneHandler, with masks=pruner.masks"  # what to do where the model's parameters were replaced
+REMAKE = "PruneHandler, with masks=pruner.masks"  # where the model's parameters were replaced
 
 
 class Pruner:
@@ -49,19 +51,21 @@ class Pruner:
     Args:
         model: unwrapped.
         optimizers: those that train it.
-        params: the user's selection.
-        settings: of every group, see :func:`ignite_prune.update.param_groups.build`.
+        params, settings: see :func:`ignite_prune.update.param_groups.build`.
         calibration: what evidence and repairs are computed from; without data, the handler gathers it from training.
-        masks: initial masks.
+        masks, strict: as of ``PruneHandler``.
 
     Attributes:
         given: the user's selection and settings.
         groups: the parameter groups.
         masks: the mask store, which owns the parameters.
         enforcer: the hooks.
+        weights: verifies that pruned weights are 0.
         dense: the values of pruned entries, with ``keep_dense=True`` in a group; else None.
         evidence: what the saliencies and repairs need; None where they need nothing.
+        is_informed: whether a group has a saliency or repair that may need evidence.
         reached_at: by a group's first scored name, what the last update reached, at which change of the masks.
+        partial: first scored names of the groups whose last update left frozen parameters out.
         on_commit: functions of the former and the new targets, called when an update has been carried out.
     """
 
@@ -73,6 +77,7 @@ class Pruner:
         settings: Mapping[str, Any],
         calibration: Calibration,
         masks: Mapping[str, Tensor] | None = None,
+        strict: bool = False,
     ) -> None:
         self.model, self.optimizers, self.calibration = model, optimizers, calibration
         self.on_commit: list[Callable[[list[float | None], Sequence[float]], None]] = []
@@ -90,20 +95,24 @@ class Pruner:
         kept = [name for group in self.groups if group["keep_dense"] for name in group["params"]]
         self.dense = DenseValues(self.masks, kept) if kept else None
         self.enforcer = MaskEnforcer(self.masks, optimizers)
-        self.evidence: Evidence | None = evidence_of(model, self.groups, chosen)
+        self.weights = WeightCheck(model, self.masks, self.enforcer, "PruneHandler", strict)
+        self.evidence: Evidence | None = evidence_of(model, self.groups, chosen, calibration.data is not None)
+        self.is_informed = self.evidence is not None or any(group["repair"] for group in self.groups)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
         self.reached_at: dict[str, tuple[float | None, int]] = {}
+        self.partial: set[str] = set()
+        self._left_out: set[str] = set()  # what a warning has named
         for group in self.groups:
-            if group["saliency"].randomised and group["generator"] is None:
-                group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
+            if group["saliency"].randomised:
+                group["generator"] = group["generator"] or torch.Generator().manual_seed(torch.initial_seed())
         if masks is not None and self.dense is not None:
             self.dense.remember_all()
 
     # Hooks
 
     def keep(self) -> None:
-        """Install the hooks that keep zeros, and mask pruned entries that are not 0."""
+        """Install the hooks, and mask pruned entries that are not 0."""
         self.enforcer.install()
         self.enforcer.settle()
 
@@ -115,7 +124,7 @@ class Pruner:
     # Updates
 
     def targets(self, step: float) -> list[float]:
-        """Return each group's target: of its schedule at a step, or its ``"sparsity"`` where it has none."""
+        """Return each group's target: its schedule's at a step, or its ``"sparsity"``."""
         return [
             as_sparsity(group["sparsity"] if group["schedule"] is None else group["schedule"](step))
             for group in self.groups
@@ -126,6 +135,7 @@ class Pruner:
         targets: Sequence[float],
         plan: Callable[[Sequence[float]], UpdatePlan] | None = None,
         done: Callable[[], None] | None = None,
+        whole: bool = True,
     ) -> None:
         """Bring each group to its target, equally on every rank; it is done as a whole or, if it raises, not at all.
 
@@ -133,44 +143,46 @@ class Pruner:
             targets: a sparsity for each group.
             plan: what plans it; None: :meth:`plan`.
             done: called when everything has changed, once more if something cuts that short.
+            whole: whether the targets are reached by it; False: it is a part of the way.
         """
-        changes, random = self.masks.changes, any(group["generator"] is not None for group in self.groups)
-        states, former = self.generator_states() if random else [], [group["sparsity"] for group in self.groups]
+        states = self.generator_states() if any(group["generator"] for group in self.groups) else []
+        former, partial = [group["sparsity"] for group in self.groups], self.partial
         try:
             planned = (plan or self.plan)(targets)
             planned.replaced = self.masks.replaced(planned.masks)
             if self.dense is not None:
                 planned.dense = self.dense.remembered(planned.replaced["_masks"])
                 planned.values |= self.dense.revived(planned.replaced["_masks"], planned.values)
-            try:
-                carry_out(self, planned, targets, former, done)
-            except BaseException:  # everything is computed: what was cut short is repeated to its end
-                carry_out(self, planned, targets, former, done)
-                raise
         except BaseException:
-            if self.masks.changes == changes:
-                self.set_generator_states(states)
+            self.set_generator_states(states)
+            self.partial = partial
+            raise
+        try:
+            carry_out(self, planned, targets, former, whole, done)
+        except BaseException:  # everything is computed: what was cut short is repeated to its end
+            carry_out(self, planned, targets, former, whole, done)
             raise
 
     def plan(self, targets: Sequence[float]) -> UpdatePlan:
         """Return what brings each group to its target, equal on every rank; only generators have moved on.
 
-        Args:
-            targets: a sparsity for each group.
-
         Raises:
-            TypeError, ValueError: see :func:`.choose_masks`.
+            TypeError, ValueError, PrunedWeightsAlive: see :func:`.choose_masks` and :class:`.WeightCheck`.
         """
         check_same(self.model, self.masks.parameters, REMAKE)
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
         before, plan = self.masks.so_far(), UpdatePlan()
+        if any(mask is not None for mask in before.values()):
+            self.weights.all()
         updates, error = list[GroupUpdate](), None
+        if ranks:
+            check_alike(self.masks)
         try:
             updates = self._scored(targets, before, ranks)
             for update in updates:
-                if not update.is_due and update.saliency.needs:
+                if not (update.is_due or update.lifts) and update.saliency.needs:
                     continue  # nothing can be pruned, and the evidence may be used up
                 for name, mask in plan_masks(update, self.masks, before, self.evidence).items():
                     # units of several groups may lie in one parameter
@@ -206,6 +218,10 @@ class Pruner:
             for update in updates:
                 evidence = self.evidence if update.is_due else None
                 update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
+                if update.is_due and update.saliency.needs:
+                    first, names = update.group["scored"][0], leave_out_frozen(update, self.masks)
+                    self.partial = self.partial | {first} if names else self.partial - {first}
+                    warn_of_left_out(update.group, names, self._left_out)
         except Exception as raised:
             error = raised
         if ranks:
@@ -255,12 +271,11 @@ class Pruner:
         return {name: (origin[name].size, int(kept[name].count_nonzero())) for name in names}
 
     def sparsities(self) -> dict[str, float]:
-        """Return the sparsity of all parameters together ("global"), of each, and of the units of a structure."""
-        found = {"global": self.masks.sparsity, **self.masks.sparsities()}
-        if self.structure is not None:
-            whole, left = map(sum, zip(*self.units.values()))
-            found["units"] = 1 - left / whole
-        return found
+        """Return what is published: :meth:`.MaskStore.published`, and the sparsity of a structure's units."""
+        if self.structure is None:
+            return self.masks.published(self.model)
+        whole, left = map(sum, zip(*self.units.values()))
+        return self.masks.published(self.model) | {"units": 1 - left / whole}
 
     # State
 
@@ -270,7 +285,7 @@ class Pruner:
         return [target if changes == self.masks.changes else None for target, changes in settled]
 
     def generator_states(self) -> list[Tensor | None]:
-        """Return the state of each group's generator."""
+        """Return the states of the groups' generators."""
         return [None if group["generator"] is None else group["generator"].get_state() for group in self.groups]
 
     def set_generator_states(self, states: Sequence[Any]) -> None:
@@ -280,7 +295,7 @@ class Pruner:
                 group["generator"].set_state(state.cpu())
 
     def forget_scores(self, reached: Sequence[float | None]) -> None:
-        """Forget the last update's scores, after a state was loaded with what :meth:`reached` had returned."""
+        """Forget the last update's scores; ``reached`` is what :meth:`reached` returned when a state was saved."""
         self._drawn, self._cached = [None] * len(self.groups), {}
         self.reached_at = {
             group["scored"][0]: (target, self.masks.changes)

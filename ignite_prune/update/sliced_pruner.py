@@ -20,10 +20,12 @@ def sliced_pruner(pruner: Pruner, structure: Structure, indices: Indices) -> Pru
     masks = {name: cut(mask, indices.get(name, {})) for name, mask in pruner.masks.items()}
     params, settings = pruner.given
     settings = {**settings, "structure": structure}
-    made = Pruner(pruner.model, pruner.optimizers, params, settings, pruner.calibration, masks)
+    made = Pruner(pruner.model, pruner.optimizers, params, settings, pruner.calibration, masks, pruner.weights.strict)
+    made.weights.clock, made.weights.warned = pruner.weights.clock, pruner.weights.warned
     for group, before in zip(made.groups, pruner.groups):  # the user may have changed these
         group["sparsity"], group["schedule"] = before["sparsity"], before["schedule"]
         group["allocation"] = before["allocation"]
     made.set_generator_states(pruner.generator_states())
     made.on_commit = pruner.on_commit
+    made.forget_scores(pruner.reached())
     return made

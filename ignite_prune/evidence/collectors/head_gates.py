@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -65,6 +66,10 @@ class HeadGateMeans(Collector[HeadGates]):
             heads = checked_int(f"number of heads of {name!r}", held.numel(), 1, max(1, *self.parameters[name].shape))
             checked_tensor(f"evidence of {name!r}", held, shape=(heads,), dtype=wide(self.parameters[name]))
         return checked
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.record.forms = {name: tuple(total.shape) for name, total in self.record.sums.items()}
 
     def reason(self, name: str) -> str:
         if not self._seen:

@@ -73,8 +73,8 @@ class InputShapes(Collector[SynapticFlow]):
             found = torch.autograd.grad(total, chosen, allow_unused=True)
         return {name: g for name, g in zip(self.parameters, found) if g is not None}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "shapes": self.shapes}
+    def drawn(self) -> dict[str, Any]:
+        return {"shapes": self.shapes}
 
     def checked(self, state: Any) -> dict[str, Any]:
         if not isinstance(state, Mapping) or "shapes" not in state:

@@ -51,7 +51,7 @@ class InputCollector(Collector[N]):
             self.refused[name] = "only a part of it is used at a time (cross attention), each with inputs of its own"
         elif call.kind.startswith("conv_transpose"):
             self.refused[name] = "it is the weight of a transposed convolution, which has no inputs of one output alone"
-        else:
+        elif call.input.numel() or not self.parameters[name].numel():  # an expert without tokens shows nothing
             self.record.forms[name] = (call.groups, call.transposed)
             running = self.running(name)
             parameter = self.parameters[name]  # without entries there is nothing to score

@@ -97,9 +97,9 @@ def checked_results(results: Any) -> list[Result]:
     Raises:
         TypeError: they do not have the form of :data:`Result`.
     """
-    if not isinstance(results, list) or not all(_is_result(each) for each in results):
+    if not isinstance(results, list | tuple) or not all(_is_result(each) for each in results):
         raise TypeError(f"The results in a pruning engine's state_dict should be a list of {sorted(_NAMES)}")
-    return copy.deepcopy(results)
+    return copy.deepcopy(list(results))
 
 
 def plot(results: Sequence[Result], metric: str | None = None, ax: Axes | None = None, **style: Any) -> Axes:

@@ -16,8 +16,10 @@ from ignite_prune._utils.arguments import check_generator, check_generator_state
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.allocation import ERK, Allocation
+from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.describe import plain
 from ignite_prune.handlers.sparse_training.base import MaskedHandler
@@ -55,6 +57,7 @@ class DynamicSparse(MaskedHandler):
     """
 
     KEYS = (*MaskedHandler.KEYS, "generator", "budgets", "steps", "heard")
+    VARYING = ("heard",)
     _listens: ClassVar[type[GradientListener]] = NoListener
 
     def __init__(
@@ -85,6 +88,7 @@ class DynamicSparse(MaskedHandler):
         self._window = 1  # iterations from one step to the next
         self._due = False  # an update is due at a step, and has not been made
         self._enforcer = MaskEnforcer(self._masks, self._optimizers)
+        self._weight_check = WeightCheck(self._model, self._masks, self._enforcer, type(self).__name__)
         self._listening = self._listens(self._masks, self._enforcer, self._optimizers)
         self._listening.is_due = self._sees_step
         first = self._agreed(lambda: self._first(masks))
@@ -101,6 +105,13 @@ class DynamicSparse(MaskedHandler):
     def _falling(self, fraction: float) -> DropFraction:
         """Return the course of a ``drop_fraction`` that is given as a number."""
         return CosineDrop(fraction)
+
+    def check(self) -> CheckReport:
+        """Compare the weights with the masks; see :meth:`ignite_prune.PruneHandler.check`."""
+        return self._weight_check.report()
+
+    def _checker(self) -> WeightCheck:
+        return self._weight_check
 
     # The first masks
 
@@ -210,7 +221,7 @@ class DynamicSparse(MaskedHandler):
             planned.update(self._plan(fraction))
             return {name: mask for name, (_, mask) in planned.items()}
 
-        held, changes = self._generator.get_state(), self._masks.changes
+        held = self._generator.get_state()
 
         def commit() -> None:
             self._masks.put(replaced)
@@ -222,11 +233,10 @@ class DynamicSparse(MaskedHandler):
         try:
             replaced = self._masks.replaced(self._agreed(plan))
             survivors = self._agreed(lambda: {name: stays for name, (stays, _) in planned.items()})
-            to_the_end(commit)
         except BaseException:
-            if self._masks.changes == changes:
-                self._generator.set_state(held)
+            self._generator.set_state(held)
             raise
+        to_the_end(commit)
 
     def _plan(self, fraction: float) -> dict[str, tuple[Tensor, Tensor]]:
         """Return survivors and new masks, by name."""

@@ -21,7 +21,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from ignite_prune.core.optimizer_state import as_optimizers
+from ignite_prune.core.check_report import SparsityWarning
+from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.structure.slicing.compare import (
     difference,
@@ -136,9 +137,21 @@ def shrink(
     _check_shapes(model, structure)
     held, kept = _read(masks, structure)
     if pruning is not None and pruning.structure is None:
+        _warn_of_no_units(kept)
         _warn_of_change(model, masked_copy(model, structure.masks(kept), {}), example_inputs)
     with sliced(model, held, kept, example_inputs, structure, optimizers, as_copies(ema), scale_dropout) as report:
         return report
+
+
+def _warn_of_no_units(kept: Kept) -> None:
+    """Warn if a pruner without a structure has pruned no whole unit."""
+    if all(bool(each.all()) for each in kept.values()):
+        warnings.warn(
+            "The pruner has pruned no whole unit, so nothing is sliced off; whole units are pruned by "
+            "PruneHandler(model, structure=trace(model, example_inputs))",
+            SparsityWarning,
+            stacklevel=3,
+        )
 
 
 @contextmanager
