@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -118,19 +119,18 @@ def calls() -> dict[str, tuple[Callable[..., Any], list[str]]]:
     return {**found, **made}
 
 
-def attacked(name: str) -> Iterator[tuple[str, str]]:
-    """Yield "function(argument=value)" and "refused", "accepted" or the other exception, of each value."""
+def attacked(name: str, every: int = 1) -> Iterator[tuple[str, str]]:
+    """Yield "function(argument=value)" and "refused", "accepted" or the other exception, of every n-th value."""
     call, arguments = calls()[name]
-    for argument in arguments:
-        for told, value in VALUES:
-            try:
-                call(**{argument: value})
-                outcome = "accepted"
-            except (TypeError, ValueError):
-                outcome = "refused"
-            except Exception as error:
-                outcome = f"{type(error).__name__}: {error!s:.150}"
-            yield f"{name}({argument}={told})", outcome
+    for argument, (told, value) in islice(product(arguments, VALUES), 0, None, every):
+        try:
+            call(**{argument: value})
+            outcome = "accepted"
+        except (TypeError, ValueError):
+            outcome = "refused"
+        except Exception as error:
+            outcome = f"{type(error).__name__}: {error!s:.150}"
+        yield f"{name}({argument}={told})", outcome
 
 
 if __name__ == "__main__":
