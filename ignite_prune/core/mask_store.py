@@ -86,8 +86,8 @@ class MaskStore(Mapping[str, Tensor]):
         """Return a copy of the mask of ``name``, all True where nothing is pruned."""
         if name not in self.parameters:
             raise KeyError(name)
-        mask = self.pruned(name)
-        return _all_kept(self.parameters[name]) if mask is None else mask.clone()
+        mask, parameter = self.pruned(name), self.parameters[name]
+        return torch.ones_like(parameter, dtype=torch.bool, requires_grad=False) if mask is None else mask.clone()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.parameters)
@@ -162,7 +162,7 @@ class MaskStore(Mapping[str, Tensor]):
             raise TypeError(f"Argument masks should be a mapping {{name: bool tensor}}, but given {type(masks)}")
         for name, mask in masks.items():
             self._check(name, mask)
-        self.replace({name: self._owned(name, mask, copy) for name, mask in masks.items()})
+        self.put(self.replaced({name: self._owned(name, mask, copy) for name, mask in masks.items()}))
 
     def _check(self, name: str, mask: Any) -> None:
         if name not in self.parameters:
@@ -183,12 +183,8 @@ class MaskStore(Mapping[str, Tensor]):
             return mask.detach().clone() if copy else mask
         return torch.empty_like(parameter, dtype=torch.bool, requires_grad=False).copy_(mask)
 
-    def replace(self, masks: Mapping[str, Tensor]) -> None:
-        """Replace masks by ones of the right shape, which the store owns from now on where their layout fits."""
-        self.put(self.replaced(masks))
-
     def replaced(self, masks: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return what :meth:`put` takes to replace masks, see :meth:`replace`; nothing is changed."""
+        """Return what :meth:`put` takes to change to masks of the right shape, which the store will own."""
         held, kept, flips = dict(self._masks), dict(self._kept), dict.fromkeys(self.parameters, 0)
         for name, given in masks.items():
             fits = given.stride() == self.parameters[name].stride()
@@ -262,15 +258,11 @@ class MaskStore(Mapping[str, Tensor]):
             TypeError: ``state`` is not of that form.
             ValueError: other names or shapes, or bits cut short; nothing is changed then.
         """
-        self.replace(self.unpacked(state))
+        self.put(self.replaced(self.unpacked(state)))
 
     def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """Check a ``state`` and return its masks; nothing is changed."""
         return {name: self._owned(name, mask, copy=False) for name, mask in unpacked(state, self.parameters)}
-
-
-def _all_kept(parameter: Tensor) -> Tensor:
-    return torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
 
 
 def check_same(model: nn.Module, parameters: Mapping[str, nn.Parameter], handler: str) -> None:

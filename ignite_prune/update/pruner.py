@@ -29,6 +29,7 @@ from ignite_prune.update.plan import (
     carry_out,
     drawn,
     evidence_of,
+    merge,
     plan_masks,
     repaired,
     write_values,
@@ -56,8 +57,7 @@ class Pruner:
         masks, strict: as of ``PruneHandler``.
 
     Attributes:
-        given: the user's selection and settings.
-        groups: the parameter groups.
+        given, groups: the user's selection and settings, and the parameter groups that were made of them.
         masks: the mask store, which owns the parameters.
         enforcer: the hooks.
         weights: verifies that pruned weights are 0.
@@ -166,8 +166,7 @@ class Pruner:
     def plan(self, targets: Sequence[float]) -> UpdatePlan:
         """Return what brings each group to its target, equal on every rank; only generators have moved on.
 
-        Raises:
-            TypeError, ValueError, PrunedWeightsAlive: see :func:`.choose_masks` and :class:`.WeightCheck`.
+        It raises the errors of :func:`.choose_masks` and :class:`.WeightCheck`.
         """
         check_same(self.model, self.masks.parameters, REMAKE)
         for group, target in zip(self.groups, targets):
@@ -184,9 +183,7 @@ class Pruner:
             for update in updates:
                 if not (update.is_due or update.lifts) and update.saliency.needs:
                     continue  # nothing can be pruned, and the evidence may be used up
-                for name, mask in plan_masks(update, self.masks, before, self.evidence).items():
-                    # units of several groups may lie in one parameter
-                    plan.masks[name] = mask & plan.masks[name] if name in plan.masks else mask
+                merge(plan.masks, plan_masks(update, self.masks, before, self.evidence))
             if any(group["repair"] for group in self.groups):
                 again = None if self.calibration.data is None else lambda: self.calibration.batches(self.model)
                 plan = repaired(self.model, self.groups, self.masks, before, plan, self.evidence, again)
@@ -209,8 +206,7 @@ class Pruner:
                 if saliency.randomised:
                     saliency = drawn(group, group["generator"])
                 dense_phase = schedule is not None and schedule.regrows and target < (group["sparsity"] or 0.0)
-                is_due = self._is_due(group, target)
-                updates.append(GroupUpdate(group, target, saliency, lifts=dense_phase, is_due=is_due))
+                updates.append(GroupUpdate(group, target, saliency, {}, dense_phase, self._is_due(group, target)))
             if self.evidence is not None and any(update.is_due for update in updates):
                 if self.calibration.data is not None:
                     calibrate(self.evidence, self.calibration, [group["saliency"] for group in self.groups])
@@ -267,7 +263,7 @@ class Pruner:
         if self.structure is None:
             return {}
         origin, kept = self.structure.origin.groups, self.structure.kept(self.masks)
-        names = [name for group in self.groups for name in group["units"]]
+        names = (name for group in self.groups for name in group["units"])
         return {name: (origin[name].size, int(kept[name].count_nonzero())) for name in names}
 
     def sparsities(self) -> dict[str, float]:

@@ -81,9 +81,9 @@ class InputShapes(Collector[SynapticFlow]):
             raise ValueError("The checkpoint's evidence is damaged: it lacks 'shapes'")
         checked, shapes = super().checked({**state, "sums": {}, "counts": {}}), state["shapes"]
         if shapes is not None:
-            inputs = checked_mapping("input shapes", shapes, ("args", "kwargs"))
+            inputs = checked_mapping("evidence 'shapes'", shapes, ("args", "kwargs"))
             if not isinstance(inputs["args"], list) or not isinstance(inputs["kwargs"], Mapping):
-                raise TypeError("The checkpoint's input shapes should be a list 'args' and a mapping 'kwargs'")
+                raise TypeError("The checkpoint's evidence 'shapes' should be a list 'args' and a mapping 'kwargs'")
             _check_shapes(inputs["args"])
             _check_shapes(inputs["kwargs"])
         return checked
@@ -102,13 +102,13 @@ def _check_shapes(shapes: Any) -> None:
     if isinstance(shapes, Mapping) and set(shapes) == {"shape"}:
         sizes = shapes["shape"]
         if not isinstance(sizes, list):
-            raise TypeError(f"The checkpoint's input shapes should be lists of ints, but one is {type(sizes)}")
+            raise TypeError(f"The checkpoint's evidence 'shapes' should be lists of ints, but one is {type(sizes)}")
         checked_int("input size", math.prod(checked_int("input size", size) for size in sizes), 0, 2**40)
     elif isinstance(shapes, Mapping | list | tuple):
         for each in shapes.values() if isinstance(shapes, Mapping) else shapes:
             _check_shapes(each)
     elif not (shapes is None or isinstance(shapes, bool | int | float | str)):
-        raise TypeError(f"The checkpoint's input shapes should be of plain values, but one is {type(shapes)}")
+        raise TypeError(f"The checkpoint's evidence 'shapes' should be of plain values, but one is {type(shapes)}")
 
 
 def _ones(shapes: Any, device: torch.device) -> Any:
