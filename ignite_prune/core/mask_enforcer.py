@@ -191,11 +191,10 @@ class MaskEnforcer:
 
     def _hook_gradient(self, name: str, parameter: nn.Parameter) -> None:
         if not parameter.requires_grad or name in self._hooked:
-            if (
-                name in self._hooked and self._hooked_at.get(name) != parameter.data_ptr()
-            ):  # moved; swapping loses hooks
+            if name in self._hooked and self._hooked_at.get(name) != parameter.data_ptr():  # swapping loses hooks
                 self._hooked_at[name] = parameter.data_ptr()
                 parameter._post_accumulate_grad_hooks = parameter._post_accumulate_grad_hooks
+                parameter._backward_hooks = parameter._backward_hooks
             return
 
         distributed = torch.distributed.is_available()

@@ -192,17 +192,17 @@ class BaseHandler(ABC):
             self._attachment.add(Events.STARTED, self._has_started)
             self._attachment.add(Events.EPOCH_COMPLETED, self._has_completed, False)
             self._attachment.add(Events.COMPLETED, self._has_completed, True)
+            self._own()
+            self._publish()
+            if (weights := self._checker()) is not None:
+                weights.follow(lambda: int(engine.state.iteration))
+                for each in (Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
+                    self._attachment.add(each, self._verify)
+                for each in (Events.EPOCH_STARTED, Events.ITERATION_COMPLETED):
+                    self._attachment.add(each, self._verify_some)
         except BaseException:
             self.detach()
             raise
-        self._own()
-        self._publish()
-        if (weights := self._checker()) is not None:
-            weights.follow(lambda: int(engine.state.iteration))
-            for each in (Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
-                self._attachment.add(each, self._verify)
-            for each in (Events.EPOCH_STARTED, Events.ITERATION_COMPLETED):
-                self._attachment.add(each, self._verify_some)
 
     def _has_started(self, engine: Engine) -> None:
         if self._attachment is not None and not is_trial(engine):

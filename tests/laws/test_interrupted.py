@@ -161,5 +161,7 @@ def test_a_model_moves_with_its_parameters_swapped():
     for _ in range(2):
         train_step(model, optimizer, (x.double(), y))
         assert_zero(pruner, optimizer)
+    (returned,) = torch.autograd.grad(model(x.double()).sum(), model[0].weight)
+    assert not returned[~pruner.masks["0.weight"]].any()
     pruner.step(0.75)
     assert pruner.sparsity == 0.75 and model[0].weight.dtype == torch.float64
