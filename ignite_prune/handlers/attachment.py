@@ -120,7 +120,7 @@ class Attachment:
             self.add(Events.STARTED, self._on_started)
             for each in self.events:
                 self.add(each, self._on_event, each)
-        except Exception:
+        except BaseException:
             self.remove()
             raise
         _NAMES.setdefault(engine, set()).add(name)
