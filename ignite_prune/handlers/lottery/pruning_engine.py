@@ -92,7 +92,9 @@ class PruningEngine(Engine):
             )
         self.pruner._check_usable()
         forget_failure(self)
-        return super().run(max_epochs=max_epochs, max_iters=max_iters)
+        if max_iters is not None:  # which Ignite takes from 0.5.5 on
+            return super().run(max_epochs=max_epochs, max_iters=max_iters, epoch_length=1)
+        return super().run(max_epochs=max_epochs, epoch_length=1)
 
     def train(self, epochs: int | None = None) -> dict[str, Any]:
         """Train the present model once more, outside the rounds, and return the evaluator's metrics.
