@@ -15,7 +15,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from ignite_prune import shrink, trace
-from ignite_prune.structure.tracing.trace import as_arguments
+from ignite_prune.structure.model_io import as_arguments
 from tests.structure.test_transformers import FAMILIES
 from tests.structure.zoo import MODELS
 

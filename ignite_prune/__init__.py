@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ignite_prune import activation, allocation, functional, pattern, repair, saliency, schedule, structure
 from ignite_prune._utils.lazy import importer
 from ignite_prune._utils.renamed import RenamedModules
+from ignite_prune.core.check_report import CheckReport, PrunedWeightsAlive, SparsityWarning
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.handlers import PruneEvents, PruneHandler
 from ignite_prune.update.calibration import Calibration
@@ -24,12 +25,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
+    "CheckReport",
     "LotteryTicket",
     "MaskStore",
     "PruneEvents",
     "PruneHandler",
+    "PrunedWeightsAlive",
     "Rewind",
     "ShrinkHandler",
+    "SparsityWarning",
     "activation",
     "allocation",
     "barrier",

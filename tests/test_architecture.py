@@ -21,6 +21,7 @@ FILES = {".".join(("ignite_prune", *p.relative_to(ROOT).with_suffix("").parts)):
 FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 FORMULAS = {"saliency", "pattern", "allocation", "schedule"}
 KNOW_IGNITE = {"handlers", "loggers"}
+ERRORS = {"Exception", "RuntimeError", "UserWarning", "ValueError"}
 OPTIONAL = {"matplotlib", "networkx", "numpy", "tensorboard"}  # imported by the function that needs them
 
 
@@ -99,7 +100,8 @@ def is_record(node):
     """A record of what the file's main class or functions take and give, or an error that they raise."""
     bases = {ast.unparse(base).split("[")[0] for base in node.bases}
     return bool(
-        bases & {"NamedTuple", "Protocol", "Enum", "TypedDict", "ValueError", "Exception"}
+        bases
+        & {"NamedTuple", "Protocol", "Enum", "TypedDict", "ValueError", "RuntimeError", "UserWarning", "Exception"}
         or (not bases and any("dataclass" in ast.unparse(each) for each in node.decorator_list))
     )
 

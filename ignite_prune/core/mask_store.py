@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.bits import pack, packed_size, unpack, zero_
+from ignite_prune.core.adapted_names import names_in
 from ignite_prune.core.mask_state import checked_bits, is_plain
-from ignite_prune.core.selection import COMPILED, named_parameters, select
+from ignite_prune.core.selection import COMPILED, is_number, named_parameters, select
 
 
 class MaskStore(Mapping[str, Tensor]):
@@ -128,9 +129,23 @@ class MaskStore(Mapping[str, Tensor]):
         whole = sum(self._whole.values())
         return (whole - sum(self._kept.values())) / whole if whole else 0.0
 
+    def sparsity_of(self, model: nn.Module) -> float:
+        """Return the pruned fraction of all floating-point parameters of the model that holds the store's."""
+        rest = sum(p.numel() for p in model.parameters() if is_number(p) and p not in self.name_of)
+        whole = sum(self._whole.values()) + rest
+        return (whole - rest - sum(self._kept.values())) / whole if whole else 0.0
+
     def sparsities(self) -> dict[str, float]:
         """Return the pruned fraction of each parameter."""
         return {name: (n - self._kept[name]) / n if n else 0.0 for name, n in self._whole.items()}
+
+    def published(self, model: nn.Module) -> dict[str, float]:
+        """Return the sparsity of all parameters (``"global"``), of the whole model (``"model"``), and of each one.
+
+        A parameter that is named ``"model"`` takes the place of the whole model's.
+        """
+        found = {"global": 0.0, "model": self.sparsity_of(model)}
+        return found | self.sparsities() | {"global": self.sparsity}
 
     def update(self, masks: Mapping[str, Tensor], *, copy: bool = True) -> None:
         """Replace the masks of the parameters named, all or none.
@@ -171,7 +186,7 @@ class MaskStore(Mapping[str, Tensor]):
     def replace(self, masks: Mapping[str, Tensor]) -> None:
         """Replace masks by ones of the right shape, which the store owns from now on where their layout fits."""
         counts = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
-        self.changes += 1
+        self.changes += bool(masks)
         self.flips = dict.fromkeys(self.parameters, 0)
         for name, given in masks.items():
             fits = given.stride() == self.parameters[name].stride()
@@ -189,21 +204,40 @@ class MaskStore(Mapping[str, Tensor]):
     def apply_(self, model: nn.Module | None = None) -> None:
         """Make every pruned weight exactly 0, in the store's own parameters or in ``model``'s of the same names.
 
-        ``masks.apply_(ema.ema_model)`` makes an averaged copy as sparse as the model.
+        ``masks.apply_(ema.ema_model)`` makes an averaged copy as sparse as the model, ``masks.apply_(merged)`` one with
+        merged adapters: a prefix of the names, as of ``AveragedModel``, and parts that peft adds make no difference.
 
         Raises:
-            ValueError: ``model`` lacks a parameter, or has it in another shape; nothing is changed then.
+            ValueError: ``model`` lacks a parameter, has it in another shape, or holds several copies; nothing is
+                changed then.
         """
         targets: Mapping[str, nn.Parameter] = self.parameters if model is None else named_parameters(model)
-        for name in self._masks:
-            if name not in targets:
-                raise ValueError(f"Argument model has no parameter {name!r}; {near(name, list(targets))}")
-            if targets[name].shape != self.parameters[name].shape:
-                raise ValueError(f"Parameter {name!r} of the model given has shape {tuple(targets[name].shape)}")
-        for name in list(self._masks):
+        found = names_in(targets, self.parameters, self._masks)
+        for name, target in found.items():
             mask = self.pruned(name)
             if mask is not None:
-                zero_(targets[name], mask.to(targets[name].device))
+                zero_(targets[target], mask.to(targets[target].device))
+
+    def for_model(self, model: nn.Module, rename: Callable[[str], str] | None = None) -> MaskStore:
+        """Return a store with copies of these masks for another model that has the same layers; nothing is zeroed.
+
+        Args:
+            model: for example the model after ``get_peft_model`` or ``merge_and_unload``.
+            rename: returns the name that a parameter has in ``model``; parts that peft adds (``base_model.model.``,
+                ``.base_layer``) need none.
+
+        Raises:
+            ValueError: ``model`` lacks a parameter, or has it in another shape.
+
+        Example:
+            >>> masks = MaskStore(nn.Sequential(nn.Linear(2, 2)))
+            >>> list(masks.for_model(nn.Linear(2, 2), lambda name: name.removeprefix("0.")))
+            ['weight']
+        """
+        targets = named_parameters(model)
+        found = names_in(targets, self.parameters, self, rename)
+        masks, whole = {found[n]: self[n] for n in self._masks}, {found[n]: self.whole(n) for n in self}
+        return MaskStore({target: targets[target] for target in found.values()}, masks, whole)
 
     def clear(self) -> None:
         """Remove every mask: all parameters are dense."""

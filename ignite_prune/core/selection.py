@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils import parametrize
 
 from ignite_prune._utils.arguments import near
+from ignite_prune.core.dense_report import warn_of_dense
+from ignite_prune.core.weight_kinds import ADAPTER, EMBEDDINGS, PRUNABLE, SELECTED, Kind, kind_of
 
 Rule = str | type[nn.Module]
 
-PRUNABLE: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Bilinear,
-    nn.modules.conv._ConvNd,
-    nn.RNNBase,
-    nn.modules.rnn.RNNCellBase,
-    nn.MultiheadAttention,
-)
 COMPILED = "_orig_mod."
+_UNSUPPORTED = {  # by the package's name, as none of them is imported here
+    ("torch", "FullyShardedDataParallel"),
+    ("fairscale", "FullyShardedDataParallel"),
+    ("torch_xla", "XlaFullyShardedDataParallel"),
+    ("deepspeed", "DeepSpeedEngine"),
+    ("deepspeed", "InferenceEngine"),
+}
+_UNSUPPORTED_MODEL = (
+    "whose ranks hold pieces of the weights, or other copies than the optimizer steps; prune the model before it is "
+    "wrapped, or train with torch.nn.parallel.DistributedDataParallel"
+)
+_DICTS = (nn.ModuleDict, nn.ParameterDict)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -35,6 +40,9 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Argument model should be a torch.nn.Module, but given {type(model)}")
+    for kind in type(model).__mro__:
+        if (kind.__module__.partition(".")[0], kind.__name__) in _UNSUPPORTED:
+            raise ValueError(f"Argument model is a {kind.__name__}, {_UNSUPPORTED_MODEL}")
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):
             model = model.module
@@ -49,8 +57,17 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name.replace(COMPILED, ""): parameter for name, parameter in unwrap(model).named_parameters()}
 
 
+def is_number(parameter: Tensor) -> bool:
+    """Return whether a parameter holds floating-point (or complex) numbers, and is not lazy."""
+    return not is_lazy(parameter) and (parameter.is_floating_point() or parameter.is_complex())
+
+
 def select(
-    model: nn.Module, params: Rule | Sequence[Rule] | None = None, exclude: Rule | Sequence[Rule] = ()
+    model: nn.Module,
+    params: Rule | Sequence[Rule] | None = None,
+    exclude: Rule | Sequence[Rule] = (),
+    *,
+    report: bool = False,
 ) -> dict[str, nn.Parameter]:
     """Return the parameters that the rules select, in the model's order.
 
@@ -60,9 +77,13 @@ def select(
 
     Args:
         model: bare, or wrapped in DDP or ``torch.compile``.
-        params: rules; None takes the weights of every linear, convolutional, recurrent and attention layer (no bias, no
-            norm, no embedding), and leaves reparametrised layers (spectral norm, weight norm) out with a warning.
+        params: rules; None takes the weights of every linear, convolutional, recurrent and attention layer of torch,
+            and parameters of other layers that are weights by the rules of :func:`.kind_of`: transformers' ``Conv1D``,
+            stacked experts, a ``Dense`` of the user's own. No bias, norm, embedding, position or token; of a model with
+            adapters (LoRA) the base weights alone; reparametrised layers (spectral norm, weight norm) are left out with
+            a warning.
         exclude: rules for parameters to leave out.
+        report: with ``params=None``, warn if the selection leaves much of the model dense.
 
     Raises:
         TypeError: a rule is neither a string nor a layer type.
@@ -76,20 +97,26 @@ def select(
     """
     model = unwrap(model)
     everything = named_parameters(model)
+    sharded = next((name for name in everything if "_fsdp_wrapped_module." in name), None)
+    if sharded is not None:
+        raise ValueError(f"Parameter {sharded!r} is of a FullyShardedDataParallel, {_UNSUPPORTED_MODEL}")
     if not everything:
         raise ValueError(f"The model {type(model).__name__} has no parameters to prune")
     computed, parts = reparametrised(model)
+    named = () if exclude == () else as_rules("exclude", exclude)
+    dropped = {name for rule in named for name in _matches(model, rule, "exclude")}
     if params is None:
-        chosen = _default(model, parts)
-        if computed:
-            warnings.warn(
-                "Left out of pruning, as their layers are reparametrised (spectral norm, weight norm, ...): "
-                f"{', '.join(sorted(computed))}",
-                stacklevel=3,
-            )
+        kinds = kinds_of(model)
+        chosen = {name for name, p in everything.items() if kinds[p] in SELECTED and name not in parts}
+        left = {
+            name: kinds[p]
+            for name, p in everything.items()
+            if report and name not in chosen and name not in dropped and name not in parts and _dims(p) > 1
+        }
+        if computed or left:
+            warn_of_dense(everything, left, computed)
     else:
         chosen = {name for rule in as_rules("params", params) for name in _matches(model, rule, "params")}
-    dropped = {name for rule in as_rules("exclude", exclude) for name in _matches(model, rule, "exclude")}
     selected = {name: p for name, p in everything.items() if name in chosen and name not in dropped}
     if not selected:
         why = "every one that params names is excluded" if chosen else "it has no layer that is pruned by default"
@@ -99,6 +126,10 @@ def select(
             raise ValueError(_REFUSED.format(name))
         _check(name, parameter)
     return selected
+
+
+def _dims(parameter: nn.Parameter) -> int:
+    return 0 if isinstance(parameter, UninitializedParameter) else parameter.dim()
 
 
 def as_rules(argument: str, rules: Any) -> list[Rule]:
@@ -141,19 +172,45 @@ def _weights(model: nn.Module, types: tuple[type[nn.Module], ...]) -> Iterator[t
     for prefix, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, types):
             for name, parameter in module.named_parameters(recurse=False):
-                if "weight" in name:
+                if "weight" in name or kind_of(module, name, parameter) is Kind.WEIGHT:
                     yield f"{prefix}.{name}".lstrip(".").replace(COMPILED, ""), parameter
 
 
-def _default(model: nn.Module, parts: set[str]) -> set[str]:
-    """Return the names of the parameters that are pruned if the user names none."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
-    canonical = {id(p): name.replace(COMPILED, "") for name, p in model.named_parameters()}
-    return {
-        canonical[id(parameter)]
-        for name, parameter in _weights(model, PRUNABLE)
-        if id(parameter) not in embeddings and name not in parts
-    }
+def kinds_of(model: nn.Module) -> dict[nn.Parameter, Kind]:
+    """Return what each parameter of two dimensions or more is; a tied one is the least of what it is.
+
+    Adapters are what names say (``lora_A``), and what wrappers of peft hold in dicts next to their ``base_layer``; of a
+    module that is trained as a whole (``modules_to_save``) both copies are left dense.
+    """
+    kinds: dict[nn.Parameter, Kind] = {}
+    adapters: set[nn.Module] = set()
+    lists: dict[nn.Module, tuple[nn.Module, str]] = {}
+    for module in model.modules():
+        children, is_adapter = module._modules, module in adapters
+        for name, child in children.items():
+            if isinstance(child, (nn.ParameterList, nn.ParameterDict)):
+                lists[child] = module, name
+            if (
+                is_adapter
+                or ADAPTER.match(name)
+                or ("base_layer" in children and isinstance(child, _DICTS))
+                or ("modules_to_save" in children and "original_module" in children)
+            ):
+                adapters.add(child)  # type: ignore[arg-type]
+        for leaf, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if is_adapter or isinstance(module, EMBEDDINGS) or ADAPTER.match(leaf):
+                kind = Kind.DENSE
+            elif isinstance(module, PRUNABLE):
+                kind = Kind.LAYER if "weight" in leaf else Kind.OTHER
+            elif module in lists:
+                owner, name = lists[module]
+                kind = kind_of(owner, f"{name}_{leaf}", parameter)
+            else:
+                kind = kind_of(module, leaf, parameter)
+            kinds[parameter] = min(kind, kinds.get(parameter, kind))
+    return kinds
 
 
 _REFUSED = (
@@ -185,6 +242,8 @@ def reparametrised(model: nn.Module) -> tuple[set[str], set[str]]:
 def _check(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, UninitializedParameter):
         raise ValueError(f"Parameter {name!r} is lazy and has no shape yet; run one forward of the model first")
+    if parameter.device.type == "xla":
+        raise ValueError(f"Parameter {name!r} is on an XLA device, which is not supported; train on a CPU or a GPU")
     if parameter.is_meta or parameter.is_sparse or type(parameter.data) is not Tensor:
         raise ValueError(
             f"Parameter {name!r} should be a plain dense tensor on a device, but it is {type(parameter.data).__name__} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +17,28 @@ from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.sparsity import as_sparsity
+from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.mask_enforcer import claim, release
-from ignite_prune.core.mask_store import MaskStore, check_same, warn_of_nearly_empty
-from ignite_prune.core.optimizer_state import as_optimizers
+from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
+from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
-from ignite_prune.handlers.attachment import AnyEvent, Attachment
-from ignite_prune.handlers.base import BaseHandler
+from ignite_prune.handlers.attached_pruner import AttachedPruner
+from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.describe import describe_group
-from ignite_prune.handlers.events import PruneEvents, fire
+from ignite_prune.handlers.events import PruneEvents
 from ignite_prune.repair import Repair
-from ignite_prune.saliency import NonFiniteSaliency, Saliency
+from ignite_prune.saliency import Saliency
 from ignite_prune.schedule.base import check_steps
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
-from ignite_prune.update.param_groups import ParamGroup
-from ignite_prune.update.pruner import REMAKE, Pruner
-from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
+from ignite_prune.update.param_groups import UNSET, ParamGroup, warn_of_unset
+from ignite_prune.update.pruner import Pruner
 
 if TYPE_CHECKING:
-    from ignite_prune.handlers.evidence_feed import EvidenceFeed
-    from ignite_prune.structure import Cost, Indices, Structure
+    from ignite_prune.structure import Cost, Structure
 
 
-class PruneHandler(BaseHandler):
+class PruneHandler(AttachedPruner):
     """Raises a model's sparsity on an engine's events and keeps its zeros zero in between.
 
     It masks the model's own parameters: nothing is renamed or wrapped, and the optimizers train the kept entries. Save
@@ -49,9 +47,11 @@ class PruneHandler(BaseHandler):
 
     Args:
         model: bare, DDP-wrapped or compiled.
-        optimizer: the optimizer(s) that train it; with None the masks are applied on every ITERATION_COMPLETED.
-        params: None for the weights of every linear, convolutional, recurrent and attention layer; a name, a glob, a
-            layer type or a sequence of them; or group dicts ``{"params": ..., any keyword below}``.
+        optimizer: the optimizer(s) that train it, wrappers too; with None every optimizer that steps the parameters is
+            found, and the masks are applied on ITERATION_COMPLETED as well, for steps that are made otherwise.
+        params: None for the weights of every linear, convolutional, recurrent and attention layer, also of other
+            libraries and of the user's own (see ``docs/selection.md``); a name, a glob, a layer type or a sequence of
+            them; or group dicts ``{"params": ..., any keyword below}``.
         saliency: what an entry is worth; a callable ``(name, parameter) -> Tensor`` is one too.
         schedule: step → sparsity, in the attached event's unit; with None an update aims for what stands in
             ``param_groups[i]["sparsity"]``.
@@ -74,6 +74,8 @@ class PruneHandler(BaseHandler):
         scaler: the ``GradScaler`` of a loop of your own, for evidence from activations' gradients; Ignite's is found.
         shared: let other handlers mask the same parameters; otherwise :meth:`attach`, :meth:`step` and
             :meth:`load_state_dict` refuse to act while one does.
+        strict: raise :class:`~ignite_prune.PrunedWeightsAlive` where pruned weights turn out not to be 0, instead of
+            masking them again with a warning.
 
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.
@@ -91,9 +93,6 @@ class PruneHandler(BaseHandler):
     """
 
     MASKS_UPDATED = PruneEvents.MASKS_UPDATED
-    VERSION = 3  # 1 had no evidence; 2 named evidence by the representation of its fields
-    KEYS = ("progress", "masks", "sparsities", "generators", "dense", "evidence", "reached")
-    MAIN = "global"
 
     def __init__(
         self,
@@ -118,13 +117,15 @@ class PruneHandler(BaseHandler):
         calibration: Calibration | None = None,
         scaler: torch.amp.GradScaler | None = None,
         shared: bool = False,
+        strict: bool = False,
     ) -> None:
         super().__init__()
-        if shared is not False:
+        if shared is not False or strict is not False:
             check_is("shared", shared, bool)
+            check_is("strict", strict, bool)
         self._shared = shared
         settings = {
-            "sparsity": 0.0,
+            "sparsity": UNSET,
             "saliency": saliency,
             "schedule": schedule,
             "pattern": pattern,
@@ -142,46 +143,19 @@ class PruneHandler(BaseHandler):
         if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
             raise TypeError(f"Argument scaler should be a torch.amp.GradScaler, but given {type(scaler)}")
         self.is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
+        self._synced = isinstance(model, DistributedDataParallel) and model.broadcast_buffers
         self._scaler = scaler
         self.pruning = Pruner(
-            unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks
+            unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks, strict
         )
-        self._feed = self._feed_of(self.pruning)
-        self._warned: set[str] = set()  # parameters that a warning has named
-        if self._feed is not None:
-            self._feed.install()
+        self._warned = set()
+        if self.pruning.is_informed:
+            self._feed = self._feed_of(self.pruning)
+            if self._feed is not None:
+                self._feed.install()
         if masks is not None:
             self.pruning.enforce()
             self._owns = claim(self, self.masks.parameters, self._shared, check=False)
-
-    def _feed_of(self, pruner: Pruner) -> EvidenceFeed | None:
-        """Return what gathers a pruner's evidence; None where it needs none."""
-        if pruner.evidence is None and not any(group["repair"] for group in pruner.groups):
-            return None
-        from ignite_prune.handlers.evidence_feed import EvidenceFeed, check_sources  # slow to import
-
-        check_sources(pruner)
-        return None if pruner.evidence is None else EvidenceFeed(pruner, pruner.evidence, self._scaler)
-
-    def follow(self, structure: Structure, indices: Indices) -> None:
-        """Continue on the parameters of a model that has been sliced; called by ``ShrinkHandler``.
-
-        Args:
-            structure: what is left.
-            indices: which indices of each parameter were kept.
-        """
-        pruning = self.pruning.sliced(structure, indices)
-        feed = self._feed_of(pruning)
-        if feed is not None and self._feed is not None:
-            feed.load_state_dict(feed.checked(self._feed.sliced_state(indices)))
-        self._stop()  # nothing has been removed if one of the above raises
-        pruning.keep()
-        self.pruning, self._feed = pruning, feed
-        if self._owns:
-            claim(self, self.masks.parameters, self._shared, check=False)
-        if self._feed is not None:
-            self._feed.install() if self._attachment is None else self._feed.attach(self._attachment)
-        self._publish()
 
     # What it knows
 
@@ -201,9 +175,39 @@ class PruneHandler(BaseHandler):
         return self.masks.sparsity
 
     @property
+    def model_sparsity(self) -> float:
+        """The fraction of all floating-point parameters of the model that is pruned, biases and norms included."""
+        return self.masks.sparsity_of(self.pruning.model)
+
+    def check(self) -> CheckReport:
+        """Compare the weights with the masks, with and without an engine; nothing is changed.
+
+        Returns:
+            Which pruned weights are not 0, and the likely cause; true if all are 0, and printable.
+        """
+        return self.pruning.weights.report()
+
+    @property
     def units(self) -> dict[str, tuple[int, int]]:
         """How many units of a structure's groups there were, and are left; empty without a structure."""
         return self.pruning.units
+
+    @property
+    def reached(self) -> bool:
+        """Whether every group's last update had its final target; see :attr:`.TargetHandler.reached`."""
+        return self.pruning.is_at_target(self._at, self._check.last, max(self._progress.done.values(), default=None))
+
+    def _met(self) -> list[float | None]:
+        return self.pruning.reached()
+
+    def _check_target(self) -> None:
+        for index, group in enumerate(self.param_groups):
+            masks = self.masks.so_far(group["params"]).values()
+            if group["schedule"] is None and not group["sparsity"] and all(mask is None for mask in masks):
+                raise ValueError(
+                    f"There is no target to wait for: group {index} has no schedule, and nothing is pruned yet. Give "
+                    "the PruneHandler a schedule=, or say which sparsity to wait for: when_reached(event, sparsity=0.9)"
+                )
 
     @property
     def param_groups(self) -> list[ParamGroup]:
@@ -226,7 +230,8 @@ class PruneHandler(BaseHandler):
     def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str = "sparsity") -> None:
         """Update the masks on ``event`` of ``engine`` from now on, and publish the sparsity in ``engine.state``.
 
-        ``engine.state.sparsity`` is ``{"global": float, "<parameter>": float}``, of a structure ``"units"`` too;
+        ``engine.state.sparsity`` is ``{"global": float, "model": float, "<parameter>": float}``, of a structure
+        ``"units"`` too; ``"global"`` is of the selected parameters, ``"model"`` is :attr:`model_sparsity`;
         ``engine.state.metrics["sparsity"]`` is the global one alone.
 
         Args:
@@ -241,27 +246,6 @@ class PruneHandler(BaseHandler):
                 parameters of the model that have been replaced.
         """
         self._attach(engine, event, name)
-
-    def _start(self, attachment: Attachment) -> None:
-        if not self.pruning.optimizers:
-            attachment.add(Events.ITERATION_COMPLETED, self._bake)
-        if self._feed is not None:
-            self._feed.attach(attachment)
-        self.pruning.keep()
-
-    def _stop(self) -> None:
-        self.pruning.enforcer.remove()
-        if self._feed is not None:
-            self._feed.remove()
-
-    def _masked(self) -> Mapping[str, nn.Parameter]:
-        return self.masks.parameters
-
-    def _check_parameters(self) -> None:
-        check_same(self.pruning.model, self.masks.parameters, REMAKE)
-
-    def _bake(self) -> None:
-        self.masks.apply_()
 
     # Updating
 
@@ -287,6 +271,7 @@ class PruneHandler(BaseHandler):
             check_steps(at=at)
             targets = self.pruning.targets(at)
         else:
+            warn_of_unset(groups, self._warned)
             targets = [as_sparsity(group["sparsity"]) for group in groups]
         owned = self._owns
         if not owned:
@@ -298,7 +283,11 @@ class PruneHandler(BaseHandler):
                 release(self, self.pruning.masks.parameters)
                 self._owns = False
             raise
-        self._updated()
+        self._at = at
+        if self._attachment is None:
+            warn_of_nearly_empty(self.pruning.masks, self._warned)
+        else:
+            self._updated()
         return self.pruning.masks.sparsity
 
     def restore(self) -> None:
@@ -308,71 +297,8 @@ class PruneHandler(BaseHandler):
         """
         self._check_usable()
         self.pruning.restore()
+        self._restored = True
         self._publish()
-
-    def _update_at(self, step: int, done: Callable[[], None]) -> None:
-        assert self._attachment is not None
-        engine = self._attachment.engine
-        try:
-            self.pruning.update(self.pruning.targets(step))
-        except NonFiniteSaliency as error:
-            if not engine.should_terminate:
-                raise
-            warnings.warn(f"The run is being terminated, so a mask update is left out: {error}", stacklevel=2)
-            return
-        self._updated(done)
-
-    def _updated(self, done: Callable[[], None] | None = None) -> None:
-        """Record, publish and report an update; ``done`` comes first, so that a checkpoint of the event holds it."""
-        if done is not None:
-            done()
-        if self._attachment is not None:
-            self._publish()
-            fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
-        warn_of_nearly_empty(self.pruning.masks, self._warned)
-
-    def _report(self) -> dict[str, float]:
-        return self.pruning.sparsities()
-
-    # Checkpoints
-
-    def _state(self) -> dict[str, Any]:
-        return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict())
-
-    def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"evidence": [], "reached": [None] * len(self.param_groups), **state} if state["version"] == 1 else state
-
-    def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        self._check_free()
-        fitting = PrunerState.checked(state, self.pruning.groups)
-        load_masks = loader_of(self.pruning, fitting)
-        evidence = self._checked_evidence(fitting.evidence, state["version"])
-
-        def load() -> None:
-            load_masks()
-            if self._feed is not None:
-                self._feed.load_state_dict(evidence)
-            self._own()
-
-        return load
-
-    def _checked_evidence(self, state: Any, version: int) -> list[dict[str, Any]]:
-        try:
-            if self._feed is not None:
-                return self._feed.checked(state)
-            if not isinstance(state, list) or state:
-                raise ValueError(
-                    "The checkpoint's pruner and this one should gather the same evidence (the same saliency and "
-                    "repair)"
-                )
-        except ValueError as error:
-            if version == self.VERSION:
-                raise
-            raise ValueError(
-                f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "
-                "continue with the masks alone, replace each entry of its 'evidence' by {}"
-            ) from error
-        return []
 
     def _describe(self) -> list[str]:
         groups = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_callable, check_positive
+from ignite_prune._utils.copies import copy_of
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch, batches
 from ignite_prune.lottery.snapshot import reread_buffers
@@ -90,7 +90,7 @@ def losses_between(
     if forms[0] != forms[1]:
         other = sorted(n for n in forms[0].keys() | forms[1].keys() if forms[0].get(n) != forms[1].get(n))
         raise ValueError(f"model_a and model_b should be of one form, but {other[0]!r} differs")
-    model = copy.deepcopy(unwrap(model_a)).eval()
+    model = copy_of(unwrap(model_a)).eval()
     steps = [index / (points - 1) for index in range(points)]
     losses = []
     for alpha in steps:

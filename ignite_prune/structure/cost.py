@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,11 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ignite_prune._utils.copies import copy_of
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.structure.model_io import as_arguments
 from ignite_prune.structure.slicing.model_edit import ModelEdit
 from ignite_prune.structure.structure import Structure
-from ignite_prune.structure.tracing.trace import as_arguments, misfit
+from ignite_prune.structure.tracing.trace import misfit
 from ignite_prune.structure.unit_group import Kept
 
 
@@ -79,7 +80,8 @@ class Latency(Cost):
     def __init__(self, model: nn.Module, example_inputs: Any, *, runs: int = 10) -> None:
         if type(runs) is not int or runs < 1:
             raise ValueError(f"Argument runs should be an int of at least 1, but given {runs!r}")
-        self._model, self._inputs, self._runs = unwrap(model), as_arguments(example_inputs), runs
+        self._model, self._runs = unwrap(model), runs
+        self._inputs = as_arguments(self._model, example_inputs)
         self._whole = self._seconds(self._model)
 
     def __call__(self, structure: Structure, kept: Kept) -> float:
@@ -88,7 +90,7 @@ class Latency(Cost):
             raise ValueError(
                 f"Latency was made with another model than the pruned one: its {other!r} has another shape"
             )
-        copied = copy.deepcopy(self._model)
+        copied = copy_of(self._model)
         ModelEdit(copied).slice(structure.indices(kept))
         return self._seconds(copied)
 

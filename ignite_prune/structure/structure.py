@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune._utils.arguments import near
+from ignite_prune.structure.kept_indices import KeptIndices
 from ignite_prune.structure.unit_group import Axis, Kept, UnitGroup, Work
 
 NOTHING: Kept = MappingProxyType({})
@@ -39,6 +40,7 @@ class Structure:
         work: Sequence[Work] = (),
         dropouts: Mapping[str, Sequence[Sequence[Axis]]] = MappingProxyType({}),
         normalised: Mapping[str, Axis] = MappingProxyType({}),
+        attributes: Mapping[tuple[str, str], Axis] = MappingProxyType({}),
         origin: tuple[Structure, Kept] | None = None,
     ) -> None:
         self.groups = {group.name: group for group in groups}
@@ -46,7 +48,7 @@ class Structure:
             raise ValueError("Groups of units should have distinct names")
         self.shapes, self.frozen, self.unknown = dict(shapes), dict(frozen), tuple(dict.fromkeys(unknown))
         self._parameters, self._work, self._dropouts = frozenset(parameters), tuple(work), dict(dropouts)
-        self._normalised = dict(normalised)
+        self._normalised, self._attributes = dict(normalised), dict(attributes)
         self.origin, self._left = (self, {}) if origin is None else origin
 
     def __iter__(self) -> Iterator[UnitGroup]:
@@ -55,13 +57,21 @@ class Structure:
     def __len__(self) -> int:
         return len(self.groups)
 
-    def indices(self, kept: Kept) -> dict[str, dict[int, Tensor]]:
+    def indices(self, kept: Kept) -> KeptIndices:
         """Return the indices to keep, by tensor name and dimension, of every parameter and buffer that loses some."""
-        found: dict[str, dict[int, Tensor]] = {}
+        found = KeptIndices({}, self._values(kept))
         for name, dims in self._stay(kept).items():
             cut = {dim: stay.nonzero().squeeze(1) for dim, stay in dims.items() if not stay.all()}
             if cut:
                 found[name] = cut
+        return found
+
+    def _values(self, kept: Kept) -> dict[str, dict[str, int]]:
+        """Return the values of the attributes that hold sizes, by path of the module, of those that change."""
+        whole, found = self._of_origin(kept), dict[str, dict[str, int]]()
+        for (path, name), axis in self.origin._attributes.items():
+            if (left := axis.left(whole)) != axis.size:
+                found.setdefault(path, {})[name] = left
         return found
 
     def without(self, gone: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_generator
+from ignite_prune._utils.copies import copy_of
 from ignite_prune.allocation import Allocation, Global
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.selection import named_parameters, select, unwrap
@@ -136,7 +136,7 @@ def prune_model(
     if not isinstance(inplace, bool):
         raise TypeError(f"Argument inplace should be a bool, but given {inplace!r}")
     calibration = as_calibration(calibration, data, loss_fn, prepare_batch)
-    pruned = unwrap(model) if inplace else copy.deepcopy(unwrap(model))
+    pruned = unwrap(model) if inplace else copy_of(unwrap(model))
     groups = build(
         pruned,
         params_or_groups,

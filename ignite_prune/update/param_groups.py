@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -11,6 +12,7 @@ from torch import nn
 from ignite_prune._utils.arguments import check_generator, near
 from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.allocation import Allocation, Layer
+from ignite_prune.core.check_report import SparsityWarning
 from ignite_prune.core.selection import named_parameters, reparametrised, select
 from ignite_prune.pattern import Coupled, Pattern, Unstructured
 from ignite_prune.repair.base import Repair, as_repairs
@@ -19,6 +21,10 @@ from ignite_prune.schedule import Schedule
 
 if TYPE_CHECKING:
     from ignite_prune.structure import Cost, Structure, UnitGroup
+
+
+UNSET = float("0")
+"""The ``"sparsity"`` of groups until it is set: 0, an object of its own."""
 
 
 class ParamGroup(TypedDict):
@@ -92,7 +98,7 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
     chosen, structure = settings["params"], group["structure"]
     if chosen is None and structure is not None:
         chosen = _touched(model, structure) or None
-    parameters = select(model, chosen, settings["exclude"])
+    parameters = select(model, chosen, settings["exclude"], report=True)
     group["params"] = group["scored"] = list(parameters)
     if structure is not None:
         parameters = _extend_to_units(model, group, structure)
@@ -274,3 +280,18 @@ def _check_target(group: ParamGroup) -> None:
 def _is_gradual(schedule: Schedule) -> bool:
     steps = [schedule.horizon * part / 64 for part in range(65)]
     return len({value for value in map(schedule, steps) if value > 0}) > 1
+
+
+def warn_of_unset(groups: Sequence[ParamGroup], warned: set[str]) -> None:
+    """Warn once if an update aims for sparsities that were never set; ``warned`` holds the names of warnings so far."""
+    if "step()" in warned or any(group["sparsity"] is not UNSET for group in groups):
+        return
+    warned.add("step()")
+    scheduled = any(group["schedule"] is not None for group in groups)
+    what = "step(at=epoch) follows the schedule" if scheduled else 'write step(0.5), or set param_groups[0]["sparsity"]'
+    warnings.warn(
+        'step() without an argument aims for the "sparsity" in param_groups, which was never set: nothing is pruned; '
+        + what,
+        SparsityWarning,
+        stacklevel=3,
+    )

@@ -1,7 +1,8 @@
-"""Pruner: the pruning state of one model, and its updates. It knows no engine; ``PruneHandler`` attaches it to one."""
+"""Pruner: the pruning state of one model, and its updates; ``PruneHandler`` attaches it to an engine."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore, check_same
-from ignite_prune.core.optimizer_state import check_held
+from ignite_prune.core.optimizers import check_held
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.update.agreement import agree, average_scores
+from ignite_prune.core.weight_check import WeightCheck
+from ignite_prune.update.agreement import agree, average_scores, check_alike
 from ignite_prune.update.calibration import Calibration, calibrate
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
@@ -25,6 +27,7 @@ from ignite_prune.update.plan import (
     bound_scores,
     drawn,
     evidence_of,
+    leave_out_frozen,
     merge,
     plan_masks,
     repaired,
@@ -37,29 +40,29 @@ if TYPE_CHECKING:
     from ignite_prune.structure import Indices, Structure
 
 
-REMAKE = "PruneHandler, with masks=pruner.masks"  # what to do where the model's parameters were replaced
+REMAKE = "PruneHandler, with masks=pruner.masks"  # where the model's parameters were replaced
 
 
 class Pruner:
     """Groups, masks, kept values, hooks and evidence over the parameters of one model.
 
-    An update is planned first and then committed: if planning raises, nothing has changed. :meth:`sliced` makes another
-    pruner for the parameters of a sliced model.
+    An update is planned first and then committed: if planning raises, nothing has changed.
 
     Args:
         model: unwrapped.
         optimizers: those that train it.
-        params: the user's selection.
-        settings: of every group, see :func:`ignite_prune.update.param_groups.build`.
+        params, settings: see :func:`ignite_prune.update.param_groups.build`.
         calibration: what evidence and repairs are computed from; without data, the handler gathers it from training.
-        masks: initial masks.
+        masks, strict: as of ``PruneHandler``.
 
     Attributes:
         groups: the parameter groups.
         masks: the mask store, which owns the parameters.
         enforcer: the hooks.
+        weights: verifies that pruned weights are 0.
         dense: the values of pruned entries, with ``keep_dense=True`` in a group; else None.
         evidence: what the saliencies and repairs need; None where they need nothing.
+        is_informed: whether a group has a saliency or repair that may need evidence.
         on_commit: functions of the former and the new targets, called when an update has been carried out.
     """
 
@@ -71,6 +74,7 @@ class Pruner:
         settings: Mapping[str, Any],
         calibration: Calibration,
         masks: Mapping[str, Tensor] | None = None,
+        strict: bool = False,
     ) -> None:
         self.model, self.optimizers, self.calibration = model, optimizers, calibration
         self.on_commit: list[Callable[[list[float | None], Sequence[float]], None]] = []
@@ -88,20 +92,24 @@ class Pruner:
         kept = [name for group in self.groups if group["keep_dense"] for name in group["params"]]
         self.dense = DenseValues(self.masks, kept) if kept else None
         self.enforcer = MaskEnforcer(self.masks, optimizers)
-        self.evidence: Evidence | None = evidence_of(model, self.groups, chosen)
+        self.weights = WeightCheck(model, self.masks, self.enforcer, "PruneHandler", strict)
+        self.evidence: Evidence | None = evidence_of(model, self.groups, chosen, calibration.data is not None)
+        self.is_informed = self.evidence is not None or any(group["repair"] for group in self.groups)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
+        self._partial: set[str] = set()  # by first scored name: groups whose last update left frozen parameters out
+        self._left_out: set[str] = set()  # what a warning has named
         self._reached_at: dict[str, tuple[float | None, int]] = {}  # by first scored name: what the last update reached
         for group in self.groups:
-            if group["saliency"].randomised and group["generator"] is None:
-                group["generator"] = torch.Generator().manual_seed(torch.initial_seed())
+            if group["saliency"].randomised:
+                group["generator"] = group["generator"] or torch.Generator().manual_seed(torch.initial_seed())
         if masks is not None and self.dense is not None:
             self.dense.remember({})
 
     # Hooks
 
     def keep(self) -> None:
-        """Install the hooks that keep zeros, and mask pruned entries that are not 0."""
+        """Install the hooks, and mask pruned entries that are not 0."""
         self.enforcer.install()
         self.enforcer.settle()
 
@@ -113,37 +121,37 @@ class Pruner:
     # Updates
 
     def targets(self, step: float) -> list[float]:
-        """Return each group's target: of its schedule at a step, or its ``"sparsity"`` where it has none."""
+        """Return each group's target: its schedule's at a step, or its ``"sparsity"``."""
         return [
             as_sparsity(group["sparsity"] if group["schedule"] is None else group["schedule"](step))
             for group in self.groups
         ]
 
     def update(self, targets: Sequence[float]) -> None:
-        """Bring each group to its target, equally on every rank; if it raises, nothing has changed."""
+        """Plan an update and carry it out, equally on every rank; if it raises, nothing has changed."""
         self.commit(self.plan(targets), targets)
 
     def plan(self, targets: Sequence[float]) -> UpdatePlan:
         """Return what brings each group to its target, equal on every rank; only generators have moved on.
 
-        Args:
-            targets: a sparsity for each group.
-
         Raises:
-            TypeError, ValueError: see :func:`.choose_masks`; nothing has changed, no generator either.
+            TypeError, ValueError, PrunedWeightsAlive: nothing has changed, no generator either.
         """
         check_same(self.model, self.masks.parameters, REMAKE)
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        random = any(group["generator"] is not None for group in self.groups)
-        states = self.generator_states() if random else []
+        states = self.generator_states() if any(group["generator"] for group in self.groups) else []
         before, plan = self.masks.so_far(), UpdatePlan()
+        if any(mask is not None for mask in before.values()):
+            self.weights.all()
         updates, error = list[GroupUpdate](), None
+        if ranks:
+            check_alike(self.masks)
         try:
             updates = self._scored(targets, before, ranks)
             for update in updates:
-                if not update.is_due and update.saliency.needs:
+                if not (update.is_due or update.lifts) and update.saliency.needs:
                     continue  # nothing can be pruned, and the evidence may be used up
                 merge(plan.masks, plan_masks(update, self.masks, before, self.evidence))
             if any(group["repair"] for group in self.groups):
@@ -178,6 +186,8 @@ class Pruner:
             for update in updates:
                 evidence = self.evidence if update.is_due else None
                 update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
+                if update.is_due and update.saliency.needs:
+                    self._has_left_out(update.group, leave_out_frozen(update, self.masks))
         except Exception as raised:
             error = raised
         if ranks:
@@ -186,6 +196,18 @@ class Pruner:
             raise error
         return updates
 
+    def _has_left_out(self, group: ParamGroup, names: Sequence[str]) -> None:
+        """Warn of frozen parameters, once of each, and remember that the group will not be at its target."""
+        self._partial = {*self._partial, group["scored"][0]} if names else self._partial - {group["scored"][0]}
+        if new := [name for name in names if name not in self._left_out]:
+            self._left_out.update(new)
+            warnings.warn(
+                f"{', '.join(new)}: frozen (requires_grad=False), so that {type(group['saliency']).__name__} has no "
+                "evidence; left out of mask updates until they train. The group's sparsity is divided over its other "
+                "parameters. To prune frozen parameters, take a saliency without gradients, as Magnitude()",
+                stacklevel=2,
+            )
+
     def _is_due(self, group: ParamGroup, target: float) -> bool:
         """Return whether an update may prune something; it cannot if the last one reached just this target."""
         if group["allocation"].sets_own:
@@ -193,8 +215,14 @@ class Pruner:
         reached = self._reached_at.get(group["scored"][0])
         return target != 0 and reached != (target, self.masks.changes)
 
-    def commit(self, plan: UpdatePlan, targets: Sequence[float]) -> None:
-        """Carry a plan out: masks, weights, gradients, optimizer slots, buffers and the groups' ``"sparsity"``."""
+    def commit(self, plan: UpdatePlan, targets: Sequence[float], whole: bool = True) -> None:
+        """Carry a plan out: masks, weights, gradients, optimizer slots, buffers and the groups' ``"sparsity"``.
+
+        Args:
+            plan: what changes.
+            targets: of the groups.
+            whole: whether the targets are reached by it; False: it is a part of the way.
+        """
         former = [group["sparsity"] for group in self.groups]
         for group, target in zip(self.groups, targets):
             group["sparsity"] = target
@@ -210,30 +238,31 @@ class Pruner:
             self.dense.bring_back(before)
         if plan.masks and self.evidence is not None:
             self.evidence.used()
-        self._reached_at = {g["scored"][0]: (target, self.masks.changes) for g, target in zip(self.groups, targets)}
+        met = zip(self.groups, targets) if whole else ()
+        self._reached_at = {group["scored"][0]: (target, self.masks.changes) for group, target in met}
+        for first in self._partial:
+            self._reached_at.pop(first, None)
         for call in self.on_commit:
             call(former, targets)
 
     def sliced(self, structure: Structure, indices: Indices) -> Pruner:
         """Return a pruner of the same settings, masks and targets over the model now that it has been sliced.
 
-        Its hooks are not installed, and its evidence is empty.
-
-        Args:
-            structure: what is left.
-            indices: which indices of each parameter were kept.
+        Its hooks are not installed, and its evidence is empty; ``indices`` are those kept of each parameter.
         """
         from ignite_prune.structure.slicing.model_edit import cut  # slow to import
 
         masks = {name: cut(mask, indices.get(name, {})) for name, mask in self.masks.items()}
         params, settings = self._given
         settings = {**settings, "structure": structure}
-        made = Pruner(self.model, self.optimizers, params, settings, self.calibration, masks)
+        made = Pruner(self.model, self.optimizers, params, settings, self.calibration, masks, self.weights.strict)
+        made.weights.clock, made.weights.warned = self.weights.clock, self.weights.warned
         for group, before in zip(made.groups, self.groups):  # the user may have changed these
             group["sparsity"], group["schedule"] = before["sparsity"], before["schedule"]
             group["allocation"] = before["allocation"]
         made.set_generator_states(self.generator_states())
         made.on_commit = self.on_commit
+        made.forget_scores(self.reached())
         return made
 
     def restore(self) -> None:
@@ -267,12 +296,11 @@ class Pruner:
         return {name: (origin[name].size, int(kept[name].count_nonzero())) for name in names}
 
     def sparsities(self) -> dict[str, float]:
-        """Return the sparsity of all parameters together ("global"), of each, and of the units of a structure."""
-        found = {"global": self.masks.sparsity, **self.masks.sparsities()}
-        if self.structure is not None:
-            whole, left = map(sum, zip(*self.units.values()))
-            found["units"] = 1 - left / whole
-        return found
+        """Return what is published: :meth:`.MaskStore.published`, and the sparsity of a structure's units."""
+        if self.structure is None:
+            return self.masks.published(self.model)
+        whole, left = map(sum, zip(*self.units.values()))
+        return self.masks.published(self.model) | {"units": 1 - left / whole}
 
     # State
 
@@ -281,8 +309,31 @@ class Pruner:
         settled = [self._reached_at.get(group["scored"][0], (None, -1)) for group in self.groups]
         return [target if changes == self.masks.changes else None for target, changes in settled]
 
+    def is_at_target(self, step: float | None, end: float | None, resumed: float | None) -> bool:
+        """Return whether the last update had the final target in every group.
+
+        Args:
+            step: the schedules' step of the last update; None: not known, and targets are compared.
+            end: the last step that there will be, for schedules without an end; None: not known.
+            resumed: the last step that a checkpoint tells of.
+        """
+        for group, met in zip(self.groups, self.reached()):
+            schedule = group["schedule"]
+            if schedule is None:
+                masks = self.masks.so_far(group["params"]).values()
+                there = met == group["sparsity"] if group["sparsity"] else any(mask is not None for mask in masks)
+            else:
+                last = schedule.horizon if schedule.ends else end
+                if met is None or last is None:
+                    return False
+                lifted = schedule.regrows and (resumed is None or resumed < last)
+                there = (met == schedule(last) and not lifted) if step is None else step >= last
+            if not there:
+                return False
+        return True
+
     def generator_states(self) -> list[Tensor | None]:
-        """Return the state of each group's generator."""
+        """Return the states of the groups' generators."""
         return [None if group["generator"] is None else group["generator"].get_state() for group in self.groups]
 
     def set_generator_states(self, states: Sequence[Any]) -> None:
@@ -292,7 +343,7 @@ class Pruner:
                 group["generator"].set_state(state.cpu())
 
     def forget_scores(self, reached: Sequence[float | None]) -> None:
-        """Forget the last update's scores, after a state was loaded with what :meth:`reached` had returned."""
+        """Forget the last update's scores; ``reached`` is what :meth:`reached` returned when a state was saved."""
         self._drawn, self._cached = [None] * len(self.groups), {}
         self._reached_at = {
             group["scored"][0]: (target, self.masks.changes)

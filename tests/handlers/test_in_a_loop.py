@@ -24,6 +24,8 @@ from ignite_prune import PruneEvents, PruneHandler, saliency, schedule
 from tests.catalogue import RAMPS, SCHEDULES
 from tests.models import WEIGHTS, assert_zero, batches, small_net, train_step
 
+pytestmark = pytest.mark.filterwarnings("ignore::ignite_prune.handlers.RunWarning")  # runs cut short on purpose
+
 
 def setup(event=Events.EPOCH_COMPLETED, **settings):
     model = small_net()
@@ -71,7 +73,7 @@ def test_schedules_draw_themselves():
 @pytest.mark.parametrize("row", SCHEDULES, ids=str)
 def test_the_state_follows_the_schedule(row):
     _, optimizer, trainer, pruner = setup(schedule=row.make())
-    assert trainer.state.sparsity == {"global": 0.0, **dict.fromkeys(WEIGHTS, 0.0)}, "set from attach on"
+    assert trainer.state.sparsity == {"global": 0.0, "model": 0.0, **dict.fromkeys(WEIGHTS, 0.0)}, "set from attach on"
     seen = []
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(trainer.state.sparsity["global"]))
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: assert_zero(pruner, optimizer))
@@ -273,7 +275,7 @@ def test_events_of_ones_own(counted):
         pruner.attach(trainer, StepEvents.STEPPED)
         trainer.run(batches(), max_epochs=2)
         assert pruner.sparsity == 0.8
-        assert pruner.state_dict()["progress"]["done"] == {"STEPPED": 10}
+        assert pruner.state_dict()["progress"]["done"] == [("STEPPED", 10)]
     finally:
         State.event_to_attr.pop(StepEvents.STEPPED, None)
 

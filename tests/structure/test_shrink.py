@@ -431,12 +431,24 @@ FROZEN = {
         torch.randn(4, 5, 6),
         lambda s, x: s.b(s.n(s.a(x))),
     ),
-    "a sum": lambda: (nn.Linear(6, 8), nn.Identity(), torch.randn(4, 6), lambda s, x: s.a(x).sum(1, keepdim=True)),
-    "two activations": lambda: (
+    "a mean": lambda: (nn.Linear(6, 8), nn.Identity(), torch.randn(4, 6), lambda s, x: s.a(x).mean(1, keepdim=True)),
+    "a sum of what is not 0": lambda: (
+        nn.Linear(6, 8),
+        nn.Sigmoid(),
+        torch.randn(4, 6),
+        lambda s, x: s.n(s.a(x)).sum(1, keepdim=True),
+    ),
+    "two activations, scaled by their width": lambda: (
         nn.Linear(6, 8),
         nn.Linear(6, 8),
         torch.randn(4, 6),
-        lambda s, x: s.a(x) @ s.n(x).t(),
+        lambda s, x: s.a(x) @ s.n(x).t() / s.a(x).shape[1] ** 0.5,
+    ),
+    "a cut at a written size": lambda: (
+        nn.Linear(6, 8),
+        nn.Identity(),
+        torch.randn(4, 6),
+        lambda s, x: torch.cat([s.a(x)[:, :4] * 2, s.a(x)[:, 4:]], 1),
     ),
 }
 

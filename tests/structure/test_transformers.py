@@ -330,7 +330,7 @@ def test_a_class_that_is_not_known_keeps_its_heads(part, kind):
         block.get_submodule(part).__class__ = kind
     structure = trace(model, x)
     assert {name.split(".")[2] for name in structure.groups} == {"mlp"}
-    assert "split in h.0.attn cuts it" in structure.frozen["h.0.attn.c_attn.weight", 1]
+    assert "writes its size in the program" in structure.frozen["h.0.attn.c_attn.weight", 1]
 
 
 def test_tracing_leaves_the_weights_alone():

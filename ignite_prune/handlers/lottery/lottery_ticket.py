@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_callable, check_positive, check_seed, near
+from ignite_prune._utils.copies import copy_of
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.allocation import Allocation, Uniform
 from ignite_prune.core.mask_store import MaskStore
@@ -212,7 +213,7 @@ class LotteryTicket:
         try:
             self._prepare(control, seed, order)
             metrics = self._trained(order)
-            return Trained(self.pruner.sparsity, metrics, copy.deepcopy(self._model))
+            return Trained(self.pruner.sparsity, metrics, copy_of(self._model))
         finally:
             self.pruner.load_state_dict(pruner)
             now.restore(self.masks)

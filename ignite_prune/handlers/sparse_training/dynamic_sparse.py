@@ -14,8 +14,10 @@ from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_generator, check_generator_state, check_positive
 from ignite_prune.allocation import ERK, Allocation
+from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.describe import plain
 from ignite_prune.handlers.sparse_training.base import MaskedHandler
@@ -53,6 +55,7 @@ class DynamicSparse(MaskedHandler):
     """
 
     KEYS = (*MaskedHandler.KEYS, "generator", "budgets", "steps", "heard")
+    VARYING = ("heard",)
     _listens: ClassVar[type[GradientListener]] = NoListener
 
     def __init__(
@@ -83,6 +86,7 @@ class DynamicSparse(MaskedHandler):
         self._window = 1  # iterations from one step to the next
         self._due = False  # an update is due at a step, and has not been made
         self._enforcer = MaskEnforcer(self._masks, self._optimizers)
+        self._weight_check = WeightCheck(self._model, self._masks, self._enforcer, type(self).__name__)
         self._listening = self._listens(self._masks, self._enforcer, self._optimizers)
         self._listening.is_due = self._sees_step
         first = self._agreed(lambda: self._first(masks))
@@ -99,6 +103,13 @@ class DynamicSparse(MaskedHandler):
     def _falling(self, fraction: float) -> DropFraction:
         """Return the course of a ``drop_fraction`` that is given as a number."""
         return CosineDrop(fraction)
+
+    def check(self) -> CheckReport:
+        """Compare the weights with the masks; see :meth:`ignite_prune.PruneHandler.check`."""
+        return self._weight_check.report()
+
+    def _checker(self) -> WeightCheck:
+        return self._weight_check
 
     # The first masks
 

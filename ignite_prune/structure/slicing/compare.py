@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,10 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from ignite_prune._utils.copies import copy_of
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.structure.model_io import as_arguments, tensors_of
+from ignite_prune.structure.slicing.held_chance import HeldChance
 from ignite_prune.structure.slicing.model_edit import slice_
-from ignite_prune.structure.tracing.trace import as_arguments
+
+Run = Callable[[nn.Module], list[Tensor]]
 
 
 def masked_copy(model: nn.Module, masks: Mapping[str, Tensor], normalised: Mapping[str, Tensor]) -> nn.Module:
@@ -31,7 +34,7 @@ def masked_copy(model: nn.Module, masks: Mapping[str, Tensor], normalised: Mappi
         for name, parameter in named_parameters(model).items():
             values = parameter * masks[name].to(parameter.device) if name in masks else parameter.detach()
             memo[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
-    masked = copy.deepcopy(model, memo)
+    masked = copy_of(model, memo)
     _normalise_over(masked, normalised)
     return masked
 
@@ -55,7 +58,7 @@ class _NormOfSome(nn.Module):
     def __init__(self, norm: nn.Module, stay: Tensor) -> None:
         super().__init__()
         self._stay, self._dim = stay.nonzero().squeeze(1), 1 if isinstance(norm, nn.GroupNorm) else -1
-        self.norm = copy.deepcopy(norm)
+        self.norm = copy_of(norm)
         names = [name for name, _ in norm.named_parameters()]
         slice_(self.norm, {name: {0: self._stay.tolist()} for name in names})
 
@@ -79,8 +82,8 @@ def run_in_training(model: nn.Module, example_inputs: Any) -> None:
     Raises:
         ValueError: the forward pass fails; the message names the layer.
     """
-    args, kwargs = as_arguments(example_inputs)
-    model = copy.deepcopy(model).train()
+    args, kwargs = as_arguments(model, example_inputs)
+    model = copy_of(model).train()
     with torch.no_grad(), torch.random.fork_rng(), _naming(model):
         model(*args, **kwargs)
 
@@ -91,10 +94,16 @@ def run(model: nn.Module, example_inputs: Any, counting: bool = False) -> tuple[
     Raises:
         ValueError: the forward pass fails; the message names the layer.
     """
+    return run_with(model, *as_arguments(model, example_inputs), counting)
+
+
+def run_with(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], counting: bool = False
+) -> tuple[list[Tensor], int]:
+    """Run a model as :func:`run` does, with these arguments."""
     from torch.nn.attention import SDPBackend, sdpa_kernel  # slow to import
     from torch.utils.flop_counter import FlopCounterMode
 
-    args, kwargs = as_arguments(example_inputs)
     kernel = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fast path pads its output differently from the layers
     counter = FlopCounterMode(display=False)
@@ -104,7 +113,7 @@ def run(model: nn.Module, example_inputs: Any, counting: bool = False) -> tuple[
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the counter sees attention as its matrix products
                 stack.enter_context(counter)
             torch.manual_seed(0)
-            return _tensors(model(*args, **kwargs)), counter.get_total_flops()
+            return tensors_of(model(*args, **kwargs)), counter.get_total_flops()
     finally:
         torch.backends.mha.set_fastpath_enabled(kernel)
 
@@ -150,7 +159,7 @@ def _outputs(model: nn.Module, example_inputs: Any) -> list[tuple[str, list[Tens
 
     def record(module: nn.Module, args: Any, output: Any) -> None:
         if module in names:
-            found.append((names[module], [each.detach().clone() for each in _tensors(output)]))
+            found.append((names[module], [each.detach().clone() for each in tensors_of(output)]))
 
     handle = register_module_forward_hook(record)
     try:
@@ -158,16 +167,6 @@ def _outputs(model: nn.Module, example_inputs: Any) -> list[tuple[str, list[Tens
     finally:
         handle.remove()
     return found
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [each for held in value.values() for each in _tensors(held)]
-    if isinstance(value, (tuple, list)):
-        return [each for held in value for each in _tensors(held)]
-    return [each for held in getattr(value, "__dict__", {}).values() for each in _tensors(held)]
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -186,6 +185,19 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
             raise ValueError(f"an output has the shape {tuple(one.shape)} instead of {tuple(other.shape)}")
         worst = max(worst, _relative(one, other))
     return worst
+
+
+def difference_without_chance(model: nn.Module, masked: nn.Module, run: Run) -> tuple[float, list[str]]:
+    """Return the difference of two models' outputs if random numbers are held, and which operations draw some.
+
+    Args:
+        model: the sliced one.
+        masked: the one that it should be equal to.
+        run: returns a model's output tensors.
+    """
+    with HeldChance() as held:
+        found, expected = run(model), run(masked)
+    return difference(found, expected), sorted(held.drawn)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

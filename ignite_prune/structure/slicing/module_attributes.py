@@ -45,7 +45,8 @@ def _conv(module: Any) -> Attributes:
 
 def _conv_transpose(module: Any) -> Attributes:
     inputs, within = module.weight.shape[:2]
-    return {"in_channels": inputs, "out_channels": within * module.groups}
+    groups = inputs if module.groups == module.in_channels > 1 else module.groups
+    return {"in_channels": inputs, "out_channels": within * groups, "groups": groups}
 
 
 def _batch_norm(module: Any) -> Attributes:
@@ -58,7 +59,10 @@ def _layer_norm(module: Any) -> Attributes:
 
 
 def _group_norm(module: Any) -> Attributes:
-    return {} if module.weight is None else {"num_channels": len(module.weight)}
+    if module.weight is None:
+        return {}
+    channels = len(module.weight)
+    return {"num_channels": channels} | ({"num_groups": channels} if module.num_groups == module.num_channels else {})
 
 
 def _embedding(module: Any) -> Attributes:
@@ -71,7 +75,19 @@ def _prelu(module: Any) -> Attributes:
 
 
 def _recurrent(module: Any) -> Attributes:
-    return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": module.weight_hh_l0.shape[1]}
+    inputs, hidden = module.weight_ih_l0.shape[1], module.weight_hh_l0.shape[1]
+    if not module.proj_size:
+        return {"input_size": inputs, "hidden_size": hidden}
+    return {"input_size": inputs, "hidden_size": module.weight_hr_l0.shape[1], "proj_size": hidden}
+
+
+def _cell(module: Any) -> Attributes:
+    return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+
+
+def _bilinear(module: Any) -> Attributes:
+    outputs, first, second = module.weight.shape
+    return {"in1_features": first, "in2_features": second, "out_features": outputs}
 
 
 def _attention(module: Any) -> Attributes:
@@ -100,6 +116,9 @@ _WIDTHS: dict[type[nn.Module], Callable[[Any], Attributes]] = {
     nn.Embedding: _embedding,
     nn.PReLU: _prelu,
     nn.RNNBase: _recurrent,
+    nn.RNNCellBase: _cell,
+    nn.Bilinear: _bilinear,
+    nn.EmbeddingBag: _embedding,
     nn.MultiheadAttention: _attention,
 }
 

@@ -21,10 +21,12 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from ignite_prune.core.optimizer_state import as_optimizers
+from ignite_prune.core.check_report import SparsityWarning
+from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.structure.slicing.compare import (
     difference,
+    difference_without_chance,
     first_difference,
     masked_copy,
     run,
@@ -135,9 +137,21 @@ def shrink(
     _check_shapes(model, structure)
     held, kept = _read(masks, structure)
     if pruning is not None and pruning.structure is None:
+        _warn_of_no_units(kept)
         _warn_of_change(model, masked_copy(model, structure.masks(kept), {}), example_inputs)
     with sliced(model, held, kept, example_inputs, structure, optimizers, as_copies(ema), scale_dropout) as report:
         return report
+
+
+def _warn_of_no_units(kept: Kept) -> None:
+    """Warn if a pruner without a structure has pruned no whole unit."""
+    if all(bool(each.all()) for each in kept.values()):
+        warnings.warn(
+            "The pruner has pruned no whole unit, so nothing is sliced off; whole units are pruned by "
+            "PruneHandler(model, structure=trace(model, example_inputs))",
+            SparsityWarning,
+            stacklevel=3,
+        )
 
 
 @contextmanager
@@ -173,7 +187,9 @@ def sliced(
             for edit in edits:
                 edit.slice(indices, rates)
             found, fewer = run(model, example_inputs, counting)
-            error = difference(found, expected)
+            error, drawn = difference(found, expected), list[str]()
+            if not error <= tolerance(model):
+                error, drawn = difference_without_chance(model, masked, lambda each: run(each, example_inputs)[0])
             if trains:
                 run_in_training(model, example_inputs)
         except Exception as problem:
@@ -182,6 +198,7 @@ def sliced(
             raise ValueError(
                 f"The sliced model's outputs differ from the masked model's by {error:.1e}, so it was put back; "
                 f"{first_difference(masked, model, example_inputs)}"
+                + (f". It draws random numbers in eval mode ({', '.join(drawn)}), which were held" if drawn else "")
             )
         units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
         work = (flops, fewer) if counting else (structure.flops(), structure.flops(kept))

@@ -1,12 +1,13 @@
 """Trial runs with one unit removed, which find sizes that are hard-coded in ``forward``.
 
 In an exported graph ``x.view(n, 64)`` and ``x.view(n, x.shape[1])`` look the same: both hold the number 64. Only
-running the model at another width shows whether its program computes the size or has it written in.
+running the model at another width shows whether its program computes the size or has it written in. Some removals run
+and give other outputs, such as a cut at half of a width that the program has written in, so those groups that depend
+on such operations are compared with the masked model, too.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ignite_prune._utils.copies import copy_of
+from ignite_prune.structure.slicing.compare import (
+    difference,
+    difference_without_chance,
+    masked_copy,
+    run_with,
+    tolerance,
+)
 from ignite_prune.structure.slicing.model_edit import ModelEdit
 from ignite_prune.structure.structure import Structure
 
@@ -25,6 +34,9 @@ class SizeProbe:
         model: the unwrapped model, which is not changed.
         args: positional arguments of its forward pass.
         kwargs: keyword arguments of its forward pass.
+
+    Attributes:
+        failed_in: the modes in which a run without one unit of a single group has failed, True = in training.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -32,6 +44,8 @@ class SizeProbe:
         self._copy: Callable[[nn.Module], nn.Module] = _on_meta
         self._inputs = tree_map_only(Tensor, lambda each: each.to("meta"), self._given)
         self._modes: tuple[bool, ...] = (False, True)
+        self._mode = False
+        self.failed_in: set[bool] = set()
 
     def failing(self, structure: Structure) -> dict[str, str]:
         """Return the groups that cannot lose a unit because the model then fails, with the error."""
@@ -41,9 +55,43 @@ class SizeProbe:
         self._use_data()
         return self._among(groups, [], structure)
 
+    def differing(self, structure: Structure, names: Sequence[str]) -> dict[str, str]:
+        """Return those of the named groups that cannot lose half of their units because the outputs then differ.
+
+        They differ from those of the model in which these units are masked.
+        """
+        return self._unlike([name for name in names if structure.groups[name].size > 1], [], structure)
+
+    def _unlike(self, groups: Sequence[str], sound: Sequence[str], structure: Structure) -> dict[str, str]:
+        """Return the differing ones of ``groups``, by bisection; groups in ``sound`` are known to be right."""
+        error = self._difference([*sound, *groups], structure) if groups else ""
+        if not error:
+            return {}
+        if len(groups) == 1:
+            return {groups[0]: error}
+        first, second = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+        found = self._unlike(first, sound, structure)
+        return found | self._unlike(second, [*sound, *(name for name in first if name not in found)], structure)
+
+    def _difference(self, groups: Sequence[str], structure: Structure) -> str:
+        kept = {name: torch.arange(structure.groups[name].size) >= structure.groups[name].size // 2 for name in groups}
+        masked = masked_copy(self._model, structure.masks(kept), structure.normalised(kept))
+        model = copy_of(self._model)
+        ModelEdit(model).slice(structure.indices(kept))
+        try:
+            error = difference(self._run(model), self._run(masked))
+            if not error <= tolerance(model):
+                error, _ = difference_without_chance(model, masked, self._run)
+        except ValueError as problem:
+            return str(problem).partition("\n")[0]
+        return "" if error <= tolerance(model) else f"the outputs change by {error:.0e}"
+
+    def _run(self, model: nn.Module) -> list[Tensor]:
+        return run_with(model, *self._given)[0]
+
     def _use_data(self) -> None:
         """Switch to real data, as devices may not match on the meta device, in the modes that the model supports."""
-        self._copy, self._inputs = copy.deepcopy, self._given
+        self._copy, self._inputs = copy_of, self._given
         whole = self._copy(self._model)
         self._modes = tuple(mode for mode in (False, True) if not _fails(whole.train(mode), self._inputs))
 
@@ -53,6 +101,7 @@ class SizeProbe:
         if not error:
             return {}
         if len(groups) == 1:
+            self.failed_in.add(self._mode)
             return {groups[0]: error}
         first, second = groups[: len(groups) // 2], groups[len(groups) // 2 :]
         found = self._among(first, sound, structure)
@@ -62,8 +111,12 @@ class SizeProbe:
         kept = {name: torch.arange(structure.groups[name].size) > 0 for name in groups}
         model = self._copy(self._model)
         ModelEdit(model).slice(structure.indices(kept))
-        errors = (_fails(model.train(mode), self._inputs) for mode in self._modes)
-        return next((error for error in errors if error), "")
+        for mode in self._modes:
+            self._mode = mode
+            error = _fails(model.train(mode), self._inputs)
+            if error:
+                return error
+        return ""
 
 
 def _fails(model: nn.Module, inputs: Any) -> str:
@@ -83,4 +136,4 @@ def _on_meta(model: nn.Module) -> nn.Module:
     for tensor in [*model.parameters(), *model.buffers()]:
         empty = tensor.detach().to("meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo)
+    return copy_of(model, memo)

@@ -4,60 +4,44 @@ Which channels are coupled (by a residual sum, a concatenation, shared gates) is
 modules, so it is read from the exported graph, where functional calls, tied weights and reshapes are all visible.
 Every index of every parameter dimension starts with a separate id; each operation then merges the ids of indices
 that can only be removed together. A union-find does this in any order, needs no fixed point, and couples parts of a
-dimension (the halves of a ``chunk``) as easily as whole ones. There is one rule per operation (``rules/``). An
-operation without a rule, or called in a way that its rule does not expect, freezes all dimensions of its inputs: too
-little is pruned then, never something wrong. Dead code (a loss that is not returned) only couples. The graph shows no
-difference between a size that is computed and one that is hard-coded, so ``trace`` runs the model with one unit removed
-(``SizeProbe``) and freezes the groups for which it fails.
+dimension (the halves of a ``chunk``) as easily as whole ones (``propagation``). Dead code (a loss that is not returned)
+only couples. The graph shows no difference between a size that is computed and one that is hard-coded, so ``trace``
+runs the model with one unit removed (``SizeProbe``) and freezes the groups for which it fails.
 """
 
 from __future__ import annotations
 
-import copy
-import operator
+import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ignite_prune._utils.copies import copy_of
+from ignite_prune.structure.tracing.attribute_reads import Reads, record_reads
 from ignite_prune.structure.tracing.heads_attention import use_heads_attention
-from ignite_prune.structure.tracing.rules import RULES, Op
+from ignite_prune.structure.tracing.plain_forward import with_plain_forward
+from ignite_prune.structure.tracing.propagation import Propagation, TracedModel
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
-from ignite_prune.structure.tracing.unit_ids import TieOnly, UnitIds
-from ignite_prune.structure.tracing.work import Product, products
+from ignite_prune.structure.tracing.unit_ids import UnitIds
+from ignite_prune.structure.tracing.zero import Zero
 
-
-@dataclass(frozen=True)
-class TracedModel:
-    """Result of tracing: the unit ids of a model's tensors, its FLOPs, norms and Dropout modules.
-
-    Args:
-        units: the union-find of unit ids.
-        held: the ids of each dimension of every parameter and buffer, by name; tied tensors are under every name.
-        unknown: operations without a rule, with the path of the module that calls them.
-        work: the FLOPs of each operation, and the dimensions whose sizes multiply to them.
-        dropped: the dimensions of the inputs of each Dropout module, by its path.
-        normalised: with ``through_norms``, the dimension that each norm normalises over, by its path.
-        makers: ``id`` of each weight dimension that produces units (output channels).
-        fixed_sizes: dimensions whose size is a constant in the graph, with the operation.
-    """
-
-    units: UnitIds
-    held: Mapping[str, tuple[Dim, ...]]
-    unknown: list[str] = field(default_factory=list)
-    work: list[Product] = field(default_factory=list)
-    dropped: dict[str, list[tuple[Dim, ...]]] = field(default_factory=dict)
-    normalised: dict[str, Dim] = field(default_factory=dict)
-    makers: set[int] = field(default_factory=set)
-    fixed_sizes: list[tuple[Dim, str]] = field(default_factory=list)
+Export = tuple[Any, Reads]
+"""An exported program, and the attributes that its forward pass has read."""
 
 
 def trace_units(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], through_norms: bool = False
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    through_norms: bool = False,
+    in_training: bool = False,
+    last: bool = False,
 ) -> TracedModel:
     """Export a copy of a model in eval mode and propagate unit ids through its graph.
 
@@ -66,55 +50,45 @@ def trace_units(
         args: positional arguments of its forward pass.
         kwargs: keyword arguments of its forward pass.
         through_norms: whether units may be removed from a dimension that a norm normalises over.
+        in_training: follow the forward pass in training mode too, which may have branches of its own.
+        last: which of several sizes to take for a number of units.
 
     Raises:
         ValueError: the model does not run, or cannot be exported; the message gives the reason.
     """
-    from torch.export.graph_signature import InputKind  # slow to import
-
-    exported = _exported(model, args, kwargs)
-    units, modules = UnitIds(), dict(model.named_modules())
+    units = UnitIds()
     traced = TracedModel(units, _new_ids(model, units))
-    alive = _alive(exported.graph)
-    values: dict[fx.Node, Any] = {}
-    given = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-    for node in exported.graph.nodes:
-        if node.op == "placeholder":
-            spec = given[node.name]
-            known = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
-            masked = spec.kind == InputKind.PARAMETER
-            values[node] = TracedTensor(traced.held[spec.target], zero=masked) if known else _fixed(node)
-        elif node.op == "call_function":
-            values[node] = _called(
-                node, values, traced, units if node in alive else TieOnly(units), modules, through_norms
-            )
-        elif node.op == "output":
-            fx.map_arg(node.args, lambda each: _freeze_output(values[each], units))
-        else:
-            values[node] = _fixed(node)
-    _freeze_unused(traced.held, exported, units)
+    units.given = len(units)
+    used = _followed(*_exported(model, args, kwargs), traced, model, through_norms, last)
+    if in_training:
+        exported = _exported_in_training(model, args, kwargs)
+        again = replace(traced, work=[], dropped={}, normalised={})
+        used |= set() if exported is None else _followed(*exported, again, model, through_norms, last)
+    for dims in traced.held.values():
+        for dim in dims if id(dims) not in used else ():
+            units.freeze(dim, "the forward pass does not use it")
+            traced.unused.append(dim)
     return traced
 
 
-def _alive(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that an output or a mutation depends on; the rest is dead code."""
-    alive: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if node.op != "call_function" or node.is_impure() or any(user in alive for user in node.users):
-            alive.add(node)
-    return alive
+def _followed(
+    exported: Any, reads: Reads, traced: TracedModel, model: nn.Module, through_norms: bool, last: bool
+) -> set[int]:
+    """Propagate ids through an exported graph, and return the ``id`` of the held dimensions that it uses."""
+    from torch.export.graph_signature import InputKind  # slow to import
 
-
-def _freeze_unused(held: Mapping[str, tuple[Dim, ...]], exported: Any, units: UnitIds) -> None:
-    """Freeze parameters and buffers that the forward pass never reads: nothing is known about their coupling."""
+    inputs: list[TracedTensor | None] = []
+    for spec in exported.graph_signature.input_specs:
+        zero = Zero.MASKED if spec.kind == InputKind.PARAMETER else Zero.NO
+        known = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
+        inputs.append(TracedTensor(traced.held[spec.target], zero) if known else None)
+    propagation = Propagation(traced, dict(model.named_modules()), through_norms, reads, last)
+    found = propagation.run(exported.graph, exported.graph_module, inputs, traced.units)
+    for each in tree_leaves(found):
+        _freeze_output(each, traced.units)
     specs = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
-    used = [
-        held[specs[n.name]] for n in exported.graph.nodes if n.op == "placeholder" and n.users and specs[n.name] in held
-    ]
-    known = {id(dims) for dims in used}
-    for dims in held.values():
-        for dim in dims if id(dims) not in known else ():
-            units.freeze(dim, "the forward pass does not use it")
+    nodes = (node for node in exported.graph.nodes if node.op == "placeholder" and node.users)
+    return {id(traced.held[specs[node.name]]) for node in nodes if specs[node.name] in traced.held}
 
 
 def _copy_sharing_memory(model: nn.Module) -> nn.Module:
@@ -125,19 +99,15 @@ def _copy_sharing_memory(model: nn.Module) -> nn.Module:
             memo[id(tensor)] = nn.Parameter(tensor.detach(), tensor.requires_grad)
         elif type(tensor) is Tensor:
             memo[id(tensor)] = tensor.detach()
-    return copy.deepcopy(model, memo)
+    return copy_of(model, memo)
 
 
-def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Export:
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            copied = _copy_sharing_memory(model).eval()
-            use_heads_attention(copied)
-            try:
-                return torch.export.export(copied, args, dict(kwargs), strict=False)
-            except Exception:  # HeadsAttention takes no mask per head; torch's own layer does
-                return torch.export.export(_copy_sharing_memory(model).eval(), args, dict(kwargs), strict=False)
+        try:
+            return _export(model, args, kwargs)
+        except Exception:  # HeadsAttention takes no mask per head; torch's own layer does
+            return _export(model, args, kwargs, heads=False)
     except Exception as error:
         _check_runs(model, args, kwargs)
         raise ValueError(
@@ -146,11 +116,43 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         ) from error
 
 
+def _exported_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Export | None:
+    """Return the graph of the forward pass in training mode; None if it cannot be exported."""
+    try:
+        return _export(model, args, kwargs, training=True)
+    except Exception:
+        return None
+
+
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], heads: bool = True, training: bool = False
+) -> Export:
+    with warnings.catch_warnings(), _quiet(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        copied = _copy_sharing_memory(model).train(training)
+        if heads:
+            use_heads_attention(copied)
+        reads = record_reads(copied)
+        return torch.export.export(copied, with_plain_forward(copied, args, kwargs), strict=False), reads
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging the whole graph of a model that it cannot export."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Raise ValueError if the model does not run with these inputs at all."""
+    copied = copy_of(model).eval()
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            copy.deepcopy(model).eval()(*args, **kwargs)
+            copied(*args, **kwargs)
     except Exception as error:
         raise ValueError(f"Argument example_inputs: the model does not run with them: {error}") from error
 
@@ -165,79 +167,6 @@ def _new_ids(model: nn.Module, units: UnitIds) -> dict[str, tuple[Dim, ...]]:
             ids[id(tensor)] = tuple(units.new(size) for size in tensor.shape)
         held[name] = ids[id(tensor)]
     return held
-
-
-def _fixed(node: fx.Node) -> Any:
-    value = node.meta.get("val")
-    return TracedTensor.fixed(value.shape) if isinstance(value, Tensor) else value
-
-
-def _called(
-    node: fx.Node,
-    values: Mapping[fx.Node, Any],
-    traced: TracedModel,
-    units: UnitIds,
-    modules: Mapping[str, nn.Module],
-    through_norms: bool,
-) -> Any:
-    """Return the outputs of a call by its rule, and record in ``traced`` what the rule reports."""
-    args: Any
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-    if node.target is operator.getitem:
-        return args[0][args[1]]
-    output = node.meta.get("val")
-    outputs = output if isinstance(output, (list, tuple)) else [output]
-    shapes = [tuple(each.shape) for each in outputs if isinstance(each, Tensor)]
-    if not shapes:
-        return output
-    name = _name(node.target)
-    where = _where(node)
-    path = where.partition("@")[0]  # "@1": the module's second call
-    op = Op(units, name, where, shapes, modules.get(path), through_norms, _named(node.target, args, kwargs))
-    inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, TracedTensor)]
-    try:
-        found = RULES[name](op, *args, **kwargs)
-        _check(op, found)
-    except Exception:  # there is no rule, or the rule does not expect this form of call
-        traced.unknown.append(op.label)
-        found = op.freeze_all(inputs, "is not known")
-        found = found if outputs is output else found[0]
-    if op.normalised is not None:
-        traced.normalised[path] = op.normalised
-    traced.makers.update(map(id, op.makes))
-    traced.fixed_sizes.extend((dim, op.label) for dim in op.fixed_sizes if not op.is_frozen(dim))
-    traced.work.extend(products(name, args, found))
-    if isinstance(op.module, nn.modules.dropout._DropoutNd) and inputs:
-        traced.dropped.setdefault(path, []).append(inputs[0].dims)
-    return found
-
-
-def _named(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an operation's arguments by name."""
-    schema = getattr(target, "_schema", None)
-    return {**{each.name: value for each, value in zip(schema.arguments if schema else (), args)}, **kwargs}
-
-
-def _name(target: Any) -> str:
-    """Return the operation's name without its overload; with the namespace unless that is ``aten``."""
-    schema = getattr(target, "_schema", None)
-    if schema is None:
-        return str(target)
-    library, _, name = schema.name.partition("::")
-    return str(name if library == "aten" else schema.name)
-
-
-def _where(node: fx.Node) -> str:
-    """Return the path of the module that a node was recorded in."""
-    stack = node.meta.get("nn_module_stack")
-    return str(list(stack.values())[-1][0]) if stack else ""
-
-
-def _check(op: Op, found: Any) -> None:
-    """Raise RuntimeError if a rule returned other shapes than the operation's."""
-    shapes = [each.shape for each in (found if isinstance(found, list) else [found])]
-    if shapes != list(op.shapes):
-        raise RuntimeError(f"The rule of {op.label} gives the shapes {shapes}, but they are {list(op.shapes)}")
 
 
 def _freeze_output(value: Any, units: UnitIds) -> None:

@@ -73,6 +73,8 @@ def _merged(units: UnitIds, parts: Sequence[Dim], why: str) -> Dim:
     """Return the ids of merged dimensions; freeze them if more than one has removable units."""
     sizes = [len(part) for part in parts]
     moving = [k for k, part in enumerate(parts) if not units.is_frozen(part).all()]
+    if len(moving) > 1:  # a size that the program chose yields to the width of a layer
+        moving = [k for k in moving if not units.is_open(parts[k])] or moving[:1]
     if len(moving) != 1:
         for part in parts:
             units.freeze(part, f"{why} merges two dimensions that could shrink")

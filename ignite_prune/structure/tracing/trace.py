@@ -8,13 +8,15 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ignite_prune._utils.arguments import near
 from ignite_prune.core.selection import named_parameters, unwrap
+from ignite_prune.structure.model_io import as_arguments
 from ignite_prune.structure.slicing.size_probe import SizeProbe
 from ignite_prune.structure.structure import Structure
 from ignite_prune.structure.tracing.export import trace_units
+from ignite_prune.structure.tracing.propagation import TracedModel
 from ignite_prune.structure.tracing.unit_grouping import UnitGrouping, reasons
 from ignite_prune.structure.unit_group import Slot, UnitGroup
 
@@ -56,12 +58,41 @@ def trace(
         [('0.weight', 8)]
     """
     model = unwrap(model)
-    args, kwargs = as_arguments(example_inputs)
+    args, kwargs = as_arguments(model, example_inputs)
     places = [[read_place(name, model) for name in each] for each in _several(tie)]
     for each in places:
         _one_size(each, shapes_of(model))
     kept = [name for rule in _strings(keep) for name in _matching(rule, model)]
-    traced = trace_units(model, args, kwargs, through_norms)
+    probe = SizeProbe(model, args, kwargs)
+
+    def traced(in_training: bool) -> TracedModel:
+        found = trace_units(model, args, kwargs, through_norms, in_training)
+        if found.ambiguous:
+            other = trace_units(model, args, kwargs, through_norms, in_training, last=True)
+            found = max(found, other, key=_free)
+        _apply(found, places, kept)
+        return found
+
+    found = traced(in_training=False)
+    unused = {id(dims) for dims in found.unused}
+    if any(id(dim) in unused for name in named_parameters(model) for dim in found.held[name]):
+        found = traced(in_training=True)
+        structure = _settled(model, found, probe)
+    else:
+        structure = _settled(model, found, probe)
+        if probe.failed_in == {True}:  # a branch that is taken in training alone
+            structure = _settled(model, traced(in_training=True), probe)
+    _warn_of_norms(structure)
+    return structure
+
+
+def _free(traced: TracedModel) -> int:
+    """Return how many indices of parameters and buffers may go."""
+    return sum(int((~traced.units.is_frozen(ids)).sum()) for dims in traced.held.values() for ids in dims)
+
+
+def _apply(traced: TracedModel, places: Sequence[Sequence[tuple[str, int]]], kept: Sequence[str]) -> None:
+    """Tie the dimensions that the user ties, and freeze what the user keeps."""
     for (first, dim), *others in places:
         for name, other in others:
             traced.units.tie(traced.held[first][dim], traced.held[name][other], "argument tie names it")
@@ -69,8 +100,12 @@ def trace(
         outputs = [ids for ids in traced.held[name] if id(ids) in traced.makers]
         for ids in outputs or traced.held[name]:
             traced.units.freeze(ids, "argument keep names it")
+
+
+def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structure:
+    """Return the structure, with those groups frozen for which a trial fails."""
     shapes, parameters = shapes_of(model), list(named_parameters(model))
-    probe = SizeProbe(model, args, kwargs)
+    needed: set[tuple[str, str]] = set()  # attributes without which a trial fails
     while True:
         grouping = UnitGrouping(traced, list(shapes))
         structure = Structure(
@@ -82,12 +117,19 @@ def trace(
             grouping.work,
             grouping.dropouts,
             grouping.normalised,
+            {place: axis for place, axis in grouping.attributes.items() if place in needed},
         )
         fixed_by = {name: op for dim, op in traced.fixed_sizes for name in grouping.along(dim)}
-        failing = probe.failing(structure)
+        tried = {name: op for dim, op in traced.tried for name in grouping.along(dim)}
+        failing = probe.failing(structure) or probe.differing(structure, list(tried))
         if not failing:
-            _warn_of_norms(structure)
             return structure
+        known = len(needed)
+        needed |= {
+            place for place, axis in grouping.attributes.items() if any(name in failing for name, _ in axis.parts)
+        }
+        if len(needed) > known:
+            continue
         for name, error in failing.items():
             maker = structure.groups[name].slots[structure.groups[name].maker]
             ids = traced.held[maker.name][maker.dim][maker.units >= 0]
@@ -202,14 +244,3 @@ def _one_size(places: Sequence[tuple[str, int]], shapes: Mapping[str, torch.Size
     if len(set(sizes.values())) > 1:
         raise ValueError(f"Dimensions whose units go together should be of one size, but given {sizes}")
     return next(iter(sizes.values()))
-
-
-def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return example inputs as positional and keyword arguments of a forward pass."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    raise TypeError(f"Argument example_inputs should be a tensor, a tuple or a dict, but given {type(example_inputs)}")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ignite_prune.structure.tracing.zero import Zero
+
 Dim = Tensor
 """Unit ids of the indices of one dimension, int64, ``(size,)``."""
 
@@ -23,12 +25,11 @@ class TracedTensor:
 
     Args:
         dims: unit ids of each dimension.
-        zero: whether all entries of a pruned unit are 0, in any dimension, as in a parameter or its transpose. A sum
-            over such a dimension does not change if the unit is removed.
+        zero: whether the entries of pruned units are 0.
     """
 
     dims: tuple[Dim, ...]
-    zero: bool = False
+    zero: Zero = Zero.NO
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from ignite_prune.structure.tracing.export import TracedModel
+from ignite_prune.structure.tracing.propagation import TracedModel
 from ignite_prune.structure.tracing.traced_tensor import Dim
 from ignite_prune.structure.unit_group import Axis, Slot, UnitGroup, Work
 
@@ -31,6 +31,11 @@ class UnitGrouping:
         self.work = tuple(self._work(flops, dims) for flops, dims in traced.work)
         normalised = {path: self._axes([dim]) for path, dim in traced.normalised.items()}
         self.normalised = {path: axes[0] for path, axes in normalised.items() if axes}
+        self.attributes: dict[tuple[str, str], Axis] = {}
+        for path, name, dim in traced.attributes:
+            axis = None if self._units.is_frozen(dim).all() else self._axis(dim)
+            if axis is not None and axis.parts:
+                self.attributes.setdefault((path, name), axis)
         self.dropouts = {path: tuple(map(self._axes, uses)) for path, uses in traced.dropped.items()}
 
     def _grouped(self, traced: TracedModel, names: Sequence[str]) -> list[UnitGroup]:

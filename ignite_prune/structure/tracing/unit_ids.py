@@ -25,6 +25,7 @@ class UnitIds:
 
     Attributes:
         reasons: frozen ids with the reason, in order.
+        given: number of the first id that is of no parameter or buffer, but of a tensor made in the graph.
 
     Example:
         >>> units = UnitIds()
@@ -42,6 +43,7 @@ class UnitIds:
         self._frozen = torch.ones(1, dtype=torch.bool)
         self._size = 1
         self.reasons: list[tuple[Tensor, str]] = []
+        self.given = 1
 
     def __len__(self) -> int:
         return self._size
@@ -67,6 +69,10 @@ class UnitIds:
     def is_frozen(self, ids: Tensor) -> Tensor:
         """Return which ids are frozen, in their shape."""
         return self._frozen[self.find(ids)]
+
+    def is_open(self, ids: Tensor) -> bool:
+        """Return whether all ids are of tensors made in the graph and tied to no parameter: the root is the least."""
+        return bool((self.find(ids) >= self.given).all())
 
     def tie(self, first: Tensor, second: Tensor, why: str = "") -> None:
         """Tie ids elementwise.
@@ -118,6 +124,9 @@ class TieOnly(UnitIds):
 
     def is_frozen(self, ids: Tensor) -> Tensor:
         return self._units.is_frozen(ids)
+
+    def is_open(self, ids: Tensor) -> bool:
+        return self._units.is_open(ids)
 
     def tie(self, first: Tensor, second: Tensor, why: str = "") -> None:
         first, second = (self.find(each.flatten()) for each in torch.broadcast_tensors(first, second))  # type: ignore[no-untyped-call]

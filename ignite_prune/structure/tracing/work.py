@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ignite_prune.structure.tracing.rules.arithmetic import letters_of
+from ignite_prune.structure.tracing.rules.products import letters_of
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
 
 Product = tuple[int, tuple[Dim, ...]]
@@ -56,9 +56,9 @@ def _baddbmm(
 
 def _einsum(out: TracedTensor, equation: str, tensors: Sequence[TracedTensor]) -> list[Product]:
     """Count a product of two tensors; the contraction order of more is unknown, and one alone is a sum."""
-    if len(tensors) != 2 or "." in equation:
+    if len(tensors) != 2:
         return []
-    inputs, _ = letters_of(equation)
+    inputs, _ = letters_of(equation, [len(each.dims) for each in tensors])
     dims = dict(pair for each, tensor in zip(inputs, tensors) for pair in zip(each, tensor.dims))
     return [(2 * math.prod(map(len, dims.values())), tuple(dims.values()))]
 
@@ -69,12 +69,19 @@ def _attention(
     return [(2 * _numel(each) * key.shape[-2], each.dims) for each in (query, out)]
 
 
-def _recurrent(
-    out: list[TracedTensor], x: TracedTensor, hidden: Any, weights: Sequence[TracedTensor], *args: Any
-) -> list[Product]:
+def _recurrent(out: list[TracedTensor], x: TracedTensor, hidden: Any, weights: Any, *args: Any) -> list[Product]:
+    if isinstance(hidden, TracedTensor) and len(hidden.dims) == 1:  # a packed sequence
+        weights = args[0]
     positions = _numel(x) // max(1, x.shape[-1])
     each = (weight for weight in weights if len(weight.dims) == 2)
     return [(2 * positions * _numel(weight), (*x.dims[:-1], *weight.dims)) for weight in each]
+
+
+def _cell(
+    out: Any, x: TracedTensor, hidden: Any, into: TracedTensor, within: TracedTensor, *args: Any
+) -> list[Product]:
+    positions = _numel(x) // max(1, x.shape[-1])
+    return [(2 * positions * _numel(weight), (*x.dims[:-1], *weight.dims)) for weight in (into, within)]
 
 
 _WORK: dict[str, Callable[..., list[Product]]] = {
@@ -86,5 +93,6 @@ _WORK: dict[str, Callable[..., list[Product]]] = {
     "baddbmm": _baddbmm,
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
-    **dict.fromkeys(("lstm", "gru"), _recurrent),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _cell),
 }

@@ -1,10 +1,17 @@
 """Rules that propagate unit ids, one per operation; an operation without a rule freezes its inputs."""
 
-from ignite_prune.structure.tracing.rules import arithmetic as maths
-from ignite_prune.structure.tracing.rules import layers, shapes
+from ignite_prune.structure.tracing.rules import indexing, layers, pointwise, products, recurrent, reductions, shapes
 from ignite_prune.structure.tracing.rules.op import Op, Rule
 
-RULES: dict[str, Rule] = {**maths.RULES, **shapes.RULES, **layers.RULES}
+RULES: dict[str, Rule] = {
+    **pointwise.RULES,
+    **reductions.RULES,
+    **products.RULES,
+    **shapes.RULES,
+    **indexing.RULES,
+    **layers.RULES,
+    **recurrent.RULES,
+}
 """Rules by name of the operation, without its overload."""
 
 __all__ = ["RULES", "Op", "Rule"]

@@ -5,35 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from ignite_prune.structure.tracing.rules.op import Op, Rule
+from ignite_prune.structure.tracing.rules.products import contracted
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor, fixed
+from ignite_prune.structure.tracing.zero import Zero
 
 
 def linear(op: Op, x: TracedTensor, weight: TracedTensor, bias: TracedTensor | None = None) -> TracedTensor:
     outputs, inputs = weight.dims
     op.makes.append(outputs)
     op.tie(x.dims[-1], inputs)
-    _summed(op, x, weight, inputs)
+    contracted(op, inputs, weight, x)
     if bias is not None:
         op.tie(outputs, bias.dims[0])
-    return TracedTensor((*x.dims[:-1], outputs))
+    return TracedTensor((*x.dims[:-1], outputs), _zero(op, x.dims[:-1], weight, bias))
 
 
-def _summed(op: Op, x: TracedTensor, weight: TracedTensor, inputs: Dim) -> None:
-    """Freeze the contracted dimension unless one factor is a parameter, whose entries of pruned units are 0.
-
-    A tensor computed from parameters, such as a normalised weight, need not be 0 there.
-    """
-    if not (x.zero or weight.zero):
-        op.freeze(inputs, "sums over it, with a weight that its mask does not make 0")
+def _zero(op: Op, others: Sequence[Dim], *made_by: TracedTensor | None) -> Zero:
+    """Return whether a layer's output is 0 for pruned units: weight and bias are, and no other dimension has units."""
+    is_zero = all(each.zero for each in made_by if each is not None) and all(map(op.is_frozen, others))
+    return Zero.COMPUTED if is_zero else Zero.NO
 
 
 def addmm(op: Op, bias: TracedTensor, x: TracedTensor, weight: TracedTensor, **kwargs: Any) -> TracedTensor:
     op.tie(x.dims[1], weight.dims[0])
-    _summed(op, x, weight, weight.dims[0])
+    contracted(op, weight.dims[0], weight, x)
     op.tie(weight.dims[1], bias.dims[-1])
     op.makes.append(weight.dims[1])
-    return TracedTensor((x.dims[0], weight.dims[1]))
+    return TracedTensor((x.dims[0], weight.dims[1]), _zero(op, x.dims[:1], weight, bias))
 
 
 def conv(
@@ -46,7 +47,7 @@ def conv(
     batch = len(x.dims) - len(weight.dims) + 1
     _grouped(op, x.dims[batch], weight.dims[1], outputs, groups)
     if len(weight.dims[1]) > 1 or groups == 1:
-        _summed(op, x, weight, weight.dims[1])
+        contracted(op, weight.dims[1], weight, x)
     return _convolved(op, x, weight, batch, outputs, bias)
 
 
@@ -55,14 +56,18 @@ def conv_transpose(
 ) -> TracedTensor:
     groups = kwargs.get("groups", args[3] if len(args) > 3 else 1)
     batch = len(x.dims) - len(weight.dims) + 1
-    op.tie(x.dims[batch], weight.dims[0])
-    _summed(op, x, weight, weight.dims[0])
-    outputs = weight.dims[1]
-    op.makes.append(outputs)
-    if groups > 1:
-        op.freeze(weight.dims[0], "is in groups")
-        op.freeze(outputs, "is in groups")
-        outputs = fixed(len(outputs) * groups)
+    inputs, outputs = weight.dims[:2]
+    op.tie(x.dims[batch], inputs)
+    if groups == len(inputs) > 1:  # depthwise: each input channel has its own output channels
+        op.units.freeze(outputs, f"{op.label} is depthwise")
+        outputs = inputs.repeat_interleave(len(outputs))
+    else:
+        contracted(op, inputs, weight, x)
+        op.makes.append(outputs)
+        if groups > 1:  # each group loses equally many
+            parts = inputs.view(groups, -1)
+            op.units.tie(parts, parts[:1], op.label)
+            outputs = outputs.repeat(groups)
     return _convolved(op, x, weight, batch, outputs, bias)
 
 
@@ -76,7 +81,7 @@ def _convolved(
     if bias is not None:
         op.tie(outputs, bias.dims[0])
     space = op.shapes[0][batch + 1 :]
-    return TracedTensor((*x.dims[:batch], outputs, *(fixed(size) for size in space)))
+    return TracedTensor((*x.dims[:batch], outputs, *(fixed(size) for size in space)), _zero(op, (), weight, bias))
 
 
 def _grouped(op: Op, inputs: Dim, within: Dim, outputs: Dim, groups: int) -> None:
@@ -99,7 +104,8 @@ def batch_norm(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTens
             op.tie(x.dims[1], each.dims[0])
     for dim in (x.dims[0], *x.dims[2:]):
         op.freeze(dim, "takes statistics over it")
-    return TracedTensor(x.dims)
+    affine = [each for each in args[:2] if isinstance(each, TracedTensor)]
+    return TracedTensor(x.dims, _zero(op, (), *affine) if affine else Zero.NO)
 
 
 def layer_norm(
@@ -112,7 +118,7 @@ def layer_norm(
             op.tie(dim, other)
     if op.through_norms and weight is not None and len(shape) == 1:
         op.normalised = x.dims[-1]
-        return TracedTensor(x.dims)
+        return TracedTensor(x.dims, _zero(op, x.dims[:-1], weight, bias))
     for dim in x.dims[-len(shape) :]:
         op.freeze(dim, "normalises over it")
     return TracedTensor(x.dims)
@@ -133,8 +139,9 @@ def group_norm(
         parts = x.dims[1].view(groups, -1)
         op.tie(parts, parts[:1])
         op.normalised = x.dims[1]
-    elif groups == len(x.dims[1]):  # one channel per group: num_groups would have to shrink too
-        op.freeze(x.dims[1], "has one group per channel")
+    elif groups == len(x.dims[1]):  # one channel per group
+        if not isinstance(op.module, nn.GroupNorm) or weight is None:
+            op.freeze(x.dims[1], "has one group per channel")
     else:
         op.freeze(x.dims[1], "normalises over it")
     return TracedTensor(x.dims)
@@ -147,7 +154,14 @@ def instance_norm(op: Op, x: TracedTensor, *args: Any) -> TracedTensor:
 def embedding(op: Op, weight: TracedTensor, indices: TracedTensor, *args: Any) -> TracedTensor:
     op.freeze(weight.dims[0], "indexes its rows")
     op.makes.append(weight.dims[1])
-    return TracedTensor((*indices.dims, weight.dims[1]))
+    return TracedTensor((*indices.dims, weight.dims[1]), _zero(op, indices.dims, weight))
+
+
+def embedding_bag(op: Op, weight: TracedTensor, indices: TracedTensor, *args: Any, **kwargs: Any) -> list[TracedTensor]:
+    op.freeze(weight.dims[0], "indexes its rows")
+    op.makes.append(weight.dims[1])
+    bags = TracedTensor((fixed(op.shapes[0][0]), weight.dims[1]), _zero(op, (), weight))
+    return [bags, *(TracedTensor.fixed(shape) for shape in op.shapes[1:])]
 
 
 def prelu(op: Op, x: TracedTensor, weight: TracedTensor) -> TracedTensor:
@@ -183,53 +197,19 @@ def attention(
                 op.tie(a, b)
         for dim in mask.dims[-2:]:
             op.freeze(dim, "masks positions")
-    return TracedTensor((*query.dims[:-1], value.dims[-1]))
+    return TracedTensor((*query.dims[:-1], value.dims[-1]), min(value.zero, Zero.COMPUTED))
 
 
-def lstm(
-    op: Op, x: TracedTensor, hidden: Sequence[TracedTensor], weights: Sequence[TracedTensor], *args: Any
-) -> list[TracedTensor]:
-    return _recurrent(op, x, hidden, weights, args, gates=4)
-
-
-def gru(
-    op: Op, x: TracedTensor, hidden: TracedTensor, weights: Sequence[TracedTensor], *args: Any
-) -> list[TracedTensor]:
-    return _recurrent(op, x, [hidden], weights, args, gates=3)
-
-
-def _recurrent(
-    op: Op,
-    x: TracedTensor,
-    hidden: Sequence[TracedTensor],
-    weights: Sequence[TracedTensor],
-    args: Sequence[Any],
-    gates: int,
-) -> list[TracedTensor]:
-    """Recurrent layer: the gates of a hidden unit are tied, and so are all layers, which share one hidden_size."""
-    biased, layers, _, _, bidirectional = args[0], args[1], *args[2:5]
-    directions = 2 if bidirectional else 1
-    per = 4 if biased else 2
-    if len(weights) != per * layers * directions:
-        return op.freeze_all([x, *hidden, *weights], "has projections")
-    for dim in (*x.dims[:-1], *(dim for state in hidden for dim in state.dims[:-1])):
-        op.freeze(dim, "iterates over it")
-    below, unit = x.dims[-1], weights[1].dims[1]
-    for layer in range(layers):
-        for direction in range(directions):
-            first = per * (layer * directions + direction)
-            into, within, *biases = weights[first : first + per]
-            op.makes.append(into.dims[0])
-            op.tie(below, into.dims[1])
-            op.tie(unit, within.dims[1])
-            for each in (into, within, *biases):
-                op.tie(each.dims[0], unit.repeat(gates))
-        below = unit.repeat(directions)
-    for state in hidden:
-        if not op.is_frozen(state.dims[-1]):  # an initial state that is a parameter, not zeros of the hidden size
-            op.tie(state.dims[-1], unit)
-    out = TracedTensor((*x.dims[:-1], below))
-    return [out, *(TracedTensor((*(fixed(n) for n in op.shapes[1][:-1]), unit)) for _ in hidden)]
+def weight_norm(op: Op, direction: TracedTensor, length: TracedTensor, dim: int = 0) -> TracedTensor:
+    """Weight normalised to a learnt length: a norm over its other dimensions, in which zeros change nothing."""
+    for d, (a, b) in enumerate(zip(direction.dims, length.dims)):
+        if d == dim:
+            op.freeze(a, "divides by its length, which is 0 where it is masked")
+            op.tie(a, b)
+        else:
+            contracted(op, a, direction)
+            op.freeze(b, "holds one length for all of it")
+    return TracedTensor(direction.dims, direction.zero)
 
 
 RULES: dict[str, Rule] = {
@@ -242,8 +222,8 @@ RULES: dict[str, Rule] = {
     "group_norm": group_norm,
     "instance_norm": instance_norm,
     "embedding": embedding,
+    **dict.fromkeys(("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"), embedding_bag),
     "prelu": prelu,
     "scaled_dot_product_attention": attention,
-    "lstm": lstm,
-    "gru": gru,
+    "_weight_norm": weight_norm,
 }

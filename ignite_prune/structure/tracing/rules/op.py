@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from ignite_prune.structure.slicing.module_attributes import size_from_attribute
-from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
+from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor, fixed
 from ignite_prune.structure.tracing.unit_ids import UnitIds
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
@@ -29,7 +29,12 @@ class Op:
         shapes: shapes of its outputs.
         module: the module that calls it.
         through_norms: whether units may be removed from a dimension that a norm normalises over.
-        named: its arguments by name.
+        named: its arguments by name, defaults included.
+        function: the operation.
+        several: whether it returns a sequence of tensors.
+        masks: ``id`` of those arguments that are tensors of bools.
+        reads: names of the module's attributes that its forward pass reads.
+        prefers_last: which of several sizes to take for a number of units.
     """
 
     def __init__(
@@ -41,16 +46,28 @@ class Op:
         module: nn.Module | None = None,
         through_norms: bool = False,
         named: Mapping[str, Any] = MappingProxyType({}),
+        function: Callable[..., Any] | None = None,
+        several: bool = False,
+        masks: Collection[int] = (),
+        reads: Collection[str] = (),
+        prefers_last: bool = False,
     ) -> None:
         self.units, self.name, self.where, self.shapes, self.module = units, name, where, shapes, module
-        self.named = named
+        self.named, self.function, self.several, self._masks = named, function, several, masks
         self.through_norms = through_norms and isinstance(module, NORMS)
         self.normalised: Dim | None = None
         """The normalised dimension, if its units may be removed."""
+        self._reads, self.prefers_last = sorted(reads), prefers_last
+        self.ambiguous = False
+        """Whether several sizes may be a number of units, as in ``view(b, t, 3, num_heads, d)`` with 3 heads."""
+        self.attributes: list[tuple[str, Dim]] = []
+        """Attributes of the module that hold the size of a dimension."""
         self.makes: list[Dim] = []
         """Dimensions of weights that become dimensions of the output: they produce units."""
         self.fixed_sizes: list[Dim] = []
         """Dimensions of the output whose sizes are constants in the graph: hard-coded, or computed by the program."""
+        self.tried: list[Dim] = []
+        """Dimensions that may lose units if a trial shows that the outputs stay the same."""
 
     @property
     def label(self) -> str:
@@ -61,6 +78,16 @@ class Op:
         """Return the position in ``sizes`` that is read from an attribute which slicing updates, or None."""
         return None if self.module is None else size_from_attribute(self.module, self.name, sizes)
 
+    def holding(self, value: Any) -> list[str]:
+        """Return the attributes of the module that hold a value and that its forward pass reads."""
+        held = {} if self.module is None else vars(self.module)
+        return [name for name in self._reads if held.get(name) == value]
+
+    def written(self, asked: int, dim: Dim) -> None:
+        """Record that the graph holds a size as a number: slicing may have to set the attributes that it is from."""
+        self.fixed_sizes.append(dim)
+        self.attributes += [(name, dim) for name in self.holding(asked)]
+
     def tie(self, first: Dim, second: Dim) -> None:
         """Tie the indices of two dimensions, one by one."""
         self.units.tie(first, second, f"{self.label} ties it to a fixed size")
@@ -69,12 +96,28 @@ class Op:
         """Freeze the units of a dimension; ``why`` continues a sentence that begins with the operation."""
         self.units.freeze(dim, f"{self.label} {why}")
 
+    def on_trial(self, dim: Dim) -> None:
+        """Let the dimension lose units only if a trial shows that the model's outputs are those of the masked one."""
+        self.tried.append(dim)
+
+    def open(self, size: int) -> Dim:
+        """Return a dimension of a new tensor that has one value along it, whose size the program may compute."""
+        if size == 1:
+            return fixed(1)
+        dim = self.units.new(size)
+        self.written(size, dim)
+        return dim
+
     def freeze_all(self, values: Iterable[TracedTensor], why: str) -> list[TracedTensor]:
         """Freeze all dimensions of the tensors, and return outputs whose dimensions are all fixed."""
         for value in values:
             for dim in value.dims:
                 self.freeze(dim, why)
         return [TracedTensor.fixed(shape) for shape in self.shapes]
+
+    def is_mask(self, value: TracedTensor) -> bool:
+        """Return whether an argument is a tensor of bools."""
+        return id(value) in self._masks
 
     def is_frozen(self, dim: Dim) -> bool:
         """Return whether no unit of a dimension can be removed."""

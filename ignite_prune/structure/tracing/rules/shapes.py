@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from ignite_prune.structure.tracing.attribute_reads import unit_rank
 from ignite_prune.structure.tracing.reshape import reshaped
 from ignite_prune.structure.tracing.rules.op import Op, Rule
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor, fixed
+from ignite_prune.structure.tracing.zero import Zero
 
 
 def reshape(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
@@ -22,10 +24,24 @@ def reshape(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
     if len(asked) == len(sizes) and -1 in asked:
         free = list(asked).index(-1)
     known = op.size_from_attribute(list(asked))
-    free = free if known is None else known
+    free = _units_at(op, asked, free) if known is None else known
     dims = reshaped(op.units, x.dims, sizes, free, op.label)
-    op.fixed_sizes += [ids for d, ids in enumerate(dims) if d != free and op.name != "flatten"]
+    if op.name != "flatten" and len(asked) == len(sizes):
+        for size, ids in zip(asked, dims):
+            if size != -1:
+                op.written(size, ids)
     return TracedTensor(dims, x.zero)
+
+
+def _units_at(op: Op, asked: Sequence[int], free: int | None) -> int | None:
+    """Return the position of the size that counts units, such as heads: by an attribute, or the open one."""
+    ranks = {d: max(map(unit_rank, op.holding(size)), default=0) for d, size in enumerate(asked) if size > 1}
+    best = max(ranks.values(), default=0)
+    if best < (1 if free is None else 2):
+        return free
+    likely = [d for d, rank in ranks.items() if rank == best]
+    op.ambiguous = len(likely) > 1
+    return likely[-1 if op.prefers_last else 0]
 
 
 def permute(op: Op, x: TracedTensor, order: Sequence[int]) -> TracedTensor:
@@ -63,15 +79,17 @@ def squeeze(op: Op, x: TracedTensor, dim: int | Sequence[int] | None = None) -> 
 
 
 def expand(op: Op, x: TracedTensor, sizes: Sequence[int], **kwargs: Any) -> TracedTensor:
-    """Expansion along new dimensions and those of size 1; a size that is a number instead of -1 is fixed."""
+    """Expansion along new dimensions and those of size 1: a trial shows whether the program computes the sizes."""
     out, new = op.shapes[0], len(op.shapes[0]) - len(x.dims)
-    dims = [fixed(size) for size in out[:new]]
+    dims = [op.open(size) for size in out[:new]]
     for ids, size in zip(x.dims, out[new:]):
         if len(ids) != size:
             op.freeze(ids, "expands it")
-        dims.append(ids if len(ids) == size else fixed(size))
-    op.fixed_sizes += [ids for ids, asked in zip(dims, sizes) if asked != -1]
-    return TracedTensor(tuple(dims), x.zero)
+        dims.append(ids if len(ids) == size else op.open(size))
+    for ids, asked in zip(dims, sizes):
+        if asked != -1:
+            op.written(asked, ids)
+    return TracedTensor(tuple(dims), x.zero if all(map(op.is_frozen, dims[:new])) else Zero.NO)
 
 
 def shaped_as(op: Op, x: TracedTensor, other: TracedTensor) -> TracedTensor:
@@ -87,16 +105,28 @@ def shaped_as(op: Op, x: TracedTensor, other: TracedTensor) -> TracedTensor:
 
 def repeat(op: Op, x: TracedTensor, times: Sequence[int]) -> TracedTensor:
     new = len(times) - len(x.dims)
-    dims = [fixed(n) for n in times[:new]]
-    dims += [ids.repeat(n) for ids, n in zip(x.dims, times[new:])]
-    return TracedTensor(tuple(dims), x.zero)
+    dims = [op.open(n) for n in times[:new]]
+    for ids, n in zip(x.dims, times[new:]):
+        if len(ids) == 1 < n:
+            op.freeze(ids, "repeats it")
+        dims.append(op.open(n) if len(ids) == 1 else ids.repeat(n))
+    return TracedTensor(tuple(dims), Zero.NO)
 
 
-def repeat_interleave(op: Op, x: TracedTensor, times: int, dim: int | None = None, **kwargs: Any) -> TracedTensor:
-    """Repetition of each index in place, as in grouped-query attention."""
-    if dim is None or not isinstance(times, int):
+def repeat_interleave(op: Op, x: TracedTensor, times: Any, dim: int | None = None, **kwargs: Any) -> TracedTensor:
+    """Repetition of each index in place, as in grouped-query attention; by a tensor, the dimension is frozen."""
+    if dim is None:
         return op.freeze_all([x], "repeats its entries")[0]
-    return x.put(dim % len(x.dims), x.dims[dim].repeat_interleave(times))
+    at = dim % len(x.dims)
+    if isinstance(times, int):
+        return x.put(at, x.dims[at].repeat_interleave(times))
+    op.freeze(x.dims[at], "repeats its entries")
+    return x.put(at, fixed(op.shapes[0][at]))
+
+
+def least_zero(op: Op, tensors: Sequence[TracedTensor]) -> Zero:
+    """Return the least of the tensors that have units."""
+    return min((each.zero for each in tensors if not all(map(op.is_frozen, each.dims))), default=Zero.NO)
 
 
 def cat(op: Op, tensors: Sequence[TracedTensor], dim: int = 0) -> TracedTensor:
@@ -107,7 +137,7 @@ def cat(op: Op, tensors: Sequence[TracedTensor], dim: int = 0) -> TracedTensor:
             if d != at:
                 op.tie(a, b)
     joined = torch.cat([each.dims[at] for each in tensors])
-    return TracedTensor((*first.dims[:at], joined, *first.dims[at + 1 :]), all(each.zero for each in tensors))
+    return TracedTensor((*first.dims[:at], joined, *first.dims[at + 1 :]), least_zero(op, tensors))
 
 
 def stack(op: Op, tensors: Sequence[TracedTensor], dim: int = 0) -> TracedTensor:
@@ -116,7 +146,7 @@ def stack(op: Op, tensors: Sequence[TracedTensor], dim: int = 0) -> TracedTensor
         for a, b in zip(tensors[0].dims, other.dims):
             op.tie(a, b)
     dims = tensors[0].dims
-    return TracedTensor((*dims[:at], fixed(len(tensors)), *dims[at:]), all(each.zero for each in tensors))
+    return TracedTensor((*dims[:at], fixed(len(tensors)), *dims[at:]), least_zero(op, tensors))
 
 
 def chunk(op: Op, x: TracedTensor, chunks: int, dim: int = 0) -> list[TracedTensor]:
@@ -135,23 +165,51 @@ def _equal_parts(op: Op, x: TracedTensor, at: int, parts: Sequence[Dim]) -> list
 
 
 def split(op: Op, x: TracedTensor, sizes: int | Sequence[int], dim: int = 0) -> list[TracedTensor]:
-    """Split at fixed positions, which freezes the dimension; equal parts are tied if their size is an attribute."""
+    """Split at positions: equal parts are tied, and a trial shows whether the program computes their size."""
     at = dim % len(x.dims)
-    if isinstance(sizes, int) and op.size_from_attribute([sizes]) is not None:
-        return _equal_parts(op, x, at, x.dims[at].split(sizes))  # type: ignore[no-untyped-call]
-    op.freeze(x.dims[at], "cuts it into parts of sizes that are written in the program")
     parts = x.dims[at].split(sizes if isinstance(sizes, int) else list(sizes))  # type: ignore[no-untyped-call]
+    if len(parts) > 1 and (len({len(part) for part in parts}) > 1 or len(parts[0]) == 1):
+        op.freeze(x.dims[at], "cuts it into parts of sizes that are written in the program")
+    elif len(parts) > 1:
+        _on_trial(op, x.dims[at], parts[0])
+        return _equal_parts(op, x, at, parts)
     return [x.put(at, part) for part in parts]
+
+
+def tensor_split(op: Op, x: TracedTensor, sections: Any, dim: int = 0) -> list[TracedTensor]:
+    at = dim % len(x.dims)
+    parts = x.dims[at].tensor_split(sections)
+    if not isinstance(sections, int) and not op.is_frozen(x.dims[at]):
+        _on_trial(op, x.dims[at], parts[0])
+    return _equal_parts(op, x, at, parts)
+
+
+def _on_trial(op: Op, dim: Dim, part: Dim) -> None:
+    """Record that a dimension is cut at numbers: the program may compute them, which a trial shows."""
+    op.on_trial(dim)
+    op.written(len(part), part)
+
+
+_PARTS = 4
 
 
 def cut(
     op: Op, x: TracedTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> TracedTensor:
-    """Slice: taking a part of a dimension freezes it, because the bounds are fixed."""
+    """Slice: one of a few equal parts of a dimension, which are tied, or every second index; else it is frozen."""
     at = dim % len(x.dims)
     taken = x.dims[at][slice(start, end, step)]
-    if len(taken) != len(x.dims[at]):
+    size, left = len(x.dims[at]), len(taken)
+    if left == size or op.is_frozen(x.dims[at]):
+        return x.put(at, taken)
+    first = slice(start, end).indices(size)[0]
+    parts = size // left if left > 1 and size % left == 0 else 0
+    if parts not in range(2, _PARTS + 1) or (step == 1 and first % left) or step not in (1, parts):
         op.freeze(x.dims[at], "slices it")
+        return x.put(at, taken)
+    _on_trial(op, x.dims[at], taken)
+    units = x.dims[at].view(parts, left) if step == 1 else x.dims[at].view(left, parts).t()
+    op.units.tie(units[1:], units[:1], op.label)
     return x.put(at, taken)
 
 
@@ -159,34 +217,6 @@ def select(op: Op, x: TracedTensor, dim: int, index: int) -> TracedTensor:
     at = dim % len(x.dims)
     op.freeze(x.dims[at], "takes one index of it")
     return x.put(at)
-
-
-def index(op: Op, x: TracedTensor, indices: Sequence[TracedTensor | None]) -> TracedTensor:
-    """Advanced indexing in adjacent dimensions, which are frozen; the other dimensions are passed through."""
-    taken = [d for d, each in enumerate(indices) if each is not None]
-    by = [each for each in indices if each is not None]
-    if taken != list(range(taken[0], taken[-1] + 1)):
-        return op.freeze_all([x, *by], "indexes it")[0]
-    for dim in (dim for each in by for dim in each.dims):
-        op.freeze(dim, "indexes with it")
-    for d in taken:
-        op.freeze(x.dims[d], "indexes it")
-    rank = len(op.shapes[0]) - (len(x.dims) - len(taken))
-    shape = op.shapes[0][taken[0] : taken[0] + rank]
-    return TracedTensor((*x.dims[: taken[0]], *(fixed(n) for n in shape), *x.dims[taken[-1] + 1 :]), x.zero)
-
-
-def index_select(op: Op, x: TracedTensor, dim: int, index: TracedTensor) -> TracedTensor:
-    at = dim % len(x.dims)
-    op.freeze(x.dims[at], "indexes it")
-    for its in index.dims:
-        op.freeze(its, "indexes with it")
-    return x.put(at, fixed(op.shapes[0][at]))
-
-
-def gather(op: Op, x: TracedTensor, dim: int, index: TracedTensor, **kwargs: Any) -> TracedTensor:
-    """Gather of single entries, which freezes both tensors."""
-    return op.freeze_all([x, index], "gathers single entries")[0]
 
 
 def unbind(op: Op, x: TracedTensor, dim: int = 0) -> list[TracedTensor]:
@@ -202,16 +232,6 @@ def pad(op: Op, x: TracedTensor, padding: Sequence[int], *args: Any, **kwargs: A
             op.freeze(dims[at], "pads it")
             dims[at] = fixed(op.shapes[0][at])
     return TracedTensor(tuple(dims), x.zero)
-
-
-def roll(op: Op, x: TracedTensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> TracedTensor:
-    return flip(op, x, dims or range(len(x.dims)))
-
-
-def flip(op: Op, x: TracedTensor, dims: Sequence[int]) -> TracedTensor:
-    for dim in dims:
-        op.freeze(x.dims[dim], "flips it")
-    return TracedTensor(x.dims, x.zero)
 
 
 def narrow(op: Op, x: TracedTensor, dim: int, start: int, length: int) -> TracedTensor:
@@ -255,15 +275,11 @@ RULES: dict[str, Rule] = {
     "stack": stack,
     "chunk": chunk,
     **dict.fromkeys(("split", "split_with_sizes"), split),
+    "tensor_split": tensor_split,
     **dict.fromkeys(("slice",), cut),
     "select": select,
     "unbind": unbind,
-    "index": index,
-    "index_select": index_select,
-    "gather": gather,
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
-    "roll": roll,
-    "flip": flip,
     "narrow": narrow,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,

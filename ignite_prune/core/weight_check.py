@@ -1,0 +1,166 @@
+"""WeightCheck: verifies that pruned weights are 0, masks them again where they are not, and warns of the cause.
+
+The hooks of :class:`~ignite_prune.core.mask_enforcer.MaskEnforcer` keep zeros through the steps of the optimizers
+that a handler was given. Everything else that writes to a weight is unknown to them: another optimizer, a wrapper that
+writes after the step, a state_dict that is loaded. The published sparsity counts the masks, and would be wrong without
+any sign of it. So the weights are read: a few pruned entries of each parameter after every iteration, other ones each
+time, and all of them before an update, at an epoch's end and before a state is saved.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ignite_prune._utils.bits import is_masked
+from ignite_prune.core.check_report import CheckReport, PrunedWeightsAlive, SparsityWarning, likely_cause, listed
+from ignite_prune.core.mask_enforcer import MaskEnforcer
+from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.selection import is_number
+
+_SAMPLE = 64  # pruned entries of each parameter that are read after an iteration
+_APART = 16  # iterations from one reading to the next on an accelerator, as reading waits for it
+
+
+@dataclass
+class WeightCheck:
+    """Reads the weights of a handler's parameters.
+
+    Args:
+        model: unwrapped.
+        masks: the handler's.
+        enforcer: its hooks keep the zeros; without them nothing is verified.
+        owner: name of the handler's class.
+        strict: raise an error instead of masking again with a warning.
+        clock: returns the iteration of the engine that the handler is attached to; None without an engine.
+        warned: the kinds of causes that a warning has named.
+    """
+
+    model: nn.Module
+    masks: MaskStore
+    enforcer: MaskEnforcer
+    owner: str
+    strict: bool = False
+    clock: Callable[[], int] | None = None
+    warned: set[str] = field(default_factory=set)
+    _steps: int = field(default=0, init=False)  # of the enforcer, when all was last right
+    _iteration: int | None = field(default=None, init=False)  # when all was last right
+    _samples: list[tuple[str, nn.Parameter, Tensor]] = field(default_factory=list, init=False)
+    _drawn_at: int = field(default=-1, init=False)  # which state of the masks the samples are of
+    _calls: int = field(default=0, init=False)
+    _generator: torch.Generator | None = field(default=None, init=False)
+
+    def report(self) -> CheckReport:
+        """Compare all weights with the masks; nothing is changed."""
+        alive, model = self._alive(), [p for p in self.model.parameters() if is_number(p)]
+        zeros = {p: int(p.detach().eq(0).sum()) for p in {*model, *self.masks.parameters.values()}}
+        pruned = sum(map(self._pruned, self.masks))
+        dead = pruned - sum(count for count, _ in alive.values())
+        return CheckReport(
+            alive,
+            pruned,
+            sum(zeros[parameter] for parameter in self.masks.parameters.values()) - dead,
+            self.masks.sparsity,
+            sum(zeros[parameter] for parameter in model) / max(sum(parameter.numel() for parameter in model), 1),
+            self._cause()[1] if alive else "",
+        )
+
+    def all(self) -> None:
+        """Verify every pruned weight. Those that are not 0 are masked again, with one warning for each kind of cause.
+
+        Raises:
+            PrunedWeightsAlive: with ``strict``; nothing is changed then.
+        """
+        if not self.enforcer.is_installed:
+            return
+        if not self.enforcer.is_applied:  # masks were changed by their owner, to be applied at the next step
+            self.enforcer.apply()
+        elif alive := self._alive():
+            self._tell(alive)
+            self.enforcer.settle()
+        self._is_right()
+
+    @torch.no_grad()
+    def some(self) -> None:
+        """Verify a few pruned weights of each parameter, other ones each time; :meth:`all` if one of them is not 0.
+
+        Raises:
+            PrunedWeightsAlive: with ``strict``; nothing is changed then.
+        """
+        self._calls += 1
+        if self._drawn_at != self.masks.changes:
+            self._draw()
+        if not self._samples:
+            return self._is_right()
+        if not self._samples[0][1].is_cpu and self._calls % _APART:
+            return None
+        index = self._calls % len(self._samples)
+        name, parameter, _ = self._samples[index]
+        self._samples[index] = name, parameter, self._sample(name)
+        if any(positions.device != parameter.device for _, parameter, positions in self._samples):
+            self._draw()  # the model was moved
+        read = [parameter.take(positions) for _, parameter, positions in self._samples]
+        alike = len({values.device for values in read}) == 1
+        if bool(torch.cat(read).any()) if alike else any(bool(values.any()) for values in read):
+            self.all()
+        else:
+            self._is_right()
+
+    def follow(self, clock: Callable[[], int] | None) -> None:
+        """Take the iterations of another engine; the weights have just been masked."""
+        self.clock = clock
+        self._is_right()
+
+    def _is_right(self) -> None:
+        self._steps, self._iteration = self.enforcer.steps, None if self.clock is None else self.clock()
+
+    def _draw(self) -> None:
+        drawn = [(name, parameter, self._sample(name)) for name, parameter in self.masks.parameters.items()]
+        self._samples, self._drawn_at = [each for each in drawn if each[2].numel()], self.masks.changes
+
+    def _sample(self, name: str) -> Tensor:
+        """Return some pruned positions of a parameter; none where nothing is pruned."""
+        mask = self.masks.pruned(name)
+        if mask is None:
+            return torch.empty(0, dtype=torch.long)
+        self._generator = self._generator or torch.Generator().manual_seed(0)
+        drawn = torch.randint(mask.numel(), (4 * _SAMPLE,), generator=self._generator).to(mask.device)
+        pruned = drawn[~mask.take(drawn)]
+        if not pruned.numel():  # few are
+            places = mask.logical_not().flatten().nonzero().flatten()
+            pruned = places[torch.randint(len(places), (_SAMPLE,), generator=self._generator).to(mask.device)]
+        return pruned[:_SAMPLE]
+
+    def _alive(self) -> dict[str, tuple[int, int]]:
+        """Return the parameters with pruned weights that are not 0: how many, and how many are pruned."""
+        counts = dict[str, Tensor]()
+        for name, parameter in self.masks.parameters.items():
+            mask = self.masks.pruned(name)
+            if mask is not None and not (parameter.is_cpu and is_masked(parameter, mask)):
+                counts[name] = parameter.detach().ne(0).gt(mask).count_nonzero()
+        numbers: Iterable[Tensor] = list(counts.values())
+        if len({number.device for number in numbers}) == 1:
+            numbers = torch.stack(list(numbers)).cpu()  # waits for the device once
+        return {name: (int(count), self._pruned(name)) for name, count in zip(counts, numbers) if count}
+
+    def _pruned(self, name: str) -> int:
+        return self.masks.parameters[name].numel() - self.masks.kept(name)
+
+    def _tell(self, alive: Mapping[str, tuple[int, int]]) -> None:
+        kind, cause = self._cause()
+        text = f"{listed(alive)}. {cause}"
+        if self.strict:
+            raise PrunedWeightsAlive(f"{text}. Nothing was changed; masks.apply_() masks them again")
+        if kind not in self.warned:
+            self.warned.add(kind)
+            warnings.warn(f"{text}. They have been masked again", SparsityWarning, stacklevel=2)
+
+    def _cause(self) -> tuple[str, str]:
+        given = ", ".join(dict.fromkeys(type(each).__name__ for each in self.enforcer.optimizers))
+        now = None if self.clock is None else self.clock()
+        trained = now is not None and self._iteration is not None and now > self._iteration
+        return likely_cause(self.owner, given, self.enforcer.steps > self._steps, trained)

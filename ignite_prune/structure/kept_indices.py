@@ -1,0 +1,33 @@
+"""What a slicing keeps: indices of tensors, and the attributes of modules that hold the number of units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from torch import Tensor
+
+Attributes = Mapping[str, Mapping[str, int]]
+"""New values of modules' attributes, by path and name."""
+
+
+class KeptIndices(dict[str, dict[int, Tensor]]):
+    """The kept indices by name of a parameter or buffer and by dimension.
+
+    Args:
+        indices: the mapping.
+        attributes: the values that modules' attributes have afterwards, such as ``num_heads``, by path and name.
+    """
+
+    def __init__(
+        self,
+        indices: Mapping[str, Mapping[int, Tensor]] = MappingProxyType({}),
+        attributes: Attributes = MappingProxyType({}),
+    ) -> None:
+        super().__init__({name: dict(dims) for name, dims in indices.items()})
+        self.attributes = {path: dict(values) for path, values in attributes.items()}
+
+
+def attributes_of(indices: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[str, int]]:
+    """Return the attributes that belong to kept indices; a plain mapping has none."""
+    return indices.attributes if isinstance(indices, KeptIndices) else {}
