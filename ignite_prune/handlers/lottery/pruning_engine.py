@@ -91,7 +91,7 @@ class PruningEngine(Engine):
                 "of the trainer are given to create_pruning_engine"
             )
         self.pruner._check_usable()
-        rounds = max_epochs or max_iters or self.state.max_epochs or self.state.max_iters
+        rounds = max_epochs or max_iters or self.state.max_epochs or getattr(self.state, "max_iters", None)
         if self._loaded and self._phase == BETWEEN and self._completed == rounds:
             return self.state  # Ignite would start a finished run again from round 1
         forget_failure(self)
