@@ -92,11 +92,13 @@ class PruningEngine(Engine):
                 "of the trainer are given to create_pruning_engine"
             )
         self.pruner._check_usable()
-        rounds = max_epochs or max_iters or self.state.max_epochs or self.state.max_iters
+        rounds = max_epochs or max_iters or self.state.max_epochs or getattr(self.state, "max_iters", None)
         if self._loaded and self._phase == BETWEEN and self._completed == rounds:
             return self.state  # Ignite would start a finished run again from round 1
         forget_failure(self)
-        return super().run(max_epochs=max_epochs, max_iters=max_iters)
+        if max_iters is not None:  # which Ignite takes from 0.5.5 on
+            return super().run(max_epochs=max_epochs, max_iters=max_iters, epoch_length=1)
+        return super().run(max_epochs=max_epochs, epoch_length=1)
 
     def train(self, epochs: int | None = None) -> dict[str, Any]:
         """Train the present model once more, outside the rounds, and return the evaluator's metrics.

@@ -164,7 +164,8 @@ class DynamicSparse(MaskedHandler):
         if self._end is not None:
             return self._end
         state = engine.state
-        whole = state.max_iters or (state.max_epochs or 0) * (state.epoch_length or 0)
+        # Ignite before 0.5.5 has no max_iters.
+        whole = getattr(state, "max_iters", None) or (state.max_epochs or 0) * (state.epoch_length or 0)
         if not whole:
             raise ValueError(
                 f"The run's length is not known, so {type(self).__name__} needs end=: from which iteration no update "
