@@ -1,4 +1,4 @@
-"""Checks of an optimizer's state in a checkpoint: ``load_state_dict`` of torch checks little before it changes things.
+"""An optimizer's state in a checkpoint: its form, and checks; those of torch's ``load_state_dict`` are few.
 
 A state of another optimizer, or a damaged one, is accepted by torch and raises at a later step.
 """
@@ -13,8 +13,23 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune._utils.state import check_alike, checked_int, checked_mapping, checked_tensor
 from ignite_prune.core.moments import COUNTERS
+
+
+def as_saved(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state_dict in a form that ``torch.distributed.checkpoint`` loads into any other."""
+    return {**state, "state": as_pairs(state["state"]), "param_groups": tuple(state["param_groups"])}
+
+
+def from_saved(state: Any) -> Any:
+    """Return the state_dict that :func:`as_saved` was called with; what is of another form is returned as it is."""
+    if not isinstance(state, Mapping) or not {"state", "param_groups"} <= set(state):
+        return state
+    groups = state["param_groups"]
+    groups = list(groups) if isinstance(groups, tuple) else groups
+    return {**state, "state": from_pairs(state["state"]), "param_groups": groups}
 
 
 def check_by_trial(what: str, optimizer: Optimizer, state: Any) -> None:

@@ -14,10 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.inert_hook import InertHook
-from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune._utils.state import checked_mapping, checked_tensor
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.core.optimizer_loading import check_by_trial
+from ignite_prune.core.optimizer_loading import as_saved, check_by_trial, from_saved
 from ignite_prune.core.selection import is_number, unwrap
 from ignite_prune.core.step_hooks import Closure, grad_scale
 from ignite_prune.handlers.attachment import Attachment
@@ -270,12 +269,12 @@ class LearntSparsity(Regulariser):
             **super()._state(),
             "whole": {name: whole.detach().clone() for name, whole in self._whole.items()},
             "learnt": {name: learnt.detach().clone() for name, learnt in self._learnt.items()},
-            "learner": _as_saved(copy.deepcopy(self.learner.state_dict())),
+            "learner": as_saved(copy.deepcopy(self.learner.state_dict())),
         }
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         load_strengths = super()._checked(state)
-        learnt, whole, learner = state["learnt"], state["whole"], _from_saved(state["learner"])
+        learnt, whole, learner = state["learnt"], state["whole"], from_saved(state["learner"])
         _check_tensors("learnt", learnt, self._learnt)
         _check_tensors("whole", whole, {} if isinstance(whole, Mapping) and not whole else self._parameters)
         check_by_trial("learner", self.learner, learner)
@@ -291,19 +290,6 @@ class LearntSparsity(Regulariser):
             load_strengths()
 
         return load
-
-
-def _as_saved(learner: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's state_dict in a form that ``torch.distributed.checkpoint`` loads into any other."""
-    return {**learner, "state": as_pairs(learner["state"]), "param_groups": tuple(learner["param_groups"])}
-
-
-def _from_saved(learner: Any) -> Any:
-    if not isinstance(learner, Mapping) or not {"state", "param_groups"} <= set(learner):
-        return learner
-    groups = learner["param_groups"]
-    groups = list(groups) if isinstance(groups, tuple) else groups
-    return {**learner, "state": from_pairs(learner["state"]), "param_groups": groups}
 
 
 def _check_tensors(key: str, found: Any, wanted: Mapping[str, Tensor]) -> None:
