@@ -28,7 +28,7 @@ test: $(STAMP)  ## run every test and docstring example
 test-lowest:  ## run a part of the suite with the lowest torch and Ignite of pyproject.toml (downloads 2.7 GB)
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --no-cache-dir "torch==2.4.0" "numpy<2" "pytorch-ignite==0.5.0.post2" pytest hypothesis
-	PYTHONPATH=. $(LOWEST)/bin/python -m pytest -o addopts="" -o filterwarnings=default -q -p no:cacheprovider \
+	PYTHONPATH=. $(LOWEST)/bin/python -m pytest -o addopts="" -q -p no:cacheprovider \
 		tests/laws/test_state.py tests/laws/test_counts.py tests/handlers/test_in_a_loop.py tests/evidence/test_sources.py
 
 lint: $(STAMP)  ## ruff and mypy
