@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ignite_prune._utils.arguments import near
+from ignite_prune.structure.description import described
 from ignite_prune.structure.kept_indices import KeptIndices
 from ignite_prune.structure.unit_group import Axis, Kept, UnitGroup, Work
 
 NOTHING: Kept = MappingProxyType({})
-_LISTED = 4
 
 
 class Structure:
@@ -277,25 +277,8 @@ class Structure:
         return found
 
     def __str__(self) -> str:
-        lines = [f"{len(self)} groups of coupled units"]
-        for group in self:
-            lines.append(f"  {group.name}: {group.size} units")
-            for slot in group.slots:
-                in_group = int((slot.units >= 0).sum())
-                each = f" × {in_group // group.size}" if in_group != group.size else ""
-                lines.append(f"      {slot.name}[{slot.dim}]{each}")
-        if self.unknown:
-            lines.append("operations without a rule, which freeze their inputs")
-            lines += [f"  {operation}" for operation in self.unknown]
-        frozen: dict[str, list[str]] = {}
-        for (name, dim), why in self.frozen.items():
-            frozen.setdefault(why, []).append(f"{name}[{dim}]")
-        if frozen:
-            lines.append("frozen")
-            lines += [f"  {why}: {_some(names)}" for why, names in frozen.items()]
-        return "\n".join(lines)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+        one = {group.name: torch.arange(group.size) < 1 for group in self}
+        shares = {"parameters": 1 - self.parameters(one) / max(1, self.parameters())}
+        if self.counts_flops:
+            shares["FLOPs"] = 1 - self.flops(one) / max(1, self.flops())
+        return described(list(self), self.frozen, self.unknown, shares)
