@@ -7,6 +7,7 @@ from ignite_prune._utils.lazy import importer
 if TYPE_CHECKING:
     from ignite_prune.structure.cost import Cost, Flops, Latency, Parameters
     from ignite_prune.structure.declared import Units, declare
+    from ignite_prune.structure.residual_blocks import ResidualBlocks, blocks
     from ignite_prune.structure.slicing.checkpoint import load_shrunk, shrunk_state
     from ignite_prune.structure.slicing.model_edit import Indices, slice_
     from ignite_prune.structure.slicing.shrink import Report, shrink
@@ -22,10 +23,12 @@ __all__ = [
     "Latency",
     "Parameters",
     "Report",
+    "ResidualBlocks",
     "Slot",
     "Structure",
     "UnitGroup",
     "Units",
+    "blocks",
     "declare",
     "load_shrunk",
     "shrink",
@@ -41,6 +44,8 @@ _FILES = {
     "Parameters": "cost",
     "load_shrunk": "slicing.checkpoint",
     "shrunk_state": "slicing.checkpoint",
+    "ResidualBlocks": "residual_blocks",
+    "blocks": "residual_blocks",
     "Report": "slicing.shrink",
     "shrink": "slicing.shrink",
     "Indices": "slicing.model_edit",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,13 @@ def cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
                 [3, 5]])
     """
     return kept_of(tensor, dims)
+
+
+class Undoable(Protocol):
+    """A change that can be undone."""
+
+    def undo(self) -> None:
+        """Take the change back."""
 
 
 class ModelEdit:
@@ -190,7 +197,7 @@ def _as_indices(name: str, dim: int, stay: Sequence[int], tensor: Tensor) -> Ten
 
 
 @contextmanager
-def undone_on_error(edits: Sequence[ModelEdit]) -> Iterator[None]:
+def undone_on_error(edits: Sequence[Undoable]) -> Iterator[None]:
     """Undo the edits if the body of the ``with`` statement raises."""
     try:
         yield
