@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ignite_prune._utils.arguments import near
 from ignite_prune.core.optimizer_state import exchange
 from ignite_prune.core.optimizers import Optimizers, as_optimizers
 from ignite_prune.evidence.running_sums import kept_of
-from ignite_prune.structure.kept_indices import attributes_of
+from ignite_prune.structure.kept_indices import attributes_of, value_at
 from ignite_prune.structure.slicing.module_attributes import counts, widths
 from ignite_prune.structure.slicing.slots import cut_slot
 from ignite_prune.structure.tracing.heads_attention import HeadsAttention
@@ -40,6 +40,13 @@ def cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
                 [3, 5]])
     """
     return kept_of(tensor, dims)
+
+
+class Undoable(Protocol):
+    """A change that can be undone."""
+
+    def undo(self) -> None:
+        """Take the change back."""
 
 
 class ModelEdit:
@@ -76,7 +83,7 @@ class ModelEdit:
             self._set(owner, name, value)
         for path, values in attributes_of(indices).items():
             for name, value in values.items():
-                self._set(self._model.get_submodule(path), name, value)
+                self._set(value_at(self._model, path), name, value)
         for path, rate in rates.items():
             self._set(self._model.get_submodule(path), "p", rate)
 
@@ -190,8 +197,13 @@ def _as_indices(name: str, dim: int, stay: Sequence[int], tensor: Tensor) -> Ten
 
 
 @contextmanager
-def undone_on_error(edits: Sequence[ModelEdit], undo: Sequence[Callable[[], object]] = ()) -> Iterator[None]:
+<<<<<<< HEAD
+def undone_on_error(edits: Sequence[Undoable], undo: Sequence[Callable[[], object]] = ()) -> Iterator[None]:
     """Undo the edits, and call the functions in ``undo``, if the body of the ``with`` statement raises."""
+=======
+def undone_on_error(edits: Sequence[Undoable]) -> Iterator[None]:
+    """Undo the edits if the body of the ``with`` statement raises."""
+>>>>>>> 043cbbe31ba85308090c180e5f0387a57df49740
     try:
         yield
     except BaseException:  # KeyboardInterrupt too
