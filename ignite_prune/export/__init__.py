@@ -7,14 +7,30 @@ from ignite_prune._utils.lazy import importer
 if TYPE_CHECKING:
     from ignite_prune.export.networkx_graph import to_networkx
     from ignite_prune.export.sparse_file import Contents, load, read, save
+    from ignite_prune.export.sparse_inference import SparseReport, sparse_inference, to_dense
+    from ignite_prune.export.sparse_linear import SparseLinear
 
-__all__ = ["Contents", "load", "read", "save", "to_networkx"]
+__all__ = [
+    "Contents",
+    "SparseLinear",
+    "SparseReport",
+    "load",
+    "read",
+    "save",
+    "sparse_inference",
+    "to_dense",
+    "to_networkx",
+]
 
 _FILES = {
     "Contents": "sparse_file",
     "load": "sparse_file",
     "read": "sparse_file",
     "save": "sparse_file",
+    "SparseLinear": "sparse_linear",
+    "SparseReport": "sparse_inference",
+    "sparse_inference": "sparse_inference",
+    "to_dense": "sparse_inference",
     "to_networkx": "networkx_graph",
 }
 __getattr__ = importer(__name__, _FILES)
