@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
+    from ignite_prune.export.inference import SparseReport, sparse_inference, to_dense
     from ignite_prune.export.networkx_graph import to_networkx
     from ignite_prune.export.sparse_file import Contents, load, read, save
-    from ignite_prune.export.sparse_inference import SparseReport, sparse_inference, to_dense
     from ignite_prune.export.sparse_linear import SparseLinear
 
 __all__ = [
@@ -28,9 +28,9 @@ _FILES = {
     "read": "sparse_file",
     "save": "sparse_file",
     "SparseLinear": "sparse_linear",
-    "SparseReport": "sparse_inference",
-    "sparse_inference": "sparse_inference",
-    "to_dense": "sparse_inference",
+    "SparseReport": "inference",
+    "sparse_inference": "inference",
+    "to_dense": "inference",
     "to_networkx": "networkx_graph",
 }
 __getattr__ = importer(__name__, _FILES)

@@ -83,8 +83,8 @@ def _metadata(path: Path) -> tuple[str, str]:
         raise ValueError(f"{str(path)!r} was not written by ignite_prune.export.save")
     if metadata["version"] != str(VERSION):
         raise ValueError(
-            f"{str(path)!r} has version {metadata['version']}, but this release of ignite_prune reads version {VERSION}; "
-            "install a newer one"
+            f"{str(path)!r} has version {metadata['version']}, but this release of ignite_prune reads version "
+            f"{VERSION}; install a newer one"
         )
     return metadata["index"], metadata["sha256"]
 
@@ -95,7 +95,7 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
         tensor = tensors[name]
         found.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         if tensor.numel():
-            found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -35,7 +35,8 @@ def bits_of(tensor: Tensor) -> Array:
     """Return the bits of a tensor as a flat array of integers of its size (complex128: of its numbers)."""
     bits = _BITS[tensor.element_size()]
     flat = tensor.detach().cpu().contiguous().view(-1)
-    return flat.resolve_conj().resolve_neg().view(bits).numpy()
+    found: Array = flat.resolve_conj().resolve_neg().view(bits).numpy()
+    return found
 
 
 def pack(tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, Any], Tensor, Tensor] | None:
@@ -88,7 +89,8 @@ def unpack(packed: Mapping[str, Any], code: Tensor, values: Tensor) -> tuple[Ten
 def _nonzero(bits: Array) -> Array:
     import numpy as np
 
-    return (bits.view(np.int64).reshape(-1, 2) != 0).any(1) if bits.itemsize == 16 else bits != 0
+    found: Array = (bits.view(np.int64).reshape(-1, 2) != 0).any(1) if bits.itemsize == 16 else bits != 0
+    return found
 
 
 def _own(array: Array) -> Array:

@@ -41,6 +41,7 @@ class SparseLinear(nn.Module):
         (True, ['weight', 'bias'], 0.75)
     """
 
+    bias: nn.Parameter | None
     rows: Tensor
     columns: Tensor
     values: Tensor
@@ -116,7 +117,7 @@ class SparseLinear(nn.Module):
         """Return an ``nn.Linear`` with this weight as a parameter, in the same mode."""
         layer = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         layer.weight = nn.Parameter(self.weight.clone())
-        layer.bias = self.bias
+        layer.register_parameter("bias", self.bias)
         return layer.train(self.training)
 
     def extra_repr(self) -> str:
@@ -128,7 +129,7 @@ class SparseLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}weight"] = self.weight
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self,
@@ -143,9 +144,7 @@ class SparseLinear(nn.Module):
         key = f"{prefix}weight"
         weight = state_dict.get(key)
         others = {name: value for name, value in state_dict.items() if name != key}
-        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
-            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         shape = (self.out_features, self.in_features)
         if weight is None:
             missing_keys.append(key)

@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING
 from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
-    from ignite_prune.measure.latency import Timing, interleaved, latency
-    from ignite_prune.measure.summary import Summary, summary
+    from ignite_prune.measure.model_summary import Comparison, Summary, compare, summary
+    from ignite_prune.measure.timing import Timing, latency
 
-__all__ = ["Summary", "Timing", "interleaved", "latency", "summary"]
+__all__ = ["Comparison", "Summary", "Timing", "compare", "latency", "summary"]
 
 _FILES = {
-    "Summary": "summary",
-    "Timing": "latency",
-    "interleaved": "latency",
-    "latency": "latency",
-    "summary": "summary",
+    "Comparison": "model_summary",
+    "Summary": "model_summary",
+    "Timing": "timing",
+    "compare": "model_summary",
+    "latency": "timing",
+    "summary": "model_summary",
 }
 __getattr__ = importer(__name__, _FILES)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_positive, near
+from ignite_prune._utils.interleaved import interleaved
+from ignite_prune._utils.table import as_table, shown_seconds
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import undisturbed
 from ignite_prune.export.sparse_linear import FORMATS, SparseLinear
-from ignite_prune.measure.latency import checked_device, interleaved
-from ignite_prune.measure.table import as_table, shown_seconds
-from ignite_prune.structure.model_io import as_arguments, tensors_of
+from ignite_prune.structure.model_io import as_arguments, checked_device
 from ignite_prune.structure.slicing.compare import run
 
 _BLOCKS = ((32, 32), (16, 16), (8, 8), (4, 4))
@@ -137,7 +137,7 @@ class _Inputs:
         self.names = {name: each for name, each in model.named_modules() if type(each) is nn.Linear}
         self.first: dict[nn.Module, Tensor] = {}
         self.hooked = {each for each in self.names.values() if each._forward_hooks or each._forward_pre_hooks}
-        held: dict[nn.Parameter, int] = {}
+        held: dict[Tensor, int] = {}
         for module in model.modules():
             for parameter in module._parameters.values():
                 if parameter is not None:
@@ -180,7 +180,8 @@ def _measured(
     if reason:
         return LayerResult(name, sparsity, "dense", nan, nan, reason), None
     x = inputs.first[layer]
-    candidates, refusals = [], []
+    candidates: list[SparseLinear] = []
+    refusals: list[str] = []
     for form, block in _candidates(weight, formats, refusals):
         sparse = SparseLinear(layer, form, block).eval()
         try:

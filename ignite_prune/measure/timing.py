@@ -1,9 +1,7 @@
-"""Latency of a forward pass, and fair comparisons of several calls on a machine that is busy."""
+"""Latency of a forward pass."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +9,10 @@ import torch
 from torch import nn
 
 from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.table import shown_seconds
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import undisturbed
-from ignite_prune.measure.table import shown_seconds
-from ignite_prune.structure.model_io import as_arguments, tensors_of
+from ignite_prune.structure.model_io import as_arguments, checked_device
 from ignite_prune.structure.slicing.compare import run
 
 
@@ -42,7 +40,8 @@ class Timing:
     def __str__(self) -> str:
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
         memory = "" if self.peak_bytes is None else f", peak {self.peak_bytes / 2**20:.1f} MiB"
-        return f"{shown_seconds(self.seconds)} ± {shown_seconds(self.spread)} ({self.calls} calls, {threads}, {self.device}{memory})"
+        taken = f"{shown_seconds(self.seconds)} ± {shown_seconds(self.spread)}"
+        return f"{taken} ({self.calls} calls, {threads}, {self.device}{memory})"
 
 
 def latency(
@@ -89,74 +88,3 @@ def latency(
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     calls = measured.number_per_run * len(measured.raw_times)
     return Timing(measured.median, measured.iqr, calls, threads, str(device), peak)
-
-
-def interleaved(
-    calls: Sequence[Callable[[], Any]],
-    *,
-    rounds: int = 7,
-    seconds: float = 0.002,
-    prepare: Sequence[Callable[[], Any]] | None = None,
-) -> list[float]:
-    """Return the seconds of each of several calls: the smallest mean of ``rounds``, in which they take turns.
-
-    On a machine that is busy, measurements one after the other compare its load; in turns, each call meets the same.
-
-    Args:
-        calls: without arguments.
-        rounds: how often each call is measured.
-        seconds: how long a call is repeated in each round, at least once.
-        prepare: for each call, what is done before each of its rounds and not measured.
-
-    Raises:
-        ValueError: an argument is not above 0.
-
-    Example:
-        >>> few, many = interleaved([lambda: sum(range(100)), lambda: sum(range(10000))], seconds=1e-4)
-        >>> few < many
-        True
-    """
-    check_positive("rounds", rounds, whole=True)
-    check_positive("seconds", seconds)
-    repeats = []
-    before = prepare or [_wait] * len(calls)
-    for call, ready in zip(calls, before):
-        ready()
-        call()
-        repeats.append(max(1, int(seconds / max(_mean(call, 1), 1e-9))))
-    best = [float("inf")] * len(calls)
-    for _ in range(rounds):
-        for each, call in enumerate(calls):
-            before[each]()
-            best[each] = min(best[each], _mean(call, repeats[each]))
-    return best
-
-
-def _mean(call: Callable[[], Any], repeats: int) -> float:
-    _wait()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    _wait()
-    return (time.perf_counter() - start) / repeats
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def checked_device(model: nn.Module, inputs: Any) -> torch.device:
-    """Return the device of a model and its inputs.
-
-    Raises:
-        ValueError: they are on different devices, or on the meta device.
-    """
-    held = next((each.device for each in (*model.parameters(), *model.buffers())), None)
-    given = next((each.device for each in tensors_of(inputs)), held)
-    found = given or torch.device("cpu")
-    if held is not None and held != found:
-        raise ValueError(f"The model is on {held}, but its inputs are on {found}; move one of them")
-    if found.type == "meta":
-        raise ValueError("The model is on the meta device and cannot run; call model.to_empty(device='cpu') first")
-    return found
