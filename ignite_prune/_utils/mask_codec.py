@@ -116,10 +116,10 @@ def _some(mask: Array, dim: int) -> Array:
 
 
 def _split(mask: Array, dim: int, part: int) -> Array:
-    """Return a mask as rows of ``part`` consecutive entries along a dimension; a view along the last one."""
+    """Return a mask as rows of ``part`` consecutive entries along a dimension."""
     import numpy as np
 
-    return np.moveaxis(mask, dim, -1).reshape(-1, part)
+    return np.ascontiguousarray(np.moveaxis(mask, dim, -1)).reshape(-1, part)
 
 
 def groups_of(mask: Array) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ from ignite_prune._utils.lazy import importer
 if TYPE_CHECKING:
     from ignite_prune.export.inference import SparseReport, sparse_inference, to_dense
     from ignite_prune.export.networkx_graph import to_networkx
+    from ignite_prune.export.onnx_model import to_onnx
     from ignite_prune.export.sparse_file import Contents, load, read, save
     from ignite_prune.export.sparse_linear import SparseLinear
 
@@ -20,6 +21,7 @@ __all__ = [
     "sparse_inference",
     "to_dense",
     "to_networkx",
+    "to_onnx",
 ]
 
 _FILES = {
@@ -32,5 +34,6 @@ _FILES = {
     "sparse_inference": "inference",
     "to_dense": "inference",
     "to_networkx": "networkx_graph",
+    "to_onnx": "onnx_model",
 }
 __getattr__ = importer(__name__, _FILES)

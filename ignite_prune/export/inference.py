@@ -19,7 +19,7 @@ from ignite_prune.structure.model_io import as_arguments, checked_device
 from ignite_prune.structure.slicing.compare import run
 
 _BLOCKS = ((32, 32), (16, 16), (8, 8), (4, 4))
-_FILLED = 0.5  # of the entries in kept blocks; emptier ones multiply too many zeros
+_FILLED = 0.6  # of the entries in kept blocks; emptier ones multiply too many zeros
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -199,7 +199,7 @@ def _measured(
     best = min(range(len(times)), key=times.__getitem__)
     if dense < min_gain * times[best]:
         reason = f"{candidates[best].form} is {dense / times[best]:.2f} times as fast, less than {min_gain:g}"
-        return LayerResult(name, sparsity, "dense", dense, times[best], reason), None
+        return LayerResult(name, sparsity, "dense", dense, times[best], "; ".join([reason, *refusals])), None
     chosen = candidates[best]
     form = chosen.form if chosen.form != "bsr" else f"bsr {chosen.block[0]}x{chosen.block[1]}"
     return LayerResult(name, sparsity, form, dense, times[best], ""), chosen

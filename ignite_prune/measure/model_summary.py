@@ -141,14 +141,14 @@ def summary(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
         ValueError: a mask does not fit the model, inputs are on another device, or the forward pass fails.
 
     Example:
-        >>> from ignite_prune import prune_model
+        >>> from ignite_prune import allocation, prune_model
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> masks = prune_model(model, sparsity=0.75)
+        >>> masks = prune_model(model, sparsity=0.75, allocation=allocation.Uniform())
         >>> print(summary(model, masks))
         layer  type    shape  parameters  kept  sparsity  pattern
         -----  ------  -----  ----------  ----  --------  ------------
-        0      Linear  8×4            40    16    60.00%  unstructured
-        2      Linear  2×8            18     6    66.67%  unstructured
+        0      Linear    8×4          40    16    60.00%  unstructured
+        2      Linear    2×8          18     6    66.67%  unstructured
         total                         58    22    62.07%
     """
     model = unwrap(model)

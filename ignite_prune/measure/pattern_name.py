@@ -7,6 +7,7 @@ from torch import Tensor
 
 _GROUPS = (4, 8, 16)
 _BLOCKS = (32, 16, 8, 4, 2)
+_FEW = 16  # fewer groups may be alike by chance
 
 
 def pattern_name(mask: Tensor) -> str:
@@ -18,8 +19,8 @@ def pattern_name(mask: Tensor) -> str:
         ``"2:4, dim=0"``, or ``"unstructured"``.
 
     Example:
-        >>> pattern_name(torch.tensor([[1, 0, 0, 1], [0, 1, 1, 0]]).bool())
-        '2:4'
+        >>> pattern_name(torch.eye(4, dtype=torch.bool).repeat(8, 1))
+        '1:4'
     """
     if bool(mask.all()):
         return "dense"
@@ -41,7 +42,7 @@ def pattern_name(mask: Tensor) -> str:
             if mask.shape[dim] % of == 0:
                 counts = torch.unflatten(mask.movedim(dim, -1), -1, (-1, of)).sum(-1)
                 keep = int(counts.flatten()[0])
-                if 0 < keep < of and bool((counts == keep).all()):
+                if 0 < keep < of and counts.numel() >= _FEW and bool((counts == keep).all()):
                     return f"{keep}:{of}" if dim == 1 else f"{keep}:{of}, dim=0"
     return "unstructured"
 
