@@ -20,6 +20,7 @@ from ignite_prune import (
     saliency,
     schedule,
 )
+from ignite_prune._utils.pairs import from_pairs
 from tests.models import WEIGHTS, assert_zero, batches, small_net, train_step
 
 
@@ -220,7 +221,7 @@ def test_a_failing_handler_of_the_update_event_undoes_nothing():
 
     with pytest.raises(RuntimeError, match="mine"):
         trainer.run(batches(), max_epochs=4)
-    assert pruner.state_dict()["progress"]["done"] == {"EPOCH_COMPLETED": 2} and pruner.sparsity == 0.4
+    assert pruner.state_dict()["progress"]["done"] == [("EPOCH_COMPLETED", 2)] and pruner.sparsity == 0.4
     assert trainer.last_event_name == Events.EPOCH_COMPLETED or trainer.last_event_name == Events.EXCEPTION_RAISED
 
 
@@ -301,12 +302,13 @@ def test_hostile_states_are_refused_in_words():
         ("masks", "names", 0),
     ]
     paths += [("progress", key) for key in good["progress"]] + [("progress", "done", "X"), ("dense", "0.weight")]
-    paths += [("sparsities", 0), ("generators", 0)]
+    paths += [("evidence",), ("sparsities", 0), ("generators", 0)]
     for path in paths:
         for value in junk:
             state = copy.deepcopy(good)
             target = state
             for key in path[:-1]:
+                target[key] = from_pairs(target[key])
                 target = target[key]
             target[path[-1]] = value
             before = {n: m.clone() for n, m in pruner.masks.items()}

@@ -38,6 +38,23 @@ def test_links_of_regimes_lead_somewhere():
         assert (DOCS / target).exists(), target
 
 
+def test_the_page_on_optimizers_runs():
+    space = {}
+    for block in blocks_of("optimizers.md"):
+        exec(compile(block, "optimizers.md", "exec"), space)
+    space["optimizer"].step()
+    assert not any(space["model"][0].weight[~space["pruner"].masks["0.weight"]].tolist())
+
+
+def test_the_best_model_is_the_sparse_one():
+    torch.manual_seed(0)
+    space = {}
+    for block in blocks_of("best_model.md"):
+        exec(compile(block, "best_model.md", "exec"), space)
+    zeros = sum(int((each == 0).sum()) for name, each in space["model"].named_parameters() if "weight" in name)
+    assert zeros == 4262  # 0.9 of 4,736 weights, to the nearest
+
+
 @pytest.mark.parametrize("page", ["lora.md", "selection.md"])
 def test_short_pages_run(page, capsys):
     space = {}

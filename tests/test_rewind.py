@@ -146,7 +146,7 @@ def test_tied_weights_and_wrapped_models():
     model[1].weight = model[0].weight
     snapshot = Snapshot(Rewind(), torch.compile(model))
     snapshot.take()
-    assert list(snapshot.state_dict()["held"]["tensors"]) == ["0.weight", "0.bias", "1.bias"]
+    assert list(dict(snapshot.state_dict()["held"])["tensors"]) == ["0.weight", "0.bias", "1.bias"]
     before = model[1].weight.detach().clone()
     nn.init.ones_(model[0].weight)
     snapshot.restore()
@@ -202,13 +202,13 @@ def refused(error, match, change, rewind=Rewind()):
 def test_states_that_do_not_fit_are_refused():
     refused(TypeError, "mapping", lambda state: None)
     refused(TypeError, "version", lambda state: {})
-    refused(ValueError, "version", lambda state: {**state, "version": 2})
+    refused(ValueError, "version", lambda state: {**state, "version": 3})
     refused(ValueError, "rewinds by", lambda state: {**state, "rewind": {**state["rewind"], "to": 3}})
     refused(TypeError, "mapping", lambda state: {**state, "held": [1]})
     refused(ValueError, "tensors", lambda state: {**state, "held": {}})
 
     def without(state, **changed):
-        return {**state, "held": {**state["held"], **changed}}
+        return {**state, "held": {**dict(state["held"]), **changed}}
 
     tensors = dict(small_net().state_dict())
     refused(ValueError, "0.weight", lambda s: without(s, tensors={**tensors, "0.weight": torch.ones(1)}))

@@ -104,3 +104,17 @@ def test_empty_layers():
     assert pruner.masks.sparsities() == {"0.weight": 0.5, "nothing": 0.0}
     with pytest.raises(ValueError):
         PruneHandler(nn.Module())
+
+
+@pytest.mark.parametrize(("package", "name"), [("deepspeed.runtime.engine", "DeepSpeedEngine")])
+def test_engines_of_other_libraries_are_refused_by_name(package, name):
+    engine = type("Own", (type(name, (nn.Module,), {"__module__": package}),), {})()
+    with pytest.raises(ValueError, match="DeepSpeedEngine.*DistributedDataParallel"):
+        PruneHandler(engine)
+
+
+def test_horovods_optimizer_is_refused_by_name():
+    model = nn.Linear(2, 2)
+    kind = type("SGD", (torch.optim.SGD,), {"__module__": "horovod.torch.optimizer"})
+    with pytest.raises(ValueError, match="Horovod's DistributedOptimizer"):
+        PruneHandler(model, kind(model.parameters(), lr=0.1))

@@ -62,12 +62,12 @@ def _prefix(known: Iterable[str], names: Sequence[str]) -> str:
     Raises:
         ValueError: several prefixes fit.
     """
-    given = set(known)
+    given = dict.fromkeys(known)
     missing = next((name for name in names if name not in given), None)
     if missing is None:
         return ""
     prefixes = [each.removesuffix(missing) for each in given if each.endswith("." + missing)]
-    prefixes = sorted(prefix for prefix in prefixes if all(prefix + name in given for name in names))
+    prefixes = [prefix for prefix in prefixes if all(prefix + name in given for name in names)]
     if len(prefixes) > 1:
         modules = ", ".join(f"model.{prefix.rstrip('.')}" for prefix in prefixes)
         raise ValueError(f"Argument model holds several models with these parameters; give one of {modules}")

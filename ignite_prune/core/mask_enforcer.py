@@ -9,8 +9,11 @@ is cheapest and early enough:
 - Weights are masked after every optimizer step, whatever the optimizer did to them.
 - Both are masked again before a step if they were written to since: tensors count their in-place writes (``_version``),
   and a few pruned entries are read as well, because writes through ``.data`` are not counted.
-- Slots are masked after a step: those that the optimizer moves although gradient, weight and slot are 0, which
-  ``optimizer_state`` lists, or all slots of an unknown optimizer.
+- Slots are masked when the masks change, and after a step those that the optimizer moves although gradient, weight and
+  slot are 0; ``moments`` knows which. An optimizer that it does not know is watched: where a step moves pruned weights
+  although all of these are 0, it does not treat entries one by one, and its slots but the momentum are left
+  alone from then on.
+- Without optimizers, the hooks are called for every optimizer of the process that steps one of the parameters.
 
 Hooks are used, not wrappers: the optimizer and the parameters stay the user's own objects.
 """
@@ -25,14 +28,17 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ignite_prune._utils.bits import is_masked, zero_, zero_any_
+from ignite_prune.core.gradient_hooks import after_reduction, is_returned
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.core.optimizer_state import masks_changed, slots_to_repair, zero_slots_
+from ignite_prune.core.moments import MOMENTUM, is_known, masks_changed, slots_to_repair, zero_slots_
+from ignite_prune.core.optimizers import Optimizers
 from ignite_prune.core.step_hooks import Closure, StepHooks
 
 _PROBES = 128
@@ -44,7 +50,7 @@ class MaskEnforcer:
 
     Args:
         masks: the masks to enforce.
-        optimizers: the optimizers of the store's parameters; without any, those are found as they step.
+        optimizers: the optimizers of the store's parameters; empty for every optimizer that steps them.
         weights: mask weights too; otherwise only gradients and slots are masked.
 
     Attributes:
@@ -59,11 +65,13 @@ class MaskEnforcer:
         self.steps = 0
         self.is_installed = False
         self._masks, self._weights = masks, weights
-        self.optimizers = self._optimizers = list(optimizers)
-        self._any = None if optimizers or not weights else StepHooks((), self._before_any, self._after_any)
-        self._slots_at: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # masked for which state of the masks
-        self._handles: list[RemovableHandle] = []
-        self._hooked: dict[str, RemovableHandle] = {}
+        self.optimizers: Sequence[Optimizer] = optimizers
+        self._optimizers = [*optimizers, *(optimizers.wrappers if isinstance(optimizers, Optimizers) else ())]
+        self._handles: list[RemovableHandle | StepHooks] = []
+        self._hooked: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
+        self._seen: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # not given: for which masks slots are 0
+        self._mixing: dict[tuple[int, str], Tensor] = {}  # by optimizer: whether its steps move pruned weights
+        self._awaits_reduction = False
         self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}  # gradients masked, at which version
         self._probes: dict[str, Tensor] = {}  # a few pruned positions, by name
         self._zeroed: dict[str, int] = {}  # at which version weights were masked
@@ -73,14 +81,16 @@ class MaskEnforcer:
     def install(self) -> None:
         """Install the hooks; if they are installed, only on parameters that have become trainable since."""
         if not self._handles:
-            for optimizer in self._optimizers:
-                self._handles += [
-                    optimizer.register_step_pre_hook(self._before_step),
-                    optimizer.register_step_post_hook(self._after_step),
-                    optimizer.register_load_state_dict_post_hook(self._has_loaded),
-                ]
-        if self._any is not None:
-            self._any.install()
+            try:
+                for optimizer in self._optimizers:
+                    self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+                    self._handles.append(optimizer.register_step_post_hook(self._after_step))
+                    self._handles.append(optimizer.register_load_state_dict_post_hook(self._has_loaded))
+                if not self._optimizers:
+                    self._hook_every_optimizer()
+            except BaseException:
+                self.remove()
+                raise
         for name, parameter in self._masks.parameters.items():
             self._hook_gradient(name, parameter)
         self.is_installed = True
@@ -90,6 +100,25 @@ class MaskEnforcer:
         """Whether weights and slots have been masked since the masks were last changed."""
         return self._applied == self._masks.changes
 
+    def _hook_every_optimizer(self) -> None:
+        every = StepHooks([], self._before_any, self._after_any)
+        self._handles.append(every)
+        every.install()
+
+    def _before_any(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
+        self._before_step(optimizer)
+        if self._seen.get(optimizer) != self._masks.changes:  # apply() does not reach the slots of an unknown optimizer
+            self._seen[optimizer] = self._masks.changes
+            masks_changed(optimizer)
+            for name, parameter, mask in self._pruned(optimizer):
+                mixes = bool(self._mixing.get((id(optimizer), name), False))
+                zero_slots_(optimizer, parameter, mask, MOMENTUM if mixes else None)
+        return closure
+
+    def _after_any(self, optimizer: Optimizer, stepped: bool) -> None:
+        if any(True for _ in self._pruned(optimizer)):
+            self._after_step(optimizer)
+
     @property
     def hooked(self) -> Collection[str]:
         """Names of the parameters that have a gradient hook of this enforcer."""
@@ -98,9 +127,7 @@ class MaskEnforcer:
     def remove(self) -> None:
         """Remove every hook."""
         self.is_installed = False
-        if self._any is not None:
-            self._any.remove()
-        for handle in (*self._handles, *self._hooked.values()):
+        for handle in (*self._handles, *(each for pair in self._hooked.values() for each in pair)):
             handle.remove()
         self._handles.clear()
         self._hooked.clear()
@@ -125,11 +152,25 @@ class MaskEnforcer:
                     zero_(parameter, mask)
                     self._zeroed[name] = parameter._version
                 for optimizer in self._optimizers:
-                    zero_slots_(optimizer, parameter, mask)
+                    mixes = bool(self._mixing.get((id(optimizer), name), False))
+                    zero_slots_(optimizer, parameter, mask, MOMENTUM if mixes else None)
         if any(self._masks.flips.values()):
             for optimizer in self._optimizers:
                 masks_changed(optimizer)
         self._applied = self._masks.changes
+
+    @torch.no_grad()
+    def mask_weights(self) -> None:
+        """Mask the weights that have pruned entries other than 0; a weight that is as it should be is not written to.
+
+        Each write to a weight makes autograd refuse the graphs that were built with it before.
+        """
+        for name, parameter in self._masks.parameters.items():
+            mask = self._masks.pruned(name)
+            if mask is not None and not self._is_untouched(name, parameter, mask):
+                if bool((parameter.ne(0) & ~mask).any()):
+                    zero_(parameter, mask)
+                self._zeroed[name] = parameter._version
 
     def settle(self) -> None:
         """Mask pruned entries that are not 0, after a state was loaded; everything else keeps its bits."""
@@ -148,13 +189,33 @@ class MaskEnforcer:
         if not parameter.requires_grad or name in self._hooked:
             return
 
+        distributed = torch.distributed.is_available()
+
         def mask_gradient(parameter: Tensor) -> None:
             mask = self._masks.pruned(name)
             if mask is not None and parameter.grad is not None and name not in self.passing:
                 self._zero_gradient(name, parameter.grad, mask)
+                if distributed and not self._awaits_reduction and torch.distributed.is_initialized():
+                    self._awaits_reduction = True
+                    after_reduction(self._mask_reduced)
+
+        def mask_returned(grad: Tensor) -> Tensor | None:
+            mask = self._masks.pruned(name)
+            if mask is None or name in self.passing or grad.is_sparse or not is_returned(parameter):
+                return None
+            return grad.masked_fill(~mask, 0)
 
         handle = parameter.register_post_accumulate_grad_hook(mask_gradient)  # type: ignore[no-untyped-call]
-        self._hooked[name] = handle
+        self._hooked[name] = handle, parameter.register_hook(mask_returned)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _mask_reduced(self) -> None:
+        self._awaits_reduction = False
+        for name in self._hooked:
+            mask, grad = self._masks.pruned(name), self._masks.parameters[name].grad
+            if mask is None or grad is None or name in self.passing or self._is_clean(name, grad, mask):
+                continue
+            self._zero_gradient(name, grad, mask)
 
     def _pruned(self, optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """Yield the pruned parameters that the optimizer holds now (groups may have been added), with their masks."""
@@ -166,7 +227,8 @@ class MaskEnforcer:
                     self._hook_gradient(name, parameter)
                     yield name, parameter, mask
 
-    def _before_step(self, optimizer: Optimizer, args: Any = (), kwargs: Any = None) -> None:
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._awaits_reduction = False  # of a backward pass that raised
         if self._applied != self._masks.changes:  # the masks were changed without apply()
             self.apply()
         if self._loaded:
@@ -179,33 +241,33 @@ class MaskEnforcer:
                 self._zero_gradient(name, grad, mask)
 
     @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer, args: Any = (), kwargs: Any = None) -> None:
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self.steps += 1
         for name, parameter, mask in self._pruned(optimizer):
+            if self._weights and parameter.grad is None and self._is_untouched(name, parameter, mask):
+                continue  # not stepped; a write would spoil a graph that is still to be used
+            # Without masked weights, weight decay moves the slots of a weight that is not 0.
+            slots = slots_to_repair(optimizer, parameter) if self._weights else None
+            own: Tensor | None = mask
+            if slots is None and self._weights and not is_known(optimizer):
+                own = self._watch(optimizer, name, parameter, mask)
             if self._weights:
                 zero_(parameter, mask)
                 self._zeroed[name] = parameter._version
-            # Without masked weights, weight decay moves the slots of a weight that is not 0.
-            slots = slots_to_repair(optimizer, parameter) if self._weights else None
-            if slots != ():
-                zero_slots_(optimizer, parameter, mask, slots)
+            if slots != () and own is not None:
+                zero_slots_(optimizer, parameter, own, slots)
 
-    @torch.no_grad()
-    def _before_any(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
-        """Mask what an optimizer holds before its step; it is called for every optimizer if none was given."""
-        held = [(parameter, mask) for _, parameter, mask in self._pruned(optimizer)]
-        if held:
-            self._before_step(optimizer)
-        if held and self._slots_at.get(optimizer) != self._masks.changes:
-            for parameter, mask in held:
-                zero_slots_(optimizer, parameter, mask)
-            masks_changed(optimizer)
-            self._slots_at[optimizer] = self._masks.changes
-        return closure
-
-    def _after_any(self, optimizer: Optimizer, stepped: bool) -> None:
-        if any(True for _ in self._pruned(optimizer)):
-            self._after_step(optimizer)
+    def _watch(self, optimizer: Optimizer, name: str, parameter: nn.Parameter, mask: Tensor) -> Tensor | None:
+        """Return the mask for the slots of an optimizer that is not known; None or all True if they are left alone."""
+        key = id(optimizer), name
+        moved = parameter.detach().take(self._probed(name, mask)).nan_to_num(0, 0, 0).any()
+        self._mixing[key] = moved | self._mixing[key] if key in self._mixing else moved
+        if moved.device.type != "cpu":  # without waiting for the device
+            return mask | self._mixing[key]
+        if self._mixing[key]:
+            zero_slots_(optimizer, parameter, mask, MOMENTUM)
+            return None
+        return mask
 
     def _has_loaded(self, optimizer: Optimizer) -> None:
         """Mask the slots before the next step and not now: their masks may be loaded after them."""
@@ -230,10 +292,20 @@ class MaskEnforcer:
             or grad.is_sparse
         ):
             return False
+        return not grad.take(self._probed(name, mask)).any()
+
+    def _is_untouched(self, name: str, parameter: Tensor, mask: Tensor) -> bool:
+        """Return whether nothing has written to a weight since it was masked, as for gradients."""
+        if self._zeroed.get(name) != parameter._version:
+            return False
+        return not parameter.detach().take(self._probed(name, mask)).any()
+
+    def _probed(self, name: str, mask: Tensor) -> Tensor:
+        """Return the positions of a few pruned entries."""
         if name not in self._probes:
-            spread = torch.arange(0, mask.numel(), max(1, mask.numel() // _PROBES))
+            spread = torch.arange(0, mask.numel(), max(1, mask.numel() // _PROBES), device=mask.device)
             self._probes[name] = spread[~mask.take(spread)]
-        return not grad.take(self._probes[name]).any()
+        return self._probes[name]
 
 
 def claim(owner: Any, parameters: Mapping[str, nn.Parameter], shared: bool = False, check: bool = True) -> bool:

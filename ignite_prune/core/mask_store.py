@@ -205,7 +205,7 @@ class MaskStore(Mapping[str, Tensor]):
         """Make every pruned weight exactly 0, in the store's own parameters or in ``model``'s of the same names.
 
         ``masks.apply_(ema.ema_model)`` makes an averaged copy as sparse as the model, ``masks.apply_(merged)`` one with
-        merged adapters: a prefix of the names, as ``AveragedModel`` has it, and parts that peft adds make no difference.
+        merged adapters: a prefix of the names, as of ``AveragedModel``, and parts that peft adds make no difference.
 
         Raises:
             ValueError: ``model`` lacks a parameter, has it in another shape, or holds several copies; nothing is

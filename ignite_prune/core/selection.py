@@ -18,6 +18,17 @@ from ignite_prune.core.weight_kinds import ADAPTER, EMBEDDINGS, PRUNABLE, SELECT
 Rule = str | type[nn.Module]
 
 COMPILED = "_orig_mod."
+_UNSUPPORTED = {  # by the package's name, as none of them is imported here
+    ("torch", "FullyShardedDataParallel"),
+    ("fairscale", "FullyShardedDataParallel"),
+    ("torch_xla", "XlaFullyShardedDataParallel"),
+    ("deepspeed", "DeepSpeedEngine"),
+    ("deepspeed", "InferenceEngine"),
+}
+_UNSUPPORTED_MODEL = (
+    "whose ranks hold pieces of the weights, or other copies than the optimizer steps; prune the model before it is "
+    "wrapped, or train with torch.nn.parallel.DistributedDataParallel"
+)
 _DICTS = (nn.ModuleDict, nn.ParameterDict)
 
 
@@ -29,6 +40,9 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Argument model should be a torch.nn.Module, but given {type(model)}")
+    for kind in type(model).__mro__:
+        if (kind.__module__.partition(".")[0], kind.__name__) in _UNSUPPORTED:
+            raise ValueError(f"Argument model is a {kind.__name__}, {_UNSUPPORTED_MODEL}")
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):
             model = model.module
@@ -83,6 +97,9 @@ def select(
     """
     model = unwrap(model)
     everything = named_parameters(model)
+    sharded = next((name for name in everything if "_fsdp_wrapped_module." in name), None)
+    if sharded is not None:
+        raise ValueError(f"Parameter {sharded!r} is of a FullyShardedDataParallel, {_UNSUPPORTED_MODEL}")
     if not everything:
         raise ValueError(f"The model {type(model).__name__} has no parameters to prune")
     computed, parts = reparametrised(model)
@@ -225,6 +242,8 @@ def reparametrised(model: nn.Module) -> tuple[set[str], set[str]]:
 def _check(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, UninitializedParameter):
         raise ValueError(f"Parameter {name!r} is lazy and has no shape yet; run one forward of the model first")
+    if parameter.device.type == "xla":
+        raise ValueError(f"Parameter {name!r} is on an XLA device, which is not supported; train on a CPU or a GPU")
     if parameter.is_meta or parameter.is_sparse or type(parameter.data) is not Tensor:
         raise ValueError(
             f"Parameter {name!r} should be a plain dense tensor on a device, but it is {type(parameter.data).__name__} "

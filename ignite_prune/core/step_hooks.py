@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import RemovableHandle
 
 Closure = Callable[[], Any]
-_GLOBAL: list[tuple[weakref.ref[Any], RemovableHandle]] = []  # hooks of every optimizer in this process
 
 
 class StepHooks:
@@ -34,25 +34,24 @@ class StepHooks:
     ) -> None:
         self._optimizers, self._before_step, self._after_step = list(optimizers), before, after
         self._handles: list[RemovableHandle] = []
+        self._is_installed = False
+        _EVERY_STEP.register()
 
     def install(self) -> None:
         """Install the hooks, if they are not."""
-        if self._handles:
+        if self._is_installed:
             return
-        self._handles = [
-            register_optimizer_step_pre_hook(_weak(self._before)),
-            register_optimizer_step_post_hook(_weak(self._after)),
-        ]
-        self._handles += [optimizer.register_step_pre_hook(self._stay) for optimizer in self._optimizers]
-        _sweep()
-        _GLOBAL.extend((weakref.ref(self), handle) for handle in self._handles[:2])
+        self._is_installed = True
+        _EVERY_STEP.change(self, installed=True)
+        self._handles = [optimizer.register_step_pre_hook(self._stay) for optimizer in self._optimizers]
 
     def remove(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        _GLOBAL[:] = [(reference, handle) for reference, handle in _GLOBAL if reference() is not self]
+        self._is_installed = False
+        _EVERY_STEP.change(self, installed=False)
 
     def _stay(self, *_: Any) -> None:
         """Do nothing; as a hook of an optimizer it keeps this object alive."""
@@ -73,23 +72,46 @@ class StepHooks:
             self._after_step(optimizer, grad_scale(optimizer) is not None)
 
 
-def _sweep() -> None:
-    """Remove the global hooks of dead objects. It is not done as they die, when hooks may be running."""
-    for reference, handle in list(_GLOBAL):
-        if reference() is None:
-            handle.remove()
-            _GLOBAL.remove((reference, handle))
+class _EveryStep:
+    """Calls the installed objects around the steps of every optimizer of this process.
+
+    PyTorch's dict of global hooks must not change while another thread steps, so one pair of hooks is registered, when
+    the first object is made, and stays; which objects it calls is a tuple, replaced as a whole.
+    """
+
+    def __init__(self) -> None:
+        self._installed: tuple[weakref.ref[StepHooks], ...] = ()  # a global hook must not keep an object alive
+        self._lock, self._is_registered = threading.Lock(), False
+
+    def register(self) -> None:
+        with self._lock:
+            if not self._is_registered:
+                self._is_registered = True
+                register_optimizer_step_pre_hook(self._before)
+                register_optimizer_step_post_hook(self._after)
+
+    def change(self, hooks: StepHooks, installed: bool) -> None:
+        with self._lock:
+            others = tuple(each for each in self._installed if each() not in (None, hooks))
+            self._installed = (*others, weakref.ref(hooks)) if installed else others
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        changed = None
+        for each in self._installed:
+            hooks = each()
+            result = None if hooks is None else hooks._before(optimizer, args, kwargs)
+            if result is not None:
+                changed = args, kwargs = result
+        return changed
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for each in self._installed:
+            hooks = each()
+            if hooks is not None:
+                hooks._after(optimizer, args, kwargs)
 
 
-def _weak(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that calls a method while its object is alive: a global hook must not keep it alive."""
-    reference = weakref.WeakMethod(method)
-
-    def call(*args: Any) -> Any:
-        alive = reference()
-        return None if alive is None else alive(*args)
-
-    return call
+_EVERY_STEP = _EveryStep()
 
 
 def closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Closure | None:

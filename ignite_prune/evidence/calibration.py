@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.nested import mapped, tensors_in
+from ignite_prune.evidence.endless import warned_if_endless
 
 PrepareBatch = Callable[..., tuple[Any, Any]]
 """Ignite's: ``(batch, device=None, non_blocking=False) -> (x, y)``."""
@@ -23,7 +25,7 @@ class Batch:
     """A batch, the model and the loss."""
 
     model: nn.Module  # unwrapped
-    x: Any  # a tensor, or a mapping of keyword arguments
+    x: Any  # a tensor, or tensors in a mapping, list or tuple
     y: Any  # the target
     loss_fn: LossFn | None  # None if no loss is needed
 
@@ -37,9 +39,20 @@ class Batch:
         """Return the batch with another input."""
         return replace(self, x=x)
 
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of the model.
+
+        A mapping is passed as keywords if the model's ``forward`` takes its keys, and whole otherwise.
+        """
+        if isinstance(self.x, Mapping) and _takes(self.model.forward, self.x):
+            return (), dict(self.x)
+        return (self.x,), {}
+
     def output(self) -> Any:
         """Run the model."""
-        return self.model(**self.x) if isinstance(self.x, Mapping) else self.model(self.x)
+        args, kwargs = self.arguments
+        return self.model(*args, **kwargs)
 
     def loss(self, output: Any = None, finite: bool = True) -> Tensor:
         """Return the loss of an output, by default of a new pass; with ``finite`` check that it is finite.
@@ -83,12 +96,27 @@ def batches(
             f"Argument data should be an iterable of batches (a DataLoader, a list of (x, y)), but given {type(data)}"
         ) from None
     found = False
-    for batch in iterator:
+    for batch in warned_if_endless(data, iterator):
         found = True
         x, y = prepare_batch(batch, device=device, non_blocking=False) if prepare_batch else _prepared(batch, device)
         yield Batch(model, x, y, loss_fn)
     if not found:
         raise ValueError("Argument data gave no batch; is the loader empty, or an iterator that was used up?")
+
+
+def _takes(forward: Callable[..., Any], given: Mapping[Any, Any]) -> bool:
+    """Return whether a function can be called with these keywords."""
+    if not all(isinstance(key, str) for key in given):
+        return False
+    try:
+        signature = inspect.signature(forward)
+    except (TypeError, ValueError):  # it has none, as in a scripted module
+        return True
+    try:
+        signature.bind(**given)
+    except TypeError:
+        return False
+    return True
 
 
 def _prepared(batch: Any, device: torch.device) -> tuple[Any, Any]:
@@ -98,8 +126,8 @@ def _prepared(batch: Any, device: torch.device) -> tuple[Any, Any]:
         x, y = (*batch, None)[:2]
         return mapped(x, lambda tensor: tensor.to(device)), mapped(y, lambda tensor: tensor.to(device))
     raise TypeError(
-        "Argument data should give batches (x, y), x alone, or a mapping of the model's keyword arguments; other forms "
-        f"need prepare_batch=, but a batch was {type(batch)}"
+        "Argument data should give batches (x, y), or x alone: a tensor or a mapping of tensors; other forms need "
+        f"prepare_batch=, but a batch was {type(batch)}"
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ignite_prune._utils.distributed import raise_together
+from ignite_prune._utils.distributed import raise_together, rank, world_size
 from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches, undisturbed
 from ignite_prune.evidence.collectors.activations import ActivationMeans, FollowingScales
 from ignite_prune.evidence.collectors.base import Collector, observer_of
@@ -19,6 +20,7 @@ from ignite_prune.evidence.collectors.input_shapes import InputShapes
 from ignite_prune.evidence.collectors.inputs import InputMomentSums, InputNormSums
 from ignite_prune.evidence.collectors.second_order import CurvatureSums, HessianGradients, gradients_of
 from ignite_prune.evidence.collectors.unit_removal import UnitRemovalValues
+from ignite_prune.evidence.rank_states import RankStates, own_part, parts_of, warn_of_one_rank
 from ignite_prune.evidence.running_sums import FAILED, Kept, Totals
 from ignite_prune.saliency import needs
 from ignite_prune.saliency.needs import Need
@@ -46,15 +48,20 @@ class Evidence:
     Args:
         model: the unwrapped model.
         wanted: the parameters of each need, by name.
+        from_data: whether each mask update computes it from data, so that sums are not saved.
     """
 
-    def __init__(self, model: nn.Module, wanted: Mapping[Need, Mapping[str, nn.Parameter]]) -> None:
-        self.model = model
+    def __init__(
+        self, model: nn.Module, wanted: Mapping[Need, Mapping[str, nn.Parameter]], from_data: bool = False
+    ) -> None:
+        self.model, self.from_data = model, from_data
         unknown = [need for need in wanted if type(need) not in COLLECTORS]
         if unknown:
             raise TypeError(f"A saliency's need should be a record of saliency.needs, but given {unknown[0]!r}")
         self.collectors = {need: COLLECTORS[type(need)](need, over, model) for need, over in wanted.items()}
         self._totals: dict[Need, Totals] = {}
+        names = sorted({name for over in wanted.values() for name in over})
+        self._ranks = RankStates(f"ignite_prune/{zlib.crc32(repr((names, [n.key for n in wanted])).encode()):08x}")
 
     def __bool__(self) -> bool:
         return bool(self.collectors)
@@ -126,16 +133,45 @@ class Evidence:
     def reasons(self, need: Need) -> dict[str, str]:
         """Return the reasons why parameters have no evidence."""
         collector = self.collectors[need]
-        return {name: collector.reason(name) for name in collector.parameters if name not in collector.record.counts}
+        return {name: collector.reason(name) for name in collector.parameters if not collector.record.counts.get(name)}
 
-    def state_dict(self, lasting_alone: bool = False) -> list[dict[str, Any]]:
-        """Return the state of each need's collector, in order; ``lasting_alone``: without evidence from data."""
-        return [each.state_dict() if each.initial or not lasting_alone else {} for each in self.collectors.values()]
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return this rank's state of each need's collector, in order."""
+        return [
+            each.drawn_state() if self.from_data and not each.initial else each.state_dict()
+            for each in self.collectors.values()
+        ]
 
-    def sliced_state(self, indices: Mapping[str, Kept], lasting_alone: bool = False) -> list[dict[str, Any]]:
+    def state_of_ranks(self, iteration: int) -> list[dict[str, Any]]:
+        """Return the state with the evidence that differs between ranks of each of them, if all ranks call this.
+
+        On one rank alone it waits for :data:`~.rank_states.PATIENCE`, warns and returns the state of that rank.
+
+        Args:
+            iteration: of the training.
+        """
+        states = self.state_dict()
+        differ = [
+            index
+            for index, (each, state) in enumerate(zip(self.collectors.values(), states))
+            if state and not each.alike
+        ]
+        if world_size() == 1 or not differ:
+            return states
+        gathered = self._ranks.gathered([states[index] for index in differ], iteration)
+        if gathered is None:
+            gathered = [{**states[index], "rank": rank()} for index in differ]
+            if any(state["counts"] and not state["stale"] for state in gathered):
+                warn_of_one_rank()
+        for index, state in zip(differ, gathered):
+            states[index] = state
+        return states
+
+    def sliced_state(self, indices: Mapping[str, Kept]) -> list[dict[str, Any]]:
         """Return the state for parameters that keep these indices, by name and dimension."""
         return [
-            each.sliced_state(indices) if each.initial or not lasting_alone else {} for each in self.collectors.values()
+            each.drawn_state() if self.from_data and not each.initial else each.sliced_state(indices)
+            for each in self.collectors.values()
         ]
 
     def checked(self, state: Any) -> list[dict[str, Any]]:
@@ -144,7 +180,7 @@ class Evidence:
             raise ValueError(
                 "The checkpoint's pruner and this one should gather the same evidence (the same saliency and repair)"
             )
-        return [collector.checked(each) if each else {} for collector, each in zip(self.collectors.values(), state)]
+        return [_checked(collector, each) if each else {} for collector, each in zip(self.collectors.values(), state)]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Load a checked state."""
@@ -154,6 +190,12 @@ class Evidence:
             else:
                 collector.reset()
         self._totals.clear()
+
+
+def _checked(collector: Collector[Any], state: Any) -> dict[str, Any]:
+    if collector.alike or not isinstance(state, Mapping):
+        return collector.checked(state)
+    return own_part([collector.checked(part) for part in parts_of(state)])
 
 
 def collect(batch: Batch, collectors: Sequence[Collector]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -110,23 +111,29 @@ class RunningSums:
 
     def state_dict(self) -> dict[str, Any]:
         """Return sums, counts and staleness."""
-        return {"sums": dict(self.sums), "counts": dict(self.counts), "stale": self.stale}
+        return {
+            "sums": {name: total.clone() for name, total in self.sums.items()},
+            "counts": dict(self.counts),
+            "stale": self.stale,
+        }
 
     def checked(self, state: Any, zeros: Zeros | None) -> dict[str, Any]:
         """Return a state that fits, or raise TypeError or ValueError; without ``zeros`` sums may have any form."""
         if not isinstance(state, Mapping) or not all(isinstance(state.get(k), Mapping) for k in ("sums", "counts")):
             raise TypeError("The evidence of a pruner's state_dict should be mappings 'sums' and 'counts'")
+        if type(state.get("stale", False)) is not bool:
+            raise ValueError(f"The checkpoint's evidence is damaged: its 'stale' is {type(state['stale'])}")
         for name, held in state["sums"].items():
             if name not in self.parameters or not isinstance(held, Tensor):
                 raise ValueError(f"The checkpoint's evidence is of another parameter: {name!r}")
             like = held if zeros is None else zeros(name)
-            if held.shape != like.shape or held.dtype != like.dtype:
+            if held.shape != like.shape or held.dtype != like.dtype or held.is_meta or held.layout != torch.strided:
                 raise ValueError(
                     f"The checkpoint's evidence of {name!r} is {tuple(held.shape)} of {held.dtype}, but should be "
                     f"{tuple(like.shape)} of {like.dtype}"
                 )
         if set(state["counts"]) != set(state["sums"]) or not all(
-            isinstance(n, (int, float)) and n >= 0 for n in state["counts"].values()
+            isinstance(n, (int, float)) and 0 <= n < math.inf for n in state["counts"].values()
         ):
             raise ValueError("The checkpoint's evidence is damaged: its counts do not fit its sums")
         return dict(state)

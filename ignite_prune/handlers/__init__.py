@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ignite_prune.handlers.regularisers.group_lasso import GroupLasso
     from ignite_prune.handlers.regularisers.learnt_sparsity import LearntSparsity
     from ignite_prune.handlers.regularisers.slimming import Slimming
+    from ignite_prune.handlers.run_warning import RunWarning
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
     from ignite_prune.handlers.sparse_training.alternating_sparse import AlternatingSparse
     from ignite_prune.handlers.sparse_training.dynamic_sparse import DynamicSparse
@@ -35,6 +36,7 @@ _FILES = {
     "ProgressiveMasks": "progressive_masks",
     "PruningEngine": "lottery.pruning_engine",
     "RigL": "sparse_training.rigl",
+    "RunWarning": "run_warning",
     "SET": "sparse_training.set",
     "SRSTE": "sparse_training.sr_ste",
     "SRigL": "sparse_training.rigl",
@@ -60,6 +62,7 @@ __all__ = [
     "PruningEngine",
     "PruningEvents",
     "RigL",
+    "RunWarning",
     "SRigL",
     "ShrinkHandler",
     "Slimming",

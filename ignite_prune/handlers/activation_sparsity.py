@@ -56,6 +56,7 @@ class ActivationSparsity(BaseHandler):
     """
 
     KEYS = ("layers", "progress", "epochs")
+    VARYING = ("layers",)
 
     def __init__(
         self,
@@ -181,7 +182,7 @@ class ActivationSparsity(BaseHandler):
         done()
         self._publish()
 
-    def _has_iterated(self) -> None:
+    def _has_iterated(self, engine: Engine) -> None:
         self._iterated = True
 
     def _check_run(self) -> None:

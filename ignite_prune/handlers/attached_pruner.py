@@ -7,16 +7,21 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from torch import nn
+from torch.optim import Optimizer
 
 from ignite_prune.core.mask_enforcer import claim
 from ignite_prune.core.mask_store import check_same, warn_of_nearly_empty
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import Attachment
-from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.events import PruneEvents, fire
+from ignite_prune.handlers.run_check import may_be_driven
+from ignite_prune.handlers.run_warning import AGAIN, NEVER_ATTACHED, NOT_UPDATED, NOTHING, UNUSED
+from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
+from ignite_prune.schedule import Schedule
+from ignite_prune.update.agreement import check_alike
 from ignite_prune.update.pruner import REMAKE, Pruner
 from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
     from ignite_prune.structure import Indices, Structure
 
 
-class AttachedPruner(BaseHandler):
+class AttachedPruner(TargetHandler):
     """Connects a :class:`~ignite_prune.update.pruner.Pruner` to an engine: updates, hooks, evidence and checkpoints.
 
     A subclass makes ``pruning`` and, if it needs evidence, ``_feed``.
@@ -34,13 +39,17 @@ class AttachedPruner(BaseHandler):
         pruning: the groups, masks and hooks; another one after the model has been sliced.
     """
 
-    VERSION = 3  # 1 had no evidence; 2 named evidence by the representation of its fields
+    VERSION = 4  # 1 had no evidence; 2 named evidence by the representation of its fields; 3 had no lists of pairs
     KEYS = ("progress", "masks", "sparsities", "generators", "dense", "evidence", "reached")
+    VARYING = ("dense",)
     MAIN = "global"
     pruning: Pruner
     _feed: EvidenceFeed | None = None
     _scaler: torch.amp.GradScaler | None = None
+    _synced = False  # DDP broadcasts buffers before a forward pass
     _warned: set[str]  # parameters that a warning has named
+    _restored = False  # what was pruned has been brought back
+    _at: float | None = None  # the schedule's step of the last update, where this object made it
 
     def _feed_of(self, pruner: Pruner) -> EvidenceFeed | None:
         """Return what gathers a pruner's evidence; None where it needs none."""
@@ -49,7 +58,7 @@ class AttachedPruner(BaseHandler):
         from ignite_prune.handlers.evidence_feed import EvidenceFeed, check_sources  # slow to import
 
         check_sources(pruner)
-        return None if pruner.evidence is None else EvidenceFeed(pruner, pruner.evidence, self._scaler)
+        return None if pruner.evidence is None else EvidenceFeed(pruner, pruner.evidence, self._scaler, self._synced)
 
     def follow(self, structure: Structure, indices: Indices) -> None:
         """Continue on the parameters of a model that has been sliced; called by ``ShrinkHandler``.
@@ -61,7 +70,8 @@ class AttachedPruner(BaseHandler):
         pruning = self.pruning.sliced(structure, indices)
         feed = self._feed_of(pruning)
         if feed is not None and self._feed is not None:
-            feed.load_state_dict(feed.checked(self._feed.sliced_state(indices)))
+            assert pruning.evidence is not None and self.pruning.evidence is not None
+            pruning.evidence.load_state_dict(self.pruning.evidence.sliced_state(indices))
         self._stop()  # nothing has been removed if one of the above raises
         pruning.keep()
         self.pruning, self._feed = pruning, feed
@@ -81,7 +91,7 @@ class AttachedPruner(BaseHandler):
         self.pruning.keep()
 
     def _settle(self, *_: Any) -> None:
-        self.pruning.enforcer.settle()
+        self.pruning.enforcer.mask_weights()
 
     def _stop(self) -> None:
         self.pruning.enforcer.remove()
@@ -91,8 +101,41 @@ class AttachedPruner(BaseHandler):
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self.pruning.masks.parameters
 
+    def _check_ranks(self) -> None:
+        check_alike(self.pruning.masks)
+
     def _check_parameters(self) -> None:
         check_same(self.pruning.model, self.pruning.masks.parameters, REMAKE)
+
+    def _trained_by(self) -> list[Optimizer]:
+        return list(self.pruning.optimizers)
+
+    def _schedules(self) -> list[Schedule]:
+        return [group["schedule"] for group in self.pruning.groups if group["schedule"] is not None]
+
+    def _check_start(self, engine: Engine, attachment: Attachment) -> None:
+        super()._check_start(engine, attachment)
+        if attachment.is_again and any(
+            group["schedule"] is not None and group["schedule"](0) < (group["sparsity"] or 0.0)
+            for group in self.pruning.groups
+        ):
+            self._check.tell("again", AGAIN.format(sparsity=self.pruning.masks.sparsity))
+        if not may_be_driven(engine):
+            self._check_end(engine)
+
+    def _check_end(self, engine: Engine) -> None:
+        targets = [group["sparsity"] for group in self.pruning.groups]
+        if not self._schedules() and not self._has_pruned and not any(targets):
+            self._check.tell("nothing", NOTHING)
+
+    def _check_final(self) -> None:
+        if not self._has_pruned:
+            why = NEVER_ATTACHED if self._check.last is None else NOT_UPDATED
+            self._check.tell("nothing", UNUSED.format(why=why))
+
+    @property
+    def _has_pruned(self) -> bool:
+        return self._restored or self.pruning.masks.sparsity > 0
 
     def _checker(self) -> WeightCheck:
         return self.pruning.weights
@@ -112,6 +155,7 @@ class AttachedPruner(BaseHandler):
                 raise
             warnings.warn(f"The run is being terminated, so a mask update is left out: {error}", stacklevel=2)
             return
+        self._at = step
         self._updated(done)
 
     def _updated(self, done: Callable[[], None] | None = None) -> None:
@@ -121,6 +165,7 @@ class AttachedPruner(BaseHandler):
         if self._attachment is not None:
             self._publish()
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
+            self._announce()
         warn_of_nearly_empty(self.pruning.masks, self._warned)
 
     def _report(self) -> dict[str, float]:
@@ -144,23 +189,24 @@ class AttachedPruner(BaseHandler):
 
         def load() -> None:
             load_masks()
-            if self._feed is not None:
-                self._feed.load_state_dict(evidence)
+            if self.pruning.evidence is not None:
+                self.pruning.evidence.load_state_dict(evidence)
             self._own()
+            self._at = None
 
         return load
 
     def _checked_evidence(self, state: Any, version: int) -> list[dict[str, Any]]:
         try:
-            if self._feed is not None:
-                return self._feed.checked(state)
-            if not isinstance(state, list) or state:
+            if self.pruning.evidence is not None:
+                return self.pruning.evidence.checked(state)
+            if not isinstance(state, (list, tuple)) or state:
                 raise ValueError(
                     "The checkpoint's pruner and this one should gather the same evidence (the same saliency and "
                     "repair)"
                 )
         except ValueError as error:
-            if version == self.VERSION:
+            if version > 2:
                 raise
             raise ValueError(
                 f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "

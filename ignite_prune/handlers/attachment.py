@@ -16,10 +16,16 @@ event fires is not enough:
   before that event is fired: the update calls ``done`` first.
 
 Events without a count, such as those that users register without an attribute, are counted here.
+
+A handler may be detached while its engine runs. Ignite goes on calling the handlers of the event that it is firing, and
+its ``HandlersTimeProfiler`` keeps every handler in a wrapper until COMPLETED, which ``remove_event_handler`` does not
+find. So all handlers are called by way of ``Attachment._call``, which does nothing from ``remove`` on, and what could
+not be removed at once is removed at COMPLETED.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,6 +33,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ignite.engine import CallableEventWithFilter, Engine, Events, EventsList, State
+
+from ignite_prune._utils.pairs import as_pairs, from_pairs
 
 AnyEvent = Events | CallableEventWithFilter | EventsList
 Update = Callable[[int, Callable[[], None]], None]
@@ -43,16 +51,18 @@ class Progress:
         last: the iteration of the last update.
         since: the iteration at which the run was first seen; what was due before it is not made up for.
         loaded: a checkpoint was loaded and no run has started since.
+        reached: the target has been reached, which is known of the masks and not in the checkpoint.
     """
 
     done: dict[str, int] = field(default_factory=dict)
     last: int = 0
     since: int | None = None
     loaded: bool = False
+    reached: bool = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the numbers."""
-        return {"done": dict(self.done), "last": self.last, "since": self.since}
+        """Return the numbers, those of ``done`` as pairs."""
+        return {"done": as_pairs(self.done), "last": self.last, "since": self.since}
 
     @classmethod
     def from_state(cls, state: Any) -> Progress:
@@ -61,9 +71,10 @@ class Progress:
         Raises:
             TypeError: it does not have the form of :meth:`state_dict`.
         """
-        if not isinstance(state, Mapping) or not isinstance(state.get("done"), Mapping):
+        done = from_pairs(state.get("done")) if isinstance(state, Mapping) else None
+        if not isinstance(done, Mapping):
             raise TypeError("The progress of a pruner's state_dict should be a mapping with 'done', 'last' and 'since'")
-        done, last, since = dict(state["done"]), state.get("last"), state.get("since")
+        done, last, since = dict(done), state.get("last"), state.get("since")
         whole = [*done.values(), last, 0 if since is None else since]
         if not all(type(number) is int and 0 <= number < 2**62 for number in whole) or not all(
             isinstance(name, str) for name in done
@@ -71,7 +82,7 @@ class Progress:
             raise TypeError(
                 "The progress of a pruner's state_dict should hold whole numbers of at least 0 by event name"
             )
-        return cls(done, last, since, loaded=True)  # type: ignore[arg-type]
+        return cls(done, last, since, loaded=True)
 
 
 class Attachment:
@@ -98,11 +109,16 @@ class Attachment:
         self.name = _checked_name(engine, name)
         self._progress = progress
         self._update = update
-        self._events = _as_list(event)
-        self._handlers: list[tuple[Any, Callable[..., None]]] = []
+        self.events = _as_list(event)
+        self.is_again = False  # a new run begins where updates of an earlier one have been made
+        self.is_resumed = False  # the trainer's state was loaded
+        self.is_loaded = False  # the handler's state was loaded
+        self._ran = engine.state.times[Events.COMPLETED.name] is not None  # or is running
+        self._attached, self._added = True, list[Any]()
+        self._caller = self._call  # Ignite has only a weak reference to the handler of a filtered event
         try:
             self.add(Events.STARTED, self._on_started)
-            for each in self._events:
+            for each in self.events:
                 self.add(each, self._on_event, each)
         except Exception:
             self.remove()
@@ -110,34 +126,51 @@ class Attachment:
         _NAMES.setdefault(engine, set()).add(name)
 
     def add(self, event: Any, handler: Callable[..., None], *args: Any) -> None:
-        """Add a handler that :meth:`remove` removes."""
-        self.engine.add_event_handler(event, handler, *args)
-        # Ignite has only a weak reference to the handler of a filtered event: a bound method would be collected.
-        self._handlers.append((event, handler))
+        """Add a handler that :meth:`remove` removes; it is called with the engine and ``args``."""
+        self.engine.add_event_handler(event, self._caller, handler, *args)
+        self._added.append(event)
 
     def remove(self) -> None:
-        """Remove every handler from the engine."""
-        for event, handler in self._handlers:
-            if self.engine.has_event_handler(handler, event):
-                self.engine.remove_event_handler(handler, event)
-        self._handlers.clear()
+        """Call no handler any more, and remove all of them from the engine."""
+        self._attached = False
+        self._take_off()
+        entries = (entry for each in self.engine._event_handlers.values() for entry in each)
+        if any(getattr(inspect.unwrap(handler), "__self__", None) is self for handler, *_ in entries):
+            self.engine.add_event_handler(Events.COMPLETED, self._take_off_rest)
         _NAMES.get(self.engine, set()).discard(self.name)
 
+    def _call(self, engine: Engine, handler: Callable[..., None], *args: Any) -> None:
+        if self._attached:
+            handler(engine, *args)
+
+    def _take_off(self) -> None:
+        for event in self._added:
+            if self.engine.has_event_handler(self._caller, event):
+                self.engine.remove_event_handler(self._caller, event)
+
+    def _take_off_rest(self) -> None:
+        self._take_off()
+        self.engine.remove_event_handler(self._take_off_rest, Events.COMPLETED)
+
     def __str__(self) -> str:
-        filtered = (isinstance(each, CallableEventWithFilter) and each.filter is not None for each in self._events)
-        events = (_name(each) + " (filtered)" * some for each, some in zip(self._events, filtered))
+        filtered = (isinstance(each, CallableEventWithFilter) and each.filter is not None for each in self.events)
+        events = (_name(each) + " (filtered)" * some for each, some in zip(self.events, filtered))
         return f"attached to {type(self.engine).__name__} on {' | '.join(events)} as {self.name!r}"
 
     def _on_started(self, engine: Engine) -> None:
         progress, iteration = self._progress, engine.state.iteration
+        self.is_loaded, self.is_again = progress.loaded, False
+        self.is_resumed = iteration > 0 and not self._ran
+        self._ran = True
         if iteration < progress.last or (iteration == 0 and not progress.loaded):  # a new run
+            self.is_again = bool(progress.done)
             progress.done.clear()
-            progress.last, progress.since = 0, None
+            progress.last, progress.since, progress.reached = 0, None, False
         progress.loaded = False
         if progress.since is None:
             progress.since = iteration
         elif iteration > progress.since:
-            for event in self._events:
+            for event in self.events:
                 self._catch_up(engine, event)
 
     def _catch_up(self, engine: Engine, event: Any) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.optim import Optimizer
 
+from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune.core.mask_enforcer import check_free, claim, release
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
 from ignite_prune.handlers.events import register
+from ignite_prune.handlers.run_check import RunCheck, is_trial, iterations_of, last_count
+from ignite_prune.schedule import Schedule
 
 
 class BaseHandler(ABC):
@@ -24,11 +28,13 @@ class BaseHandler(ABC):
     Attributes:
         VERSION: of the state_dict; older ones from 1 on are read, see :meth:`_upgraded`.
         KEYS: of the state_dict in their order, without ``"version"``.
+        VARYING: those keys whose mappings have other entries from time to time: saved as lists of pairs.
         MAIN: key of the published number that is stored in ``engine.state.metrics``; None for no metric.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2  # 1 had no lists of pairs
     KEYS: ClassVar[tuple[str, ...]]
+    VARYING: ClassVar[tuple[str, ...]] = ()
     MAIN: ClassVar[str | None] = None
     _progress: Progress
     _attachment: Attachment | None = None
@@ -38,6 +44,7 @@ class BaseHandler(ABC):
 
     def __init__(self) -> None:
         self._progress = Progress()
+        self._check = RunCheck()
 
     # Implemented by subclasses
 
@@ -101,6 +108,29 @@ class BaseHandler(ABC):
                 self._publish()
             weights.some()
 
+    def _check_ranks(self) -> None:
+        """Raise ValueError on every rank if the ranks cannot update together."""
+
+    def _trained_by(self) -> Sequence[Optimizer]:
+        """Return the optimizers one of which should step in the engine; none: that is not known."""
+        return ()
+
+    def _schedules(self) -> Sequence[Schedule]:
+        """Return the schedules of the event's counts that should end within a run."""
+        return ()
+
+    def _check_start(self, engine: Engine, attachment: Attachment) -> None:
+        """Warn of a run that cannot end as asked; called at its start."""
+
+    def _check_end(self, engine: Engine) -> None:
+        """Warn of what only the end of a run shows."""
+
+    def _loaded(self) -> None:
+        """Act on a state that has been loaded."""
+
+    def _check_final(self) -> None:
+        """Warn if there is nothing to make permanent."""
+
     def _bake(self) -> None:
         """Write into the model what is to last after :meth:`finalize`."""
 
@@ -118,6 +148,7 @@ class BaseHandler(ABC):
             self._attachment = None
         if (weights := self._checker()) is not None:
             weights.follow(None)
+        self._check.stop()
         self._stop()
         release(self, self._masked())
         self._owns = False
@@ -131,6 +162,7 @@ class BaseHandler(ABC):
         """
         self._check_usable()
         self._verify()
+        self._check_final()
         self._bake()
         self.detach()
         self._finalized = True
@@ -151,10 +183,14 @@ class BaseHandler(ABC):
             raise ValueError(f"This {type(self).__name__} is attached already; detach() it first")
         self._check_parameters()
         self._check_free()
+        self._check_ranks()
         register(engine)
         self._attachment = Attachment(engine, event, self._progress, update or self._update_at, name)
         try:
             self._start(self._attachment)
+            self._attachment.add(Events.STARTED, self._has_started)
+            self._attachment.add(Events.EPOCH_COMPLETED, self._has_completed, False)
+            self._attachment.add(Events.COMPLETED, self._has_completed, True)
         except Exception:
             self.detach()
             raise
@@ -166,6 +202,29 @@ class BaseHandler(ABC):
                 self._attachment.add(each, self._verify)
             for each in (Events.EPOCH_STARTED, Events.ITERATION_COMPLETED):
                 self._attachment.add(each, self._verify_some)
+
+    def _has_started(self, engine: Engine) -> None:
+        if self._attachment is not None and not is_trial(engine):
+            check, events = self._check, self._attachment.events
+            check.start(engine, events, self._trained_by())
+            check.check_events(type(self).__name__, events)
+            self._check_schedules(engine, events)
+            self._check_start(engine, self._attachment)
+
+    def _check_schedules(self, engine: Engine, events: Sequence[Any]) -> None:
+        unit = "iterations" if "ITERATION" in str(events[0]) or "BATCH" in str(events[0]) else "epochs"
+        for schedule in self._schedules():
+            iterations = iterations_of(engine) if unit == "epochs" else None
+            self._check.check_schedule(schedule, unit, iterations)
+
+    def _has_completed(self, engine: Engine, completed: bool) -> None:
+        if self._attachment is not None and not is_trial(engine):
+            if self._check.last is None and engine.state.epoch_length:  # the first epoch has shown its length
+                self._check.last = last_count(engine, self._attachment.events)
+                self._check_schedules(engine, self._attachment.events)
+            self._check.end_epoch(type(self).__name__, engine, completed)
+            if completed:
+                self._check_end(engine)
 
     def _check_usable(self) -> None:
         if self._finalized:
@@ -203,12 +262,15 @@ class BaseHandler(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain data, which ``torch.load(weights_only=True)`` reads.
 
+        ``torch.distributed.checkpoint`` loads it into the state_dict of a new handler without loss.
+
         Raises:
             PrunedWeightsAlive: a strict handler's pruned weights are not 0.
         """
         self._verify()
         parts = {"progress": self._progress.state_dict(), **self._state()}
         assert set(parts) <= {*self.KEYS, "progress"}, f"{type(self).__name__}.KEYS should name all of its state"
+        parts |= {key: as_pairs(parts[key]) for key in self.VARYING}
         return {"version": self.VERSION, **{key: parts[key] for key in self.KEYS}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -226,6 +288,7 @@ class BaseHandler(ABC):
         load = self._checked(state)
         load()
         self._progress.__dict__.update(vars(progress))
+        self._loaded()
         self._publish()
 
     def _checked_form(self, state: Any) -> Mapping[str, Any]:
@@ -247,4 +310,4 @@ class BaseHandler(ABC):
         missing = set(self.KEYS) - set(upgraded)
         if missing:
             raise ValueError(f"The checkpoint's {kind} is damaged: it lacks {sorted(missing)}")
-        return upgraded
+        return {**upgraded, **{key: from_pairs(upgraded[key]) for key in self.VARYING}}

@@ -9,9 +9,12 @@ class PruneEvents(EventEnum):
     """Fired by a ``PruneHandler`` on the engine it is attached to.
 
     - MASKS_UPDATED: after each mask update; counts in iterations.
+    - TARGET_REACHED: after the update (and its MASKS_UPDATED) that brings the handler to its target; once in a run, and
+      not again when it is resumed.
     """
 
     MASKS_UPDATED = "masks_updated"
+    TARGET_REACHED = "target_reached"
 
 
 class PruningEvents(EventEnum):

@@ -106,7 +106,7 @@ class ProgressiveMasks(BaseHandler):
             self._towards, self._targets, self._left = dict(planned.masks), targets, self._steps
         planned = agreed(self._sub_step, pruner.masks)
         self._left -= 1
-        pruner.pruning.commit(planned, self._targets)
+        pruner.pruning.commit(planned, self._targets, whole=not self._left)
         pruner._updated(done)
 
     def _sub_step(self) -> UpdatePlan:

@@ -20,7 +20,7 @@ from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.mask_enforcer import claim, release
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
-from ignite_prune.core.optimizer_state import as_optimizers
+from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.handlers.attached_pruner import AttachedPruner
@@ -47,8 +47,8 @@ class PruneHandler(AttachedPruner):
 
     Args:
         model: bare, DDP-wrapped or compiled.
-        optimizer: the optimizer(s) that train it; with None the masks are applied after the steps of whichever
-            optimizer of torch holds a pruned parameter, and on every ITERATION_COMPLETED.
+        optimizer: the optimizer(s) that train it, wrappers too; with None every optimizer that steps the parameters is
+            found, and the masks are applied on ITERATION_COMPLETED as well, for steps that are made otherwise.
         params: None for the weights of every linear, convolutional, recurrent and attention layer, also of other
             libraries and of the user's own (see ``docs/selection.md``); a name, a glob, a layer type or a sequence of
             them; or group dicts ``{"params": ..., any keyword below}``.
@@ -143,6 +143,7 @@ class PruneHandler(AttachedPruner):
         if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
             raise TypeError(f"Argument scaler should be a torch.amp.GradScaler, but given {type(scaler)}")
         self.is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
+        self._synced = isinstance(model, DistributedDataParallel) and model.broadcast_buffers
         self._scaler = scaler
         self.pruning = Pruner(
             unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks, strict
@@ -190,6 +191,23 @@ class PruneHandler(AttachedPruner):
     def units(self) -> dict[str, tuple[int, int]]:
         """How many units of a structure's groups there were, and are left; empty without a structure."""
         return self.pruning.units
+
+    @property
+    def reached(self) -> bool:
+        """Whether every group's last update had its final target; see :attr:`.TargetHandler.reached`."""
+        return self.pruning.is_at_target(self._at, self._check.last, max(self._progress.done.values(), default=None))
+
+    def _met(self) -> list[float | None]:
+        return self.pruning.reached()
+
+    def _check_target(self) -> None:
+        for index, group in enumerate(self.param_groups):
+            masks = self.masks.so_far(group["params"]).values()
+            if group["schedule"] is None and not group["sparsity"] and all(mask is None for mask in masks):
+                raise ValueError(
+                    f"There is no target to wait for: group {index} has no schedule, and nothing is pruned yet. Give "
+                    "the PruneHandler a schedule=, or say which sparsity to wait for: when_reached(event, sparsity=0.9)"
+                )
 
     @property
     def param_groups(self) -> list[ParamGroup]:
@@ -265,6 +283,7 @@ class PruneHandler(AttachedPruner):
                 release(self, self.pruning.masks.parameters)
                 self._owns = False
             raise
+        self._at = at
         if self._attachment is None:
             warn_of_nearly_empty(self.pruning.masks, self._warned)
         else:
@@ -278,6 +297,7 @@ class PruneHandler(AttachedPruner):
         """
         self._check_usable()
         self.pruning.restore()
+        self._restored = True
         self._publish()
 
     def _describe(self) -> list[str]:

@@ -58,6 +58,7 @@ class ShrinkHandler(BaseHandler):
     """
 
     KEYS = ("left", "rates", "progress")
+    VARYING = ("left", "rates")
     MAIN = "parameters"
 
     def __init__(
@@ -165,7 +166,7 @@ class ShrinkHandler(BaseHandler):
         mine = self._pruner.pruning.enforcer.hooked
         for name, parameter in self._pruner.pruning.model.named_parameters():
             hooks = len(parameter._post_accumulate_grad_hooks or ()) + len(parameter._backward_hooks or ())
-            if name in indices and hooks > (name in mine):
+            if name in indices and hooks > 2 * (name in mine):
                 raise ValueError(
                     f"Parameter {name!r} has hooks of others (another PruneHandler?), which would be lost by slicing; "
                     "take them off first"

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.bits import masked_copy_
+from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.core.optimizer_state import as_optimizers, put_slots, slots_of
+from ignite_prune.core.optimizer_state import put_slots, slots_of
+from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.lottery.rewind import Rewind
 
-VERSION = 1
+VERSION = 2  # 1 had no list of pairs
 
 
 @runtime_checkable
@@ -165,7 +167,8 @@ class Snapshot:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain data; tensors are not copied again."""
-        return {"version": VERSION, "rewind": asdict(self.rewind), "held": self._held}
+        held = None if self._held is None else as_pairs(self._held)
+        return {"version": VERSION, "rewind": asdict(self.rewind), "held": held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the copy of a checkpoint.
@@ -176,17 +179,19 @@ class Snapshot:
         """
         self.check_state(state)
         held = state["held"]
-        self._held = None if held is None else copy.deepcopy(dict(held))
+        self._held = None if held is None else copy.deepcopy(dict(from_pairs(held)))
 
     def check_state(self, state: Any) -> None:
         """Raise the errors of :meth:`load_state_dict` without loading."""
         if not isinstance(state, Mapping) or not {"version", "rewind", "held"} <= set(state):
             raise TypeError("A Snapshot's state_dict should be a mapping with 'version', 'rewind' and 'held'")
-        if state["version"] != VERSION:
-            raise ValueError(f"The checkpoint's snapshot has version {state['version']!r}, this one reads {VERSION}")
+        if state["version"] not in (1, VERSION):
+            raise ValueError(
+                f"The checkpoint's snapshot has version {state['version']!r}, this one reads versions up to {VERSION}"
+            )
         if state["rewind"] != asdict(self.rewind):
             raise ValueError(f"The checkpoint rewinds by {state['rewind']}, this one by {self.rewind}")
-        held = state["held"]
+        held = from_pairs(state["held"])
         if held is not None:
             if not isinstance(held, Mapping) or not _is_well_formed(held):
                 raise TypeError(

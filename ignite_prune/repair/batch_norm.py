@@ -109,8 +109,7 @@ def _estimated(context: RepairContext, norms: Mapping[str, Norm]) -> dict[str, T
         value.fill_(1 if name.endswith("running_var") else 0)
     with undisturbed(context.model), averaging(norms):
         for batch in context.passes():
-            args, kwargs = ((), dict(batch.x)) if isinstance(batch.x, Mapping) else ((batch.x,), {})
-            _run(context.model, {**planned, **statistics}, args, kwargs, batch)
+            _run(context.model, {**planned, **statistics}, *batch.arguments, batch)
     return statistics
 
 

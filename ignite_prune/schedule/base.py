@@ -19,9 +19,11 @@ class Schedule(ABC):
     Attributes:
         regrows: whether a target below the current sparsity removes the masks (dense phases); otherwise it has no
             effect.
+        ends: whether the value is constant from :attr:`horizon` on; otherwise it rises as long as there are steps.
     """
 
     regrows: ClassVar[bool] = False
+    ends: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, step: float) -> float:
@@ -30,7 +32,7 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def horizon(self) -> float:
-        """The step from which the value is constant."""
+        """The step from which the value is constant; of a schedule without an end, how far to plot it."""
 
     def values(self, n: int) -> list[float]:
         """Return the sparsities at steps 0 … n − 1.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ignite_prune.schedule.base import Schedule, check_sparsity, check_steps
 
@@ -31,6 +32,7 @@ class Geometric(Schedule):
 
     rate: float
     every: float
+    ends: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_sparsity("rate", self.rate)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -14,6 +16,28 @@ from ignite_prune.update.plan import UpdatePlan
 from ignite_prune.update.scores import ParameterScores
 
 _REFUSED = "The mask update was refused on another rank; nothing was pruned on this one"
+
+
+def check_alike(masks: MaskStore) -> None:
+    """Raise unless every rank prunes parameters of the same names and shapes: collectives would mix them up.
+
+    Raises:
+        ValueError: on every rank, with the first difference.
+    """
+    if world_size() == 1:
+        return
+    mine = [f"{name!r} of shape {tuple(parameter.shape)}" for name, parameter in masks.parameters.items()]
+    digest = hashlib.sha256("\n".join(mine).encode()).hexdigest()
+    if len(set(all_gather(digest))) == 1:
+        return
+    ranks = all_gather(mine)
+    other = next(each for each, theirs in enumerate(ranks) if theirs != ranks[0])
+    pairs = zip_longest(ranks[0], ranks[other], fillvalue="no further parameter")
+    first, differing = next(pair for pair in pairs if pair[0] != pair[1])
+    raise ValueError(
+        f"Every rank should prune the same parameters, but rank {other} has {differing} where rank 0 has {first}. "
+        "Parameters that are on one rank alone (pipeline stages, experts) are left out with exclude="
+    )
 
 
 def average_scores(scores: Sequence[ParameterScores], error: Exception | None = None) -> None:

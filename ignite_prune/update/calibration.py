@@ -10,6 +10,7 @@ from torch import nn
 
 from ignite_prune._utils.arguments import check_callable
 from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches
+from ignite_prune.evidence.endless import warned_if_endless
 from ignite_prune.saliency import Saliency
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ class Calibration:
     instead.
 
     Args:
-        data: batches as Ignite's supervised trainer takes them: ``(x, y)``, ``x`` alone, or a mapping of the model's
-            keyword arguments. None where evidence is gathered from training.
+        data: batches as Ignite's supervised trainer takes them, ``(x, y)``, or ``x`` alone. An ``x`` that is a mapping
+            is passed as keyword arguments if the model's ``forward`` takes its keys (``(inputs, labels)`` of
+            transformers), and as one argument otherwise. None where evidence is gathered from training.
         loss_fn: ``(output, target) -> scalar``, a mean over the batch; for evidence that is made of gradients.
         prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``.
 
@@ -64,7 +66,11 @@ class Calibration:
 
     def repeatable(self) -> Calibration:
         """Return a calibration whose data can be iterated over again: an iterator's as a list."""
-        return replace(self, data=list(self.data)) if isinstance(self.data, Iterator) else self
+        return (
+            replace(self, data=list(warned_if_endless(self.data, self.data)))
+            if isinstance(self.data, Iterator)
+            else self
+        )
 
     def batches(self, model: nn.Module) -> Iterator[Batch]:
         """Yield the batches on the model's device."""

@@ -77,7 +77,7 @@ def drawn(group: ParamGroup, generator: torch.Generator | None, advance: bool = 
 
 
 def evidence_of(
-    model: nn.Module, groups: Sequence[ParamGroup], parameters: Mapping[str, nn.Parameter]
+    model: nn.Module, groups: Sequence[ParamGroup], parameters: Mapping[str, nn.Parameter], from_data: bool = False
 ) -> Evidence | None:
     """Return the evidence that the groups' saliencies and repairs need; None where they need none."""
     wanted: dict[Need, dict[str, nn.Parameter]] = {}
@@ -90,7 +90,7 @@ def evidence_of(
         return None
     from ignite_prune.evidence import Evidence  # slow to import
 
-    return Evidence(model, wanted)
+    return Evidence(model, wanted, from_data)
 
 
 def bind(saliency: Saliency, names: Sequence[str], evidence: Evidence, masks: Masks) -> Saliency:
@@ -112,6 +112,19 @@ def bound_scores(
     }
 
 
+def leave_out_frozen(update: GroupUpdate, store: MaskStore) -> list[str]:
+    """Leave parameters that are frozen, and have no evidence for that reason, out of an update; return their names.
+
+    An update in which nothing would be left, or whose units are coupled, is not changed: it raises.
+    """
+    frozen = [name for name, each in update.scores.items() if not store.parameters[name].requires_grad]
+    out = [name for name in frozen if update.scores[name].lacks_evidence]
+    if len(out) == len(update.scores) or update.group["structure"] is not None:
+        return []
+    update.scores = {name: each for name, each in update.scores.items() if name not in out}
+    return out
+
+
 def plan_masks(update: GroupUpdate, store: MaskStore, before: Masks, evidence: Evidence | None) -> dict[str, Tensor]:
     """Return the masks that bring a group to its target, in as many steps as its saliency asks for.
 
@@ -127,12 +140,15 @@ def plan_masks(update: GroupUpdate, store: MaskStore, before: Masks, evidence: E
     group, saliency = update.group, update.saliency
     pattern, planned = group["pattern"], dict[str, Tensor]()
     if update.lifts:
+        if update.target == 0:  # nothing is scored, and there may be no evidence
+            return {name: torch.ones_like(store[name]) for name in group["params"]}
         before = dict.fromkeys(before)
     for target in _targets(update, before) if saliency.steps > 1 else (update.target,):
         scores, now = update.scores, before
         if saliency.steps > 1:
             now = {**before, **planned}
             scores = bound_scores(group, saliency, store, now, evidence)
+            scores = {name: each for name, each in scores.items() if name in update.scores}
         if group["structure"] is None:
             fraction = as_unit_fraction(pattern, pattern.share if target is None else target)
             planned |= choose_masks(scores, group["allocation"], fraction)
@@ -202,7 +218,7 @@ def repaired(
         lambda need: {} if evidence is None else evidence.reasons(need),
         passes,
     )
-    todo = [(repair, _pruned(group, plan)) for group in groups for repair in group["repair"]]
+    todo = [(repair, _pruned(group, plan, before)) for group in groups for repair in group["repair"]]
     done = set()
     for repair, pruned in sorted(todo, key=lambda each: each[0].whole):  # stable: in the order given
         if pruned and not (repair.whole and repair in done):
@@ -214,9 +230,14 @@ def repaired(
     return UpdatePlan(context.masks, context.values)
 
 
-def _pruned(group: ParamGroup, plan: UpdatePlan) -> list[PrunedParameter]:
-    names = [name for name in group["scored"] if name in plan.masks]
+def _pruned(group: ParamGroup, plan: UpdatePlan, before: Masks) -> list[PrunedParameter]:
+    """Return the parameters in which an update prunes something; there may be no evidence for one that it fills up."""
+    names = [name for name in group["scored"] if name in plan.masks and _is_sparser(plan.masks[name], before[name])]
     return [PrunedParameter(name, group["saliency"], group["pattern"]) for name in names]
+
+
+def _is_sparser(mask: Tensor, before: Tensor | None) -> bool:
+    return not bool((mask if before is None else mask | ~before).all())
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,10 @@ from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore, check_same
-from ignite_prune.core.optimizer_state import check_held
+from ignite_prune.core.optimizers import check_held
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.core.weight_check import WeightCheck
-from ignite_prune.update.agreement import agree, average_scores
+from ignite_prune.update.agreement import agree, average_scores, check_alike
 from ignite_prune.update.calibration import Calibration, calibrate
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
@@ -26,6 +27,7 @@ from ignite_prune.update.plan import (
     bound_scores,
     drawn,
     evidence_of,
+    leave_out_frozen,
     merge,
     plan_masks,
     repaired,
@@ -91,10 +93,12 @@ class Pruner:
         self.dense = DenseValues(self.masks, kept) if kept else None
         self.enforcer = MaskEnforcer(self.masks, optimizers)
         self.weights = WeightCheck(model, self.masks, self.enforcer, "PruneHandler", strict)
-        self.evidence: Evidence | None = evidence_of(model, self.groups, chosen)
+        self.evidence: Evidence | None = evidence_of(model, self.groups, chosen, calibration.data is not None)
         self.is_informed = self.evidence is not None or any(group["repair"] for group in self.groups)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
+        self._partial: set[str] = set()  # by first scored name: groups whose last update left frozen parameters out
+        self._left_out: set[str] = set()  # what a warning has named
         self._reached_at: dict[str, tuple[float | None, int]] = {}  # by first scored name: what the last update reached
         for group in self.groups:
             if group["saliency"].randomised:
@@ -142,10 +146,12 @@ class Pruner:
         if any(mask is not None for mask in before.values()):
             self.weights.all()
         updates, error = list[GroupUpdate](), None
+        if ranks:
+            check_alike(self.masks)
         try:
             updates = self._scored(targets, before, ranks)
             for update in updates:
-                if not update.is_due and update.saliency.needs:
+                if not (update.is_due or update.lifts) and update.saliency.needs:
                     continue  # nothing can be pruned, and the evidence may be used up
                 merge(plan.masks, plan_masks(update, self.masks, before, self.evidence))
             if any(group["repair"] for group in self.groups):
@@ -180,6 +186,8 @@ class Pruner:
             for update in updates:
                 evidence = self.evidence if update.is_due else None
                 update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
+                if update.is_due and update.saliency.needs:
+                    self._has_left_out(update.group, leave_out_frozen(update, self.masks))
         except Exception as raised:
             error = raised
         if ranks:
@@ -188,6 +196,18 @@ class Pruner:
             raise error
         return updates
 
+    def _has_left_out(self, group: ParamGroup, names: Sequence[str]) -> None:
+        """Warn of frozen parameters, once of each, and remember that the group will not be at its target."""
+        self._partial = {*self._partial, group["scored"][0]} if names else self._partial - {group["scored"][0]}
+        if new := [name for name in names if name not in self._left_out]:
+            self._left_out.update(new)
+            warnings.warn(
+                f"{', '.join(new)}: frozen (requires_grad=False), so that {type(group['saliency']).__name__} has no "
+                "evidence; left out of mask updates until they train. The group's sparsity is divided over its other "
+                "parameters. To prune frozen parameters, take a saliency without gradients, as Magnitude()",
+                stacklevel=2,
+            )
+
     def _is_due(self, group: ParamGroup, target: float) -> bool:
         """Return whether an update may prune something; it cannot if the last one reached just this target."""
         if group["allocation"].sets_own:
@@ -195,8 +215,14 @@ class Pruner:
         reached = self._reached_at.get(group["scored"][0])
         return target != 0 and reached != (target, self.masks.changes)
 
-    def commit(self, plan: UpdatePlan, targets: Sequence[float]) -> None:
-        """Carry a plan out: masks, weights, gradients, optimizer slots, buffers and the groups' ``"sparsity"``."""
+    def commit(self, plan: UpdatePlan, targets: Sequence[float], whole: bool = True) -> None:
+        """Carry a plan out: masks, weights, gradients, optimizer slots, buffers and the groups' ``"sparsity"``.
+
+        Args:
+            plan: what changes.
+            targets: of the groups.
+            whole: whether the targets are reached by it; False: it is a part of the way.
+        """
         former = [group["sparsity"] for group in self.groups]
         for group, target in zip(self.groups, targets):
             group["sparsity"] = target
@@ -212,7 +238,10 @@ class Pruner:
             self.dense.bring_back(before)
         if plan.masks and self.evidence is not None:
             self.evidence.used()
-        self._reached_at = {g["scored"][0]: (target, self.masks.changes) for g, target in zip(self.groups, targets)}
+        met = zip(self.groups, targets) if whole else ()
+        self._reached_at = {group["scored"][0]: (target, self.masks.changes) for group, target in met}
+        for first in self._partial:
+            self._reached_at.pop(first, None)
         for call in self.on_commit:
             call(former, targets)
 
@@ -233,6 +262,7 @@ class Pruner:
             group["allocation"] = before["allocation"]
         made.set_generator_states(self.generator_states())
         made.on_commit = self.on_commit
+        made.forget_scores(self.reached())
         return made
 
     def restore(self) -> None:
@@ -278,6 +308,29 @@ class Pruner:
         """Return the target of each group's last update, None where the masks have changed since."""
         settled = [self._reached_at.get(group["scored"][0], (None, -1)) for group in self.groups]
         return [target if changes == self.masks.changes else None for target, changes in settled]
+
+    def is_at_target(self, step: float | None, end: float | None, resumed: float | None) -> bool:
+        """Return whether the last update had the final target in every group.
+
+        Args:
+            step: the schedules' step of the last update; None: not known, and targets are compared.
+            end: the last step that there will be, for schedules without an end; None: not known.
+            resumed: the last step that a checkpoint tells of.
+        """
+        for group, met in zip(self.groups, self.reached()):
+            schedule = group["schedule"]
+            if schedule is None:
+                masks = self.masks.so_far(group["params"]).values()
+                there = met == group["sparsity"] if group["sparsity"] else any(mask is not None for mask in masks)
+            else:
+                last = schedule.horizon if schedule.ends else end
+                if met is None or last is None:
+                    return False
+                lifted = schedule.regrows and (resumed is None or resumed < last)
+                there = (met == schedule(last) and not lifted) if step is None else step >= last
+            if not there:
+                return False
+        return True
 
     def generator_states(self) -> list[Tensor | None]:
         """Return the states of the groups' generators."""

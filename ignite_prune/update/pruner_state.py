@@ -20,7 +20,7 @@ def state_of(pruner: Pruner, evidence: list[dict[str, Any]]) -> dict[str, Any]:
         "sparsities": [float(group["sparsity"] or 0.0) for group in pruner.groups],
         "generators": pruner.generator_states(),
         "dense": {} if pruner.dense is None else pruner.dense.state_dict(),
-        "evidence": evidence,
+        "evidence": tuple(evidence),  # a list of mappings would not pass torch.distributed.checkpoint unchanged
         "reached": pruner.reached(),
     }
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ignite_prune._utils.topk import keep_top, keep_top_by_row
 from ignite_prune.allocation.base import Allocation, Layer, once
 from ignite_prune.pattern import Pattern
-from ignite_prune.saliency import NonFiniteSaliency, Saliency
+from ignite_prune.saliency import Bound, NonFiniteSaliency, Saliency
 
 
 class ParameterScores:
@@ -43,6 +43,11 @@ class ParameterScores:
         self.cached: Tensor | None = None
         self._parameter, self._saliency, self._pattern, self._mask = parameter, saliency, pattern, mask
         self._checked = False
+
+    @property
+    def lacks_evidence(self) -> bool:
+        """Whether the saliency needs evidence about the parameter, and there is none."""
+        return isinstance(self._saliency, Bound) and self.name not in self._saliency.found
 
     def compute(self, finite: bool = True) -> Tensor:
         """Return the scores, floating point, of the parameter's shape or 1-D with one score a unit.

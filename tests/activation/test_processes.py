@@ -23,7 +23,7 @@ def on_a_rank(rank):
     handler.attach(trainer)
     behind.attach(trainer, name="behind")
     trainer.run(batches(5, seed=rank), max_epochs=2)
-    layers = {**handler.state_dict()["layers"], **behind.state_dict()["layers"]}
+    layers = dict(handler.state_dict()["layers"] + behind.state_dict()["layers"])
     uneven = KWinners(1, boost=0)  # ranks with batches and sequences of their own
     uneven((torch.arange(4.0) == rank).float().expand(1 + rank, 2 + rank, 4))
     layers["uneven"] = dict(uneven.state_dict())

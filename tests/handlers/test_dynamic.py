@@ -222,7 +222,8 @@ def test_zero_is_zero_and_what_grows_begins_at_zero(row, handler):
             assert grown.any() or mask.all()
             parameter = pruner.masks.parameters[name]
             assert not parameter.detach()[grown].any()
-            for value in optimizer.state[parameter].values():
+            known = f"{type(optimizer).__module__}.".startswith("torch.optim.")  # else no slot is known to be a moment
+            for value in optimizer.state[parameter].values() if known else ():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     assert not value[grown].any()
         before.update(pruner.masks)
@@ -586,9 +587,9 @@ def test_a_run_cut_short_leaves_nothing_to_the_next():
     trainer, runs = Engine(update), [1]
     pruner.attach(trainer)
     trainer.run(batches(4))
-    assert pruner.state_dict()["heard"]["caught"] == [0]
+    assert dict(pruner.state_dict()["heard"])["caught"] == [0]
     runs.append(2)
-    trainer.add_event_handler(Events.ITERATION_STARTED(once=1), lambda: runs.append(pruner.state_dict()["heard"]))
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=1), lambda: runs.append(dict(pruner.state_dict()["heard"])))
     trainer.run(batches(4))
     assert runs[2] == {"gradients": {}, "caught": []}
 
@@ -602,9 +603,9 @@ def test_sparse_momentum_of_half_precision(dtype):
     pruner.attach(trainer)
     trainer.run([(torch.randn(8, 16, dtype=dtype), torch.zeros(1))] * 4, max_epochs=2)
     assert pruner.sparsity == 0.75
-    before = pruner.state_dict()["heard"]["second"]["0.weight"].float()
+    before = dict(pruner.state_dict()["heard"])["second"]["0.weight"].float()
     pruner._listening._take("0.weight", torch.zeros(32, 16), (0.9, 0.999))
-    assert torch.allclose(pruner.state_dict()["heard"]["second"]["0.weight"].float(), 0.999 * before, rtol=1e-5)
+    assert torch.allclose(dict(pruner.state_dict()["heard"])["second"]["0.weight"].float(), 0.999 * before, rtol=1e-5)
 
 
 def test_max_iters_tell_how_long_a_run_is():

@@ -27,7 +27,7 @@ def ranks(rank, name):
     @trainer.on(Events.ITERATION_COMPLETED)
     def hear():  # before the update: what it grows by, which broadcasting the masks would hide
         if name in ("rigl", "srigl"):
-            held = pruner.state_dict()["heard"]["gradients"]
+            held = dict(pruner.state_dict()["heard"])["gradients"]
             heard.append({key: value.flatten()[::7].tolist() for key, value in held.items()})
 
     pruner.attach(trainer)

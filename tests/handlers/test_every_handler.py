@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from ignite.engine import Engine, Events, create_supervised_trainer
+from ignite.handlers import HandlersTimeProfiler
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -291,3 +292,21 @@ def test_those_that_know_when_take_their_own_event_alone(row):
         handler.detach()
     handler.attach(trainer, "second")
     assert trainer.state.second["global"] == handler.sparsity
+
+
+@every
+@pytest.mark.parametrize("end", ["detach", "finalize"])
+@pytest.mark.parametrize("profiled", [False, True])
+def test_a_handler_taken_off_while_the_engine_runs_does_nothing_more(row, end, profiled):
+    _, _, trainer, handler = made(row)
+    seen = []
+    if profiled:
+        HandlersTimeProfiler().attach(trainer)
+    inner = getattr(handler, "_pruner", handler)
+    with trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), lambda: (getattr(handler, end)(), inner.detach())):
+        handler.attach(trainer)  # called after it, in the same event
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(handler.state_dict()))
+        trainer.run(data(), max_epochs=4)
+    assert trainer.state.epoch == 4
+    assert not [h for each in trainer._event_handlers.values() for h, *_ in each if "Attachment" in repr(h)]
+    assert_same_bits(seen[-1], seen[1])

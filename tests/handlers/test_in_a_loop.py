@@ -273,7 +273,7 @@ def test_events_of_ones_own(counted):
         pruner.attach(trainer, StepEvents.STEPPED)
         trainer.run(batches(), max_epochs=2)
         assert pruner.sparsity == 0.8
-        assert pruner.state_dict()["progress"]["done"] == {"STEPPED": 10}
+        assert pruner.state_dict()["progress"]["done"] == [("STEPPED", 10)]
     finally:
         State.event_to_attr.pop(StepEvents.STEPPED, None)
 

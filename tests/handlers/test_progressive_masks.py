@@ -106,7 +106,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="attached already"):
         handler.attach(engine)
     good = handler.state_dict()
-    for change, error in [({"version": 2}, ValueError), ({"left": 5}, ValueError), ({"left": "x"}, ValueError),
+    for change, error in [({"version": 3}, ValueError), ({"left": 5}, ValueError), ({"left": "x"}, ValueError),
                           ({"names": ["x"]}, ValueError), ({"towards": {}}, TypeError)]:  # fmt: skip
         with pytest.raises(error):
             handler.load_state_dict({**good, **change})

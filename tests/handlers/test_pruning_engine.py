@@ -355,7 +355,10 @@ def test_a_floor_on_a_metric_that_is_not_there():
 
 def with_held(state, **changed):
     snapshot = state["pruning"]["snapshot"]
-    return {**state, "pruning": {**state["pruning"], "snapshot": {**snapshot, "held": {**snapshot["held"], **changed}}}}
+    return {
+        **state,
+        "pruning": {**state["pruning"], "snapshot": {**snapshot, "held": {**dict(snapshot["held"]), **changed}}},
+    }
 
 
 DAMAGES = [

@@ -16,7 +16,9 @@ from tests.laws.resuming import loaded, saved
 from tests.models import assert_same_bits, assert_zero, batches, small_net, train_step
 from tests.ranks import on_two_ranks
 
-pytestmark = pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Pruning left less than 1 %"),
+]
 rows = pytest.mark.parametrize("row", HANDLERS, ids=str)
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from ignite.engine import Events, create_supervised_trainer
+from ignite.engine import Engine, Events, create_supervised_trainer
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ignite_prune import PruneHandler, schedule
+from ignite_prune.handlers import SET
 from tests.catalogue import SALIENCIES, net_for, options_for
 from tests.models import batches, small_net
 from tests.ranks import on_two_ranks
@@ -79,3 +81,53 @@ def test_a_failure_on_one_rank_is_raised_on_all():
     (first, text, sparsity), second = on_two_ranks(scenario, "type_error_on_one_rank")
     assert first == "ValueError" and "refused on another rank" in text and sparsity == 0
     assert second[0] == "AttributeError" and second[-1] == 0
+
+
+class Stage(nn.Module):
+    """A pipeline stage: each rank has layers of its own."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.shared = nn.Linear(8, 8)
+        self.own = nn.Linear(8, 4 + rank)
+
+
+def on_ranks_of_other_layers(rank, name):
+    model = Stage(rank)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    told = []
+    if name == "set":
+        calls = [lambda: SET(model, optimizer, sparsity=0.5)]
+    else:
+        pruner = PruneHandler(model, optimizer)
+        calls = [lambda: pruner.attach(Engine(lambda engine, batch: None)), lambda: pruner.step(0.5)]
+    before = [p.detach().clone() for p in model.parameters()]
+    for call in calls:
+        with pytest.raises(ValueError, match="Every rank should prune the same parameters") as error:
+            call()
+        told.append(str(error.value))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    shared = PruneHandler(model, optimizer, exclude="own.*")  # what the error says to do
+    shared.attach(Engine(lambda engine, batch: None))
+    assert shared.step(0.5) == 0.5
+    shared.detach()
+    return told
+
+
+@pytest.mark.parametrize("name", ["pruner", "set"])
+def test_ranks_of_other_layers_are_refused_on_each(name):
+    first, second = on_two_ranks(on_ranks_of_other_layers, name)
+    told = "rank 1 has 'own.weight' of shape (5, 8) where rank 0 has 'own.weight' of shape (4, 8)"
+    assert first == second and all(told in each for each in first)
+
+
+def on_fully_sharded(rank):
+    sharded = FullyShardedDataParallel(small_net(), use_orig_params=True, device_id=torch.device("cpu"))
+    optimizer = torch.optim.SGD(sharded.parameters(), lr=0.1)
+    for model in (sharded, nn.Sequential(sharded)):  # as a whole, and in part
+        with pytest.raises(ValueError, match="FullyShardedDataParallel, whose ranks hold pieces of the weights"):
+            PruneHandler(model, optimizer)
+
+
+def test_fully_sharded_models_are_refused_by_name():
+    on_two_ranks(on_fully_sharded)

@@ -8,6 +8,7 @@ import torch
 
 from ignite_prune import PruneHandler, pattern, saliency
 from ignite_prune._utils.bits import pack, unpack
+from ignite_prune._utils.pairs import from_pairs
 from tests.catalogue import PATTERNS, SALIENCIES, fits, options_for
 from tests.models import assert_same_bits, small_net
 
@@ -65,13 +66,14 @@ def spoiled():
         def change(state):
             target = state
             for key in path[:-1]:
+                target[key] = from_pairs(target[key])
                 target = target[key]
             target[path[-1]] = value(target[path[-1]]) if callable(value) else value
 
         return change
 
     return [
-        (edit("version", value=4), ValueError, r"version 4, this one reads versions up to 3; update ignite_prune"),
+        (edit("version", value=5), ValueError, r"version 5, this one reads versions up to 4; update ignite_prune"),
         (edit("version", value="1"), TypeError, r"whole 'version'"),
         (lambda state: state.pop("masks"), ValueError, r"damaged: it lacks \['masks'\]"),
         (lambda state: state.pop("dense"), ValueError, r"damaged: it lacks \['dense'\]"),

@@ -55,7 +55,7 @@ def test_soft_movement_is_the_references():
             if f"sigmoid_threshold_t{t}_S{i}" in arrays(FILE):
                 for key, letter in (("learnt", "S"), ("whole", "W")):
                     expected = tensor(FILE, f"sigmoid_threshold_t{t}_{letter}{i}")
-                    torch.testing.assert_close(state[key][name], expected, rtol=1e-8, atol=1e-12)
+                    torch.testing.assert_close(dict(state[key])[name], expected, rtol=1e-8, atol=1e-12)
     handler.finalize()
     for i, name in enumerate(names):
         assert torch.equal(net.get_parameter(name) != 0, tensor(FILE, f"sigmoid_threshold_final_mask{i}"))
@@ -85,7 +85,7 @@ def test_gradients_are_those_of_a_reparametrised_model(gate, strength):
         torch.testing.assert_close(
             state["learnt"][name], learnt[name].detach(), check_dtype=False, rtol=1e-6, atol=1e-8
         )
-        torch.testing.assert_close(state["whole"][name], whole[name].detach())
+        torch.testing.assert_close(dict(state["whole"])[name], whole[name].detach())
         torch.testing.assert_close(model.get_parameter(name), gate.work(whole[name], learnt[name]))
     expected = strength * sum(float(gate.penalty(each.detach())) for each in learnt.values())
     assert handler.penalty() == pytest.approx(expected)

@@ -61,6 +61,11 @@ class Collector(Generic[N]):
         self.refused: dict[str, str] = {}
         self.prepare()
 
+    @property
+    def alike(self) -> bool:
+        """Whether all ranks collect the same values in training."""
+        return self.replicated or self.shared
+
     def prepare(self) -> None:
         """Set up what depends on the need and the model, at construction."""
 
@@ -115,7 +120,16 @@ class Collector(Generic[N]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything collected as plain data."""
-        return {"need": self.need.key, **self.record.state_dict()}
+        return {"need": self.need.key, **self.record.state_dict(), **self.drawn()}
+
+    def drawn(self) -> dict[str, Any]:
+        """Return what goes on over passes and resets, such as the state of a generator; by default nothing."""
+        return {}
+
+    def drawn_state(self) -> dict[str, Any]:
+        """Return :meth:`state_dict` without sums; empty if :meth:`drawn` is."""
+        drawn = self.drawn()
+        return {"need": self.need.key, **RunningSums(self.parameters).state_dict(), **drawn} if drawn else {}
 
     def sliced_state(self, indices: Mapping[str, Kept]) -> dict[str, Any]:
         """Return the state for parameters that keep these indices, by name and dimension."""
@@ -130,13 +144,17 @@ class Collector(Generic[N]):
 
     def checked(self, state: Any) -> dict[str, Any]:
         """Return a state that fits, or raise TypeError or ValueError."""
+        self.check_need(state)
+        return self.record.checked(state, None if self.any_form else self.zeros)
+
+    def check_need(self, state: Any) -> None:
+        """Raise ValueError if a state is that of another need."""
         written = state.get("need", self.need.key) if isinstance(state, Mapping) else self.need.key
         if written not in (self.need.key, key_in_version_2(self.need)):
             raise ValueError(
                 f"The checkpoint's evidence is {written!r}, but this pruner gathers {self.need.key!r}; make the pruner "
                 "with the saliency and repair of the one that wrote the checkpoint"
             )
-        return self.record.checked(state, None if self.any_form else self.zeros)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a checked state."""

@@ -154,7 +154,8 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
         if not isinstance(waiting, Mapping):
             raise ValueError("The checkpoint's evidence is damaged: it lacks 'waiting'")
         for name, held in waiting.items():
-            if name not in self.parameters or held.shape[1:] != (self.parameters[name].numel(),):
+            entries = self.parameters[name].numel() if name in self.parameters else -1
+            if not isinstance(held, Tensor) or held.ndim != 2 or held.shape[1] != entries or held.is_meta:
                 raise ValueError(f"The checkpoint's evidence is of another parameter: {name!r}")
         return checked
 

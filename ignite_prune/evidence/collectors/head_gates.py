@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -51,6 +53,10 @@ class HeadGateMeans(Collector[HeadGates]):
                 self.record.forms[name] = tuple(total.shape)
                 self.record.sums[name] = self.running(name) + total
                 self.record.count(name, values.shape[0])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.record.forms = {name: tuple(total.shape) for name, total in self.record.sums.items()}
 
     def reason(self, name: str) -> str:
         if not self._seen:

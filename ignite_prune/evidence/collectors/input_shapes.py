@@ -68,17 +68,25 @@ class InputShapes(Collector[SynapticFlow]):
             found = torch.autograd.grad(total, chosen, allow_unused=True)
         return {name: g for name, g in zip(self.parameters, found) if g is not None}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "shapes": self.shapes}
+    def drawn(self) -> dict[str, Any]:
+        return {"shapes": self.shapes}
 
     def checked(self, state: Any) -> dict[str, Any]:
-        if not isinstance(state, Mapping) or "shapes" not in state:
-            raise ValueError("The checkpoint's evidence is damaged: it lacks 'shapes'")
+        self.check_need(state)
+        if not isinstance(state, Mapping) or not _fits(state.get("shapes", 0)):
+            raise ValueError("The checkpoint's evidence is damaged: its 'shapes' are not those of a model's input")
         return dict(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.shapes = state["shapes"]
         self.record.counts = {} if self.shapes is None else dict.fromkeys(self.parameters, 1.0)
+
+
+def _fits(shapes: Any) -> bool:
+    """Return whether these are shapes as ``on_model_input`` stores them, or None."""
+    if not isinstance(shapes, Mapping):
+        return shapes is None
+    return isinstance(shapes.get("args"), list) and isinstance(shapes.get("kwargs"), Mapping)
 
 
 def _shape(tensor: Tensor) -> dict[str, list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +50,7 @@ class InputCollector(Collector[N]):
             self.refused[name] = "only a part of it is used at a time (cross attention), each with inputs of its own"
         elif call.kind.startswith("conv_transpose"):
             self.refused[name] = "it is the weight of a transposed convolution, which has no inputs of one output alone"
-        else:
+        elif call.input.numel() or not self.parameters[name].numel():  # an expert without tokens shows nothing
             self.record.forms[name] = (call.groups, call.transposed)
             running = self.running(name)
             parameter = self.parameters[name]  # without entries there is nothing to score
@@ -66,7 +66,7 @@ class InputCollector(Collector[N]):
 
     def checked(self, state: Any) -> dict[str, Any]:
         earlier, forms = self.record.forms, state.get("forms") if isinstance(state, Mapping) else None
-        if not isinstance(forms, Mapping) or not set(forms) <= set(self.parameters):
+        if not isinstance(forms, Mapping) or not set(forms) <= set(self.parameters) or not _are_forms(forms.values()):
             raise ValueError("The checkpoint's evidence is damaged: its 'forms' do not fit")
         self.record.forms = _read(forms)  # for the shapes that the sums should have
         try:
@@ -77,6 +77,13 @@ class InputCollector(Collector[N]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.record.forms = _read(state["forms"])
+
+
+def _are_forms(forms: Iterable[Any]) -> bool:
+    return all(
+        isinstance(form, (list, tuple)) and [type(part) for part in form] in ([int, bool], [int, int]) and form[0] > 0
+        for form in forms
+    )
 
 
 def _read(forms: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

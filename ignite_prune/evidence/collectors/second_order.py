@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.arguments import check_generator_state
 from ignite_prune._utils.nested import mapped, tensors_in
+from ignite_prune.core.gradient_hooks import unmasked
 from ignite_prune.evidence.calibration import Batch
 from ignite_prune.evidence.collectors.base import Collector, N
 from ignite_prune.evidence.running_sums import wide
@@ -93,8 +95,16 @@ class CurvatureSums(SecondOrder[Curvature]):
         bits = torch.randint(0, 2, like.shape, generator=self._signs)
         return bits.to(like.device, like.dtype).mul_(2).sub_(1)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "signs": self._signs.get_state()}
+    def drawn(self) -> dict[str, Any]:
+        return {"signs": self._signs.get_state()}
+
+    def drawn_state(self) -> dict[str, Any]:
+        return super().drawn_state() if isinstance(self.need.method, Hutchinson) else {}
+
+    def checked(self, state: Any) -> dict[str, Any]:
+        checked = super().checked(state)
+        check_generator_state(self._signs, checked.get("signs"))
+        return checked
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
@@ -114,7 +124,8 @@ def gradients_of(value: Any, parameters: Mapping[str, Tensor], **options: Any) -
     """Return the gradients of a scalar with respect to the parameters that it depends on; ``.grad`` does not change."""
     if not parameters or not isinstance(value, Tensor) or not value.requires_grad:
         return {}
-    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, **options)
+    with unmasked():
+        found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, **options)
     return {name: g for name, g in zip(parameters, found) if g is not None}
 
 
@@ -192,9 +203,10 @@ def _picks(root: Tensor, start: int, stop: int) -> Tensor:
 def _many_backwards(values: Tensor, parameter: Tensor, picks: Tensor) -> Tensor | None:
     """Return the gradients of ``picks @ values``, one a row; batched if every operation has a batching rule."""
     backward: Callable[..., Any] = partial(torch.autograd.grad, values, parameter, retain_graph=True, allow_unused=True)
-    try:
-        rows: Tensor | None = backward(picks, is_grads_batched=True)[0]
-    except RuntimeError:  # an operation without a batching rule
-        one_by_one = [backward(pick)[0] for pick in picks]
-        rows = None if one_by_one[0] is None else torch.stack(one_by_one)
+    with unmasked():
+        try:
+            rows: Tensor | None = backward(picks, is_grads_batched=True)[0]
+        except RuntimeError:  # an operation without a batching rule
+            one_by_one = [backward(pick)[0] for pick in picks]
+            rows = None if one_by_one[0] is None else torch.stack(one_by_one)
     return rows

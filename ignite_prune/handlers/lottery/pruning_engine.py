@@ -18,7 +18,7 @@ from ignite_prune.handlers.lottery.training_segment import TrainingSegment, forg
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.lottery.snapshot import Snapshot
 
-VERSION = 1
+VERSION = 2  # 1 had a list of results
 BETWEEN, TRAINING, TRAINED, PRUNED, TUNING = PHASES = ("between", "training", "trained", "pruned", "tuning")
 
 
@@ -47,7 +47,7 @@ class PruningEngine(Engine):
         self.trainer, self.pruner, self.snapshot = segment.trainer, pruner, snapshot
         self._segment, self._evaluate = segment, evaluate
         self._epochs, self._fine_tune, self._floor, self._target = epochs, fine_tune, dict(floor or {}), target
-        self._phase, self._completed = BETWEEN, 0
+        self._phase, self._completed, self._loaded = BETWEEN, 0, False
         self.state.epoch_length = 1  # a round is an epoch of one iteration
         self._results: list[Result] = []
         register(self, PruningEvents)
@@ -79,7 +79,7 @@ class PruningEngine(Engine):
         max_iters: int | None = None,
         epoch_length: int | None = None,
     ) -> State:
-        """Run up to ``max_epochs`` rounds.
+        """Run up to ``max_epochs`` rounds; where a loaded checkpoint holds as many, there is nothing left to do.
 
         Raises:
             ValueError: given data or an epoch's length, which are arguments of :func:`create_pruning_engine`; or
@@ -91,6 +91,9 @@ class PruningEngine(Engine):
                 "of the trainer are given to create_pruning_engine"
             )
         self.pruner._check_usable()
+        rounds = max_epochs or max_iters or self.state.max_epochs or self.state.max_iters
+        if self._loaded and self._phase == BETWEEN and self._completed == rounds:
+            return self.state  # Ignite would start a finished run again from round 1
         forget_failure(self)
         return super().run(max_epochs=max_epochs, max_iters=max_iters)
 
@@ -128,6 +131,7 @@ class PruningEngine(Engine):
     # A round
 
     def _start(self) -> None:
+        self._loaded = False
         if self.state.iteration == 0 and self._phase == BETWEEN:  # a new run
             self._completed, self._results = 0, []
             if self.snapshot is not None:
@@ -274,7 +278,7 @@ class PruningEngine(Engine):
             "version": VERSION,
             "phase": self._phase,
             "trainer": self._segment.state_dict(),
-            "results": copy.deepcopy(self.results),
+            "results": tuple(copy.deepcopy(self.results)),
             "snapshot": None if self.snapshot is None else self.snapshot.state_dict(),
         }
         return OrderedDict({**super().state_dict(), "iteration": self._completed, "pruning": pruning})
@@ -289,8 +293,11 @@ class PruningEngine(Engine):
         state = state_dict.get("pruning") if isinstance(state_dict, Mapping) else None
         if not isinstance(state, Mapping) or not {"version", "phase", "trainer", "results", "snapshot"} <= set(state):
             raise TypeError("Argument state_dict should be a pruning engine's, with 'pruning', but it is not")
-        if state["version"] != VERSION:
-            raise ValueError(f"The checkpoint's pruning engine has version {state['version']!r}, this one {VERSION}")
+        if state["version"] not in (1, VERSION):
+            raise ValueError(
+                f"The checkpoint's pruning engine has version {state['version']!r}, this one reads versions up to "
+                f"{VERSION}"
+            )
         if state["phase"] not in PHASES:
             raise ValueError(f"The checkpoint's pruning engine is in an unknown phase {state['phase']!r}")
         place, results = self._segment.checked(state["trainer"]), checked_results(state["results"])
@@ -305,4 +312,5 @@ class PruningEngine(Engine):
             self.snapshot.load_state_dict(state["snapshot"])
         self._segment.load_state_dict(place)
         self._phase, self._completed, self._results = state["phase"], self.state.iteration, results
+        self._loaded = True
         self._publish()

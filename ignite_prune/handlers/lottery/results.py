@@ -83,9 +83,10 @@ def checked_results(results: Any) -> list[Result]:
         TypeError: they do not have the form of :data:`Result`.
     """
     names = {"round", "stage", "sparsity", "metrics"}
-    if not isinstance(results, list) or not all(isinstance(each, Mapping) and set(each) == names for each in results):
+    whole = isinstance(results, (list, tuple)) and all(isinstance(each, Mapping) for each in results)
+    if not whole or not all(set(each) == names for each in results):
         raise TypeError(f"The results in a pruning engine's state_dict should be a list of {sorted(names)}")
-    return copy.deepcopy(results)
+    return copy.deepcopy(list(results))
 
 
 def plot(results: Sequence[Result], metric: str | None = None, ax: Axes | None = None, **style: Any) -> Axes:

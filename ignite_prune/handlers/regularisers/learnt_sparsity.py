@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.inert_hook import InertHook
+from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import is_number, unwrap
 from ignite_prune.core.step_hooks import Closure, grad_scale
@@ -78,6 +79,7 @@ class LearntSparsity(Regulariser):
 
     NAME = "learnt_sparsity"
     KEYS = (*Regulariser.KEYS, "whole", "learnt", "learner")
+    VARYING = ("whole",)
 
     def __init__(
         self,
@@ -193,7 +195,7 @@ class LearntSparsity(Regulariser):
                 f"{type(optimizer).__name__} was given a closure, which evaluates the model within the step, when its "
                 "parameters hold the whole weights; LearntSparsity needs optimizers that step without one"
             )
-        if not held:  # the learner's own step, within that of another
+        if not held:  # the learner's own step, or that of another training
             return closure
         self._put_back()
         try:
@@ -241,9 +243,11 @@ class LearntSparsity(Regulariser):
 
     def _after_step(self, optimizer: Optimizer, stepped: bool) -> None:
         held = self._held(optimizer)
+        if not held:  # the learner's own step, or that of another training, perhaps in another thread
+            return
         for name in held:
             self._whole[name].copy_(self._parameters[name])
-        if held and stepped:
+        if stepped:
             self.learner.step()
         self.learner.zero_grad()
         for name in held:
@@ -258,17 +262,17 @@ class LearntSparsity(Regulariser):
             **super()._state(),
             "whole": {name: whole.detach().clone() for name, whole in self._whole.items()},
             "learnt": {name: learnt.detach().clone() for name, learnt in self._learnt.items()},
-            "learner": self.learner.state_dict(),
+            "learner": _as_saved(self.learner.state_dict()),
         }
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         load_strengths = super()._checked(state)
-        learnt, whole = state["learnt"], state["whole"]
+        learnt, whole, learner = state["learnt"], state["whole"], _from_saved(state["learner"])
         _check_tensors("learnt", learnt, self._learnt)
         _check_tensors("whole", whole, self._parameters if whole else {})
 
         def load() -> None:
-            self.learner.load_state_dict(state["learner"])  # checks before it changes anything
+            self.learner.load_state_dict(learner)  # checks before it changes anything
             with torch.no_grad():
                 for name, tensor in learnt.items():
                     self._learnt[name].copy_(tensor)
@@ -276,6 +280,19 @@ class LearntSparsity(Regulariser):
             load_strengths()
 
         return load
+
+
+def _as_saved(learner: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state_dict in a form that ``torch.distributed.checkpoint`` loads into any other."""
+    return {**learner, "state": as_pairs(learner["state"]), "param_groups": tuple(learner["param_groups"])}
+
+
+def _from_saved(learner: Any) -> Any:
+    if not isinstance(learner, Mapping) or not {"state", "param_groups"} <= set(learner):
+        return learner
+    groups = learner["param_groups"]
+    groups = list(groups) if isinstance(groups, tuple) else groups
+    return {**learner, "state": from_pairs(learner["state"]), "param_groups": groups}
 
 
 def _check_tensors(key: str, found: Any, wanted: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_is, check_positive
-from ignite_prune.core.optimizer_state import as_optimizers, zero_slots_
+from ignite_prune.core.moments import zero_slots_
+from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.schedule import DenseSparse

@@ -16,14 +16,14 @@ from ignite_prune._utils.arguments import check_is, near
 from ignite_prune._utils.distributed import world_size
 from ignite_prune.allocation import Allocation
 from ignite_prune.core.mask_store import MaskStore, check_same
-from ignite_prune.core.optimizer_state import as_optimizers, check_held
+from ignite_prune.core.optimizers import as_optimizers, check_held
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
-from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.events import PruneEvents, fire
+from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
-from ignite_prune.update.agreement import agreed
+from ignite_prune.update.agreement import agreed, check_alike
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import UpdatePlan
 from ignite_prune.update.scores import all_finite
@@ -41,7 +41,7 @@ class _Fixed(dict[str, Any]):
         )
 
 
-class MaskedHandler(BaseHandler):
+class MaskedHandler(TargetHandler):
     """Masks some of a model's parameters from its construction on; it knows the event of its updates.
 
     Args:
@@ -79,6 +79,7 @@ class MaskedHandler(BaseHandler):
         everything = named_parameters(self._model)
         self._masks = MaskStore({name: everything[name] for group in self._groups for name in group["params"]})
         check_held(self._masks.parameters, self._optimizers)
+        check_alike(self._masks)
         self._check_free()
 
     def _check_optimizers(self) -> None:
@@ -118,6 +119,14 @@ class MaskedHandler(BaseHandler):
     def sparsity(self) -> float:
         """The pruned fraction of the selected parameters, exact count / exact count."""
         return self._masks.sparsity
+
+    @property
+    def reached(self) -> bool:
+        """Whether the target is met: always, as the masks have their sparsity from the beginning."""
+        return True
+
+    def _met(self) -> list[float | None]:
+        return [self.sparsity if group["sparsity"] is None else group["sparsity"] for group in self._groups]
 
     @property
     def param_groups(self) -> list[ParamGroup]:
@@ -194,6 +203,9 @@ class MaskedHandler(BaseHandler):
         self._own()
         self._install()
 
+    def _trained_by(self) -> list[Optimizer]:
+        return self._optimizers
+
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self._masks.parameters
 
@@ -207,6 +219,7 @@ class MaskedHandler(BaseHandler):
         self._publish()
         if self._attachment is not None:
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
+            self._announce()
 
     def _report(self) -> dict[str, float]:
         return self._masks.published(self._model)

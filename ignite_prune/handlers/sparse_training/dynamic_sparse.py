@@ -55,6 +55,7 @@ class DynamicSparse(MaskedHandler):
     """
 
     KEYS = (*MaskedHandler.KEYS, "generator", "budgets", "steps", "heard")
+    VARYING = ("heard",)
     _listens: ClassVar[type[GradientListener]] = NoListener
 
     def __init__(

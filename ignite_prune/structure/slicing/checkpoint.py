@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.pairs import from_pairs
 from ignite_prune.core.selection import unwrap
 from ignite_prune.structure.slicing.model_edit import Indices, ModelEdit, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
@@ -97,6 +98,7 @@ def from_plain(state: Any, model: nn.Module) -> dict[str, dict[int, Tensor]]:
         TypeError: ``state`` does not have the form of :func:`to_plain`.
         ValueError: the indices are of another model, or out of range.
     """
+    state = from_pairs(state)
     if not isinstance(state, Mapping) or not all(isinstance(dims, Mapping) for dims in state.values()):
         raise TypeError("The kept indices of a checkpoint should be a mapping by name and dimension")
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -116,7 +118,7 @@ def rates_from_plain(state: Any, model: nn.Module) -> dict[str, float]:
         TypeError: ``state`` is not a mapping of floats.
         ValueError: the rates are of another model, or outside [0, 1].
     """
-    known = dropout_rates(model)
+    known, state = dropout_rates(model), from_pairs(state)
     if not isinstance(state, Mapping) or not all(isinstance(rate, float) for rate in state.values()):
         raise TypeError("The Dropout rates of a checkpoint should be numbers by path")
     for path, rate in state.items():

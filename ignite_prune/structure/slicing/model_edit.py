@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import near
-from ignite_prune.core.optimizer_state import as_optimizers, exchange
+from ignite_prune.core.optimizer_state import exchange
+from ignite_prune.core.optimizers import Optimizers, as_optimizers
 from ignite_prune.evidence.running_sums import kept_of
 from ignite_prune.structure.kept_indices import attributes_of
 from ignite_prune.structure.slicing.module_attributes import counts, widths
+from ignite_prune.structure.slicing.slots import cut_slot
 from ignite_prune.structure.tracing.heads_attention import HeadsAttention
 
 Indices = Mapping[str, Mapping[int, Tensor]]
@@ -91,8 +93,11 @@ class ModelEdit:
         parameter.__dict__.update(tensor.__dict__)  # attributes that users set on it
         if tensor.grad is not None:
             parameter.grad = cut(tensor.grad, dims)
-        for optimizer in self._optimizers:
-            self._undo.append(exchange(optimizer, tensor, parameter, lambda slot: _cut_slot(slot, tensor, dims)))
+        wrappers = self._optimizers.wrappers if isinstance(self._optimizers, Optimizers) else ()
+        for optimizer in (*self._optimizers, *wrappers):
+            self._undo.append(
+                exchange(optimizer, tensor, parameter, lambda name, slot: cut_slot(name, slot, tensor, dims))
+            )
         return parameter
 
     def _exchange(self, module: nn.Module, new: Mapping[int, Tensor]) -> bool:
@@ -193,10 +198,3 @@ def undone_on_error(edits: Sequence[ModelEdit]) -> Iterator[None]:
         for edit in reversed(edits):
             edit.undo()
         raise
-
-
-def _cut_slot(slot: Tensor, parameter: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """Slice a slot like its parameter; a factored slot has size 1 in some dimensions, which are left alone."""
-    if slot.dim() != parameter.dim():
-        return slot
-    return cut(slot, {dim: stay for dim, stay in dims.items() if slot.shape[dim] == parameter.shape[dim]})

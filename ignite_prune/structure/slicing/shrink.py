@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from ignite_prune.core.check_report import SparsityWarning
-from ignite_prune.core.optimizer_state import as_optimizers
+from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.structure.slicing.compare import (
     difference,

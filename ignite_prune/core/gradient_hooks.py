@@ -1,0 +1,53 @@
+"""Where gradients come from other ways than a plain ``backward()``, and how they are masked in time.
+
+- ``torch.autograd.grad`` does not accumulate gradients: hooks on ``.grad`` are not called, but tensor hooks are.
+- DistributedDataParallel writes the reduced gradients when the backward pass is over. A communication hook that
+  compresses, such as PowerSGD's, gives pruned entries values; they are masked once more after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+
+_OFF: list[object] = []  # not empty while unmasked() is active
+
+
+@contextmanager
+def unmasked() -> Iterator[None]:
+    """Let ``torch.autograd.grad`` return the gradients of pruned entries too, for evidence about them."""
+    _OFF.append(None)
+    try:
+        yield
+    finally:
+        _OFF.pop()
+
+
+def is_returned(parameter: nn.Parameter) -> bool:
+    """Return whether the gradient on its way to a parameter is returned by ``torch.autograd.grad``.
+
+    To be called in a tensor hook. Otherwise the gradient is accumulated, and masked then, in place and once.
+    """
+    if _OFF:
+        return False
+    with torch.enable_grad():
+        view: Tensor = parameter.view_as(parameter)
+    node: Any = view.grad_fn.next_functions[0][0] if view.grad_fn is not None else None
+    try:
+        return not torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # raised for a leaf whose gradient is returned
+        return True
+
+
+def after_reduction(call: Callable[[], None]) -> None:
+    """Call a function at the very end of the backward pass that is running, after the reduction of DDP.
+
+    DDP queues its reduction during the pass, so a callback that is queued by a callback comes after it.
+    """
+    engine = Variable._execution_engine
+    engine.queue_callback(lambda: engine.queue_callback(call))

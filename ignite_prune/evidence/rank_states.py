@@ -1,0 +1,126 @@
+"""Evidence of every rank in the state of one.
+
+Ranks gather evidence from their own data, and a checkpoint is usually the file of rank 0. So ``state_dict()`` holds
+the evidence of all ranks, if all ranks call it, as Ignite's ``Checkpoint`` does; a resumed rank takes its own part, so
+that sums are added up in the same order as without the interruption. A user may call ``state_dict()`` on one rank
+alone, where a collective would wait for ever: ranks therefore meet at a key of the process group's store first, and one
+that waits in vain writes its own part.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ignite_prune._utils.distributed import all_gather, rank, world_size
+from ignite_prune._utils.nested import mapped
+
+State = Mapping[str, Any]
+PATIENCE = 10.0
+"""Seconds for which a rank waits for the others to call ``state_dict()``; a tenth of it once that was in vain."""
+
+
+class RankStates:
+    """Gathers the states of one handler's evidence over ranks.
+
+    Args:
+        key: identifies the handler's evidence; equal on all ranks.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key, self._calls, self._patience = key, dict[int, int](), PATIENCE
+
+    def gathered(self, states: Sequence[State], iteration: int) -> list[dict[str, Any]] | None:
+        """Return the states with those of the other ranks as ``"others"``; None if not all ranks call this.
+
+        Args:
+            states: this rank's.
+            iteration: of the training, which tells calls of different moments apart.
+        """
+        if not self._meet(iteration):
+            return None
+        ranks = all_gather(mapped(list(states), lambda tensor: tensor.cpu()))
+        return [
+            {**first, "others": {str(number): other for number, other in enumerate(others, start=1)}}
+            for first, *others in zip(*ranks)
+        ]
+
+    def _meet(self, iteration: int) -> bool:
+        """Return whether all ranks have come here, on each of them alike."""
+        store = dist.distributed_c10d._get_default_store()
+        while True:
+            call = self._calls.get(iteration, 0)
+            self._calls[iteration] = call + 1
+            arrived, outcome = (f"{self._key}/{iteration}/{call}/{what}" for what in ("arrived", "outcome"))
+            if store.add(arrived, 1) == world_size():
+                store.compare_set(outcome, "", "all")
+            elif not self._appears(store, outcome) and store.compare_set(outcome, "", "some") == b"some":
+                self._patience = PATIENCE / 10
+                return False
+            if store.get(outcome) == b"all":
+                self._patience = PATIENCE
+                return True
+            # The others have given this call up: they may come to the next one.
+
+    def _appears(self, store: Any, key: str) -> bool:
+        until, pause = time.monotonic() + self._patience, 0.0005
+        while not store.check([key]):  # wait() of a TCPStore writes to stderr when its time is up
+            if time.monotonic() > until:
+                return False
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return True
+
+
+def warn_of_one_rank() -> None:
+    """Warn that a state holds the evidence of one rank alone."""
+    warnings.warn(
+        f"state_dict() was called on rank {rank()}, but not on all {world_size()} ranks at the same time: it holds the "
+        "evidence that this rank has gathered since the last mask update, and a run that is resumed from it lacks that "
+        "of the others. Call it on every rank, as Ignite's Checkpoint does, and write the file on one",
+        stacklevel=2,
+    )
+
+
+def parts_of(state: State) -> list[State]:
+    """Return the states of each rank in a state.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    others = state.get("others", {})
+    if not isinstance(others, Mapping) or set(others) != {str(number + 1) for number in range(len(others))}:
+        raise ValueError("The checkpoint's evidence is damaged: it lacks a rank's")
+    return [state, *(others[str(number + 1)] for number in range(len(others)))]
+
+
+def own_part(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what this rank takes of the checked states of all ranks that wrote a checkpoint.
+
+    With as many ranks as then, each takes its own. Otherwise rank 0 takes the sum, and the others add nothing to it. A
+    state that one rank has written alone is taken by that rank.
+    """
+    if len(parts) == world_size():
+        return parts[rank()]
+    if rank() == (parts[0].get("rank", 0) if world_size() > 1 else 0):
+        return _merged(parts)
+    return {**parts[0], "sums": {}, "counts": {}}
+
+
+def _merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sum of states; used-up ones count only if there are no others."""
+    sums, counts = dict[str, Tensor](), dict[str, float]()
+    new = [part for part in parts if not part.get("stale")] or parts
+    for part in new:
+        for name, total in part["sums"].items():
+            if name in sums and sums[name].shape != total.shape:
+                raise ValueError(f"The checkpoint's evidence of {name!r} differs in shape between ranks")
+            sums[name] = sums[name] + total if name in sums else total
+            counts[name] = counts.get(name, 0.0) + part["counts"][name]
+    forms = {name: form for part in new for name, form in part.get("forms", {}).items()}
+    return {**new[0], "sums": sums, "counts": counts, **({"forms": forms} if "forms" in new[0] else {})}

@@ -1,0 +1,187 @@
+"""Warnings about a run that cannot end as its handlers were asked: at its start wherever that is known.
+
+``max_epochs`` and the loader's length are known at STARTED, so the last count at which an event calls a handler can be
+computed, and compared with the step at which its schedule ends. What only the run itself shows, such as an engine in
+which no optimizer steps, is warned of after the first epoch of some length, and otherwise at COMPLETED.
+
+Each kind of warning is given once by a handler. Where the length of the run is not known (an iterator, a filter of the
+user's own, an event that the user fires), there is none.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from ignite.engine import CallableEventWithFilter, Engine, Events
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ignite_prune.handlers.run_warning import RunWarning
+from ignite_prune.schedule import Schedule
+
+_ITERATIONS = {
+    Events.GET_BATCH_STARTED,
+    Events.GET_BATCH_COMPLETED,
+    Events.ITERATION_STARTED,
+    Events.ITERATION_COMPLETED,
+}
+EPOCHS = {Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED}
+_MANY = 100_000  # counts of a filtered event that are tried
+_ENOUGH = 100  # iterations without a step: more than gradients are accumulated over, or AMP's scaler skips
+
+
+class RunCheck:
+    """What one handler's run is going to be, and the warnings that have been given about it.
+
+    Attributes:
+        last: the last count of the handler's event in this run; None: not known.
+    """
+
+    def __init__(self) -> None:
+        self.last: int | None = None
+        self._told: set[str] = set()
+        self._steps = _Steps()
+
+    def tell(self, kind: str, message: str) -> None:
+        """Warn, once for each kind."""
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(message, RunWarning, stacklevel=2)
+
+    def start(self, engine: Engine, events: Sequence[Any], optimizers: Sequence[Optimizer]) -> None:
+        """Find the last count of the events, and see from now on whether an optimizer steps."""
+        self.last = last_count(engine, events)
+        self._steps.begin(engine, optimizers)
+
+    def check_events(self, who: str, events: Sequence[Any]) -> None:
+        """Warn if the run ends before the handler is called."""
+        if self.last == 0:
+            self.tell(
+                "never",
+                f"{who} is attached to {' | '.join(map(repr, events))}, which this run never fires, so nothing will "
+                "be done: take an event that the run reaches, or a longer run",
+            )
+
+    def check_schedule(self, schedule: Schedule, unit: str, iterations: int | None = None) -> None:
+        """Warn if a schedule ends after the run.
+
+        Args:
+            schedule: the schedule.
+            unit: in which the events count.
+            iterations: of the whole run, where the events count epochs; None: not known, or they do not.
+        """
+        if not self.last or not schedule.ends or self.last >= schedule.horizon:
+            return
+        now, final = schedule(self.last), schedule(schedule.horizon)
+        if now == final:
+            return
+        end = math.ceil(schedule.horizon)
+        text = (
+            f"{schedule} ends at step {schedule.horizon:g}, and its last step in this run is {self.last} (in {unit}): "
+            f"the sparsity will be {now:.4g} instead of {final:.4g}. Run for {end} {unit} or more, now or by another "
+            f"run(max_epochs=...) that continues, or let the schedule end by {self.last}"
+        )
+        if iterations is not None and schedule.horizon <= iterations:
+            text += ". If begin and end are meant in iterations: attach(trainer, Events.ITERATION_COMPLETED)"
+        self.tell("short", text)
+
+    def end_epoch(self, who: str, engine: Engine, completed: bool) -> None:
+        """Warn if no optimizer steps in the engine; called at the end of each epoch and of the run."""
+        iterations = self._steps.without(engine)
+        if iterations >= (1 if completed else _ENOUGH):
+            self.tell(
+                "steps",
+                f"{who} is attached to an engine in which none of its optimizers has made a step for {iterations} "
+                "iterations. Attach it to the trainer, not to an evaluator, and give it the optimizer that trains",
+            )
+        if completed:
+            self._steps.end()
+
+    def stop(self) -> None:
+        """Remove the hooks."""
+        self._steps.end()
+
+
+class _Steps:
+    """Whether an optimizer has stepped in a run; its hooks are removed as soon as one has."""
+
+    def __init__(self) -> None:
+        self._hooks: list[RemovableHandle] = []
+        self._since, self._seen = 0, False
+
+    def begin(self, engine: Engine, optimizers: Sequence[Optimizer]) -> None:
+        self.end()
+        self._since, self._seen = engine.state.iteration, False
+        self._hooks = [optimizer.register_step_post_hook(self._see) for optimizer in optimizers]
+
+    def _see(self, *_: Any) -> None:
+        self._seen = True
+
+    def without(self, engine: Engine) -> int:
+        """Return the number of iterations if there was no step, else 0."""
+        if self._seen:
+            self.end()
+        return engine.state.iteration - self._since if self._hooks else 0
+
+    def end(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def last_count(engine: Engine, events: Sequence[Any]) -> int | None:
+    """Return the last count at which one of the events calls a handler in the engine's run, 0 if none does.
+
+    Returns:
+        None: not known.
+    """
+    counts = [_last_count(engine, event) for event in events]
+    known = [count for count in counts if count is not None]
+    return max(known) if len(known) == len(counts) else None
+
+
+def iterations_of(engine: Engine) -> int | None:
+    """Return the number of iterations of the engine's whole run; None: not known."""
+    state = engine.state
+    if state.max_iters is not None:
+        return int(state.max_iters)
+    return None if state.max_epochs is None or state.epoch_length is None else state.max_epochs * state.epoch_length
+
+
+def _last_count(engine: Engine, event: Any) -> int | None:
+    state = engine.state
+    if event in _ITERATIONS:
+        total = iterations_of(engine)
+    elif event in EPOCHS and state.max_iters is not None:
+        whole = event == Events.EPOCH_COMPLETED  # an epoch that max_iters cuts short is not completed
+        length = state.epoch_length
+        total = None if not length else state.max_iters // length if whole else -(-state.max_iters // length)
+    else:
+        total = state.max_epochs if event in EPOCHS else None
+    due = event.filter if isinstance(event, CallableEventWithFilter) else None
+    if total is None or due is None:
+        return total
+    if due.__module__ != CallableEventWithFilter.__module__:  # the user's own, which may count its calls
+        return None
+    first = total if event == Events.COMPLETED else max(total - _MANY, 1)
+    return next((count for count in range(total, first - 1, -1) if due(engine, count)), 0 if first == 1 else None)
+
+
+def is_trial(engine: Engine) -> bool:
+    """Return whether the run is one of Ignite's learning-rate finder, which is short and is undone."""
+    return any(home == "ignite.handlers.lr_finder" for home in _homes(engine))
+
+
+def may_be_driven(engine: Engine) -> bool:
+    """Return whether the engine has handlers that may set a sparsity: the user's own, or a ParamScheduler."""
+    return any(home.split(".")[0] not in ("ignite", "ignite_prune") or "param_sch" in home for home in _homes(engine))
+
+
+def _homes(engine: Engine) -> list[str]:
+    """Return the names of the modules that the engine's handlers are defined in."""
+    handlers = (inspect.unwrap(handler) for entries in engine._event_handlers.values() for handler, *_ in entries)
+    return [str(getattr(each, "__module__", "")) for each in handlers]
