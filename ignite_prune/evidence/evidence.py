@@ -134,7 +134,8 @@ class Evidence:
         """Return the reasons why parameters have no evidence."""
         collector = self.collectors[need]
         counts, refused = collector.record.counts, collector.refused
-        return {name: collector.reason(name) for name in collector.parameters if not counts.get(name) or name in refused}
+        without = [name for name in collector.parameters if not counts.get(name) or name in refused]
+        return {name: collector.reason(name) for name in without}
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return this rank's state of each need's collector, in order."""

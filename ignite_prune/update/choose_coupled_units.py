@@ -11,7 +11,7 @@ from ignite_prune._utils.topk import keep_top
 from ignite_prune.allocation import LAMP, Allocation, Global, Isomorphic, Layer
 from ignite_prune.pattern import Coupled
 from ignite_prune.structure import Cost, Structure
-from ignite_prune.update.coupled_scores import coupled_layer, warn_of_uneven
+from ignite_prune.update.coupled_scores import comparable, coupled_layer, warn_of_uneven
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.scores import ParameterScores, choose
 
@@ -36,7 +36,8 @@ def choose_coupled_masks(
     assert structure is not None and isinstance(pattern, Coupled)
     units = [structure.groups[name] for name in group["units"]]
     before = structure.kept({name: mask for name, mask in masks.items() if mask is not None})
-    layers = [coupled_layer(each, structure, scores, masks, before[each.name], pattern) for each in units]
+    layers = [coupled_layer(each, structure, scores, before[each.name], pattern) for each in units]
+    layers = comparable(layers, pattern.normalise)
     choice = partial(_chosen, layers, pattern, group["allocation"])
     fraction = 1.0 if target is None else target
     if group["target"] is None:

@@ -1,13 +1,15 @@
 """Scores of coupled units that are comparable between groups of unlike units, such as heads and neurons.
 
 A norm grows with the number of entries. Ranked by plain norms, no head of a transformer is pruned before nearly all
-neurons are, whatever the saliency, so scores are normalised before an allocation ranks the units of several groups.
+neurons are, whatever the saliency. So an allocation gets scores that are normalised by the mean of their kind.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,7 +26,6 @@ def coupled_layer(
     units: UnitGroup,
     structure: Structure,
     scores: Mapping[str, ParameterScores],
-    masks: Mapping[str, Tensor | None],
     alive: Tensor,
     pattern: Coupled,
 ) -> Layer:
@@ -34,21 +35,13 @@ def coupled_layer(
         units: the group.
         structure: of the model.
         scores: of each weight that is scored.
-        masks: the masks so far, None where nothing is pruned.
         alive: which units are left, bool.
-        pattern: how the scores of slices are combined and normalised.
+        pattern: how the scores of slices are combined.
     """
 
     def compute() -> Tensor:
         wanted = {slot.name: scores[slot.name].compute() for slot in units.slots if slot.name in scores}
-        living = {name: _masked(each, masks.get(name)) for name, each in wanted.items()}
-        found = unit_scores(units, living, pattern).cpu()
-        if pattern.normalise == "entries" and pattern.norm != torch.inf:
-            ones = {name: _masked(torch.ones_like(each), masks.get(name)) for name, each in wanted.items()}
-            found = found / unit_scores(units, ones, pattern).cpu().masked_fill(~alive, 1)
-        elif pattern.normalise is not None:
-            found = found / found[alive].abs().mean().clamp(min=torch.finfo(found.dtype).tiny)
-        return found.masked_fill(~alive, 0)
+        return unit_scores(units, wanted, pattern).cpu().masked_fill(~alive, 0)
 
     living = int(alive.count_nonzero())
     # Sparsity is a fraction of the units before any slicing.
@@ -57,9 +50,33 @@ def coupled_layer(
     return Layer(units.name, (units.size,), whole, once(compute), unpruned, living, _kind(units, structure))
 
 
-def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the scores with those of pruned entries 0; scores of units are left as they are."""
-    return scores if mask is None or mask.shape != scores.shape else scores.masked_fill(~mask, 0)
+def comparable(layers: Sequence[Layer], normalise: str | None) -> list[Layer]:
+    """Return the layers with their scores divided by a mean, so that those of unlike units can be ranked together.
+
+    Args:
+        layers: from :func:`coupled_layer`.
+        normalise: ``"kind"``: by the mean absolute score of the units that are left in all groups of the kind;
+            ``"group"``: in the group; None: not at all.
+    """
+    if normalise is None:
+        return list(layers)
+    alike: dict[Hashable, list[Layer]] = {}
+    for layer in layers:
+        alike.setdefault(layer.kind if normalise == "kind" else layer.name, []).append(layer)
+    return [each for group in alike.values() for each in _divided(group)] if len(alike) > 1 else list(layers)
+
+
+def _divided(layers: Sequence[Layer]) -> list[Layer]:
+    def mean() -> float:
+        total = sum(float(layer.scores().abs().sum(dtype=torch.float64)) for layer in layers)  # of pruned units: 0
+        return max(total / max(sum(layer.living for layer in layers), 1), torch.finfo(torch.float64).tiny)
+
+    divisor = once(mean)
+    return [replace(layer, scores=once(partial(_quotient, layer.scores, divisor))) for layer in layers]
+
+
+def _quotient(scores: Callable[[], Tensor], divisor: Callable[[], float]) -> Tensor:
+    return scores() / divisor()
 
 
 def _kind(units: UnitGroup, structure: Structure) -> Hashable:

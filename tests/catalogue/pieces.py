@@ -131,7 +131,7 @@ COUPLED = [
     Row("coupled_max", lambda: pattern.Coupled(norm=float("inf"), combine="max"), {"exact": True}),
     Row("coupled_first", lambda: pattern.Coupled(combine="first"), {"exact": True}),
     Row("coupled_signed", lambda: pattern.Coupled(norm=None), {"exact": True, "signed": True}),
-    Row("coupled_by_mean", lambda: pattern.Coupled(normalise="mean"), {"exact": True}),
+    Row("coupled_by_group", lambda: pattern.Coupled(normalise="group"), {"exact": True}),
     Row("coupled_as_is", lambda: pattern.Coupled(normalise=None), {"exact": True}),
     Row("coupled_rounded", lambda: pattern.Coupled(round_to=4, at_least=2)),
 ]

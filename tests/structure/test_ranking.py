@@ -10,12 +10,7 @@ from ignite_prune import PruneHandler, SparsityWarning, allocation, pattern, pru
 from ignite_prune.structure import Flops
 from tests.models import small_net
 
-FAIR = [
-    pattern.Coupled(),
-    pattern.Coupled(norm=1, combine="sum"),
-    pattern.Coupled(norm=float("inf")),
-    pattern.Coupled(norm=None),
-]
+FAIR = [pattern.Coupled(), pattern.Coupled(norm=1, combine="sum"), pattern.Coupled(norm=None)]
 
 
 class Attention(nn.Module):
@@ -37,8 +32,6 @@ class Attention(nn.Module):
 def transformer():
     torch.manual_seed(0)
     model = nn.Sequential(*(Attention() for _ in range(4)))
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.02)
     return model, trace(model, torch.randn(2, 5, 32))
 
 
@@ -67,15 +60,15 @@ def test_heads_that_never_go_are_named():
         for block in model:
             block.up.weight.mul_(100)
     with pytest.warns(SparsityWarning, match=r"'0.qkv.0.weight'.* all they may"):
-        prune_model(model, sparsity=0.1, structure=structure)
+        prune_model(model, sparsity=0.1, structure=structure, pattern=pattern.Coupled(normalise=None))
 
 
 @pytest.mark.parametrize("divided", [allocation.Uniform(), allocation.Isomorphic(), allocation.Global()], ids=str)
 def test_no_warning_where_groups_are_alike(divided):
-    model, structure = transformer()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for sparsity in (0.2, 0.5, 0.9):
+            model, structure = transformer()
             prune_model(model, sparsity=sparsity, structure=structure, allocation=divided)
 
 
@@ -90,25 +83,27 @@ def test_kinds_of_groups_compete_among_themselves():
     assert kept["0.qkv.0.weight"] == 4, "the heads with the largest weights"
 
 
-def test_scores_are_means_over_entries_that_are_left():
+def test_scores_are_divided_by_the_mean_of_the_units_that_are_left():
     model = nn.Sequential(
-        nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)
+        nn.Linear(1, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False)
     )
-    structure = trace(model, torch.randn(1, 2))
+    structure = trace(model, torch.randn(1, 1))
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[3.0, 3.0], [1.0, 1.0], [9.0, 9.0]]))
-        model[2].weight.copy_(torch.tensor([[3.0, 1.0, 9.0], [3.0, 1.0, 9.0]]))
-        model[4].weight.fill_(5.0)
-    # Means over entries: 3, 1, 9 in the first group; of (3, 1, 9) and 5 in the second, by L1 norm (13 / 3 + 5) / 2.
-    rule = pattern.Coupled(norm=1)
+        model[0].weight.copy_(torch.tensor([[1.0], [2.0], [3.0], [6.0]]))  # mean 3
+        model[2].weight.copy_(torch.tensor([[7.0] * 4, [10.0] * 4, [13.0] * 4]))  # norms 14, 20, 26: mean 20
+        model[4].weight.zero_()
+    rule = pattern.Coupled(normalise="group", combine="first")
     pruner = PruneHandler(model, structure=structure, pattern=rule)
-    pruner.step(0.2)
-    assert pruner.units == {"0.weight": (3, 2), "2.weight": (2, 2)}
-    pruner.step(0.4)  # (3 + 9) / 2 and 5 of the entries that are left: 5.5 in the second group, 3 in the first
-    assert pruner.units == {"0.weight": (3, 1), "2.weight": (2, 2)}
+    pruner.step(2 / 7)  # 1/3, 2/3, 1, 2 and 0.7, 1, 1.3
+    assert pruner.units == {"0.weight": (4, 2), "2.weight": (3, 3)}
+    pruner.step(4 / 7)  # 3, 6 by 4.5: 0.67, 1.33; the second layer has half the inputs, all in proportion: 0.7, 1, 1.3
+    assert pruner.units == {"0.weight": (4, 1), "2.weight": (3, 2)}
+    raw = pattern.Coupled(normalise=None, combine="first")
+    kept = structure.kept(prune_model(model, sparsity=4 / 7, structure=structure, pattern=raw))
+    assert [int(each.sum()) for each in kept.values()] == [1, 2]
 
 
-@pytest.mark.parametrize("normalise", ["entries", "mean", None])
+@pytest.mark.parametrize("normalise", ["kind", "group", None])
 def test_the_order_within_a_group_is_that_of_the_norms(normalise):
     found = []
     for rule in (pattern.Coupled(normalise=None), pattern.Coupled(normalise=normalise)):
@@ -140,5 +135,5 @@ def test_masked_and_sliced_models_are_ranked_alike(score):
 
 
 def test_a_wrong_normalisation_is_refused():
-    with pytest.raises(ValueError, match="Argument normalise should be 'entries', 'mean' or None, but given 'max'"):
+    with pytest.raises(ValueError, match="Argument normalise should be 'kind', 'group' or None, but given 'max'"):
         pattern.Coupled(normalise="max")
