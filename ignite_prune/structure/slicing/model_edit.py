@@ -197,13 +197,8 @@ def _as_indices(name: str, dim: int, stay: Sequence[int], tensor: Tensor) -> Ten
 
 
 @contextmanager
-<<<<<<< HEAD
 def undone_on_error(edits: Sequence[Undoable], undo: Sequence[Callable[[], object]] = ()) -> Iterator[None]:
     """Undo the edits, and call the functions in ``undo``, if the body of the ``with`` statement raises."""
-=======
-def undone_on_error(edits: Sequence[Undoable]) -> Iterator[None]:
-    """Undo the edits if the body of the ``with`` statement raises."""
->>>>>>> 043cbbe31ba85308090c180e5f0387a57df49740
     try:
         yield
     except BaseException:  # KeyboardInterrupt too
