@@ -145,6 +145,8 @@ class ShrinkHandler(BaseHandler):
         kept = structure.kept(pruner.masks)
         self._check_hooks(structure.indices(kept))
         pruning = pruner.pruning
+        left, reports = self.left, self.reports
+        undo = [lambda: vars(self).update(left=left, reports=reports), pruner.way_back()]
         with sliced(
             pruning.model,
             pruning.masks,
@@ -154,11 +156,11 @@ class ShrinkHandler(BaseHandler):
             pruning.optimizers,
             self._ema,
             self._scale_dropout,
+            undo,
         ) as report:
             if report.indices:
                 pruner.follow(structure.sliced(kept), report.indices)
-        self.left = then(self.left, report.indices)
-        self.reports.append(report)
+            vars(self).update(left=then(left, report.indices), reports=[*reports, report])
         self._publish()
         return report
 
@@ -203,10 +205,12 @@ class ShrinkHandler(BaseHandler):
         edits = [ModelEdit(pruner.pruning.model, pruner.pruning.optimizers), *map(ModelEdit, self._ema)]
 
         def load() -> None:
-            with undone_on_error(edits):
+            if self.left:  # loaded; what was cut short came after it
+                return
+            with undone_on_error(edits, [pruner.way_back()]):
                 for edit in edits:
                     edit.slice(indices, rates)
-            pruner.follow(structure.sliced(kept), indices)
-            self.left = indices
+                pruner.follow(structure.sliced(kept), indices)
+                self.left = indices
 
         return load

@@ -78,6 +78,8 @@ def build(model: nn.Module, params: Any, **defaults: Any) -> list[ParamGroup]:
 def as_dicts(params: Any) -> list[dict[str, Any]]:
     """Return the groups that ``params`` means, their settings not checked; see :func:`build`."""
     if isinstance(params, Mapping):
+        if not params:
+            raise ValueError("Argument params is an empty mapping; give None for the default selection")
         for rule, settings in params.items():
             if not isinstance(settings, Mapping):
                 raise TypeError(f"Argument params: the settings of {rule!r} should be a dict, but given {settings!r}")

@@ -24,8 +24,6 @@ from ignite_prune import PruneEvents, PruneHandler, saliency, schedule
 from tests.catalogue import RAMPS, SCHEDULES
 from tests.models import WEIGHTS, assert_zero, batches, small_net, train_step
 
-pytestmark = pytest.mark.filterwarnings("ignore::ignite_prune.handlers.RunWarning")  # runs cut short on purpose
-
 
 def setup(event=Events.EPOCH_COMPLETED, **settings):
     model = small_net()

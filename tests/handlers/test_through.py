@@ -18,9 +18,6 @@ from tests.golden_values import arrays
 from tests.models import Net, batches, small_net
 from tests.ranks import on_two_ranks
 
-pytestmark = pytest.mark.filterwarnings("ignore::ignite_prune.handlers.RunWarning")  # runs cut short on purpose
-
-
 PLAIN = [row for row in OPTIMIZERS if not row.notes]
 
 

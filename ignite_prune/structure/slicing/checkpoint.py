@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.pairs import from_pairs
+from ignite_prune._utils.state import is_plain
 from ignite_prune.core.selection import unwrap
 from ignite_prune.structure.kept_indices import KeptIndices, attributes_of, value_at
 from ignite_prune.structure.slicing.model_edit import Indices, ModelEdit, undone_on_error
@@ -129,6 +130,8 @@ def from_plain(state: Any, model: nn.Module) -> dict[str, dict[int, Tensor]]:
         if name not in tensors:
             raise ValueError(f"The checkpoint was made from another model: this one has no {name!r}")
         for dim, stay in dims.items():
+            if dim not in map(str, range(tensors[name].dim())):
+                raise ValueError(f"The checkpoint keeps indices of dimension {dim!r:.20} of {name!r}, which has none")
             found.setdefault(name, {})[int(dim)] = _checked(name, int(dim), stay, tensors[name])
     return found
 
@@ -152,7 +155,7 @@ def rates_from_plain(state: Any, model: nn.Module) -> dict[str, float]:
 
 
 def _checked(name: str, dim: int, stay: Any, tensor: Tensor) -> Tensor:
-    if not isinstance(stay, Tensor) or stay.dtype != torch.int64 or stay.dim() != 1 or dim >= tensor.dim():
+    if not isinstance(stay, Tensor) or not is_plain(stay) or stay.dtype != torch.int64 or stay.dim() != 1:
         raise TypeError(f"The kept indices of {name!r} should be 1-D int64 tensors by dimension")
     if stay.numel() and not 0 <= int(stay.min()) <= int(stay.max()) < tensor.shape[dim]:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 A slicing touches parameters, gradients, optimizer slots and param groups, buffers and width attributes, and it can
 fail at any of them: a tensor may be shared with code that was never traced, or the sliced model may not run. A model
-that is half sliced cannot be trained, saved or repaired. So every change appends its inverse to a list;
+that is half sliced cannot be trained, saved or repaired. So every change first appends its inverse to a list;
 ``undone_on_error`` runs that list backwards, also when the user interrupts. Undoing restores the original ``Parameter``
 objects rather than copies, because optimizers, DDP and the user's own variables refer to them by identity.
 """
@@ -102,8 +102,8 @@ class ModelEdit:
             parameter.grad = cut(tensor.grad, dims)
         wrappers = self._optimizers.wrappers if isinstance(self._optimizers, Optimizers) else ()
         for optimizer in (*self._optimizers, *wrappers):
-            self._undo.append(
-                exchange(optimizer, tensor, parameter, lambda name, slot: cut_slot(name, slot, tensor, dims))
+            exchange(
+                optimizer, tensor, parameter, lambda name, slot: cut_slot(name, slot, tensor, dims), self._undo.append
             )
         return parameter
 
@@ -113,16 +113,16 @@ class ModelEdit:
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
                 if id(tensor) in new:
-                    held[name] = new[id(tensor)]  # type: ignore[assignment]
                     self._undo.append(lambda held=held, name=name, tensor=tensor: held.update({name: tensor}))  # type: ignore[misc]
+                    held[name] = new[id(tensor)]  # type: ignore[assignment]
                     found = True
         return found
 
     def _set(self, owner: Any, name: str, value: Any) -> None:
         before = getattr(owner, name)
         if before != value:
-            setattr(owner, name, value)
             self._undo.append(lambda: setattr(owner, name, before))
+            setattr(owner, name, value)
 
     def _refresh(self, module: nn.RNNBase) -> None:
         """Rebuild a recurrent layer's list of flat weights from the new parameters."""
@@ -197,11 +197,13 @@ def _as_indices(name: str, dim: int, stay: Sequence[int], tensor: Tensor) -> Ten
 
 
 @contextmanager
-def undone_on_error(edits: Sequence[Undoable]) -> Iterator[None]:
-    """Undo the edits if the body of the ``with`` statement raises."""
+def undone_on_error(edits: Sequence[Undoable], undo: Sequence[Callable[[], object]] = ()) -> Iterator[None]:
+    """Undo the edits, and call the functions in ``undo``, if the body of the ``with`` statement raises."""
     try:
         yield
     except BaseException:  # KeyboardInterrupt too
         for edit in reversed(edits):
             edit.undo()
+        for call in undo:
+            call()
         raise

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ignite_prune._utils.arguments import near
+from ignite_prune._utils.arguments import check_is, near
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.structure.model_io import as_arguments
 from ignite_prune.structure.slicing.size_probe import SizeProbe
@@ -62,6 +62,7 @@ def trace(
     for each in places:
         _one_size(each, shapes_of(model))
     kept = [name for rule in _strings(keep) for name in _matching(rule, model)]
+    check_is("through_norms", through_norms, bool)
     probe = SizeProbe(model, args, kwargs)
 
     def traced(in_training: bool) -> TracedModel:
