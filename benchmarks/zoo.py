@@ -9,6 +9,7 @@ import argparse
 import copy
 import json
 import multiprocessing
+import resource
 import statistics
 import time
 import traceback
@@ -38,12 +39,22 @@ def measured(name: str, peer: bool) -> Row:
         model, inputs = zoo_models.models()[name]()
     except Exception as error:
         return {**row, "missing": f"{type(error).__name__}: {error}"[:200]}
-    model, inputs = _perturbed(model).double(), tree_map_only(torch.Tensor, _double, inputs)
+    model, inputs = _doubled(_perturbed(model), inputs)
     for norms in (False, True):
         row["norms" if norms else "plain"] = _ours(model, inputs, norms)
     if peer:
         row["torch-pruning"] = _theirs(model, inputs)
     return row
+
+
+def _doubled(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
+    """Return a model and its inputs in float64, if it runs so."""
+    doubled = copy.deepcopy(model).double(), tree_map_only(torch.Tensor, _double, inputs)
+    try:
+        _run(*doubled)
+    except Exception:  # some operations take float32 alone
+        return model, inputs
+    return doubled
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
@@ -181,22 +192,23 @@ def _theirs(model: nn.Module, inputs: Any) -> Row:
 def _in_process(name: str, peer: bool, limit: float) -> Row:
     """Measure a model in a process of its own."""
     ours, theirs = multiprocessing.Pipe(False)
-    process = multiprocessing.get_context("fork").Process(target=_send, args=(theirs, name, peer))
+    process = multiprocessing.get_context("fork").Process(target=_send, args=(theirs, name, peer, limit))
     process.start()
     theirs.close()
     found = {"name": name, "late": True}
-    if ours.poll(limit):
+    if ours.poll(10 * limit):
         try:
             found = ours.recv()
         except EOFError:
-            found = {"name": name, "missing": "the process died"}
+            pass
     process.kill()
     process.join()
     return found
 
 
-def _send(pipe: Connection, name: str, peer: bool) -> None:
+def _send(pipe: Connection, name: str, peer: bool, limit: float) -> None:
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe.send(measured(name, peer))
@@ -222,7 +234,7 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=["*"], help="globs of names, family:model")
-    parser.add_argument("--limit", type=float, default=60, help="seconds for a model")
+    parser.add_argument("--limit", type=float, default=60, help="seconds of CPU for a model")
     parser.add_argument("--json", type=Path, help="file for all that is measured")
     parser.add_argument("--peer", action="store_true", help="try torch-pruning too")
     options = parser.parse_args()
