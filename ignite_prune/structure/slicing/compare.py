@@ -16,7 +16,7 @@ from ignite_prune.core.selection import named_parameters
 from ignite_prune.evidence.calibration import undisturbed
 from ignite_prune.structure.model_io import as_arguments, tensors_of
 from ignite_prune.structure.slicing.held_chance import HeldChance
-from ignite_prune.structure.slicing.model_edit import slice_
+from ignite_prune.structure.slicing.norm_of_some import NormOfSome
 
 Run = Callable[[nn.Module], list[Tensor]]
 
@@ -44,27 +44,7 @@ def _normalise_over(model: nn.Module, left: Mapping[str, Tensor]) -> None:
     for path, stay in left.items():
         if not stay.all():
             owner, _, name = path.rpartition(".")
-            setattr(model.get_submodule(owner), name, _NormOfSome(model.get_submodule(path), stay))
-
-
-class _NormOfSome(nn.Module):
-    """A norm over some of the channels; its output is 0 in the others.
-
-    Args:
-        norm: the norm over all channels.
-        stay: the channels to normalise over, bool.
-    """
-
-    def __init__(self, norm: nn.Module, stay: Tensor) -> None:
-        super().__init__()
-        self._stay, self._dim = stay.nonzero().squeeze(1), 1 if isinstance(norm, nn.GroupNorm) else -1
-        self.norm = copy_of(norm)
-        names = [name for name, _ in norm.named_parameters()]
-        slice_(self.norm, {name: {0: self._stay.tolist()} for name in names})
-
-    def forward(self, x: Tensor) -> Tensor:
-        stay = self._stay.to(x.device)
-        return torch.zeros_like(x).index_copy(self._dim, stay, self.norm(x.index_select(self._dim, stay)))
+            setattr(model.get_submodule(owner), name, NormOfSome(model.get_submodule(path), stay))
 
 
 def runs_in_training(model: nn.Module, example_inputs: Any) -> bool:

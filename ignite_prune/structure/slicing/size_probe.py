@@ -60,6 +60,8 @@ class SizeProbe:
 
         They differ from those of the model in which these units are masked.
         """
+        if any(each.is_meta for each in self._model.parameters()):
+            return {}
         return self._unlike([name for name in names if structure.groups[name].size > 1], [], structure)
 
     def _unlike(self, groups: Sequence[str], sound: Sequence[str], structure: Structure) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,6 +15,7 @@ from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.structure.model_io import as_arguments
 from ignite_prune.structure.slicing.size_probe import SizeProbe
 from ignite_prune.structure.structure import Structure
+from ignite_prune.structure.tracing.attribute_reads import unit_rank
 from ignite_prune.structure.tracing.export import trace_units
 from ignite_prune.structure.tracing.propagation import TracedModel
 from ignite_prune.structure.tracing.unit_grouping import UnitGrouping, reasons
@@ -120,15 +121,13 @@ def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structu
             {place: axis for place, axis in grouping.attributes.items() if place in needed},
         )
         fixed_by = {name: op for dim, op in traced.fixed_sizes for name in grouping.along(dim)}
-        tried = {name: op for dim, op in traced.tried for name in grouping.along(dim)}
+        tried = fixed_by | {name: op for dim, op in traced.tried for name in grouping.along(dim)}
         failing = probe.failing(structure) or probe.differing(structure, list(tried))
         if not failing:
             return structure
-        known = len(needed)
-        needed |= {
-            place for place, axis in grouping.attributes.items() if any(name in failing for name, _ in axis.parts)
-        }
-        if len(needed) > known:
+        likely = _likeliest(grouping, failing, needed)
+        if likely:
+            needed |= likely
             continue
         for name, error in failing.items():
             maker = structure.groups[name].slots[structure.groups[name].maker]
@@ -137,6 +136,21 @@ def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structu
             if name in fixed_by:
                 why = f"{fixed_by[name]} writes its size in the program, where -1 would leave it open"
             traced.units.freeze(ids, why)
+
+
+def _likeliest(
+    grouping: UnitGrouping, failing: Collection[str], needed: Collection[tuple[str, str]]
+) -> set[tuple[str, str]]:
+    """Return the attributes that may hold the sizes of failing groups, those whose names say so best.
+
+    An attribute of another meaning may have the same value, so the less likely ones are only taken if these do not do.
+    """
+    ranks = {
+        place: unit_rank(place[1])
+        for place, axis in grouping.attributes.items()
+        if place not in needed and any(name in failing for name, _ in axis.parts)
+    }
+    return {place for place, rank in ranks.items() if rank == max(ranks.values())}
 
 
 def _warn_of_norms(structure: Structure) -> None:
