@@ -64,9 +64,7 @@ def to_onnx(
         raise FileExistsError(f"Argument path: {str(path)!r} exists; use another name, or overwrite=True")
     sparse = next((name for name, each in model.named_modules() if isinstance(each, SparseLinear)), None)
     if sparse is not None:
-        raise ValueError(
-            f"Layer {sparse!r} is a SparseLinear, which ONNX cannot hold; call export.to_dense(model) first"
-        )
+        raise ValueError(f"Layer {sparse!r} is a SparseLinear, which ONNX does not have; call export.to_dense(model)")
     if checked_device(model, example_inputs).type != "cpu":
         raise ValueError("The model should be on the CPU: call model.cpu(), and move the example inputs too")
     expected, _ = run(model, example_inputs)  # names the layer in which a forward pass fails
@@ -99,6 +97,7 @@ def _export(model: nn.Module, example_inputs: Any, file: Path, dynamic_batch: bo
                 f"{type(model).__name__} cannot be exported to ONNX: {str(cause).strip().splitlines()[0]:.300}; "
                 "try dynamic_batch=False, and torch.export.export(model, ...) for the place in its forward"
             ) from error
+        assert program is not None  # with dynamo=True
         program.save(str(file), external_data=False)
 
 

@@ -1,4 +1,4 @@
-"""Compressed files: exact to the bit, small, whole or not written, and refused when they are not what they should be."""
+"""Compressed files: exact to the bit, small, whole or not written, and refused if they are damaged."""
 
 import json
 import math
@@ -214,7 +214,7 @@ def test_what_cannot_be_saved_leaves_no_file(tmp_path):
 
 
 def test_a_failing_write_leaves_no_file(tmp_path, monkeypatch):
-    model, path = sparse_linear(tmp_path)
+    _, path = sparse_linear(tmp_path)
     before = path.read_bytes()
 
     def full(*args):
