@@ -62,7 +62,8 @@ def save(
         model: bare, wrapped or compiled, on any device; in training or not.
         path: of the new file.
         masks: bool masks by parameter name, True = kept, such as ``pruner.masks``: they are stored even where a kept
-            value is 0. None stores as pruned what is 0.
+            value is 0; a −0.0 that one prunes becomes 0.0. None stores as pruned what is 0.0; a −0.0, as
+            ``weight * mask`` leaves, is a value then.
         indices: of a model that was sliced: ``report.indices`` or ``ShrinkHandler.left``; then :func:`load` takes the
             model at its full size.
         overwrite: replace a file that exists.
