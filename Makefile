@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+
+LOWEST := .venv-lowest
+.PHONY: help demo test test-lowest lint bench docs clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; set PYTHON=python3.x"; exit 1; }
@@ -23,6 +25,12 @@ demo: $(STAMP)  ## train handwritten digits dense and 90 % sparse, with a table 
 test: $(STAMP)  ## run every test and docstring example
 	$(BIN)/python -m pytest -n 2
 
+test-lowest:  ## run a part of the suite with the lowest torch and Ignite of pyproject.toml (downloads 2.7 GB)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --no-cache-dir "torch==2.4.0" "numpy<2" "pytorch-ignite==0.5.0.post2" pytest hypothesis
+	PYTHONPATH=. $(LOWEST)/bin/python -m pytest -o addopts="" -q -p no:cacheprovider \
+		tests/laws/test_state.py tests/laws/test_counts.py tests/handlers/test_in_a_loop.py tests/evidence/test_sources.py
+
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,4 +40,4 @@ bench: $(STAMP)  ## speed and memory as a table of ratios
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove .venv and everything generated
-	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -115,7 +115,7 @@ _mask = mask  # prune and prune_ have an argument of this name
 
 
 def _check(tensor: Tensor, mask: Tensor | None, pattern: Pattern) -> None:
-    if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
+    if not isinstance(tensor, Tensor) or tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
         raise TypeError(f"Argument tensor should be a floating-point Tensor, but given {tensor!r:.80}")
     if not isinstance(pattern, Pattern):
         raise TypeError(f"Argument pattern should be one of ignite_prune.pattern, but given {pattern!r}")

@@ -110,4 +110,4 @@ def assert_same_bits(a: Any, b: Any, path: str = "result") -> None:
         for index, (x, y) in enumerate(zip(a, b)):
             assert_same_bits(x, y, f"{path}[{index}]")
     else:
-        assert a == b, path
+        assert a == b or (a != a and b != b), path  # NaN

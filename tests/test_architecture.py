@@ -22,7 +22,15 @@ FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 FORMULAS = {"saliency", "pattern", "allocation", "schedule"}
 KNOW_IGNITE = {"handlers", "loggers"}
 ERRORS = {"Exception", "RuntimeError", "UserWarning", "ValueError"}
-OPTIONAL = {"matplotlib", "networkx", "numpy", "tensorboard"}  # imported by the function that needs them
+OPTIONAL = {
+    "matplotlib",
+    "networkx",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "safetensors",
+    "tensorboard",
+}  # imported by the function that needs them
 
 
 @cache

@@ -526,6 +526,7 @@ def test_owl_by_hand():
     assert [pool.keep for pool in allocation.OWL().divide(owl_layers([0, 6], [100, 300], few), 0.75)] == [80, 20]
 
 
+@pytest.mark.filterwarnings("ignore::ignite_prune.SparsityWarning")  # the test writes all weights anew
 def test_owl_totals_stand_at_every_update_though_outliers_come_and_go():
     model = small_net()
     pruner = PruneHandler(model, allocation=allocation.OWL(threshold=2.0, spread=0.3))

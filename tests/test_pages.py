@@ -65,3 +65,14 @@ def test_short_pages_run(page, capsys):
         "selection.md": "['0.weight', '1.theta', '2.weight'] ['0.weight', '2.weight']\n",
     }
     assert capsys.readouterr().out == shown[page]
+
+
+def test_the_page_on_delivery_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for block in blocks_of("delivery.md"):
+        exec(compile(block, "delivery.md", "exec"), space)
+    shown = capsys.readouterr().out
+    assert "True\nLinear(in_features=512, out_features=256, bias=True)" in shown and "torch.Size([32, 10])" in shown
+    assert space["path"].stat().st_size < 0.12 * 4 * (512 * 1024 + 1024 * 10 + 1034)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+LARGEST = sys.float_info.max
 
 
 def check_positive(argument: str, value: Any, whole: bool = False) -> None:
@@ -17,7 +19,7 @@ def check_positive(argument: str, value: Any, whole: bool = False) -> None:
             raise TypeError(f"Argument {argument} should be an int, but given {value!r}")
         if value < 1:
             raise ValueError(f"Argument {argument} should be at least 1, but given {value}")
-    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= LARGEST:
         raise ValueError(f"Argument {argument} should be a finite number above 0, but given {value!r}")
 
 
@@ -25,7 +27,7 @@ def check_finite(argument: str, value: Any) -> float:
     """Return an argument; raise TypeError or ValueError unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"Argument {argument} should be a number, but given {value!r}")
-    if not math.isfinite(value):
+    if not -LARGEST <= value <= LARGEST:  # an int may be too large for a float
         raise ValueError(f"Argument {argument} should be finite, but given {value!r}")
     return value
 

@@ -21,8 +21,8 @@ def as_sparsity(value: Any, argument: str = "sparsity") -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Argument {argument} should be a number in [0, 1], but given {value!r}")
-    if not 0 <= float(value) <= 1:
-        percent = f"; for {value} % write {float(value) / 100:g}" if 1 < float(value) <= 100 else ""
+    if not 0 <= value <= 1:  # type: ignore[operator]
+        percent = f"; for {value} % write {float(value) / 100:g}" if 1 < value <= 100 else ""  # type: ignore[operator]
         raise ValueError(f"Argument {argument} should be in [0, 1], but given {value!r}{percent}")
     return float(value)
 

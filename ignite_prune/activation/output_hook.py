@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.inert_hook import InertHook
+from ignite_prune._utils.state import checked_tensor
 from ignite_prune.activation.base import Sparsifier
 from ignite_prune.activation.k_winners import KWinners
 
@@ -97,6 +98,10 @@ class OutputHook:
         """
         copied = copy.deepcopy(self.sparsifier)
         try:
+            for key, value in self.sparsifier.state_dict().items():
+                if isinstance(state, Mapping) and key in state:
+                    kind = None if value.is_floating_point() and state[key].is_floating_point() else value.dtype
+                    checked_tensor(key, state[key], dtype=kind)
             copied.load_state_dict(state)
             copied.check_state()
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:

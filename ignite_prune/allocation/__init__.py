@@ -15,12 +15,25 @@ if TYPE_CHECKING:
     from ignite_prune.allocation.bucket import Bucket
     from ignite_prune.allocation.erk import ERK
     from ignite_prune.allocation.global_ import Global
+    from ignite_prune.allocation.isomorphic import Isomorphic
     from ignite_prune.allocation.lamp import LAMP
     from ignite_prune.allocation.owl import OWL
     from ignite_prune.allocation.std_threshold import StdThreshold
     from ignite_prune.allocation.uniform import Uniform
 
-__all__ = ["ERK", "LAMP", "OWL", "Allocation", "Bucket", "Global", "Layer", "Pool", "StdThreshold", "Uniform"]
+__all__ = [
+    "ERK",
+    "LAMP",
+    "OWL",
+    "Allocation",
+    "Bucket",
+    "Global",
+    "Isomorphic",
+    "Layer",
+    "Pool",
+    "StdThreshold",
+    "Uniform",
+]
 
 _FILES = {
     "Allocation": "base",
@@ -29,6 +42,7 @@ _FILES = {
     "Bucket": "bucket",
     "ERK": "erk",
     "Global": "global_",
+    "Isomorphic": "isomorphic",
     "LAMP": "lamp",
     "OWL": "owl",
     "StdThreshold": "std_threshold",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ class Layer:
         scores: returns the unit scores, a tensor of ``units`` elements; may compute them at each call.
         alive: which units can still be pruned, bool in the shape of the scores; None if all can.
         living: number of alive units.
+        kind: equal for layers whose units are alike, of a structure's groups; None: see :class:`.Isomorphic`.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Layer:
     scores: Callable[[], Tensor]
     alive: Tensor | None
     living: int
+    kind: Hashable = None
 
 
 @dataclass(frozen=True)

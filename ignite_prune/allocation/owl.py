@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,7 @@ class OWL(Allocation):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"Argument {name} should be a number, but given {value!r}")
-            if not 0 <= value <= top or math.isinf(value) or (name == "threshold" and value == 0):
+            if not 0 <= value <= top or value > sys.float_info.max or (name == "threshold" and value == 0):
                 within = "above 0 and finite" if name == "threshold" else "in [0, 1]"
                 raise ValueError(f"Argument {name} should be {within}, but given {value!r}")
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.state import is_plain
 from ignite_prune.core.mask_store import MaskStore
 
 
@@ -23,30 +24,41 @@ class DenseValues:
         self._masks, self.names = masks, list(names)
         self._values: dict[str, Tensor] = {}
 
-    def masks_before(self) -> dict[str, Tensor]:
-        """Return copies of the masks as they are, for :meth:`remember` and :meth:`bring_back` after an update."""
-        return {name: self._masks[name] for name in self.names}
+    def remembered(self, masks: Mapping[str, Tensor], all_new: bool = False) -> dict[str, Tensor]:
+        """Return the values to :meth:`load` for other masks, with those of newly pruned entries; nothing is changed.
 
-    @torch.no_grad()
-    def remember(self, before: Mapping[str, Tensor]) -> None:
-        """Store the values of the entries that are pruned now and were not in ``before``; call before zeroing them."""
+        Args:
+            masks: of the parameters of which something will be pruned.
+            all_new: take the values of all entries that ``masks`` prune, not only of those that are kept now.
+        """
+        values = dict(self._values)
         for name in self.names:
-            parameter, mask = self._masks.parameters[name], self._masks.pruned(name)
-            if mask is None:
-                continue
-            if name not in self._values:
-                self._values[name] = torch.zeros_like(parameter)
-            newly = ~mask if name not in before else before[name] & ~mask
-            self._values[name] = torch.where(newly, parameter.detach(), self._values[name].to(parameter.device))
+            if name in masks:
+                parameter, mask = self._masks.parameters[name].detach(), masks[name]
+                before = None if all_new else self._masks.pruned(name)
+                held = values[name].to(parameter.device) if name in values else torch.zeros_like(parameter)
+                values[name] = torch.where(~mask if before is None else before & ~mask, parameter, held)
+        return values
 
-    @torch.no_grad()
-    def bring_back(self, before: Mapping[str, Tensor]) -> None:
-        """Restore the values of the entries that were pruned in ``before`` and are kept now."""
-        for name, earlier in before.items():
-            revived = ~earlier & self._masks[name]
-            if name in self._values and bool(revived.any()):
-                parameter = self._masks.parameters[name]
-                parameter.copy_(torch.where(revived, self._values[name].to(parameter.device), parameter))
+    def remember_all(self) -> None:
+        """Store the values of all entries that are pruned; call before zeroing them."""
+        names = [name for name in self.names if self._masks.pruned(name) is not None]
+        self._values = self.remembered({name: self._masks[name] for name in names}, all_new=True)
+
+    def revived(self, masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters in which entries that are pruned now get their values back under other masks.
+
+        Args:
+            masks: of the parameters of which something will be pruned.
+            values: other new values of parameters, by name, that the result begins with.
+        """
+        found = {}
+        for name, held in self._values.items():
+            before, parameter = self._masks.pruned(name), self._masks.parameters[name].detach()
+            back = torch.zeros((), dtype=torch.bool) if before is None else ~before & masks.get(name, ~before)
+            if bool(back.any()):
+                found[name] = torch.where(back, held.to(parameter.device), values.get(name, parameter).to(parameter))
+        return found
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the pruned values of each parameter in order, 1-D."""
@@ -59,8 +71,10 @@ class DenseValues:
             TypeError: not a mapping of tensors.
             ValueError: of other parameters, or not as many values as are pruned.
         """
-        if not isinstance(state, Mapping) or not all(isinstance(values, Tensor) for values in state.values()):
-            raise TypeError("The dense values of a pruner's state_dict should be a mapping of tensors")
+        if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) and is_plain(v) for v in state.values()):
+            raise TypeError(
+                "The dense values of a pruner's state_dict should be a mapping of tensors, dense and with data"
+            )
         pruned = {name for name in self.names if not bool(masks[name].all())}
         if not pruned <= set(state) <= set(self.names):
             raise ValueError(
@@ -72,7 +86,7 @@ class DenseValues:
             if values.ndim != 1 or values.numel() != int(gone.sum()) or values.dtype != parameter.dtype:
                 raise ValueError(f"The checkpoint's dense values of {name!r} are not as many as its mask prunes")
             full[name] = torch.zeros_like(parameter, requires_grad=False)
-            full[name][gone] = values.to(parameter.device)
+            full[name][gone] = values.detach().to(parameter.device)
         return full
 
     def load(self, values: dict[str, Tensor]) -> None:

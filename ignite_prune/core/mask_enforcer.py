@@ -21,18 +21,17 @@ Hooks are used, not wrappers: the optimizer and the parameters stay the user's o
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ignite_prune._utils.bits import is_masked, zero_, zero_any_
 from ignite_prune.core.gradient_hooks import after_reduction, is_returned
@@ -42,7 +41,12 @@ from ignite_prune.core.optimizers import Optimizers
 from ignite_prune.core.step_hooks import Closure, StepHooks
 
 _PROBES = 128
-_OWNERS: Any = WeakTensorKeyDictionary()  # parameter -> WeakSet of the objects that mask it
+_OWNERS: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
+"""The ids of the parameters that each living object masks, and keeps alive.
+
+Weak references to parameters or gradients would forbid ``torch.utils.swap_tensors``, and with it ``model.to()`` under
+``torch.__future__.set_swap_module_params_on_conversion(True)``.
+"""
 
 
 class MaskEnforcer:
@@ -69,10 +73,11 @@ class MaskEnforcer:
         self._optimizers = [*optimizers, *(optimizers.wrappers if isinstance(optimizers, Optimizers) else ())]
         self._handles: list[RemovableHandle | StepHooks] = []
         self._hooked: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
+        self._hooked_at: dict[str, int] = {}  # where the data of hooked parameters was
         self._seen: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # not given: for which masks slots are 0
         self._mixing: dict[tuple[int, str], Tensor] = {}  # by optimizer: whether its steps move pruned weights
         self._awaits_reduction = False
-        self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}  # gradients masked, at which version
+        self._clean: dict[str, tuple[StorageWeakRef, int]] = {}  # gradients masked, at which version
         self._probes: dict[str, Tensor] = {}  # a few pruned positions, by name
         self._zeroed: dict[str, int] = {}  # at which version weights were masked
         self._loaded = False  # slots have been loaded since they were last masked
@@ -180,13 +185,16 @@ class MaskEnforcer:
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
             if self._weights and mask is not None and not is_masked(parameter, mask):
-                with torch.no_grad():
-                    zero_(parameter, mask)
+                zero_(parameter.detach(), mask)
         self._probes.clear()
         self._applied, self._loaded = self._masks.changes, False
 
     def _hook_gradient(self, name: str, parameter: nn.Parameter) -> None:
         if not parameter.requires_grad or name in self._hooked:
+            if name in self._hooked and self._hooked_at.get(name) != parameter.data_ptr():  # swapping loses hooks
+                self._hooked_at[name] = parameter.data_ptr()
+                parameter._post_accumulate_grad_hooks = parameter._post_accumulate_grad_hooks
+                parameter._backward_hooks = parameter._backward_hooks
             return
 
         distributed = torch.distributed.is_available()
@@ -206,7 +214,8 @@ class MaskEnforcer:
             return grad.masked_fill(~mask, 0)
 
         handle = parameter.register_post_accumulate_grad_hook(mask_gradient)  # type: ignore[no-untyped-call]
-        self._hooked[name] = handle, parameter.register_hook(mask_returned)  # type: ignore[no-untyped-call]
+        handles = handle, parameter.register_hook(mask_returned)  # type: ignore[no-untyped-call]
+        self._hooked[name], self._hooked_at[name] = handles, parameter.data_ptr()
 
     @torch.no_grad()
     def _mask_reduced(self) -> None:
@@ -275,7 +284,9 @@ class MaskEnforcer:
 
     def _zero_gradient(self, name: str, grad: Tensor, mask: Tensor) -> None:
         zero_any_(grad, mask)
-        self._clean[name] = (weakref.ref(grad), grad._version)
+        if grad.device.type == "cpu" and grad.layout == torch.strided:  # no weak reference to the tensor, as above
+            held = StorageWeakRef(grad.untyped_storage())  # type: ignore[no-untyped-call]
+            self._clean[name] = (held, grad._version)
 
     def _is_clean(self, name: str, grad: Tensor, mask: Tensor) -> bool:
         """Return whether nothing has written to the gradient since it was masked; False if that is not known.
@@ -286,10 +297,10 @@ class MaskEnforcer:
         seen, version = self._clean.get(name, (None, -1))
         if (
             seen is None
-            or seen() is not grad
             or version != grad._version
             or grad.device.type != "cpu"
-            or grad.is_sparse
+            or grad.layout != torch.strided
+            or seen.cdata != grad.untyped_storage()._cdata
         ):
             return False
         return not grad.take(self._probed(name, mask)).any()
@@ -324,18 +335,16 @@ def claim(owner: Any, parameters: Mapping[str, nn.Parameter], shared: bool = Fal
     """
     if shared:
         return True
-    if check and any(each is not owner for p in parameters.values() for each in _OWNERS.get(p, ())):
+    masked = frozenset(map(id, parameters.values()))
+    if check and any(other is not owner and masked & others for other, others in list(_OWNERS.items())):
         check_free(owner, parameters)
-    for parameter in parameters.values():
-        _OWNERS.setdefault(parameter, WeakSet()).add(owner)
+    _OWNERS[owner] = masked
     return True
 
 
-def release(owner: Any, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Record that an object masks the parameters no longer."""
-    for parameter in parameters.values():
-        if parameter in _OWNERS:
-            _OWNERS[parameter].discard(owner)
+def release(owner: Any) -> None:
+    """Record that an object masks no parameters any longer."""
+    _OWNERS.pop(owner, None)
 
 
 def check_free(owner: Any, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -344,14 +353,15 @@ def check_free(owner: Any, parameters: Mapping[str, nn.Parameter]) -> None:
     Raises:
         ValueError: names the parameter and both objects.
     """
-    if all(each is owner for p in parameters.values() for each in _OWNERS.get(p, ())):
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    if all(other is owner or names.keys().isdisjoint(masked) for other, masked in list(_OWNERS.items())):
         return
     gc.collect()  # a trainer and its handlers refer to each other: they live until then after their last name is gone
-    for name, parameter in parameters.items():
-        for other in _OWNERS.get(parameter, ()):
-            if other is not owner:
+    for other, masked in list(_OWNERS.items()):
+        for each in names if other is not owner else ():
+            if each in masked:
                 raise ValueError(
-                    f"Parameter {name!r} is masked by another handler, {type(other).__name__}, and this "
+                    f"Parameter {names[each]!r} is masked by another handler, {type(other).__name__}, and this "
                     f"{type(owner).__name__} would fight it: detach() or finalize() that one first, or allow it with "
                     f"{type(owner).__name__}(..., shared=True)"
                 )

@@ -1,19 +1,40 @@
-"""The form of a mask store's state: names, shapes, and one bit for each entry."""
+"""The state of a mask store: names, shapes, and one bit for each entry."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ignite_prune._utils.arguments import near
-from ignite_prune._utils.bits import packed_size
+from ignite_prune._utils.bits import pack, packed_size, unpack
+from ignite_prune._utils.state import is_plain
 
 
-def checked_bits(state: Any, shapes: Mapping[str, list[int]]) -> Tensor:
+def packed(masks: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the state of masks: all in one uint8 tensor, in which each mask starts a byte."""
+    bits = [pack(mask) for mask in masks.values()]
+    return {
+        "names": list(masks),
+        "shapes": [list(mask.shape) for mask in masks.values()],
+        "bits": torch.cat(bits) if bits else torch.empty(0, dtype=torch.uint8),
+    }
+
+
+def unpacked(state: Any, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the masks of a state that fits the parameters, by name, on their devices; raise as :func:`_checked`."""
+    bits, start = _checked(state, {name: list(parameter.shape) for name, parameter in parameters.items()}), 0
+    for name, shape in zip(state["names"], state["shapes"]):
+        entries = math.prod(shape)
+        size = packed_size(entries)
+        yield name, unpack(bits[start : start + size].to(parameters[name].device), entries).view(shape)
+        start += size
+
+
+def _checked(state: Any, shapes: Mapping[str, list[int]]) -> Tensor:
     """Return the bits of a mask state that fits ``shapes``.
 
     Raises:
@@ -43,8 +64,3 @@ def checked_bits(state: Any, shapes: Mapping[str, list[int]]) -> Tensor:
     if bits.numel() != expected:
         raise ValueError(f"The checkpoint's mask bits should be {expected} bytes, but there are {bits.numel()}")
     return bits
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor is dense and has data."""
-    return tensor.layout == torch.strided and not tensor.is_meta

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import near
-from ignite_prune._utils.bits import pack, packed_size, unpack, zero_
+from ignite_prune._utils.bits import zero_
+from ignite_prune._utils.state import is_plain
 from ignite_prune.core.adapted_names import names_in
-from ignite_prune.core.mask_state import checked_bits, is_plain
+from ignite_prune.core.mask_state import packed, unpacked
 from ignite_prune.core.selection import COMPILED, is_number, named_parameters, select
 
 
@@ -86,8 +86,8 @@ class MaskStore(Mapping[str, Tensor]):
         """Return a copy of the mask of ``name``, all True where nothing is pruned."""
         if name not in self.parameters:
             raise KeyError(name)
-        mask = self.pruned(name)
-        return _all_kept(self.parameters[name]) if mask is None else mask.clone()
+        mask, parameter = self.pruned(name), self.parameters[name]
+        return torch.ones_like(parameter, dtype=torch.bool, requires_grad=False) if mask is None else mask.clone()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.parameters)
@@ -162,7 +162,7 @@ class MaskStore(Mapping[str, Tensor]):
             raise TypeError(f"Argument masks should be a mapping {{name: bool tensor}}, but given {type(masks)}")
         for name, mask in masks.items():
             self._check(name, mask)
-        self.replace({name: self._owned(name, mask, copy) for name, mask in masks.items()})
+        self.put(self.replaced({name: self._owned(name, mask, copy) for name, mask in masks.items()}))
 
     def _check(self, name: str, mask: Any) -> None:
         if name not in self.parameters:
@@ -183,22 +183,24 @@ class MaskStore(Mapping[str, Tensor]):
             return mask.detach().clone() if copy else mask
         return torch.empty_like(parameter, dtype=torch.bool, requires_grad=False).copy_(mask)
 
-    def replace(self, masks: Mapping[str, Tensor]) -> None:
-        """Replace masks by ones of the right shape, which the store owns from now on where their layout fits."""
-        counts = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
-        self.changes += bool(masks)
-        self.flips = dict.fromkeys(self.parameters, 0)
+    def replaced(self, masks: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return what :meth:`put` takes to change to masks of the right shape, which the store will own."""
+        held, kept, flips = dict(self._masks), dict(self._kept), dict.fromkeys(self.parameters, 0)
         for name, given in masks.items():
             fits = given.stride() == self.parameters[name].stride()
             mask = given if fits else self._owned(name, given, copy=False)
-            earlier = self.pruned(name)
-            numel = mask.numel()
-            self.flips[name] = numel - counts[name] if earlier is None else int((mask ^ earlier).count_nonzero())
-            self._kept[name] = counts[name]
-            if counts[name] == numel:
-                self._masks.pop(name, None)
+            earlier, numel, count = self.pruned(name), mask.numel(), int(mask.count_nonzero())
+            flips[name] = numel - count if earlier is None else int((mask ^ earlier).count_nonzero())
+            kept[name] = count
+            if count == numel:
+                held.pop(name, None)
             else:
-                self._masks[name] = mask
+                held[name] = mask
+        return {"_masks": held, "_kept": kept, "flips": flips, "changes": self.changes + bool(masks)}
+
+    def put(self, replaced: Mapping[str, Any]) -> None:
+        """Change all at once to what :meth:`replaced` returned; it may be repeated."""
+        vars(self).update(replaced)
 
     @torch.no_grad()
     def apply_(self, model: nn.Module | None = None) -> None:
@@ -241,19 +243,13 @@ class MaskStore(Mapping[str, Tensor]):
 
     def clear(self) -> None:
         """Remove every mask: all parameters are dense."""
-        self.flips = {name: p.numel() - self._kept[name] for name, p in self.parameters.items()}
-        self._masks.clear()
-        self.changes += 1
-        self._kept = {name: p.numel() for name, p in self.parameters.items()}
+        kept = {name: p.numel() for name, p in self.parameters.items()}
+        flips = {name: numel - self._kept[name] for name, numel in kept.items()}
+        self.put({"_masks": {}, "_kept": kept, "flips": flips, "changes": self.changes + 1})
 
     def state_dict(self) -> dict[str, Any]:
         """Return names, shapes and all masks in one uint8 tensor: one bit for each entry, each mask starts a byte."""
-        packed = [pack(self[name]) for name in self]
-        return {
-            "names": list(self),
-            "shapes": [list(p.shape) for p in self.parameters.values()],
-            "bits": torch.cat(packed) if packed else torch.empty(0, dtype=torch.uint8),
-        }
+        return packed(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the masks of a :meth:`state_dict`, on the parameters' devices.
@@ -262,23 +258,11 @@ class MaskStore(Mapping[str, Tensor]):
             TypeError: ``state`` is not of that form.
             ValueError: other names or shapes, or bits cut short; nothing is changed then.
         """
-        self.replace(self.unpacked(state))
+        self.put(self.replaced(self.unpacked(state)))
 
     def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """Check a ``state`` and return its masks; nothing is changed."""
-        bits = checked_bits(state, {name: list(p.shape) for name, p in self.parameters.items()})
-        masks, start = {}, 0
-        for name, shape in zip(state["names"], state["shapes"]):
-            entries = math.prod(shape)
-            size = packed_size(entries)
-            piece = bits[start : start + size].to(self.parameters[name].device)
-            masks[name] = self._owned(name, unpack(piece, entries).view(shape), copy=False)
-            start += size
-        return masks
-
-
-def _all_kept(parameter: Tensor) -> Tensor:
-    return torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
+        return {name: self._owned(name, mask, copy=False) for name, mask in unpacked(state, self.parameters)}
 
 
 def check_same(model: nn.Module, parameters: Mapping[str, nn.Parameter], handler: str) -> None:

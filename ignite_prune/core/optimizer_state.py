@@ -69,8 +69,12 @@ def _form(value: Any) -> Any:
 
 
 def exchange(
-    optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, cut: Callable[[str, Any], Any]
-) -> Callable[[], None]:
+    optimizer: Optimizer,
+    old: nn.Parameter,
+    new: nn.Parameter,
+    cut: Callable[[str, Any], Any],
+    undone_by: Callable[[Callable[[], None]], object],
+) -> None:
     """Replace a parameter in an optimizer's groups by another one, with its slots sliced.
 
     Args:
@@ -78,9 +82,7 @@ def exchange(
         old: the parameter to replace.
         new: the parameter that replaces it.
         cut: returns a slot of the old parameter, given by name and value, for the new one.
-
-    Returns:
-        A function that undoes it.
+        undone_by: called with a function that undoes it, before anything is changed.
 
     Raises:
         ValueError: a slot cannot be sliced; names it and the optimizer. Nothing is changed then.
@@ -98,22 +100,21 @@ def exchange(
         for index, each in enumerate(group["params"])
         if each is old
     ]
-    for params, index in places:
-        params[index] = new
-    state = optimizer.state.pop(old, None) if old in optimizer.state else None
-    history = optimizer.state
-    if isinstance(optimizer, LBFGS):  # one history over all weights
-        optimizer.state = type(history)(dict)
-        optimizer._params, optimizer._numel_cache = optimizer.param_groups[0]["params"], None
-    elif state is not None:
-        optimizer.state[new] = sliced
+    history, entries = optimizer.state, list(optimizer.state.items())
 
     def undo() -> None:
         for params, index in places:
             params[index] = old
         optimizer.state = history
-        if state is not None:
-            optimizer.state.pop(new, None)
-            optimizer.state[old] = state
+        optimizer.state.clear()
+        optimizer.state.update(entries)
 
-    return undo
+    undone_by(undo)
+    for params, index in places:
+        params[index] = new
+    if isinstance(optimizer, LBFGS):  # one history over all weights
+        optimizer.state = type(history)(dict)
+        optimizer._params, optimizer._numel_cache = optimizer.param_groups[0]["params"], None
+    elif old in optimizer.state:
+        del optimizer.state[old]
+        optimizer.state[new] = sliced

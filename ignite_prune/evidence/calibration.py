@@ -156,7 +156,11 @@ def undisturbed(model: nn.Module, batch_statistics: bool = False) -> Iterator[No
         if buffer is not None
     ]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    try:
+    with ExitStack() as restored:  # each callback is called, also if Ctrl-C cuts another one short
+        for module, name, buffer, before in buffers:
+            restored.callback(_restore_buffer, module, name, buffer, before)
+        for module, mode in modes.items():
+            restored.callback(vars(module).update, training=mode)
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[d.index or 0 for d in devices]))
             stack.enter_context(torch.inference_mode(False))
@@ -167,11 +171,10 @@ def undisturbed(model: nn.Module, batch_statistics: bool = False) -> Iterator[No
                 if batch_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.train()
             yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        with torch.no_grad():
-            for module, name, buffer, before in buffers:
-                if module._buffers[name] is not buffer or not torch.equal(buffer, before):
-                    buffer.copy_(before)
-                    module._buffers[name] = buffer
+
+
+@torch.no_grad()
+def _restore_buffer(module: nn.Module, name: str, buffer: Tensor, before: Tensor) -> None:
+    if module._buffers[name] is not buffer or not torch.equal(buffer, before):
+        buffer.copy_(before)
+        module._buffers[name] = buffer

@@ -133,7 +133,9 @@ class Evidence:
     def reasons(self, need: Need) -> dict[str, str]:
         """Return the reasons why parameters have no evidence."""
         collector = self.collectors[need]
-        return {name: collector.reason(name) for name in collector.parameters if not collector.record.counts.get(name)}
+        counts, refused = collector.record.counts, collector.refused
+        without = [name for name in collector.parameters if not counts.get(name) or name in refused]
+        return {name: collector.reason(name) for name in without}
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return this rank's state of each need's collector, in order."""
@@ -176,11 +178,14 @@ class Evidence:
 
     def checked(self, state: Any) -> list[dict[str, Any]]:
         """Return a state that fits, or raise TypeError or ValueError."""
-        if not isinstance(state, Sequence) or isinstance(state, str) or len(state) != len(self.collectors):
+        if not isinstance(state, list | tuple) or len(state) != len(self.collectors):
             raise ValueError(
                 "The checkpoint's pruner and this one should gather the same evidence (the same saliency and repair)"
             )
-        return [_checked(collector, each) if each else {} for collector, each in zip(self.collectors.values(), state)]
+        return [
+            {} if isinstance(each, Mapping) and not each else _checked(collector, each)
+            for collector, each in zip(self.collectors.values(), state)
+        ]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Load a checked state."""
@@ -193,9 +198,13 @@ class Evidence:
 
 
 def _checked(collector: Collector[Any], state: Any) -> dict[str, Any]:
+    """Return this rank's part of a state, with sums of its own on the parameters' devices."""
     if collector.alike or not isinstance(state, Mapping):
-        return collector.checked(state)
-    return own_part([collector.checked(part) for part in parts_of(state)])
+        checked = collector.checked(state)
+    else:
+        checked = own_part([collector.checked(part) for part in parts_of(state)])
+    devices = {name: parameter.device for name, parameter in collector.parameters.items()}
+    return {**checked, "sums": {name: held.to(devices[name], copy=True) for name, held in checked["sums"].items()}}
 
 
 def collect(batch: Batch, collectors: Sequence[Collector]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ignite_prune._utils.distributed import all_gather, rank, world_size
 from ignite_prune._utils.nested import mapped
+from ignite_prune._utils.state import checked_int
 
 State = Mapping[str, Any]
 PATIENCE = 10.0
@@ -96,6 +97,7 @@ def parts_of(state: State) -> list[State]:
     others = state.get("others", {})
     if not isinstance(others, Mapping) or set(others) != {str(number + 1) for number in range(len(others))}:
         raise ValueError("The checkpoint's evidence is damaged: it lacks a rank's")
+    checked_int("evidence 'rank'", state.get("rank", 0))
     return [state, *(others[str(number + 1)] for number in range(len(others)))]
 
 

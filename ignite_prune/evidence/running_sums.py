@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.distributed import all_gather, all_reduce, broadcast, raise_together, rank, world_size
+from ignite_prune._utils.state import checked_mapping, checked_tensor
 
 FAILED = "Gathering evidence failed on another rank; nothing was changed on this one"
 Totals = tuple[Mapping[str, Tensor], Mapping[str, float]]
@@ -110,39 +111,33 @@ class RunningSums:
         return own
 
     def state_dict(self) -> dict[str, Any]:
-        """Return sums, counts and staleness."""
-        return {
-            "sums": {name: total.clone() for name, total in self.sums.items()},
-            "counts": dict(self.counts),
-            "stale": self.stale,
-        }
+        """Return copies of the sums, the counts and staleness."""
+        sums = {name: held.detach().clone() for name, held in self.sums.items()}
+        return {"sums": sums, "counts": dict(self.counts), "stale": self.stale}
 
     def checked(self, state: Any, zeros: Zeros | None) -> dict[str, Any]:
         """Return a state that fits, or raise TypeError or ValueError; without ``zeros`` sums may have any form."""
-        if not isinstance(state, Mapping) or not all(isinstance(state.get(k), Mapping) for k in ("sums", "counts")):
-            raise TypeError("The evidence of a pruner's state_dict should be mappings 'sums' and 'counts'")
-        if type(state.get("stale", False)) is not bool:
-            raise ValueError(f"The checkpoint's evidence is damaged: its 'stale' is {type(state['stale'])}")
-        for name, held in state["sums"].items():
-            if name not in self.parameters or not isinstance(held, Tensor):
-                raise ValueError(f"The checkpoint's evidence is of another parameter: {name!r}")
-            like = held if zeros is None else zeros(name)
-            if held.shape != like.shape or held.dtype != like.dtype or held.is_meta or held.layout != torch.strided:
-                raise ValueError(
-                    f"The checkpoint's evidence of {name!r} is {tuple(held.shape)} of {held.dtype}, but should be "
-                    f"{tuple(like.shape)} of {like.dtype}"
-                )
-        if set(state["counts"]) != set(state["sums"]) or not all(
-            isinstance(n, (int, float)) and 0 <= n < math.inf for n in state["counts"].values()
-        ):
-            raise ValueError("The checkpoint's evidence is damaged: its counts do not fit its sums")
-        return dict(state)
+        if not isinstance(state, Mapping):
+            raise TypeError("The evidence of a pruner's state_dict should be a mapping with 'sums' and 'counts'")
+        given = checked_mapping("evidence 'sums'", state.get("sums"), self.parameters, whole=False)
+        sums = {}
+        for name, held in given.items():
+            what, like = f"evidence of {name!r}", checked_tensor(f"evidence of {name!r}", held)
+            like = like if zeros is None else zeros(name)
+            sums[name] = checked_tensor(what, held, shape=like.shape, dtype=like.dtype)
+        counts = checked_mapping("evidence 'counts'", state.get("counts"), sums)
+        if not all(type(n) in (int, float) and 0 <= n < math.inf and n < 2**63 for n in counts.values()):
+            raise ValueError("The checkpoint's evidence is damaged: its counts should be finite numbers of at least 0")
+        stale = state.get("stale", False)
+        if not isinstance(stale, bool):
+            raise TypeError(f"The checkpoint's evidence 'stale' should be a bool, but is {type(stale)}")
+        return {**state, "sums": sums, "stale": stale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a checked state."""
-        self.sums = {name: held.to(self.parameters[name].device, copy=True) for name, held in state["sums"].items()}
+        """Load a checked state, whose sums are this object's from now on."""
+        self.sums = dict(state["sums"])
         self.counts = {name: float(number) for name, number in state["counts"].items()}
-        self.stale = bool(state.get("stale", False))
+        self.stale = state["stale"]
 
 
 def kept_of(tensor: Tensor, kept: Kept) -> Tensor:

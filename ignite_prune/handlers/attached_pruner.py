@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from ignite_prune.structure import Indices, Structure
 
 
+_NAMED_BY_NEED = 3  # the state version from which evidence carries the key of its need
+
+
 class AttachedPruner(TargetHandler):
     """Connects a :class:`~ignite_prune.update.pruner.Pruner` to an engine: updates, hooks, evidence and checkpoints.
 
@@ -67,19 +70,29 @@ class AttachedPruner(TargetHandler):
             structure: what is left.
             indices: which indices of each parameter were kept.
         """
-        pruning = self.pruning.sliced(structure, indices)
+        from ignite_prune.update.sliced_pruner import sliced_pruner  # slow to import
+
+        pruning = sliced_pruner(self.pruning, structure, indices)
         feed = self._feed_of(pruning)
         if feed is not None and self._feed is not None:
             assert pruning.evidence is not None and self.pruning.evidence is not None
             pruning.evidence.load_state_dict(self.pruning.evidence.sliced_state(indices))
-        self._stop()  # nothing has been removed if one of the above raises
+        self._change_to(pruning, feed)
+        self._publish()
+
+    def way_back(self) -> Callable[[], None]:
+        """Return a function that takes a later :meth:`follow` back; it may be called without one."""
+        pruning, feed = self.pruning, self._feed
+        return lambda: self._change_to(pruning, feed)
+
+    def _change_to(self, pruning: Pruner, feed: EvidenceFeed | None) -> None:
+        self._stop()
+        vars(self).update(pruning=pruning, _feed=feed)
         pruning.keep()
-        self.pruning, self._feed = pruning, feed
         if self._owns:
             claim(self, self.pruning.masks.parameters, self._shared, check=False)
-        if self._feed is not None:
-            self._feed.install() if self._attachment is None else self._feed.attach(self._attachment)
-        self._publish()
+        if feed is not None:
+            feed.install() if self._attachment is None else feed.attach(self._attachment)
 
     # Attaching
 
@@ -143,25 +156,41 @@ class AttachedPruner(TargetHandler):
     def _bake(self) -> None:
         self.pruning.masks.apply_()
 
+    # The target
+
+    def _met(self) -> list[float | None]:
+        return self.pruning.reached()
+
+    def _check_target(self) -> None:
+        for index, group in enumerate(self.pruning.groups):
+            masks = self.pruning.masks.so_far(group["params"]).values()
+            if group["schedule"] is None and not group["sparsity"] and all(mask is None for mask in masks):
+                raise ValueError(
+                    f"There is no target to wait for: group {index} has no schedule, and nothing is pruned yet. Give "
+                    "the PruneHandler a schedule=, or say which sparsity to wait for: when_reached(event, sparsity=0.9)"
+                )
+
     # Updating
 
     def _update_at(self, step: int, done: Callable[[], None]) -> None:
         assert self._attachment is not None
         engine = self._attachment.engine
+
+        def record() -> None:
+            self._at = step
+            done()
+
         try:
-            self.pruning.update(self.pruning.targets(step))
+            self.pruning.update(self.pruning.targets(step), done=record)
         except NonFiniteSaliency as error:
             if not engine.should_terminate:
                 raise
             warnings.warn(f"The run is being terminated, so a mask update is left out: {error}", stacklevel=2)
             return
-        self._at = step
-        self._updated(done)
+        self._updated()
 
-    def _updated(self, done: Callable[[], None] | None = None) -> None:
-        """Record, publish and report an update; ``done`` comes first, so that a checkpoint of the event holds it."""
-        if done is not None:
-            done()
+    def _updated(self) -> None:
+        """Publish and report an update, which has been recorded, so that a checkpoint of the event holds it."""
         if self._attachment is not None:
             self._publish()
             fire(self._attachment.engine, PruneEvents.MASKS_UPDATED)
@@ -178,7 +207,7 @@ class AttachedPruner(TargetHandler):
 
     def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         return (
-            {"evidence": [], "reached": [None] * len(self.pruning.groups), **state} if state["version"] == 1 else state
+            {"evidence": [], "reached": [None] * len(self.pruning.groups), **state} if state["version"] < 2 else state
         )
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
@@ -206,7 +235,7 @@ class AttachedPruner(TargetHandler):
                     "repair)"
                 )
         except ValueError as error:
-            if version > 2:
+            if version >= _NAMED_BY_NEED:  # a misfit is the user's then, not the version's
                 raise
             raise ValueError(
                 f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "

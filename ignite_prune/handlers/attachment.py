@@ -113,6 +113,7 @@ class Attachment:
         self.is_again = False  # a new run begins where updates of an earlier one have been made
         self.is_resumed = False  # the trainer's state was loaded
         self.is_loaded = False  # the handler's state was loaded
+        self._earlier = 0  # epochs that Ignite does not count after a resume
         self._ran = engine.state.times[Events.COMPLETED.name] is not None  # or is running
         self._attached, self._added = True, list[Any]()
         self._caller = self._call  # Ignite has only a weak reference to the handler of a filtered event
@@ -120,7 +121,7 @@ class Attachment:
             self.add(Events.STARTED, self._on_started)
             for each in self.events:
                 self.add(each, self._on_event, each)
-        except Exception:
+        except BaseException:
             self.remove()
             raise
         _NAMES.setdefault(engine, set()).add(name)
@@ -166,6 +167,9 @@ class Attachment:
             self.is_again = bool(progress.done)
             progress.done.clear()
             progress.last, progress.since, progress.reached = 0, None, False
+            self._earlier = 0
+        elif self.is_loaded and self.is_resumed:
+            self._earlier = self._uncounted(engine)
         progress.loaded = False
         if progress.since is None:
             progress.since = iteration
@@ -173,9 +177,22 @@ class Attachment:
             for event in self.events:
                 self._catch_up(engine, event)
 
+    def _uncounted(self, engine: Engine) -> int:
+        """Return how many epochs were done that Ignite does not count after a resume.
+
+        Ignite divides the iterations by the epoch's length; epochs that ``terminate_epoch`` cut short, as episodes are,
+        were more than that.
+        """
+        done = [self._progress.done.get(_name(event), 0) - (event == Events.EPOCH_STARTED) for event in self.events]
+        of_epochs = all(State.event_to_attr.get(event) == "epoch" for event in self.events)
+        return max(0, max(done) - engine.state.epoch) if of_epochs else 0
+
+    def _count(self, engine: Engine, event: Any) -> int:
+        return engine.state.get_event_attrib_value(event) + self._earlier
+
     def _catch_up(self, engine: Engine, event: Any) -> None:
-        if event in State.event_to_attr and (event in _CAUGHT_UP or not _is_ignites(event)):
-            count = _count(engine, event)
+        if event in State.event_to_attr and (event in _CAUGHT_UP or not _is_ignites(event)) and not self._earlier:
+            count = self._count(engine, event)
             if (
                 event == Events.EPOCH_COMPLETED and engine.state.epoch_length
             ):  # an epoch that was cut short is not complete
@@ -189,7 +206,7 @@ class Attachment:
         if event not in State.event_to_attr:  # an event without a count: its firings are counted here
             self._do(engine, event, 1 if done is None else done + 1)
             return
-        count = _count(engine, event)
+        count = self._count(engine, event)
         again = done is not None and (event == Events.STARTED or (_is_ignites(event) and count <= done))
         if not again:
             self._do(engine, event, count)
@@ -236,10 +253,6 @@ def _as_list(event: Any) -> list[Any]:
 
 def _name(event: Any) -> str:
     return event if isinstance(event, str) else str(event.name)
-
-
-def _count(engine: Engine, event: Any) -> int:
-    return engine.state.get_event_attrib_value(event)
 
 
 def _is_ignites(event: Any) -> bool:

@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
 
+from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune.core.mask_enforcer import check_free, claim, release
 from ignite_prune.core.weight_check import WeightCheck
@@ -150,7 +151,7 @@ class BaseHandler(ABC):
             weights.follow(None)
         self._check.stop()
         self._stop()
-        release(self, self._masked())
+        release(self)
         self._owns = False
 
     def finalize(self) -> None:
@@ -191,17 +192,17 @@ class BaseHandler(ABC):
             self._attachment.add(Events.STARTED, self._has_started)
             self._attachment.add(Events.EPOCH_COMPLETED, self._has_completed, False)
             self._attachment.add(Events.COMPLETED, self._has_completed, True)
-        except Exception:
+            self._own()
+            self._publish()
+            if (weights := self._checker()) is not None:
+                weights.follow(lambda: int(engine.state.iteration))
+                for each in (Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
+                    self._attachment.add(each, self._verify)
+                for each in (Events.EPOCH_STARTED, Events.ITERATION_COMPLETED):
+                    self._attachment.add(each, self._verify_some)
+        except BaseException:
             self.detach()
             raise
-        self._own()
-        self._publish()
-        if (weights := self._checker()) is not None:
-            weights.follow(lambda: int(engine.state.iteration))
-            for each in (Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
-                self._attachment.add(each, self._verify)
-            for each in (Events.EPOCH_STARTED, Events.ITERATION_COMPLETED):
-                self._attachment.add(each, self._verify_some)
 
     def _has_started(self, engine: Engine) -> None:
         if self._attachment is not None and not is_trial(engine):
@@ -286,9 +287,13 @@ class BaseHandler(ABC):
         state = self._checked_form(state_dict)
         progress = Progress.from_state(state["progress"]) if "progress" in state else self._progress
         load = self._checked(state)
-        load()
-        self._progress.__dict__.update(vars(progress))
-        self._loaded()
+
+        def commit() -> None:
+            load()
+            self._progress.__dict__.update(vars(progress))
+            self._loaded()
+
+        to_the_end(commit)
         self._publish()
 
     def _checked_form(self, state: Any) -> Mapping[str, Any]:
@@ -304,7 +309,7 @@ class BaseHandler(ABC):
                 f"The checkpoint's {kind} has version {version}, this one reads versions up to {self.VERSION}; update "
                 "ignite_prune"
             )
-        if state.get("kind", kind) != kind:
+        if not isinstance(state.get("kind", kind), str) or state.get("kind", kind) != kind:
             raise ValueError(f"The checkpoint is of {state['kind']!r:.40}, but this is a {kind}")
         upgraded = self._upgraded(state)
         missing = set(self.KEYS) - set(upgraded)

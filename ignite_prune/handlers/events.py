@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 from ignite.engine import Engine, EventEnum
+
+_REGISTERED: WeakKeyDictionary[Engine, set[type[EventEnum]]] = WeakKeyDictionary()  # by register(), on each engine
 
 
 class PruneEvents(EventEnum):
@@ -34,9 +38,11 @@ class PruningEvents(EventEnum):
 
 
 def register(engine: Engine, events: type[EventEnum] = PruneEvents) -> None:
-    """Register the events with the engine, if they are not."""
-    if not engine.has_registered_events(next(iter(events))):
+    """Register the events with the engine, once: ``Engine.has_registered_events`` is not in Ignite before 0.5.3."""
+    known = _REGISTERED.setdefault(engine, set())
+    if events not in known:
         engine.register_events(*events, event_to_attr=dict.fromkeys(events, "iteration"))
+        known.add(events)
 
 
 def fire(engine: Engine, event: EventEnum) -> None:

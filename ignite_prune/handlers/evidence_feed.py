@@ -45,6 +45,7 @@ class EvidenceFeed:
         self._synced = synced
         self._at_init = is_at_init(group["saliency"] for group in pruner.groups)
         self._engine: Engine | None = None
+        self._probed: Attachment | None = None  # where it was added as a handler
         collectors = list(evidence.collectors.values())
         self._optimizers = pruner.optimizers
         self._collectors = [each for each in collectors if each.differentiated]
@@ -55,15 +56,16 @@ class EvidenceFeed:
         """Install the hooks; a second call does nothing."""
         if self._evidence.from_data:
             return
-        if self._collectors and not self._handles:
-            self._handles = [each.register_step_pre_hook(self._before_step) for each in self._optimizers]
+        for optimizer in self._optimizers[len(self._handles) :] if self._collectors else ():
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
         self._observer.install(self._evidence.model)
 
     def attach(self, attachment: Attachment) -> None:
         """Gather from an engine as well."""
         self._engine = attachment.engine
         self.install()
-        if not self._evidence.from_data and self._evidence.probes:
+        if not self._evidence.from_data and self._evidence.probes and self._probed is not attachment:
+            self._probed = attachment
             attachment.add(Events.ITERATION_STARTED, self._probe)
 
     def remove(self) -> None:
@@ -79,6 +81,8 @@ class EvidenceFeed:
         return self._evidence.state_of_ranks(0 if self._engine is None else self._engine.state.iteration)
 
     def _probe(self, engine: Engine) -> None:
+        if self._engine is None:  # removed, for that of a sliced model
+            return
         model, how = self._evidence.model, self._calibration
         device = next(model.parameters()).device
         if self._synced:  # the forward pass that follows does so too; until then other ranks have buffers of their own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ignite_prune._utils.arguments import check_positive
 from ignite_prune._utils.sparsity import as_sparsity
+from ignite_prune._utils.state import checked_int
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.base import BaseHandler
@@ -99,22 +100,29 @@ class ProgressiveMasks(BaseHandler):
         return [type(self._pruner.pruning.model).__name__, f"{self._left} of {counted(self._steps, 'sub-step')} left"]
 
     def _update_at(self, step: int, done: Callable[[], None]) -> None:
-        pruner = self._pruner
-        if not self._left:
-            targets = pruner.pruning.targets(step)
-            planned = pruner.pruning.plan(targets)
-            self._towards, self._targets, self._left = dict(planned.masks), targets, self._steps
-        planned = agreed(self._sub_step, pruner.masks)
-        self._left -= 1
-        pruner.pruning.commit(planned, self._targets, whole=not self._left)
-        pruner._updated(done)
+        pruning = self._pruner.pruning
+        left, towards = self._left or self._steps, self._towards
+        targets = self._targets if self._left else pruning.targets(step)
 
-    def _sub_step(self) -> UpdatePlan:
+        def plan(targets: Sequence[float]) -> UpdatePlan:
+            nonlocal towards
+            if not self._left:
+                towards = dict(pruning.plan(targets).masks)
+            return agreed(lambda: self._sub_step(towards, left), pruning.masks)
+
+        def end() -> None:
+            vars(self).update(_left=left - 1, _towards=towards, _targets=targets)
+            done()
+
+        pruning.update(targets, plan, end, whole=left == 1)
+        self._pruner._updated()
+
+    def _sub_step(self, towards: Mapping[str, Tensor], left: int) -> UpdatePlan:
         masks, weights = self._pruner.masks, self._pruner.masks.parameters
         return UpdatePlan(
             {
-                name: part_way(masks[name], after, weights[name].detach().abs(), 1 / self._left)
-                for name, after in self._towards.items()
+                name: part_way(masks[name], after, weights[name].detach().abs(), 1 / left)
+                for name, after in towards.items()
             }
         )
 
@@ -129,11 +137,14 @@ class ProgressiveMasks(BaseHandler):
         }
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        left, targets, names = state["left"], [as_sparsity(target) for target in state["targets"]], list(state["names"])
-        if type(left) is not int or not 0 <= left <= self._steps:
-            raise ValueError(f"The checkpoint's ProgressiveMasks has {left!r} sub-steps left, of {self._steps} here")
+        left = checked_int("number of sub-steps left", state["left"], 0, self._steps)
+        groups = len(self._pruner.param_groups)
+        if not isinstance(state["targets"], list) or len(state["targets"]) not in {groups, groups if left else 0}:
+            raise ValueError(f"The checkpoint's ProgressiveMasks should have {groups} targets")
+        targets = [as_sparsity(target) for target in state["targets"]]
         masks = MaskStore(self._pruner.masks.parameters).unpacked(state["towards"])
-        if not set(names) <= set(masks):
+        names = state["names"]
+        if not isinstance(names, list) or not all(isinstance(each, str) and each in masks for each in names):
             raise ValueError("The checkpoint's ProgressiveMasks is of other parameters")
 
         def load() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,7 @@ from ignite_prune.handlers.events import PruneEvents
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import Saliency
 from ignite_prune.schedule.base import check_steps
+from ignite_prune.update.at_target import is_at_target
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
 from ignite_prune.update.param_groups import UNSET, ParamGroup, warn_of_unset
 from ignite_prune.update.pruner import Pruner
@@ -195,19 +197,8 @@ class PruneHandler(AttachedPruner):
     @property
     def reached(self) -> bool:
         """Whether every group's last update had its final target; see :attr:`.TargetHandler.reached`."""
-        return self.pruning.is_at_target(self._at, self._check.last, max(self._progress.done.values(), default=None))
-
-    def _met(self) -> list[float | None]:
-        return self.pruning.reached()
-
-    def _check_target(self) -> None:
-        for index, group in enumerate(self.param_groups):
-            masks = self.masks.so_far(group["params"]).values()
-            if group["schedule"] is None and not group["sparsity"] and all(mask is None for mask in masks):
-                raise ValueError(
-                    f"There is no target to wait for: group {index} has no schedule, and nothing is pruned yet. Give "
-                    "the PruneHandler a schedule=, or say which sparsity to wait for: when_reached(event, sparsity=0.9)"
-                )
+        resumed = max(self._progress.done.values(), default=None)
+        return is_at_target(self.pruning, self._at, self._check.last, resumed)
 
     @property
     def param_groups(self) -> list[ParamGroup]:
@@ -277,13 +268,12 @@ class PruneHandler(AttachedPruner):
         if not owned:
             self._owns = claim(self, self.pruning.masks.parameters, self._shared)
         try:
-            self.pruning.update(targets)
+            self.pruning.update(targets, done=partial(setattr, self, "_at", at))
         except BaseException:
             if not owned:
-                release(self, self.pruning.masks.parameters)
+                release(self)
                 self._owns = False
             raise
-        self._at = at
         if self._attachment is None:
             warn_of_nearly_empty(self.pruning.masks, self._warned)
         else:

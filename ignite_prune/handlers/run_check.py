@@ -144,22 +144,28 @@ def last_count(engine: Engine, events: Sequence[Any]) -> int | None:
     return max(known) if len(known) == len(counts) else None
 
 
+def max_iters_of(engine: Engine) -> int | None:
+    """Return ``max_iters`` of the engine's run; None: not given, as in every Ignite before 0.5.5, which has none."""
+    limit = getattr(engine.state, "max_iters", None)
+    return None if limit is None else int(limit)
+
+
 def iterations_of(engine: Engine) -> int | None:
     """Return the number of iterations of the engine's whole run; None: not known."""
-    state = engine.state
-    if state.max_iters is not None:
-        return int(state.max_iters)
+    state, limit = engine.state, max_iters_of(engine)
+    if limit is not None:
+        return limit
     return None if state.max_epochs is None or state.epoch_length is None else state.max_epochs * state.epoch_length
 
 
 def _last_count(engine: Engine, event: Any) -> int | None:
-    state = engine.state
+    state, limit = engine.state, max_iters_of(engine)
     if event in _ITERATIONS:
         total = iterations_of(engine)
-    elif event in EPOCHS and state.max_iters is not None:
+    elif event in EPOCHS and limit is not None:
         whole = event == Events.EPOCH_COMPLETED  # an epoch that max_iters cuts short is not completed
         length = state.epoch_length
-        total = None if not length else state.max_iters // length if whole else -(-state.max_iters // length)
+        total = None if not length else limit // length if whole else -(-limit // length)
     else:
         total = state.max_epochs if event in EPOCHS else None
     due = event.filter if isinstance(event, CallableEventWithFilter) else None

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ignite.engine import Engine, Events
-from torch import Tensor, nn
+from torch import nn
 
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.structure import Indices, Report
+from ignite_prune.structure.kept_indices import KeptIndices
 from ignite_prune.structure.slicing.checkpoint import from_plain, rates_from_plain, then, to_plain
 from ignite_prune.structure.slicing.model_edit import ModelEdit, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
@@ -79,7 +80,7 @@ class ShrinkHandler(BaseHandler):
         self.reports: list[Report] = []
         self._pruner, self._inputs, self._scale_dropout = pruner, example_inputs, scale_dropout
         self._ema = as_copies(ema)
-        self.left: dict[str, dict[int, Tensor]] = {}
+        self.left = KeptIndices()
         self._is_before = False
 
     def attach(self, engine: Engine, event: AnyEvent = Events.COMPLETED, name: str = "shrunk") -> None:
@@ -144,6 +145,8 @@ class ShrinkHandler(BaseHandler):
         kept = structure.kept(pruner.masks)
         self._check_hooks(structure.indices(kept))
         pruning = pruner.pruning
+        left, reports = self.left, self.reports
+        undo = [lambda: vars(self).update(left=left, reports=reports), pruner.way_back()]
         with sliced(
             pruning.model,
             pruning.masks,
@@ -153,11 +156,11 @@ class ShrinkHandler(BaseHandler):
             pruning.optimizers,
             self._ema,
             self._scale_dropout,
+            undo,
         ) as report:
             if report.indices:
                 pruner.follow(structure.sliced(kept), report.indices)
-        self.left = then(self.left, report.indices)
-        self.reports.append(report)
+            vars(self).update(left=then(left, report.indices), reports=[*reports, report])
         self._publish()
         return report
 
@@ -198,13 +201,16 @@ class ShrinkHandler(BaseHandler):
         indices = from_plain(state["left"], pruner.pruning.model)
         rates = rates_from_plain(state["rates"], pruner.pruning.model)
         kept = structure.kept_by(indices)
+        indices = structure.indices(kept)  # with the values of attributes
         edits = [ModelEdit(pruner.pruning.model, pruner.pruning.optimizers), *map(ModelEdit, self._ema)]
 
         def load() -> None:
-            with undone_on_error(edits):
+            if self.left:  # loaded; what was cut short came after it
+                return
+            with undone_on_error(edits, [pruner.way_back()]):
                 for edit in edits:
                     edit.slice(indices, rates)
-            pruner.follow(structure.sliced(kept), indices)
-            self.left = indices
+                pruner.follow(structure.sliced(kept), indices)
+                self.left = indices
 
         return load

@@ -10,14 +10,13 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
-from ignite.engine import CallableEventWithFilter, Engine, Events, EventsList
+from ignite.engine import CallableEventWithFilter, Engine, EventsList
 
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.events import PruneEvents, fire
-from ignite_prune.handlers.run_check import EPOCHS
 
 _BELOW_ANY = 1e12  # the scores before the target are below -1e12, and rise from one iteration to the next
 _MOST_ZEROS = 0.05  # of weights that are 0 in a model that is not pruned
@@ -128,18 +127,6 @@ class TargetHandler(BaseHandler):
                 f"has other masks: {self._unmasked_zeros():.0%} of the weights are 0 and not masked, and will be "
                 "trained. Add it to the objects of Checkpoint and of load_objects: {..., 'pruner': pruner}; without "
                 "its state, PruneHandler(..., masks=MaskStore.from_nonzero(model)) continues with the zeros",
-            )
-        self._check_counts(engine, attachment)
-
-    def _check_counts(self, engine: Engine, attachment: Attachment) -> None:
-        done = max(self._progress.done.values(), default=0) - (Events.EPOCH_STARTED in attachment.events)
-        if attachment.is_loaded and EPOCHS.issuperset(attachment.events) and done > engine.state.epoch:
-            self._check.tell(
-                "epochs",
-                f"The checkpoint's {type(self).__name__} has been updated in epoch {done}, but the trainer resumes in "
-                f"epoch {engine.state.epoch}: Ignite restarts the count of epochs that ended early (terminate_epoch) "
-                f"from the iterations, so no update will be made before epoch {done + 1}. Attach to an event of "
-                "iterations, or set trainer.state.epoch after load_objects",
             )
 
     def _unmasked_zeros(self) -> float:

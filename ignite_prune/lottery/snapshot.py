@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.bits import masked_copy_
+from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.pairs import as_pairs, from_pairs
+from ignite_prune._utils.state import check_alike, checked_tensor
 from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.optimizer_loading import check_slots
 from ignite_prune.core.optimizer_state import put_slots, slots_of
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import named_parameters, unwrap
@@ -105,9 +108,14 @@ class Snapshot:
                 f"Rewinding to {self.rewind.to!r}: iteration {self.rewind.iteration} was never snapshotted"
             )
         self._check(self._held)
+        held = self._held
+        to_the_end(lambda: self._put(held, masks))
+
+    def _put(self, copied: Mapping[str, Any], masks: MaskStore | None) -> None:
+        """Write a checked copy into model, optimizers and schedulers; it may be repeated."""
         for name, tensor in self._tensors() if self.rewind.weights else ():
             pruned = masks.pruned(name) if masks is not None and name in masks else None
-            held = self._held["tensors"][name]
+            held = copied["tensors"][name]
             if tensor.shape != held.shape:  # a buffer that is empty before the first batch
                 tensor.resize_(held.shape)
             masked_copy_(tensor, held, pruned)
@@ -117,11 +125,11 @@ class Snapshot:
         if masks is not None:
             found = ((parameter, masks.pruned(name)) for name, parameter in masks.parameters.items())
             by_parameter = {parameter: mask for parameter, mask in found if mask is not None}
-        for optimizer, slots in zip(self._optimizers, self._held.get("slots", [])):
+        for optimizer, slots in zip(self._optimizers, copied.get("slots", [])):
             put_slots(optimizer, slots, by_parameter)
-        for optimizer, settings in zip(self._optimizers, self._held.get("settings", [])):
+        for optimizer, settings in zip(self._optimizers, copied.get("settings", [])):
             _put_settings(optimizer, settings)
-        for scheduler, state in zip(self.schedulers, self._held.get("schedulers", [])):
+        for scheduler, state in zip(self.schedulers, copied.get("schedulers", [])):
             scheduler.load_state_dict(copy.deepcopy(state))
 
     def forget(self) -> None:
@@ -177,20 +185,31 @@ class Snapshot:
             TypeError: ``state`` is not the state of a Snapshot.
             ValueError: ``state`` has another ``Rewind`` or version, or does not match the model; nothing is loaded.
         """
-        self.check_state(state)
-        held = state["held"]
-        self._held = None if held is None else copy.deepcopy(dict(from_pairs(held)))
+        self.loader_of(state)()
 
-    def check_state(self, state: Any) -> None:
-        """Raise the errors of :meth:`load_state_dict` without loading."""
+    def loader_of(self, state: Any) -> Callable[[], None]:
+        """Return a function that loads a state, or raise the errors of :meth:`load_state_dict`."""
+        self._check_state(state)
+        copied = None if state["held"] is None else copy.deepcopy(dict(from_pairs(state["held"])))
+
+        def load() -> None:
+            self._held = copied
+
+        return load
+
+    def _check_state(self, state: Any) -> None:
         if not isinstance(state, Mapping) or not {"version", "rewind", "held"} <= set(state):
             raise TypeError("A Snapshot's state_dict should be a mapping with 'version', 'rewind' and 'held'")
-        if state["version"] not in (1, VERSION):
+        if type(state["version"]) is not int or state["version"] not in (1, VERSION):
             raise ValueError(
-                f"The checkpoint's snapshot has version {state['version']!r}, this one reads versions up to {VERSION}"
+                f"The checkpoint's snapshot has version {state['version']!r:.40}, this one reads versions up to "
+                f"{VERSION}"
             )
-        if state["rewind"] != asdict(self.rewind):
-            raise ValueError(f"The checkpoint rewinds by {state['rewind']}, this one by {self.rewind}")
+        mine, rewind = asdict(self.rewind), state["rewind"]
+        if not isinstance(rewind, Mapping) or {k: (type(v), repr(v)) for k, v in rewind.items()} != {
+            k: (type(v), repr(v)) for k, v in mine.items()
+        }:
+            raise ValueError(f"The checkpoint rewinds by {rewind!r:.200}, this one by {self.rewind}")
         held = from_pairs(state["held"])
         if held is not None:
             if not isinstance(held, Mapping) or not _is_well_formed(held):
@@ -198,6 +217,26 @@ class Snapshot:
                     "A Snapshot's state_dict should hold a mapping of tensors by name, slots and settings, but does not"
                 )
             self._check(held)
+            for name, tensor in held.get("tensors", {}).items():
+                checked_tensor(f"snapshot of {name!r}", tensor)
+            for optimizer, slots in zip(self._optimizers, held.get("slots", [])):
+                check_slots(optimizer, slots)
+            for optimizer, settings in zip(self._optimizers, held.get("settings", [])):
+                check_alike("snapshot's settings", settings, _settings(optimizer))
+            for scheduler, saved in zip(self.schedulers, held.get("schedulers", [])):
+                _check_scheduler(scheduler, saved, self._optimizers)
+
+
+def _check_scheduler(scheduler: Stateful, state: Any, optimizers: Sequence[Optimizer]) -> None:
+    """Raise ValueError unless a learning-rate scheduler takes a state of the form of its present one."""
+    check_alike("learning-rate scheduler", state, scheduler.state_dict())
+    trial = copy.deepcopy(scheduler, {id(each): each for each in optimizers})
+    try:
+        trial.load_state_dict(copy.deepcopy(state))
+    except Exception as error:
+        raise ValueError(
+            f"The checkpoint's learning-rate scheduler does not fit a {type(scheduler).__name__}: {error}"
+        ) from error
 
 
 def reread_buffers(model: nn.Module) -> None:

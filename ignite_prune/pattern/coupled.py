@@ -17,6 +17,9 @@ class Coupled(Pattern):
     r"""Coupled units of a :class:`~ignite_prune.structure.Structure`: channels, neurons or heads, in all their tensors.
 
     The score of a slice is the norm of its entry scores; the score of a unit combines its slices in all scored weights.
+    Units of different groups differ in size: an attention head has thousands of entries, a neuron one row, so that
+    their norms cannot be ranked together. Scores are divided by the mean over all units of the same kind (heads,
+    neurons, channels of depthwise convolutions). Within a kind this changes nothing.
 
     Args:
         norm: order of the norm of a slice, a number above 0 or ``math.inf``; None sums the scores, of any sign.
@@ -24,19 +27,22 @@ class Coupled(Pattern):
             unit.
         round_to: the number of kept units is rounded up to a multiple of it, in groups with at least as many units.
         at_least: minimum number of units that a group keeps.
+        normalise: how scores of unlike units are made comparable: ``"kind"``, as above; ``"group"``, divided by the
+            mean of each group; None: not at all, as network slimming does with ``saliency.BatchNormScale()``.
 
     Raises:
         ValueError: an argument is out of its range.
 
     Example:
         >>> Coupled(combine="sum", round_to=8)
-        Coupled(norm=2, combine='sum', round_to=8, at_least=1)
+        Coupled(norm=2, combine='sum', round_to=8, at_least=1, normalise='kind')
     """
 
     norm: float | None = 2
     combine: Literal["mean", "sum", "max", "first"] = "mean"
     round_to: int = 1
     at_least: int = 1
+    normalise: Literal["kind", "group"] | None = "kind"
     by_unit: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -48,6 +54,8 @@ class Coupled(Pattern):
             )
         if self.combine not in ("mean", "sum", "max", "first"):
             raise ValueError(f"Argument combine should be 'mean', 'sum', 'max' or 'first', but given {self.combine!r}")
+        if self.normalise not in ("kind", "group", None):
+            raise ValueError(f"Argument normalise should be 'kind', 'group' or None, but given {self.normalise!r}")
         for name in ("round_to", "at_least"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:

@@ -39,7 +39,7 @@ class Redistribute(Move):
 
     def __post_init__(self) -> None:
         check_is("growth", self.growth, Growth)
-        if self.fill != 1:
+        if not isinstance(self.fill, int | float) or self.fill != 1:
             check_fraction("fill", self.fill)
 
     def __call__(self, layers: Sequence[Connections], fraction: float, generator: torch.Generator) -> list[Rewired]:

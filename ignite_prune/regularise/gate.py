@@ -75,6 +75,8 @@ class SoftMovement(Gate):
         kept = learnt.detach().sigmoid() > self.threshold
         least = max(1, int(self.min_density * kept.numel()))
         if kept.numel() and int(kept.count_nonzero()) < least:
+            if not bool(learnt.isfinite().all()):
+                raise ValueError("The learnt scores have values that are NaN or infinite; has training diverged?")
             (kept,) = keep_top([learnt.detach], [None], [kept.numel()], least)
         return weight * straight_through(kept, learnt)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ignite_prune._utils.arguments import check_positive
 from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext, evidence_for
 from ignite_prune.saliency.needs import Fisher, FisherBlocks
-from ignite_prune.saliency.obs import joint_update
+from ignite_prune.saliency.obs import damping_of_sums, joint_update
 
 
 @dataclass(frozen=True)
@@ -22,21 +22,23 @@ class OBS(Repair):
 
     Args:
         block: weights per block.
-        damping: :math:`\lambda`, added to the diagonal.
+        damping: :math:`\lambda`, added to the diagonal; None: a thousandth of the diagonal's mean in each parameter.
 
     Raises:
-        TypeError, ValueError: ``block`` is not an int of at least 1, or ``damping`` not a finite number above 0.
+        TypeError, ValueError: ``block`` is not an int of at least 1, or ``damping`` neither a finite number above 0 nor
+            None.
 
     References:
         Hassibi, Stork, 1993; Singh, Alistarh, "WoodFisher", 2020, arXiv 2004.14340.
     """
 
     block: int = 50
-    damping: float = 1e-6
+    damping: float | None = None
 
     def __post_init__(self) -> None:
         check_positive("block", self.block, whole=True)
-        check_positive("damping", self.damping)
+        if self.damping is not None:
+            check_positive("damping", self.damping)
 
     @property
     def needs(self) -> tuple[FisherBlocks]:
@@ -47,5 +49,6 @@ class OBS(Repair):
             fisher: Fisher = evidence_for(context, self, parameter.name)
             weight, mask = context.weight(parameter.name), context.masks[parameter.name]
             sums = fisher.sums.to(weight.device)
+            damping = damping_of_sums(sums, weight.numel(), self.damping, fisher.number)
             # S + mλ has the same solution as S/m + λ, and needs no copy of the sums.
-            context.values[parameter.name] = joint_update(weight, mask, sums, self.damping * fisher.number)
+            context.values[parameter.name] = joint_update(weight, mask, sums, damping)

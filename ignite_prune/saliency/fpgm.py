@@ -38,7 +38,7 @@ class FPGM(Saliency):
     by_unit: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.p != float("inf"):
+        if not isinstance(self.p, float) or self.p != float("inf"):
             check_positive("p", self.p)
         if self.p < 1:
             raise ValueError(f"Argument p should be at least 1, but given {self.p!r}")

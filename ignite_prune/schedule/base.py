@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
@@ -115,8 +116,8 @@ def check_sparsity(name: str, value: object) -> None:
     """Raise TypeError or ValueError unless ``value`` is a number in [0, 1]; NaN is not."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Argument {name} should be a sparsity, a number in [0, 1], but given {value!r}")
-    if not 0 <= float(value) <= 1:
-        percent = f"; for {value} % write {float(value) / 100:g}" if 1 < float(value) <= 100 else ""
+    if not 0 <= value <= 1:  # type: ignore[operator]
+        percent = f"; for {value} % write {float(value) / 100:g}" if 1 < value <= 100 else ""  # type: ignore[operator]
         raise ValueError(f"Argument {name} should be a sparsity in [0, 1], but given {value!r}{percent}")
 
 
@@ -125,7 +126,7 @@ def check_steps(**steps: object) -> None:
     for name, step in steps.items():
         if isinstance(step, bool) or not isinstance(step, Real):
             raise TypeError(f"Argument {name} should be a step, a number of at least 0, but given {step!r}")
-        if not 0 <= float(step) < math.inf:
+        if not 0 <= step <= sys.float_info.max:  # type: ignore[operator]
             raise ValueError(f"Argument {name} should be a finite step of at least 0, but given {step!r}")
     pairs = list(steps.items())
     for (low, a), (high, b) in pairwise(pairs):

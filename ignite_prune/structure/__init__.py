@@ -6,11 +6,13 @@ from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.structure.cost import Cost, Flops, Latency, Parameters
+    from ignite_prune.structure.declared import Units, declare
+    from ignite_prune.structure.residual_blocks import ResidualBlocks, blocks
     from ignite_prune.structure.slicing.checkpoint import load_shrunk, shrunk_state
     from ignite_prune.structure.slicing.model_edit import Indices, slice_
     from ignite_prune.structure.slicing.shrink import Report, shrink
     from ignite_prune.structure.structure import Structure
-    from ignite_prune.structure.tracing.trace import declare, trace
+    from ignite_prune.structure.tracing.trace import trace
     from ignite_prune.structure.unit_group import Kept, Slot, UnitGroup
 
 __all__ = [
@@ -21,9 +23,12 @@ __all__ = [
     "Latency",
     "Parameters",
     "Report",
+    "ResidualBlocks",
     "Slot",
     "Structure",
     "UnitGroup",
+    "Units",
+    "blocks",
     "declare",
     "load_shrunk",
     "shrink",
@@ -39,6 +44,8 @@ _FILES = {
     "Parameters": "cost",
     "load_shrunk": "slicing.checkpoint",
     "shrunk_state": "slicing.checkpoint",
+    "ResidualBlocks": "residual_blocks",
+    "blocks": "residual_blocks",
     "Report": "slicing.shrink",
     "shrink": "slicing.shrink",
     "Indices": "slicing.model_edit",
@@ -47,7 +54,8 @@ _FILES = {
     "Slot": "unit_group",
     "UnitGroup": "unit_group",
     "Structure": "structure",
-    "declare": "tracing.trace",
+    "Units": "declared",
+    "declare": "declared",
     "trace": "tracing.trace",
 }
 __getattr__ = importer(__name__, _FILES)

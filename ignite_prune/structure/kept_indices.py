@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from types import MappingProxyType
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Attributes = Mapping[str, Mapping[str, int]]
 """New values of modules' attributes, by path and name."""
@@ -31,3 +33,12 @@ class KeptIndices(dict[str, dict[int, Tensor]]):
 def attributes_of(indices: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[str, int]]:
     """Return the attributes that belong to kept indices; a plain mapping has none."""
     return indices.attributes if isinstance(indices, KeptIndices) else {}
+
+
+def value_at(model: nn.Module, path: str) -> Any:
+    """Return the module, config or attribute at a path below a model; the model if the path is empty.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    return reduce(getattr, path.split("."), model) if path else model

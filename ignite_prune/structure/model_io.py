@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _CACHES = ("past_key_values", "mems")  # a transformers model returns its cache under these names
@@ -77,3 +78,19 @@ def _held(value: Any, without: Sequence[str]) -> list[Any]:
 def _is_cache(value: Any) -> bool:
     """Return whether an object is a cache of a transformers model."""
     return any(kind.__name__ == "Cache" and kind.__module__.startswith("transformers") for kind in type(value).mro())
+
+
+def checked_device(model: nn.Module, inputs: Any) -> torch.device:
+    """Return the device of a model and its inputs.
+
+    Raises:
+        ValueError: they are on different devices, or on the meta device.
+    """
+    held = next((each.device for each in (*model.parameters(), *model.buffers())), None)
+    given = next((each.device for each in tensors_of(inputs)), held)
+    found = given or torch.device("cpu")
+    if held is not None and held != found:
+        raise ValueError(f"The model is on {held}, but its inputs are on {found}; move one of them")
+    if found.type == "meta":
+        raise ValueError("The model is on the meta device and cannot run; call model.to_empty(device='cpu') first")
+    return found

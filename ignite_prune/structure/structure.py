@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ignite_prune._utils.arguments import near
+from ignite_prune.structure.description import described
 from ignite_prune.structure.kept_indices import KeptIndices
 from ignite_prune.structure.unit_group import Axis, Kept, UnitGroup, Work
 
 NOTHING: Kept = MappingProxyType({})
-_LISTED = 4
 
 
 class Structure:
@@ -78,8 +78,7 @@ class Structure:
         """Return which units are kept if the given ones are removed.
 
         Args:
-            gone: numbers of the units to remove, by the name of their group or of any weight that has them in
-                dimension 0.
+            gone: numbers of the units to remove, by a name of their group, see :meth:`named`.
 
         Raises:
             TypeError: a number is not an int.
@@ -93,7 +92,7 @@ class Structure:
         """
         kept = {group.name: torch.ones(group.size, dtype=torch.bool) for group in self}
         for name, numbers in gone.items():
-            group = self._named(name)
+            group = self.named(name)
             for number in numbers:
                 if type(number) is not int:
                     raise TypeError(f"The units of {name!r} should be given as whole numbers, but given {number!r}")
@@ -102,15 +101,50 @@ class Structure:
                 kept[group.name][number] = False
         return kept
 
-    def _named(self, name: str) -> UnitGroup:
-        """Return the group of a name, or the one whose units are the indices of dimension 0 of the named tensor."""
+    def named(self, name: str) -> UnitGroup:
+        """Return the group of a name: its own, or that of any tensor that has its units.
+
+        ``"name[1]"`` means dimension 1. Without a dimension a tensor means the units that it produces, else those in
+        dimension 0, else the only ones that it has: either end of a residual connection names its channels.
+
+        Raises:
+            ValueError: no group, or several, go by the name.
+        """
         if name in self.groups:
             return self.groups[name]
-        for group in self:
-            for slot in group.slots:
-                if slot.name == name and slot.dim == 0 and torch.equal(slot.units, torch.arange(group.size)):
-                    return group
+        tensor, _, dim = name.removesuffix("]").partition("[")
+        having = [(group, slot) for group in self for slot in group.slots if slot.name == tensor]
+        if dim:
+            choices = [[group for group, slot in having if str(slot.dim) == dim]]
+        else:
+            made = [group for group, slot in having if slot is group.slots[group.maker]]
+            choices = [made, [group for group, slot in having if slot.dim == 0], [group for group, _ in having]]
+        found = list(dict.fromkeys(next((each for each in choices if each), [])))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(
+                f"{name!r} has units of several groups; name one: {', '.join(each.name for each in found)}"
+            )
         raise ValueError(f"There are no units of {name!r}; {near(name, list(self.groups))}")
+
+    def made_by(self, weights: Collection[str], exact: Collection[str] = ()) -> list[UnitGroup]:
+        """Return the groups whose units are produced by some of the weights.
+
+        Args:
+            weights: names of the weights.
+            exact: those of them that name a group although another weight comes first in it, such as the other end of
+                a residual connection. If the weights come first in no group, all do.
+        """
+        found = {group.name for group in self if group.slots[group.maker].name in weights}
+        for name in exact if found else weights:
+            try:
+                group = self.named(name)
+            except ValueError:
+                continue
+            if any(slot.name == name and slot.dim == group.slots[group.maker].dim for slot in group.slots):
+                found.add(group.name)
+        return [group for group in self if group.name in found]
 
     def sliced(self, kept: Kept) -> Structure:
         """Return the structure of the sliced model."""
@@ -180,7 +214,7 @@ class Structure:
 
     def _of_origin(self, kept: Kept) -> dict[str, Tensor]:
         """Return which units of the original model are left."""
-        found = {}
+        found, kept = {}, {self.named(name).name: units for name, units in kept.items()}
         for name, group in self.origin.groups.items():
             left = self._left.get(name)
             left = torch.ones(group.size, dtype=torch.bool) if left is None else left.clone()
@@ -264,12 +298,9 @@ class Structure:
 
     def _stay(self, kept: Kept) -> dict[str, dict[int, Tensor]]:
         """Return which indices of each tensor's dimensions are kept, bool; groups not given keep all units."""
-        unknown = set(kept) - set(self.groups)
-        if unknown:
-            raise ValueError(f"There is no group {sorted(unknown)[0]!r}; there are {', '.join(self.groups)}")
         found: dict[str, dict[int, Tensor]] = {}
         for name, units in kept.items():
-            for slot in self.groups[name].slots:
+            for slot in self.named(name).slots:
                 dims = found.setdefault(slot.name, {})
                 stay = dims.setdefault(slot.dim, torch.ones(len(slot.units), dtype=torch.bool))
                 in_group = slot.units >= 0
@@ -277,25 +308,8 @@ class Structure:
         return found
 
     def __str__(self) -> str:
-        lines = [f"{len(self)} groups of coupled units"]
-        for group in self:
-            lines.append(f"  {group.name}: {group.size} units")
-            for slot in group.slots:
-                in_group = int((slot.units >= 0).sum())
-                each = f" × {in_group // group.size}" if in_group != group.size else ""
-                lines.append(f"      {slot.name}[{slot.dim}]{each}")
-        if self.unknown:
-            lines.append("operations without a rule, which freeze their inputs")
-            lines += [f"  {operation}" for operation in self.unknown]
-        frozen: dict[str, list[str]] = {}
-        for (name, dim), why in self.frozen.items():
-            frozen.setdefault(why, []).append(f"{name}[{dim}]")
-        if frozen:
-            lines.append("frozen")
-            lines += [f"  {why}: {_some(names)}" for why, names in frozen.items()]
-        return "\n".join(lines)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+        one = {group.name: torch.arange(group.size) < 1 for group in self}
+        shares = {"parameters": 1 - self.parameters(one) / max(1, self.parameters())}
+        if self.counts_flops:
+            shares["FLOPs"] = 1 - self.flops(one) / max(1, self.flops())
+        return described(list(self), self.frozen, self.unknown, shares)

@@ -27,6 +27,11 @@ class Slot:
     dim: int
     units: Tensor
 
+    def told(self, size: int) -> str:
+        """Return the dimension as text, with the number of indices of each of ``size`` units if it is not 1."""
+        within = int((self.units >= 0).sum())
+        return f"{self.name}[{self.dim}]" + (f" × {within // size}" if within != size else "")
+
 
 @dataclass(frozen=True, eq=False)
 class UnitGroup:
@@ -43,6 +48,10 @@ class UnitGroup:
     size: int
     slots: tuple[Slot, ...]
     maker: int
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.size} units", *(f"  {slot.told(self.size)}" for slot in self.slots)]
+        return "\n".join(lines)
 
     def sliced(self, kept: Tensor, stay: Mapping[tuple[str, int], Tensor]) -> UnitGroup:
         """Return the group with only the kept units.

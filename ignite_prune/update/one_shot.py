@@ -158,7 +158,7 @@ def prune_model(
     parameters = named_parameters(pruned)
     masks = MaskStore({name: parameters[name] for group in groups for name in group["params"]})
     plan = _planned(pruned, groups, masks, calibration)
-    masks.replace(plan.masks)
+    masks.put(masks.replaced(plan.masks))
     write_values(pruned, plan.values)
     masks.apply_()
     warn_of_nearly_empty(masks, set())

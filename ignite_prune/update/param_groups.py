@@ -13,7 +13,7 @@ from ignite_prune._utils.arguments import check_generator, near
 from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.allocation import Allocation, Layer
 from ignite_prune.core.check_report import SparsityWarning
-from ignite_prune.core.selection import named_parameters, reparametrised, select
+from ignite_prune.core.selection import as_rules, named_parameters, reparametrised, select
 from ignite_prune.pattern import Coupled, Pattern, Unstructured
 from ignite_prune.repair.base import Repair, as_repairs
 from ignite_prune.saliency import Saliency, as_saliency
@@ -78,6 +78,8 @@ def build(model: nn.Module, params: Any, **defaults: Any) -> list[ParamGroup]:
 def as_dicts(params: Any) -> list[dict[str, Any]]:
     """Return the groups that ``params`` means, their settings not checked; see :func:`build`."""
     if isinstance(params, Mapping):
+        if not params:
+            raise ValueError("Argument params is an empty mapping; give None for the default selection")
         for rule, settings in params.items():
             if not isinstance(settings, Mapping):
                 raise TypeError(f"Argument params: the settings of {rule!r} should be a dict, but given {settings!r}")
@@ -101,7 +103,8 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
     parameters = select(model, chosen, settings["exclude"], report=True)
     group["params"] = group["scored"] = list(parameters)
     if structure is not None:
-        parameters = _extend_to_units(model, group, structure)
+        exact = [] if chosen is None else [rule for rule in as_rules("params", chosen) if isinstance(rule, str)]
+        parameters = _extend_to_units(model, group, structure, exact)
     elif isinstance(group["pattern"], Coupled):
         raise ValueError(
             "pattern.Coupled() and structure= go together: PruneHandler(..., structure=trace(model, example_inputs))"
@@ -167,13 +170,15 @@ def _touched(model: nn.Module, structure: Structure) -> list[str]:
     ]
 
 
-def _extend_to_units(model: nn.Module, group: ParamGroup, structure: Structure) -> dict[str, nn.Parameter]:
+def _extend_to_units(
+    model: nn.Module, group: ParamGroup, structure: Structure, exact: Sequence[str]
+) -> dict[str, nn.Parameter]:
     """Extend a group to the coupled units that its weights produce; return all parameters that these lie in."""
     everything, selected = named_parameters(model), set(group["params"])
     other = [name for name, shape in structure.shapes.items() if name in everything and everything[name].shape != shape]
     if other or not set(everything) <= set(structure.shapes):
         raise ValueError("Argument structure is of another model; trace(model, example_inputs) this one")
-    units = [each for each in structure if each.slots[each.maker].name in selected]
+    units = structure.made_by(selected, selected.intersection(exact))
     if not units:
         raise ValueError(
             "Argument structure: no group of units is made by a selected parameter; print(structure) tells why"
@@ -203,10 +208,23 @@ def _check_together(groups: Sequence[ParamGroup]) -> None:
     if len({id(group["structure"]) for group in groups}) > 1:
         raise ValueError("Argument structure should be the same in every group")
     if groups[0]["structure"] is not None:
+        _check_apart(groups)
         if any(group["target"] is not None for group in groups):
             raise ValueError("Argument target is what the whole model costs; it should be given with one group alone")
         if any(group["schedule"] is not None and group["schedule"].regrows for group in groups):
             raise ValueError("A schedule that lifts masks should be given with one group alone, as they share weights")
+
+
+def _check_apart(groups: Sequence[ParamGroup]) -> None:
+    seen: dict[str, int] = {}
+    for index, group in enumerate(groups):
+        for units in group["units"]:
+            if units in seen:
+                raise ValueError(
+                    f"The units of {units!r} appear in group {seen[units]} and again in group {index}, by another "
+                    "weight that has them too; name one of the two"
+                )
+            seen[units] = index
 
 
 def _check_reach(

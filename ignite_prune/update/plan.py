@@ -1,15 +1,17 @@
-"""What an update is going to change: new masks, and the values that repairs give. Nothing is changed here."""
+"""What an update is going to change: new masks, and the values that repairs give; :func:`carry_out` changes it all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.sparsity import as_unit_fraction
+from ignite_prune.core.dense_values import DenseValues
+from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.repair.base import Passes, PrunedParameter, RepairContext
@@ -32,10 +34,14 @@ class UpdatePlan:
     Args:
         masks: the new masks of the parameters that get sparser.
         values: new values of parameters and buffers, by name.
+        replaced: of the masks, see :meth:`.MaskStore.replaced`; computed last, as ``dense``.
+        dense: values of pruned entries, see :meth:`.DenseValues.remembered`.
     """
 
     masks: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
+    replaced: dict[str, Any] = field(default_factory=dict)
+    dense: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -110,19 +116,6 @@ def bound_scores(
         name: ParameterScores(name, store.parameters[name], bound, group["pattern"], masks[name])
         for name in group["scored"]
     }
-
-
-def leave_out_frozen(update: GroupUpdate, store: MaskStore) -> list[str]:
-    """Leave parameters that are frozen, and have no evidence for that reason, out of an update; return their names.
-
-    An update in which nothing would be left, or whose units are coupled, is not changed: it raises.
-    """
-    frozen = [name for name, each in update.scores.items() if not store.parameters[name].requires_grad]
-    out = [name for name in frozen if update.scores[name].lacks_evidence]
-    if len(out) == len(update.scores) or update.group["structure"] is not None:
-        return []
-    update.scores = {name: each for name, each in update.scores.items() if name not in out}
-    return out
 
 
 def plan_masks(update: GroupUpdate, store: MaskStore, before: Masks, evidence: Evidence | None) -> dict[str, Tensor]:
@@ -246,3 +239,49 @@ def write_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     parameters, buffers = named_parameters(model), dict(model.named_buffers())
     for name, value in values.items():
         (parameters[name] if name in parameters else buffers[name]).copy_(value)
+
+
+class Prunable(Protocol):
+    """What :func:`carry_out` changes; see :class:`~ignite_prune.update.pruner.Pruner`."""
+
+    model: nn.Module
+    groups: list[ParamGroup]
+    masks: MaskStore
+    dense: DenseValues | None
+    enforcer: MaskEnforcer
+    evidence: Evidence | None
+    reached_at: dict[str, tuple[float | None, int]]
+    partial: set[str]
+    on_commit: list[Callable[[list[float | None], Sequence[float]], None]]
+
+
+def carry_out(
+    pruner: Prunable,
+    plan: UpdatePlan,
+    targets: Sequence[float],
+    former: list[float | None],
+    whole: bool,
+    done: Callable[[], None] | None,
+) -> None:
+    """Change masks, weights, gradients, optimizer slots, buffers and targets of a pruner; it may be repeated.
+
+    The arguments are those of :meth:`.Pruner.update`; ``former`` are the targets so far.
+    """
+    vars(pruner.masks).update(plan.replaced)
+    for group, target in zip(pruner.groups, targets):
+        group["sparsity"] = target
+    if pruner.dense is not None:
+        pruner.dense.load(plan.dense)
+    if plan.values:
+        write_values(pruner.model, plan.values)
+    pruner.enforcer.install()
+    pruner.enforcer.apply()
+    if plan.masks and pruner.evidence is not None:
+        pruner.evidence.used()
+    now = pruner.masks.changes
+    met = {group["scored"][0]: (target, now) for group, target in zip(pruner.groups, targets)} if whole else {}
+    pruner.reached_at = {first: each for first, each in met.items() if first not in pruner.partial}
+    for call in pruner.on_commit:
+        call(former, targets)
+    if done is not None:
+        done()

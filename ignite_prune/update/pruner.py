@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_enforcer import MaskEnforcer
@@ -20,14 +20,15 @@ from ignite_prune.core.selection import named_parameters
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.update.agreement import agree, average_scores, check_alike
 from ignite_prune.update.calibration import Calibration, calibrate
+from ignite_prune.update.frozen import leave_out_frozen, warn_of_left_out
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,
     bound_scores,
+    carry_out,
     drawn,
     evidence_of,
-    leave_out_frozen,
     merge,
     plan_masks,
     repaired,
@@ -37,7 +38,7 @@ from ignite_prune.update.plan import (
 if TYPE_CHECKING:
     from ignite_prune.evidence import Evidence
     from ignite_prune.saliency import Saliency
-    from ignite_prune.structure import Indices, Structure
+    from ignite_prune.structure import Structure
 
 
 REMAKE = "PruneHandler, with masks=pruner.masks"  # where the model's parameters were replaced
@@ -46,7 +47,7 @@ REMAKE = "PruneHandler, with masks=pruner.masks"  # where the model's parameters
 class Pruner:
     """Groups, masks, kept values, hooks and evidence over the parameters of one model.
 
-    An update is planned first and then committed: if planning raises, nothing has changed.
+    An update is planned first and then carried out: if planning raises, nothing has changed.
 
     Args:
         model: unwrapped.
@@ -56,13 +57,15 @@ class Pruner:
         masks, strict: as of ``PruneHandler``.
 
     Attributes:
-        groups: the parameter groups.
+        given, groups: the user's selection and settings, and the parameter groups that were made of them.
         masks: the mask store, which owns the parameters.
         enforcer: the hooks.
         weights: verifies that pruned weights are 0.
         dense: the values of pruned entries, with ``keep_dense=True`` in a group; else None.
         evidence: what the saliencies and repairs need; None where they need nothing.
         is_informed: whether a group has a saliency or repair that may need evidence.
+        reached_at: by a group's first scored name, what the last update reached, at which change of the masks.
+        partial: first scored names of the groups whose last update left frozen parameters out.
         on_commit: functions of the former and the new targets, called when an update has been carried out.
     """
 
@@ -78,7 +81,7 @@ class Pruner:
     ) -> None:
         self.model, self.optimizers, self.calibration = model, optimizers, calibration
         self.on_commit: list[Callable[[list[float | None], Sequence[float]], None]] = []
-        self._given = params, settings
+        self.given = params, settings
         self.groups: list[ParamGroup] = build(model, params, **settings)
         self.structure: Structure | None = self.groups[0]["structure"]
         everything = named_parameters(model)
@@ -97,14 +100,14 @@ class Pruner:
         self.is_informed = self.evidence is not None or any(group["repair"] for group in self.groups)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
-        self._partial: set[str] = set()  # by first scored name: groups whose last update left frozen parameters out
+        self.reached_at: dict[str, tuple[float | None, int]] = {}
+        self.partial: set[str] = set()
         self._left_out: set[str] = set()  # what a warning has named
-        self._reached_at: dict[str, tuple[float | None, int]] = {}  # by first scored name: what the last update reached
         for group in self.groups:
             if group["saliency"].randomised:
                 group["generator"] = group["generator"] or torch.Generator().manual_seed(torch.initial_seed())
         if masks is not None and self.dense is not None:
-            self.dense.remember({})
+            self.dense.remember_all()
 
     # Hooks
 
@@ -127,21 +130,48 @@ class Pruner:
             for group in self.groups
         ]
 
-    def update(self, targets: Sequence[float]) -> None:
-        """Plan an update and carry it out, equally on every rank; if it raises, nothing has changed."""
-        self.commit(self.plan(targets), targets)
+    def update(
+        self,
+        targets: Sequence[float],
+        plan: Callable[[Sequence[float]], UpdatePlan] | None = None,
+        done: Callable[[], None] | None = None,
+        whole: bool = True,
+    ) -> None:
+        """Bring each group to its target, equally on every rank; it is done as a whole or, if it raises, not at all.
+
+        Args:
+            targets: a sparsity for each group.
+            plan: what plans it; None: :meth:`plan`.
+            done: called when everything has changed, once more if something cuts that short.
+            whole: whether the targets are reached by it; False: it is a part of the way.
+        """
+        states = self.generator_states() if any(group["generator"] for group in self.groups) else []
+        former, partial = [group["sparsity"] for group in self.groups], self.partial
+        try:
+            planned = (plan or self.plan)(targets)
+            planned.replaced = self.masks.replaced(planned.masks)
+            if self.dense is not None:
+                planned.dense = self.dense.remembered(planned.replaced["_masks"])
+                planned.values |= self.dense.revived(planned.replaced["_masks"], planned.values)
+        except BaseException:
+            self.set_generator_states(states)
+            self.partial = partial
+            raise
+        try:
+            carry_out(self, planned, targets, former, whole, done)
+        except BaseException:  # everything is computed: what was cut short is repeated to its end
+            carry_out(self, planned, targets, former, whole, done)
+            raise
 
     def plan(self, targets: Sequence[float]) -> UpdatePlan:
         """Return what brings each group to its target, equal on every rank; only generators have moved on.
 
-        Raises:
-            TypeError, ValueError, PrunedWeightsAlive: nothing has changed, no generator either.
+        It raises the errors of :func:`.choose_masks` and :class:`.WeightCheck`.
         """
         check_same(self.model, self.masks.parameters, REMAKE)
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        states = self.generator_states() if any(group["generator"] for group in self.groups) else []
         before, plan = self.masks.so_far(), UpdatePlan()
         if any(mask is not None for mask in before.values()):
             self.weights.all()
@@ -158,7 +188,6 @@ class Pruner:
                 again = None if self.calibration.data is None else lambda: self.calibration.batches(self.model)
                 plan = repaired(self.model, self.groups, self.masks, before, plan, self.evidence, again)
         except Exception as raised:
-            self.set_generator_states(states)
             error = raised
         if ranks:
             plan = agree(plan, self.masks, error)
@@ -177,8 +206,7 @@ class Pruner:
                 if saliency.randomised:
                     saliency = drawn(group, group["generator"])
                 dense_phase = schedule is not None and schedule.regrows and target < (group["sparsity"] or 0.0)
-                is_due = self._is_due(group, target)
-                updates.append(GroupUpdate(group, target, saliency, lifts=dense_phase, is_due=is_due))
+                updates.append(GroupUpdate(group, target, saliency, {}, dense_phase, self._is_due(group, target)))
             if self.evidence is not None and any(update.is_due for update in updates):
                 if self.calibration.data is not None:
                     calibrate(self.evidence, self.calibration, [group["saliency"] for group in self.groups])
@@ -187,7 +215,9 @@ class Pruner:
                 evidence = self.evidence if update.is_due else None
                 update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
                 if update.is_due and update.saliency.needs:
-                    self._has_left_out(update.group, leave_out_frozen(update, self.masks))
+                    first, names = update.group["scored"][0], leave_out_frozen(update, self.masks)
+                    self.partial = self.partial | {first} if names else self.partial - {first}
+                    warn_of_left_out(update.group, names, self._left_out)
         except Exception as raised:
             error = raised
         if ranks:
@@ -196,83 +226,24 @@ class Pruner:
             raise error
         return updates
 
-    def _has_left_out(self, group: ParamGroup, names: Sequence[str]) -> None:
-        """Warn of frozen parameters, once of each, and remember that the group will not be at its target."""
-        self._partial = {*self._partial, group["scored"][0]} if names else self._partial - {group["scored"][0]}
-        if new := [name for name in names if name not in self._left_out]:
-            self._left_out.update(new)
-            warnings.warn(
-                f"{', '.join(new)}: frozen (requires_grad=False), so that {type(group['saliency']).__name__} has no "
-                "evidence; left out of mask updates until they train. The group's sparsity is divided over its other "
-                "parameters. To prune frozen parameters, take a saliency without gradients, as Magnitude()",
-                stacklevel=2,
-            )
-
     def _is_due(self, group: ParamGroup, target: float) -> bool:
         """Return whether an update may prune something; it cannot if the last one reached just this target."""
         if group["allocation"].sets_own:
             return True
-        reached = self._reached_at.get(group["scored"][0])
+        reached = self.reached_at.get(group["scored"][0])
         return target != 0 and reached != (target, self.masks.changes)
-
-    def commit(self, plan: UpdatePlan, targets: Sequence[float], whole: bool = True) -> None:
-        """Carry a plan out: masks, weights, gradients, optimizer slots, buffers and the groups' ``"sparsity"``.
-
-        Args:
-            plan: what changes.
-            targets: of the groups.
-            whole: whether the targets are reached by it; False: it is a part of the way.
-        """
-        former = [group["sparsity"] for group in self.groups]
-        for group, target in zip(self.groups, targets):
-            group["sparsity"] = target
-        before = None if self.dense is None else self.dense.masks_before()
-        self.masks.replace(plan.masks)
-        if self.dense is not None and before is not None:
-            self.dense.remember(before)
-        if plan.values:
-            write_values(self.model, plan.values)
-        self.enforcer.install()
-        self.enforcer.apply()
-        if self.dense is not None and before is not None:
-            self.dense.bring_back(before)
-        if plan.masks and self.evidence is not None:
-            self.evidence.used()
-        met = zip(self.groups, targets) if whole else ()
-        self._reached_at = {group["scored"][0]: (target, self.masks.changes) for group, target in met}
-        for first in self._partial:
-            self._reached_at.pop(first, None)
-        for call in self.on_commit:
-            call(former, targets)
-
-    def sliced(self, structure: Structure, indices: Indices) -> Pruner:
-        """Return a pruner of the same settings, masks and targets over the model now that it has been sliced.
-
-        Its hooks are not installed, and its evidence is empty; ``indices`` are those kept of each parameter.
-        """
-        from ignite_prune.structure.slicing.model_edit import cut  # slow to import
-
-        masks = {name: cut(mask, indices.get(name, {})) for name, mask in self.masks.items()}
-        params, settings = self._given
-        settings = {**settings, "structure": structure}
-        made = Pruner(self.model, self.optimizers, params, settings, self.calibration, masks, self.weights.strict)
-        made.weights.clock, made.weights.warned = self.weights.clock, self.weights.warned
-        for group, before in zip(made.groups, self.groups):  # the user may have changed these
-            group["sparsity"], group["schedule"] = before["sparsity"], before["schedule"]
-            group["allocation"] = before["allocation"]
-        made.set_generator_states(self.generator_states())
-        made.on_commit = self.on_commit
-        made.forget_scores(self.reached())
-        return made
 
     def restore(self) -> None:
         """Remove the masks; kept values come back."""
-        before = {} if self.dense is None else self.dense.masks_before()
-        self.masks.clear()
-        if self.dense is not None:
-            self.dense.bring_back(before)
-        for group in self.groups:
-            group["sparsity"] = 0.0
+        values = {} if self.dense is None else self.dense.revived({}, {})
+
+        def remove() -> None:
+            write_values(self.model, values)
+            self.masks.clear()
+            for group in self.groups:
+                group["sparsity"] = 0.0
+
+        to_the_end(remove)
 
     # What it knows
 
@@ -292,7 +263,7 @@ class Pruner:
         if self.structure is None:
             return {}
         origin, kept = self.structure.origin.groups, self.structure.kept(self.masks)
-        names = [name for group in self.groups for name in group["units"]]
+        names = (name for group in self.groups for name in group["units"])
         return {name: (origin[name].size, int(kept[name].count_nonzero())) for name in names}
 
     def sparsities(self) -> dict[str, float]:
@@ -306,31 +277,8 @@ class Pruner:
 
     def reached(self) -> list[float | None]:
         """Return the target of each group's last update, None where the masks have changed since."""
-        settled = [self._reached_at.get(group["scored"][0], (None, -1)) for group in self.groups]
+        settled = [self.reached_at.get(group["scored"][0], (None, -1)) for group in self.groups]
         return [target if changes == self.masks.changes else None for target, changes in settled]
-
-    def is_at_target(self, step: float | None, end: float | None, resumed: float | None) -> bool:
-        """Return whether the last update had the final target in every group.
-
-        Args:
-            step: the schedules' step of the last update; None: not known, and targets are compared.
-            end: the last step that there will be, for schedules without an end; None: not known.
-            resumed: the last step that a checkpoint tells of.
-        """
-        for group, met in zip(self.groups, self.reached()):
-            schedule = group["schedule"]
-            if schedule is None:
-                masks = self.masks.so_far(group["params"]).values()
-                there = met == group["sparsity"] if group["sparsity"] else any(mask is not None for mask in masks)
-            else:
-                last = schedule.horizon if schedule.ends else end
-                if met is None or last is None:
-                    return False
-                lifted = schedule.regrows and (resumed is None or resumed < last)
-                there = (met == schedule(last) and not lifted) if step is None else step >= last
-            if not there:
-                return False
-        return True
 
     def generator_states(self) -> list[Tensor | None]:
         """Return the states of the groups' generators."""
@@ -345,7 +293,7 @@ class Pruner:
     def forget_scores(self, reached: Sequence[float | None]) -> None:
         """Forget the last update's scores; ``reached`` is what :meth:`reached` returned when a state was saved."""
         self._drawn, self._cached = [None] * len(self.groups), {}
-        self._reached_at = {
+        self.reached_at = {
             group["scored"][0]: (target, self.masks.changes)
             for group, target in zip(self.groups, reached)
             if target is not None

@@ -29,10 +29,10 @@ def loader_of(pruner: Pruner, state: PrunerState) -> Callable[[], None]:
     """Check a state against a pruner and return the function that loads it; nothing changes before it is called."""
     dense = DenseValues(pruner.masks, []) if pruner.dense is None else pruner.dense
     masks = pruner.masks.unpacked(state.masks)
-    values = dense.unpacked(state.dense, masks)
+    values, replaced = dense.unpacked(state.dense, masks), pruner.masks.replaced(masks)
 
     def load() -> None:
-        pruner.masks.replace(masks)
+        pruner.masks.put(replaced)
         dense.load(values)
         for group, sparsity in zip(pruner.groups, state.sparsities):
             group["sparsity"] = sparsity

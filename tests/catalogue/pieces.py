@@ -131,6 +131,8 @@ COUPLED = [
     Row("coupled_max", lambda: pattern.Coupled(norm=float("inf"), combine="max"), {"exact": True}),
     Row("coupled_first", lambda: pattern.Coupled(combine="first"), {"exact": True}),
     Row("coupled_signed", lambda: pattern.Coupled(norm=None), {"exact": True, "signed": True}),
+    Row("coupled_by_group", lambda: pattern.Coupled(normalise="group"), {"exact": True}),
+    Row("coupled_as_is", lambda: pattern.Coupled(normalise=None), {"exact": True}),
     Row("coupled_rounded", lambda: pattern.Coupled(round_to=4, at_least=2)),
 ]
 
@@ -142,6 +144,7 @@ ALLOCATIONS = [
     Row("uniform", allocation.Uniform),
     Row("erk", allocation.ERK, {"totals": True}),
     Row("er", lambda: allocation.ERK(kernel=False), {"totals": True}),
+    Row("isomorphic", allocation.Isomorphic),
     Row("lamp", allocation.LAMP, {"totals": True}),
     Row("owl", allocation.OWL, {"totals": True}),
     Row("distributed", allocation.StdThreshold, {"totals": True}),

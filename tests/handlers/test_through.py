@@ -18,9 +18,6 @@ from tests.golden_values import arrays
 from tests.models import Net, batches, small_net
 from tests.ranks import on_two_ranks
 
-pytestmark = pytest.mark.filterwarnings("ignore::ignite_prune.handlers.RunWarning")  # runs cut short on purpose
-
-
 PLAIN = [row for row in OPTIMIZERS if not row.notes]
 
 
@@ -141,7 +138,8 @@ def test_top_kast_moves_only_what_is_explored(row):
             assert not (p.detach() != before[name])[~explored[name]].any()
             moved[name] |= p.detach() != before[name]
             before[name] = p.detach().clone()
-            for value in optimizer.state[p].values():
+            known = f"{type(optimizer).__module__}.".startswith("torch.optim.")  # else no slot is known to be a moment
+            for value in optimizer.state[p].values() if known else ():
                 if isinstance(value, torch.Tensor) and value.shape == p.shape:
                     assert not value[~explored[name]].any()
         explored.update(pruner.explored)

@@ -90,6 +90,7 @@ def test_a_repair_keeps_the_counts_and_revives_nothing(row, saliency_row):
         before = dict(pruner.masks)
 
 
+@pytest.mark.filterwarnings("ignore::ignite_prune.SparsityWarning")  # the test writes all weights anew
 @pytest.mark.parametrize("allocation_row", ALLOCATIONS, ids=str)
 @pytest.mark.parametrize("pattern_row", PATTERNS, ids=str)
 def test_masks_nest_while_the_target_rises(pattern_row, allocation_row):

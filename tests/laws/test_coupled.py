@@ -60,7 +60,7 @@ def test_every_allocation_nests_and_empties_nothing(row, shape):
         for name, parameter in pruner.masks.parameters.items():
             assert not (pruner.masks[name] & ~before[name]).any(), "an entry came back"
             with torch.no_grad():
-                parameter += torch.randn_like(parameter)
+                parameter += torch.randn_like(parameter) * pruner.masks[name]
         before = dict(pruner.masks)
         if row.notes.get("totals") and shape.notes.get("exact") and sparsity == 0.55:
             assert sum(left(pruner)) == UNITS - round(0.55 * UNITS)

@@ -18,8 +18,6 @@ from tests.ranks import on_two_ranks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Pruning left less than 1 %"),
-    # Runs of two epochs, whatever the schedule, and some again from the beginning.
-    pytest.mark.filterwarnings("ignore::ignite_prune.handlers.RunWarning"),
 ]
 rows = pytest.mark.parametrize("row", HANDLERS, ids=str)
 

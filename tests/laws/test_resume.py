@@ -136,6 +136,7 @@ def test_rounds_cut_short_and_run_again_in_the_same_process():
     assert_same_bits(cut.state(), whole.state())
 
 
+@pytest.mark.filterwarnings("ignore::ignite_prune.SparsityWarning")  # masks are not loaded, on purpose
 def test_a_run_that_is_not_restored_is_told_apart():
     """The law can fail: with another generator, or an optimizer that begins again, the end differs."""
     run = build(handler="set")

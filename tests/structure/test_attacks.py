@@ -9,6 +9,7 @@ from torch import nn
 
 from ignite_prune import PruneHandler, ShrinkHandler, allocation, prune_model, saliency, schedule, shrink, trace
 from ignite_prune.structure import Flops, Latency, declare
+from ignite_prune.update import sliced_pruner
 from tests.models import Net
 from tests.structure.test_shrink import halved, masked
 
@@ -86,7 +87,7 @@ def test_an_error_after_the_slicing_leaves_everything_whole(monkeypatch):
     def fails(*args):
         raise RuntimeError("no")
 
-    monkeypatch.setattr(type(pruner.pruning), "sliced", fails)
+    monkeypatch.setattr(sliced_pruner, "sliced_pruner", fails)
     with pytest.raises(RuntimeError, match="no"):
         shrinker.shrink()
     monkeypatch.undo()

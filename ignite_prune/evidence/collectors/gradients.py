@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.state import checked_mapping, checked_tensor
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.evidence.collectors.base import Collector, N
 from ignite_prune.evidence.running_sums import Kept, wide, zeros_over
@@ -26,6 +27,21 @@ class GradientCollector(Collector[N]):
     of_gradients = True
     unreached = "it got no gradient: the loss does not depend on it"
     unseen = "no gradient has been seen yet"
+    _ZERO = (
+        "the gradients of all parameters are exactly 0: the loss does not change with them (are the targets the "
+        "model's own outputs?)"
+    )
+
+    def results(
+        self, sums: Mapping[str, Tensor], counts: Mapping[str, float], masks: Mapping[str, Tensor | None]
+    ) -> dict[str, Any]:
+        """Return the evidence by name; none where no parameter has any gradient, since all entries would be equal."""
+        seen = [name for name in sums if counts.get(name)]
+        if seen and not any(bool(sums[name].any()) for name in seen):
+            alive = [name for name in seen if bool(self.parameters[name].detach().any())]
+            self.refused |= dict.fromkeys(alive, self._ZERO)
+            return super().results({name: sums[name] for name in seen if name not in alive}, counts, masks)
+        return super().results(sums, counts, masks)
 
 
 class GradientSums(GradientCollector[Gradients]):
@@ -150,19 +166,18 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
 
     def checked(self, state: Any) -> dict[str, Any]:
         checked = super().checked(state)
-        waiting = checked.get("waiting")
-        if not isinstance(waiting, Mapping):
-            raise ValueError("The checkpoint's evidence is damaged: it lacks 'waiting'")
+        waiting = checked_mapping("evidence 'waiting'", checked.get("waiting"), checked["sums"], whole=False)
         for name, held in waiting.items():
-            entries = self.parameters[name].numel() if name in self.parameters else -1
-            if not isinstance(held, Tensor) or held.ndim != 2 or held.shape[1] != entries or held.is_meta:
-                raise ValueError(f"The checkpoint's evidence is of another parameter: {name!r}")
+            what, entries = f"evidence of {name!r}", self.parameters[name].numel()
+            rows = checked_tensor(what, held).shape[:1]
+            checked_tensor(what, held, shape=(*rows, entries), dtype=wide(self.parameters[name]))
         return checked
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._waiting = {
-            name: list(held.to(self.parameters[name].device, copy=True)) for name, held in state["waiting"].items()
+            name: list(held.detach().to(self.parameters[name].device, copy=True))
+            for name, held in state["waiting"].items()
         }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ignite_prune._utils.state import checked_int, checked_tensor
 from ignite_prune.evidence.collectors.base import Collector, Scale, on_gradient
 from ignite_prune.evidence.forward.attention_tracker import Attention
 from ignite_prune.evidence.forward.observer import ForwardObserver
@@ -51,8 +52,20 @@ class HeadGateMeans(Collector[HeadGates]):
             if name is not None and name in self.parameters:
                 total = values.abs().sum(0).to(wide(self.parameters[name]))
                 self.record.forms[name] = tuple(total.shape)
-                self.record.sums[name] = self.running(name) + total
+                running = self.running(name)
+                if running.shape != total.shape:
+                    raise ValueError(
+                        f"The evidence of {name!r} is of {running.numel()} heads, but its attention has {total.numel()}"
+                    )
+                self.record.sums[name] = running + total
                 self.record.count(name, values.shape[0])
+
+    def checked(self, state: Any) -> dict[str, Any]:
+        checked = super().checked(state)
+        for name, held in checked["sums"].items():
+            heads = checked_int(f"number of heads of {name!r}", held.numel(), 1, max(1, *self.parameters[name].shape))
+            checked_tensor(f"evidence of {name!r}", held, shape=(heads,), dtype=wide(self.parameters[name]))
+        return checked
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

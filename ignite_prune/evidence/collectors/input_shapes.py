@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ignite_prune._utils.nested import mapped, tensors_in
+from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.evidence.calibration import undisturbed
 from ignite_prune.evidence.collectors.base import Collector, Scale
 from ignite_prune.evidence.forward.observer import ForwardObserver
@@ -63,7 +65,10 @@ class InputShapes(Collector[SynapticFlow]):
         buffers = {n: b.double() if b.is_floating_point() else b for n, b in self.model.named_buffers()}
         args, kwargs = _ones(self.shapes["args"], chosen[0].device), _ones(self.shapes["kwargs"], chosen[0].device)
         with undisturbed(self.model):
-            output = functional_call(self.model, {**values, **buffers}, tuple(args), kwargs)
+            try:
+                output = functional_call(self.model, {**values, **buffers}, tuple(args), kwargs)
+            except RuntimeError as error:
+                raise ValueError(f"SynFlow: the model does not take ones of shapes {self.shapes}: {error}") from error
             total = torch.stack([t.sum() for t in tensors_in(output) if t.is_floating_point()]).sum()
             found = torch.autograd.grad(total, chosen, allow_unused=True)
         return {name: g for name, g in zip(self.parameters, found) if g is not None}
@@ -72,25 +77,38 @@ class InputShapes(Collector[SynapticFlow]):
         return {"shapes": self.shapes}
 
     def checked(self, state: Any) -> dict[str, Any]:
-        self.check_need(state)
-        if not isinstance(state, Mapping) or not _fits(state.get("shapes", 0)):
-            raise ValueError("The checkpoint's evidence is damaged: its 'shapes' are not those of a model's input")
-        return dict(state)
+        if not isinstance(state, Mapping) or "shapes" not in state:
+            raise ValueError("The checkpoint's evidence is damaged: it lacks 'shapes'")
+        checked, shapes = super().checked({**state, "sums": {}, "counts": {}}), state["shapes"]
+        if shapes is not None:
+            inputs = checked_mapping("evidence 'shapes'", shapes, ("args", "kwargs"))
+            if not isinstance(inputs["args"], list) or not isinstance(inputs["kwargs"], Mapping):
+                raise TypeError("The checkpoint's evidence 'shapes' should be a list 'args' and a mapping 'kwargs'")
+            _check_shapes(inputs["args"])
+            _check_shapes(inputs["kwargs"])
+        return checked
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.shapes = state["shapes"]
         self.record.counts = {} if self.shapes is None else dict.fromkeys(self.parameters, 1.0)
 
 
-def _fits(shapes: Any) -> bool:
-    """Return whether these are shapes as ``on_model_input`` stores them, or None."""
-    if not isinstance(shapes, Mapping):
-        return shapes is None
-    return isinstance(shapes.get("args"), list) and isinstance(shapes.get("kwargs"), Mapping)
-
-
 def _shape(tensor: Tensor) -> dict[str, list[int]]:
     return {"shape": list(tensor.shape[1:])}
+
+
+def _check_shapes(shapes: Any) -> None:
+    """Raise TypeError or ValueError unless a nest holds the shapes of tensors, and plain values."""
+    if isinstance(shapes, Mapping) and set(shapes) == {"shape"}:
+        sizes = shapes["shape"]
+        if not isinstance(sizes, list):
+            raise TypeError(f"The checkpoint's evidence 'shapes' should be lists of ints, but one is {type(sizes)}")
+        checked_int("input size", math.prod(checked_int("input size", size) for size in sizes), 0, 2**40)
+    elif isinstance(shapes, Mapping | list | tuple):
+        for each in shapes.values() if isinstance(shapes, Mapping) else shapes:
+            _check_shapes(each)
+    elif not (shapes is None or isinstance(shapes, bool | int | float | str)):
+        raise TypeError(f"The checkpoint's evidence 'shapes' should be of plain values, but one is {type(shapes)}")
 
 
 def _ones(shapes: Any, device: torch.device) -> Any:

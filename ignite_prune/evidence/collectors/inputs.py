@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.evidence.collectors.base import Collector, N, Scale
 from ignite_prune.evidence.collectors.gradients import check_memory
 from ignite_prune.evidence.forward.layer_calls import LayerCall
@@ -65,29 +66,26 @@ class InputCollector(Collector[N]):
         return {**super().state_dict(), "forms": {name: list(form) for name, form in self.record.forms.items()}}
 
     def checked(self, state: Any) -> dict[str, Any]:
-        earlier, forms = self.record.forms, state.get("forms") if isinstance(state, Mapping) else None
-        if not isinstance(forms, Mapping) or not set(forms) <= set(self.parameters) or not _are_forms(forms.values()):
-            raise ValueError("The checkpoint's evidence is damaged: its 'forms' do not fit")
-        self.record.forms = _read(forms)  # for the shapes that the sums should have
+        given = state.get("forms") if isinstance(state, Mapping) else None
+        forms = checked_mapping("evidence 'forms'", given, self.parameters, whole=False)
+        earlier = self.record.forms
+        self.record.forms = {name: self._form(name, form) for name, form in forms.items()}  # the sums' shapes follow
         try:
-            return super().checked(state)
+            checked = super().checked(state)
         finally:
             self.record.forms = earlier
+        checked_mapping("evidence 'sums'", checked["sums"], forms, whole=False)
+        return checked
+
+    def _form(self, name: str, form: Any) -> tuple[int, bool]:
+        """Return a layer's groups and whether dim 1 of its weight holds the outputs, of a checkpoint."""
+        if not isinstance(form, list | tuple) or len(form) != 2 or type(form[1]) not in (bool, int):
+            raise ValueError(f"The checkpoint's evidence is damaged: 'forms' of {name!r} is {form!r:.60}")
+        return checked_int(f"groups of {name!r}", form[0], 1, max(1, *self.parameters[name].shape)), bool(form[1])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.record.forms = _read(state["forms"])
-
-
-def _are_forms(forms: Iterable[Any]) -> bool:
-    return all(
-        isinstance(form, (list, tuple)) and [type(part) for part in form] in ([int, bool], [int, int]) and form[0] > 0
-        for form in forms
-    )
-
-
-def _read(forms: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: (int(groups), bool(transposed)) for name, (groups, transposed) in forms.items()}
+        self.record.forms = {name: self._form(name, form) for name, form in state["forms"].items()}
 
 
 class InputNormSums(InputCollector[InputNorms]):

@@ -129,8 +129,7 @@ def create_pruning_engine(
             "scheduler; give schedulers=[it], or schedulers=[] where none is to be rewound"
         )
     snapshot = None if rewind is None else Snapshot(rewind, pruner.pruning.model, optimizers, found)
-    if not trainer.has_registered_events(_Trainers.BETWEEN_ROUNDS):
-        trainer.register_events(*_Trainers)
+    trainer.register_events(*_Trainers)  # registering an event again does nothing
     pruner.attach(trainer, _Trainers.BETWEEN_ROUNDS)
     segment = TrainingSegment(trainer, loader, length)
     return PruningEngine(

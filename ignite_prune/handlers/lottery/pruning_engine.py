@@ -10,6 +10,7 @@ from typing import Any
 from ignite.engine import Engine, Events, State
 
 from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.distributed import any_rank
 from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.events import PruningEvents, fire, register
@@ -91,11 +92,13 @@ class PruningEngine(Engine):
                 "of the trainer are given to create_pruning_engine"
             )
         self.pruner._check_usable()
-        rounds = max_epochs or max_iters or self.state.max_epochs or self.state.max_iters
+        rounds = max_epochs or max_iters or self.state.max_epochs or getattr(self.state, "max_iters", None)
         if self._loaded and self._phase == BETWEEN and self._completed == rounds:
             return self.state  # Ignite would start a finished run again from round 1
         forget_failure(self)
-        return super().run(max_epochs=max_epochs, max_iters=max_iters)
+        if max_iters is not None:  # which Ignite takes from 0.5.5 on
+            return super().run(max_epochs=max_epochs, max_iters=max_iters, epoch_length=1)
+        return super().run(max_epochs=max_epochs, epoch_length=1)
 
     def train(self, epochs: int | None = None) -> dict[str, Any]:
         """Train the present model once more, outside the rounds, and return the evaluator's metrics.
@@ -222,12 +225,16 @@ class PruningEngine(Engine):
             )
 
     def _prune(self, number: int) -> None:
-        self._phase = PRUNED  # a handler of the update's event may write a checkpoint
+        self._phase, changes = (
+            PRUNED,
+            self.pruner.masks.changes,
+        )  # a handler of the update's event may save a checkpoint
         try:
             scheduled = any(group["schedule"] is not None for group in self.pruner.param_groups)
             self.pruner.step(at=number) if scheduled else self.pruner.step()
         except BaseException:
-            self._phase = TRAINED
+            if self.pruner.masks.changes == changes:
+                self._phase = TRAINED
             raise
         self._publish()
         fire(self, PruningEvents.PRUNED)
@@ -293,24 +300,37 @@ class PruningEngine(Engine):
         state = state_dict.get("pruning") if isinstance(state_dict, Mapping) else None
         if not isinstance(state, Mapping) or not {"version", "phase", "trainer", "results", "snapshot"} <= set(state):
             raise TypeError("Argument state_dict should be a pruning engine's, with 'pruning', but it is not")
-        if state["version"] not in (1, VERSION):
+        version, phase = state["version"], state["phase"]
+        if type(version) is not int or version not in (1, VERSION):
             raise ValueError(
-                f"The checkpoint's pruning engine has version {state['version']!r}, this one reads versions up to "
-                f"{VERSION}"
+                f"The checkpoint's pruning engine has version {version!r:.40}, this one reads versions up to {VERSION}"
             )
-        if state["phase"] not in PHASES:
-            raise ValueError(f"The checkpoint's pruning engine is in an unknown phase {state['phase']!r}")
+        if not isinstance(phase, str) or phase not in PHASES:
+            raise ValueError(f"The checkpoint's pruning engine is in an unknown phase {phase!r:.40}")
         place, results = self._segment.checked(state["trainer"]), checked_results(state["results"])
         if (state["snapshot"] is None) != (self.snapshot is None):
             raise ValueError("The checkpoint's pruning engine and this one should both rewind, or neither")
-        if self.snapshot is not None:
-            self.snapshot.check_state(state["snapshot"])
-        if type(state_dict.get("iteration")) is not int or state_dict["iteration"] < 0:
+        load_snapshot = None if self.snapshot is None else self.snapshot.loader_of(state["snapshot"])
+        rounds = {key: value for key, value in state_dict.items() if key != "pruning"}
+        done = rounds.get("iteration")
+        if type(done) is not int or not 0 <= done < 2**62:
             raise ValueError("Argument state_dict should hold how many rounds are done, 'iteration', an int from 0 on")
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "pruning"})
-        if self.snapshot is not None:
-            self.snapshot.load_state_dict(state["snapshot"])
-        self._segment.load_state_dict(place)
-        self._phase, self._completed, self._results = state["phase"], self.state.iteration, results
-        self._loaded = True
+        ends = [rounds[name] for name in ("max_epochs", "max_iters") if rounds.get(name) is not None]
+        if not all(type(each) is int and done <= each < 2**62 for each in ends):
+            raise ValueError(f"Argument state_dict should end at a round from {done} on, but ends at {ends!r:.60}")
+        if type(rounds.get("epoch_length")) is not int or rounds["epoch_length"] != 1:
+            raise ValueError("Argument state_dict should have an 'epoch_length' of 1: a round is one iteration")
+        lost = [key for key in self.state_dict_user_keys if key not in rounds]
+        if lost or not ({"max_epochs", "max_iters"} & set(rounds)):
+            raise ValueError(f"Argument state_dict is damaged: it lacks {lost or 'max_epochs'}")
+
+        def commit() -> None:
+            super(PruningEngine, self).load_state_dict(rounds)
+            if load_snapshot is not None:
+                load_snapshot()
+            self._segment.load_state_dict(place)
+            self._phase, self._completed, self._results = phase, self.state.iteration, results
+            self._loaded = True
+
+        to_the_end(commit)
         self._publish()

@@ -76,16 +76,29 @@ def as_plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+_NAMES = {"round", "stage", "sparsity", "metrics"}
+
+
+def _is_result(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and set(value) == _NAMES
+        and type(value["round"]) is int
+        and isinstance(value["stage"], str)
+        and isinstance(value["sparsity"], float)
+        and isinstance(value["metrics"], Mapping)
+        and all(isinstance(k, str) and isinstance(v, float | int | bool | list) for k, v in value["metrics"].items())
+    )
+
+
 def checked_results(results: Any) -> list[Result]:
     """Return a copy of a checkpoint's results.
 
     Raises:
         TypeError: they do not have the form of :data:`Result`.
     """
-    names = {"round", "stage", "sparsity", "metrics"}
-    whole = isinstance(results, (list, tuple)) and all(isinstance(each, Mapping) for each in results)
-    if not whole or not all(set(each) == names for each in results):
-        raise TypeError(f"The results in a pruning engine's state_dict should be a list of {sorted(names)}")
+    if not isinstance(results, list | tuple) or not all(_is_result(each) for each in results):
+        raise TypeError(f"The results in a pruning engine's state_dict should be a list of {sorted(_NAMES)}")
     return copy.deepcopy(list(results))
 
 

@@ -91,7 +91,7 @@ class TrainingSegment:
         if (
             not isinstance(state, Mapping)
             or set(state) != names
-            or not all(type(value) is int and value >= 0 for value in state.values())
+            or not all(type(value) is int and 0 <= value < 2**62 for value in state.values())
         ):
             raise TypeError(
                 f"The trainer's position in a pruning engine's state_dict should hold ints from 0 on, {sorted(names)}"

@@ -120,7 +120,7 @@ def _of_structure(everything: Mapping[str, nn.Parameter], group: RegulariserGrou
     assert structure is not None
     if any(structure.shapes.get(name) != parameter.shape for name, parameter in everything.items()):
         raise ValueError("Argument structure is of another model; trace(model, example_inputs) this one")
-    units = [each for each in structure if each.slots[each.maker].name in group["params"]]
+    units = structure.made_by(group["params"])
     if not units:
         raise ValueError(
             "Argument structure: no group of units is made by a selected parameter; print(structure) tells why"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.inert_hook import InertHook
-from ignite_prune._utils.pairs import as_pairs, from_pairs
+from ignite_prune._utils.state import checked_mapping, checked_tensor
 from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.optimizer_loading import as_saved, check_by_trial, from_saved
 from ignite_prune.core.selection import is_number, unwrap
 from ignite_prune.core.step_hooks import Closure, grad_scale
 from ignite_prune.handlers.attachment import Attachment
@@ -213,6 +215,7 @@ class LearntSparsity(Regulariser):
             self._learnt[name].grad = None
         self._stepping.clear()
 
+    @torch.no_grad()
     def _to_whole(self, name: str, optimizer: Optimizer) -> None:
         """Write the whole weight and its gradient to the parameter, and set the gradient of what is learnt."""
         parameter, learnt, group = self._parameters[name], self._learnt[name], self._group_of[name]
@@ -222,11 +225,7 @@ class LearntSparsity(Regulariser):
             raise ValueError(
                 f"The gradient of {name!r} is sparse, which a gate cannot take; leave it out with exclude="
             )
-        with torch.enable_grad():
-            whole = self._whole[name].requires_grad_()
-            work = self._work(name, whole)
-            of_whole, of_learnt = torch.autograd.grad(work, (whole, learnt), gradient.to(work.dtype))
-            (of_penalty,) = torch.autograd.grad(group["gate"].penalty(learnt), (learnt,))
+        work, of_whole, of_learnt, of_penalty = self._gradients(name, gradient)
         scale = grad_scale(optimizer)
         if scale is not None and not all_finite(of_learnt):
             raise NonFiniteSaliency(
@@ -234,12 +233,20 @@ class LearntSparsity(Regulariser):
                 "step is not made. Has training diverged?"
             )
         self._stepping.append(name)
-        with torch.no_grad():
-            pruned = (parameter == 0) & (work != 0)
-            self._whole[name] = whole.detach().masked_fill_(pruned, 0)
-            learnt.grad = of_learnt / (1.0 if scale is None else scale) + group["strength"] * of_penalty
-            gradient.copy_(of_whole)
-            parameter.copy_(self._whole[name])
+        pruned = (parameter == 0) & (work != 0)
+        self._whole[name].masked_fill_(pruned, 0)
+        learnt.grad = of_learnt / (1.0 if scale is None else scale) + group["strength"] * of_penalty
+        gradient.copy_(of_whole)
+        parameter.copy_(self._whole[name])
+
+    @torch.enable_grad()
+    def _gradients(self, name: str, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gate's output, and the gradients of the whole weight, of what is learnt and of the penalty."""
+        learnt, whole = self._learnt[name], self._whole[name].detach().requires_grad_()
+        work = self._work(name, whole)
+        of_whole, of_learnt = torch.autograd.grad(work, (whole, learnt), gradient.to(work.dtype))
+        (of_penalty,) = torch.autograd.grad(self._group_of[name]["gate"].penalty(learnt), (learnt,))
+        return work.detach(), of_whole, of_learnt, of_penalty
 
     def _after_step(self, optimizer: Optimizer, stepped: bool) -> None:
         held = self._held(optimizer)
@@ -262,41 +269,29 @@ class LearntSparsity(Regulariser):
             **super()._state(),
             "whole": {name: whole.detach().clone() for name, whole in self._whole.items()},
             "learnt": {name: learnt.detach().clone() for name, learnt in self._learnt.items()},
-            "learner": _as_saved(self.learner.state_dict()),
+            "learner": as_saved(copy.deepcopy(self.learner.state_dict())),
         }
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         load_strengths = super()._checked(state)
-        learnt, whole, learner = state["learnt"], state["whole"], _from_saved(state["learner"])
+        learnt, whole, learner = state["learnt"], state["whole"], from_saved(state["learner"])
         _check_tensors("learnt", learnt, self._learnt)
-        _check_tensors("whole", whole, self._parameters if whole else {})
+        _check_tensors("whole", whole, {} if isinstance(whole, Mapping) and not whole else self._parameters)
+        check_by_trial("learner", self.learner, learner)
+        learner = copy.deepcopy(learner)  # its tensors become the learner's
+        wholes = {name: each.detach().to(self._parameters[name].device, copy=True) for name, each in whole.items()}
 
+        @torch.no_grad()
         def load() -> None:
-            self.learner.load_state_dict(learner)  # checks before it changes anything
-            with torch.no_grad():
-                for name, tensor in learnt.items():
-                    self._learnt[name].copy_(tensor)
-            self._whole = {name: each.to(self._parameters[name].device, copy=True) for name, each in whole.items()}
+            self.learner.load_state_dict(learner)
+            for name, tensor in learnt.items():
+                self._learnt[name].copy_(tensor)
+            self._whole = dict(wholes)
             load_strengths()
 
         return load
 
 
-def _as_saved(learner: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's state_dict in a form that ``torch.distributed.checkpoint`` loads into any other."""
-    return {**learner, "state": as_pairs(learner["state"]), "param_groups": tuple(learner["param_groups"])}
-
-
-def _from_saved(learner: Any) -> Any:
-    if not isinstance(learner, Mapping) or not {"state", "param_groups"} <= set(learner):
-        return learner
-    groups = learner["param_groups"]
-    groups = list(groups) if isinstance(groups, tuple) else groups
-    return {**learner, "state": from_pairs(learner["state"]), "param_groups": groups}
-
-
 def _check_tensors(key: str, found: Any, wanted: Mapping[str, Tensor]) -> None:
-    if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
-        raise TypeError(f"The {key!r} of a LearntSparsity's state_dict should be a mapping of tensors")
-    if {name: each.shape for name, each in found.items()} != {name: each.shape for name, each in wanted.items()}:
-        raise ValueError(f"The checkpoint's LearntSparsity has other parameters or shapes in {key!r} than this one")
+    for name, tensor in checked_mapping(key, found, wanted).items():
+        checked_tensor(f"{key} of {name!r}", tensor, shape=wanted[name].shape, dtype=wanted[name].dtype)

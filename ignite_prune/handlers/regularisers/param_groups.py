@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from torch import nn
 
-from ignite_prune._utils.arguments import near
+from ignite_prune._utils.arguments import LARGEST, near
 from ignite_prune.core.selection import select
 from ignite_prune.schedule import Schedule
 from ignite_prune.update.param_groups import as_dicts
@@ -75,6 +74,6 @@ def as_strength(value: Any) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Argument strength should be a number or one of ignite_prune.schedule, but given {value!r}")
-    if not 0 <= float(value) < math.inf:
+    if not 0 <= value <= LARGEST:  # type: ignore[operator]
         raise ValueError(f"Argument strength should be a finite number of at least 0, but given {value!r}")
     return float(value)

@@ -238,10 +238,10 @@ class MaskedHandler(TargetHandler):
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         self._check_free()
-        masks = self._masks.unpacked(state["masks"])
+        replaced = self._masks.replaced(self._masks.unpacked(state["masks"]))
 
         def load() -> None:
-            self._masks.update(masks, copy=False)
+            self._masks.put(replaced)
             self._hold()
 
         return load

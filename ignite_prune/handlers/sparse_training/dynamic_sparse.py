@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_generator, check_generator_state, check_positive
+from ignite_prune._utils.commit import to_the_end
+from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.mask_enforcer import MaskEnforcer
@@ -162,7 +164,8 @@ class DynamicSparse(MaskedHandler):
         if self._end is not None:
             return self._end
         state = engine.state
-        whole = state.max_iters or (state.max_epochs or 0) * (state.epoch_length or 0)
+        # Ignite before 0.5.5 has no max_iters.
+        whole = getattr(state, "max_iters", None) or (state.max_epochs or 0) * (state.epoch_length or 0)
         if not whole:
             raise ValueError(
                 f"The run's length is not known, so {type(self).__name__} needs end=: from which iteration no update "
@@ -205,44 +208,49 @@ class DynamicSparse(MaskedHandler):
         assert self._attachment is not None
         engine = self._attachment.engine
         try:
-            self._rewire(self._fraction(step / self._last(engine)))
+            self._rewire(self._fraction(step / self._last(engine)), done)
         except NonFiniteSaliency as error:
             if not engine.should_terminate:
                 raise
             warnings.warn(f"The run is being terminated, so a mask update is left out: {error}", stacklevel=2)
             return
-        self._listening.used()
-        self._due = False
-        done()
 
-    def _rewire(self, fraction: float) -> None:
+    def _rewire(self, fraction: float, done: Callable[[], None]) -> None:
         planned: dict[str, tuple[Tensor, Tensor]] = {}
 
         def plan() -> dict[str, Tensor]:
             planned.update(self._plan(fraction))
             return {name: mask for name, (_, mask) in planned.items()}
 
-        masks = self._agreed(plan)
-        survivors = self._agreed(lambda: {name: stays for name, (stays, _) in planned.items()})
-        self._masks.update(masks, copy=False)
-        self._enforcer.apply(survivors)
+        held = self._generator.get_state()
+
+        def commit() -> None:
+            self._masks.put(replaced)
+            self._enforcer.apply(survivors)
+            self._listening.used()
+            self._due = False
+            done()
+
+        try:
+            replaced = self._masks.replaced(self._agreed(plan))
+            survivors = self._agreed(lambda: {name: stays for name, (stays, _) in planned.items()})
+        except BaseException:
+            self._generator.set_state(held)
+            raise
+        to_the_end(commit)
 
     def _plan(self, fraction: float) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return survivors and new masks, by name; if it raises, the generator has not moved."""
-        found, held = self._listening.found, self._generator.get_state()
+        """Return survivors and new masks, by name."""
+        found = self._listening.found
         assert found is not None
         layers = [
             Connections(name, parameter.detach(), self._masks[name], found.get(name), self._budgets[name])
             for name, parameter in self._masks.parameters.items()
             if parameter.requires_grad and (name in found or self._listens is NoListener)
         ]
-        try:
-            for layer in layers:
-                _check_finite(layer)
-            rewired = self._move(layers, fraction, self._generator)
-        except Exception:
-            self._generator.set_state(held)
-            raise
+        for layer in layers:
+            _check_finite(layer)
+        rewired = self._move(layers, fraction, self._generator)
         return {layer.name: (each.survivors, each.mask) for layer, each in zip(layers, rewired)}
 
     def _install(self) -> None:
@@ -272,10 +280,12 @@ class DynamicSparse(MaskedHandler):
         load_masks = super()._checked(state)
         generator, budgets, steps = state["generator"], state["budgets"], state["steps"]
         check_generator_state(self._generator, generator)
-        if not isinstance(budgets, Mapping) or set(budgets) != set(self._masks):
-            raise ValueError("The checkpoint's budgets are of other parameters")
-        if not isinstance(steps, list) or len(steps) != 3 or not all(type(each) is int for each in steps):
+        for name, budget in checked_mapping("budgets", budgets, self._masks).items():
+            checked_int(f"budget of {name!r}", budget, 0, self._masks.parameters[name].numel())
+        if not isinstance(steps, list) or len(steps) != 3:
             raise ValueError("The checkpoint's steps should be three whole numbers")
+        for each, low in zip(steps, (-1, 1, 0)):
+            checked_int("step", each, low)
         heard = self._listening.checked(state["heard"])
 
         def load() -> None:

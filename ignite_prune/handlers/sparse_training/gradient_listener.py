@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ignite_prune._utils.bits import zero_any_
+from ignite_prune._utils.state import checked_int, checked_mapping, checked_tensor
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.step_hooks import grad_scale
@@ -88,13 +89,14 @@ class GradientListener(ABC):
         """Load a checked state."""
 
     def _tensors(self, state: Any) -> dict[str, Tensor]:
-        parameters = self._masks.parameters
-        if not isinstance(state, Mapping) or not set(state) <= set(parameters):
-            raise ValueError("The checkpoint's gradients are of other parameters")
-        for name, value in state.items():
-            if not isinstance(value, Tensor) or value.shape != parameters[name].shape:
-                raise ValueError(f"The checkpoint's gradient of {name!r} should have its parameter's shape")
-        return {name: value.detach().to(parameters[name].device, copy=True) for name, value in state.items()}
+        parameters, found = self._masks.parameters, {}
+        for name, value in checked_mapping("gradients", state, parameters, whole=False).items():
+            tensor, parameter = checked_tensor(f"gradient of {name!r}", value), parameters[name]
+            numbers = tensor.is_floating_point() or tensor.is_complex()
+            dtype = parameter.dtype if not numbers or tensor.is_complex() != parameter.is_complex() else None
+            checked_tensor(f"gradient of {name!r}", value, shape=parameter.shape, dtype=dtype)
+            found[name] = tensor.to(parameter.device, copy=True)
+        return found
 
 
 class NoListener(GradientListener):
@@ -164,8 +166,10 @@ class DueGradients(GradientListener):
 
     def checked(self, state: Any) -> Any:
         caught = state.get("caught") if isinstance(state, Mapping) else None
-        if not isinstance(caught, list) or not set(caught) <= set(range(len(self._optimizers))):
+        if not isinstance(caught, list) or len(caught) > len(self._optimizers):
             raise ValueError("The checkpoint's gradients are of other optimizers")
+        for each in caught:
+            checked_int("optimizer of gradients", each, 0, len(self._optimizers) - 1)
         return self._tensors(state.get("gradients")), list(caught)
 
     def load(self, checked: Any) -> None:

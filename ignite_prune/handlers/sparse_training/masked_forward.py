@@ -116,14 +116,14 @@ class MaskedForward:
 
     def _check(self, *_: Any) -> None:
         """Put the weights back after a forward that ended without its hooks, as by a KeyboardInterrupt."""
-        if self._frames and not is_running(self._frames[0]):
+        if (self._frames or self._away) and not (self._frames and is_running(self._frames[0])):
             self._put_back()
 
     def _put_back(self) -> None:
-        self._frames.clear()
         for module, leaf, weight in self._away:
             module._parameters[leaf] = weight
         self._away.clear()
+        self._frames.clear()
 
 
 class _Masked(torch.autograd.Function):

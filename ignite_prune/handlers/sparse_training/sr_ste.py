@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_is, check_positive
+from ignite_prune._utils.commit import to_the_end
+from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.allocation import Uniform
 from ignite_prune.core.step_hooks import grad_scale
 from ignite_prune.handlers.attachment import AnyEvent
@@ -75,7 +77,7 @@ class SRSTE(MaskedHandler):
         shared: bool = False,
     ) -> None:
         check_is("pattern", pattern, NofM)
-        if strength != 0:
+        if not isinstance(strength, int | float) or strength != 0:
             check_positive("strength", strength)
         super().__init__(model, optimizer, params, None, Uniform(), exclude, shared, pattern)
         self._pattern, self._strength = pattern, float(strength)
@@ -95,9 +97,14 @@ class SRSTE(MaskedHandler):
         return Events.ITERATION_COMPLETED
 
     def _update(self, step: int, done: Callable[[], None]) -> None:
-        self._masks.update(self._agreed(self._chosen), copy=False)
-        self._flips = dict(self._masks.flips)
-        done()
+        replaced = self._masks.replaced(self._agreed(self._chosen))
+
+        def commit() -> None:
+            self._masks.put(replaced)
+            self._flips = dict(self._masks.flips)
+            done()
+
+        to_the_end(commit)
 
     def _chosen(self) -> dict[str, Tensor]:
         masks = {}
@@ -143,12 +150,13 @@ class SRSTE(MaskedHandler):
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         load_masks = super()._checked(state)
-        flips = state["flips"]
-        if not isinstance(flips, Mapping) or set(flips) != set(self._masks):
-            raise ValueError("The checkpoint's flips are of other parameters")
+        flips = {
+            name: checked_int(f"flips of {name!r}", each, 0, self._masks.parameters[name].numel())
+            for name, each in checked_mapping("flips", state["flips"], self._masks).items()
+        }
 
         def load() -> None:
-            self._flips = {name: int(flips[name]) for name in self._masks}
+            self._flips = {name: flips[name] for name in self._masks}
             load_masks()
 
         return load

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.core.mask_enforcer import MaskEnforcer
@@ -82,7 +83,7 @@ class TopKAST(MaskedHandler):
     ) -> None:
         super().__init__(model, optimizer, params, sparsity, allocation, exclude, shared)
         check_positive("every", every, whole=True)
-        if strength != 0:
+        if not isinstance(strength, int | float) or strength != 0:
             check_positive("strength", strength)
         for group in self._groups:
             if backward_sparsity is not None and as_sparsity(backward_sparsity) > checked_sparsity(group):
@@ -97,7 +98,7 @@ class TopKAST(MaskedHandler):
         self._hooks = BeforeStep(self._optimizers, self._hold_back)
         self._handles: list[RemovableHandle] = []
         self._unused: dict[str, Tensor] = {}  # during a step: weights that it must not change
-        self._choose()
+        self._chosen()()
         self._hold()
 
     @property
@@ -111,16 +112,28 @@ class TopKAST(MaskedHandler):
         return Events.ITERATION_COMPLETED(every=self._every)
 
     def _update(self, step: int, done: Callable[[], None]) -> None:
-        self._choose()
-        self._enforcer.apply()
-        done()
+        put = self._chosen()
 
-    def _choose(self) -> None:
+        def commit() -> None:
+            put()
+            self._enforcer.apply()
+            done()
+
+        to_the_end(commit)
+
+    def _chosen(self) -> Callable[[], None]:
+        """Return a function that changes the masks to those of the present weights; it may be repeated."""
         forward = self._agreed(lambda: self._top(checked_sparsity))
         backward = self._agreed(lambda: self._top(self._backward_sparsity), self._explored)
-        self._masks.update(forward)
         # An allocation that is no longer monotone might leave an active weight out.
-        self._explored.update({name: mask | self._masks[name] for name, mask in backward.items()})
+        explored = self._explored.replaced({name: mask | forward[name] for name, mask in backward.items()})
+        masks = self._masks.replaced(forward)
+
+        def put() -> None:
+            self._masks.put(masks)
+            self._explored.put(explored)
+
+        return put
 
     def _backward_sparsity(self, group: ParamGroup) -> float:
         sparsity = checked_sparsity(group)
@@ -199,10 +212,10 @@ class TopKAST(MaskedHandler):
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         load_masks = super()._checked(state)
-        explored = self._explored.unpacked(state["explored"])
+        explored = self._explored.replaced(self._explored.unpacked(state["explored"]))
 
         def load() -> None:
-            self._explored.update(explored, copy=False)
+            self._explored.put(explored)
             load_masks()
 
         return load

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.pairs import from_pairs
+from ignite_prune._utils.state import is_plain
 from ignite_prune.core.selection import unwrap
+from ignite_prune.structure.kept_indices import KeptIndices, attributes_of, value_at
 from ignite_prune.structure.slicing.model_edit import Indices, ModelEdit, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
 
@@ -23,7 +25,9 @@ def shrunk_state(model: nn.Module, indices: Indices) -> dict[str, Any]:
         indices: ``report.indices`` after one :func:`~ignite_prune.shrink`; ``ShrinkHandler.left`` after several.
     """
     model = unwrap(model)
-    return {"left": to_plain(indices), "rates": dropout_rates(model), "model": model.state_dict()}
+    state = {"left": to_plain(indices), "rates": dropout_rates(model), "model": model.state_dict()}
+    attributes = attributes_of(indices)
+    return {**state, "attributes": attributes} if attributes else state
 
 
 def load_shrunk(
@@ -61,7 +65,8 @@ def load_shrunk(
     kept = state if "left" in state else state["shrinker"]
     edit = ModelEdit(model)
     with undone_on_error([edit]):
-        edit.slice(from_plain(kept["left"], model), rates_from_plain(kept.get("rates", {}), model))
+        left = KeptIndices(from_plain(kept["left"], model), _attributes(kept.get("attributes", {}), model))
+        edit.slice(left, rates_from_plain(kept.get("rates", {}), model))
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         try:
             model.load_state_dict(state["model"], strict=strict)
@@ -71,7 +76,22 @@ def load_shrunk(
     return fresh_model
 
 
-def then(first: Indices, second: Indices) -> dict[str, dict[int, Tensor]]:
+def _attributes(state: Any, model: nn.Module) -> dict[str, dict[str, int]]:
+    """Return the attributes stored with kept indices, checked against the full-size model."""
+    if not isinstance(state, Mapping) or not all(isinstance(values, Mapping) for values in state.values()):
+        raise TypeError("The attributes of a shrunk model should be a mapping by path and name")
+    for path, values in state.items():
+        for name, value in values.items():
+            try:
+                known = type(value_at(model, f"{path}.{name}" if path else name)) is int
+            except AttributeError:
+                known = False
+            if not known or type(value) is not int:
+                raise ValueError(f"The weights were saved from another model: this one has no {name!r} in {path!r}")
+    return {path: dict(values) for path, values in state.items()}
+
+
+def then(first: Indices, second: Indices) -> KeptIndices:
     """Return the indices left after two slicings in a row, in terms of the tensors before the first.
 
     Example:
@@ -83,7 +103,10 @@ def then(first: Indices, second: Indices) -> dict[str, dict[int, Tensor]]:
         kept = left.setdefault(name, {})
         for dim, stay in dims.items():
             kept[dim] = kept[dim][stay] if dim in kept else stay
-    return left
+    attributes = attributes_of(first)
+    for path, values in attributes_of(second).items():
+        attributes = {**attributes, path: {**attributes.get(path, {}), **values}}
+    return KeptIndices(left, attributes)
 
 
 def to_plain(indices: Indices) -> dict[str, dict[str, Tensor]]:
@@ -107,6 +130,8 @@ def from_plain(state: Any, model: nn.Module) -> dict[str, dict[int, Tensor]]:
         if name not in tensors:
             raise ValueError(f"The checkpoint was made from another model: this one has no {name!r}")
         for dim, stay in dims.items():
+            if dim not in map(str, range(tensors[name].dim())):
+                raise ValueError(f"The checkpoint keeps indices of dimension {dim!r:.20} of {name!r}, which has none")
             found.setdefault(name, {})[int(dim)] = _checked(name, int(dim), stay, tensors[name])
     return found
 
@@ -130,7 +155,7 @@ def rates_from_plain(state: Any, model: nn.Module) -> dict[str, float]:
 
 
 def _checked(name: str, dim: int, stay: Any, tensor: Tensor) -> Tensor:
-    if not isinstance(stay, Tensor) or stay.dtype != torch.int64 or stay.dim() != 1 or dim >= tensor.dim():
+    if not isinstance(stay, Tensor) or not is_plain(stay) or stay.dtype != torch.int64 or stay.dim() != 1:
         raise TypeError(f"The kept indices of {name!r} should be 1-D int64 tensors by dimension")
     if stay.numel() and not 0 <= int(stay.min()) <= int(stay.max()) < tensor.shape[dim]:
         raise ValueError(

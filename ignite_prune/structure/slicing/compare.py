@@ -84,18 +84,15 @@ def run_with(
     from torch.nn.attention import SDPBackend, sdpa_kernel  # slow to import
     from torch.utils.flop_counter import FlopCounterMode
 
-    kernel = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fast path pads its output differently from the layers
     counter = FlopCounterMode(display=False)
-    try:
-        with undisturbed(model), torch.no_grad(), _naming(model), ExitStack() as stack:
-            if counting:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the counter sees attention as its matrix products
-                stack.enter_context(counter)
-            torch.manual_seed(0)
-            return tensors_of(model(*args, **kwargs)), counter.get_total_flops()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(kernel)
+    with undisturbed(model), torch.no_grad(), _naming(model), ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)  # the fast path pads its output differently from the layers
+        if counting:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the counter sees attention as its matrix products
+            stack.enter_context(counter)
+        torch.manual_seed(0)
+        return tensors_of(model(*args, **kwargs)), counter.get_total_flops()
 
 
 @contextmanager
@@ -110,15 +107,14 @@ def _naming(model: nn.Module) -> Iterator[None]:
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         inside.pop()
 
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
-    try:
-        yield
-    except Exception as error:
-        where = names.get(inside[-1]) or f"the forward of {type(inside[-1]).__name__}" if inside else "the call"
-        raise ValueError(f"{error} (in {where})") from error
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        stack.callback(register_module_forward_pre_hook(enter).remove)
+        stack.callback(register_module_forward_hook(leave).remove)
+        try:
+            yield
+        except Exception as error:
+            where = names.get(inside[-1]) or f"the forward of {type(inside[-1]).__name__}" if inside else "the call"
+            raise ValueError(f"{error} (in {where})") from error
 
 
 def first_difference(masked: nn.Module, model: nn.Module, example_inputs: Any) -> str:
@@ -141,11 +137,9 @@ def _outputs(model: nn.Module, example_inputs: Any) -> list[tuple[str, list[Tens
         if module in names:
             found.append((names[module], [each.detach().clone() for each in tensors_of(output)]))
 
-    handle = register_module_forward_hook(record)
-    try:
+    with ExitStack() as stack:
+        stack.callback(register_module_forward_hook(record).remove)
         run(model, example_inputs)
-    finally:
-        handle.remove()
     return found
 
 

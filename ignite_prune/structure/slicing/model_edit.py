@@ -2,7 +2,7 @@
 
 A slicing touches parameters, gradients, optimizer slots and param groups, buffers and width attributes, and it can
 fail at any of them: a tensor may be shared with code that was never traced, or the sliced model may not run. A model
-that is half sliced cannot be trained, saved or repaired. So every change appends its inverse to a list;
+that is half sliced cannot be trained, saved or repaired. So every change first appends its inverse to a list;
 ``undone_on_error`` runs that list backwards, also when the user interrupts. Undoing restores the original ``Parameter``
 objects rather than copies, because optimizers, DDP and the user's own variables refer to them by identity.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ignite_prune._utils.arguments import near
 from ignite_prune.core.optimizer_state import exchange
 from ignite_prune.core.optimizers import Optimizers, as_optimizers
 from ignite_prune.evidence.running_sums import kept_of
-from ignite_prune.structure.kept_indices import attributes_of
+from ignite_prune.structure.kept_indices import attributes_of, value_at
 from ignite_prune.structure.slicing.module_attributes import counts, widths
 from ignite_prune.structure.slicing.slots import cut_slot
 from ignite_prune.structure.tracing.heads_attention import HeadsAttention
@@ -40,6 +40,13 @@ def cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
                 [3, 5]])
     """
     return kept_of(tensor, dims)
+
+
+class Undoable(Protocol):
+    """A change that can be undone."""
+
+    def undo(self) -> None:
+        """Take the change back."""
 
 
 class ModelEdit:
@@ -76,7 +83,7 @@ class ModelEdit:
             self._set(owner, name, value)
         for path, values in attributes_of(indices).items():
             for name, value in values.items():
-                self._set(self._model.get_submodule(path), name, value)
+                self._set(value_at(self._model, path), name, value)
         for path, rate in rates.items():
             self._set(self._model.get_submodule(path), "p", rate)
 
@@ -95,8 +102,8 @@ class ModelEdit:
             parameter.grad = cut(tensor.grad, dims)
         wrappers = self._optimizers.wrappers if isinstance(self._optimizers, Optimizers) else ()
         for optimizer in (*self._optimizers, *wrappers):
-            self._undo.append(
-                exchange(optimizer, tensor, parameter, lambda name, slot: cut_slot(name, slot, tensor, dims))
+            exchange(
+                optimizer, tensor, parameter, lambda name, slot: cut_slot(name, slot, tensor, dims), self._undo.append
             )
         return parameter
 
@@ -106,16 +113,16 @@ class ModelEdit:
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
                 if id(tensor) in new:
-                    held[name] = new[id(tensor)]  # type: ignore[assignment]
                     self._undo.append(lambda held=held, name=name, tensor=tensor: held.update({name: tensor}))  # type: ignore[misc]
+                    held[name] = new[id(tensor)]  # type: ignore[assignment]
                     found = True
         return found
 
     def _set(self, owner: Any, name: str, value: Any) -> None:
         before = getattr(owner, name)
         if before != value:
-            setattr(owner, name, value)
             self._undo.append(lambda: setattr(owner, name, before))
+            setattr(owner, name, value)
 
     def _refresh(self, module: nn.RNNBase) -> None:
         """Rebuild a recurrent layer's list of flat weights from the new parameters."""
@@ -190,11 +197,13 @@ def _as_indices(name: str, dim: int, stay: Sequence[int], tensor: Tensor) -> Ten
 
 
 @contextmanager
-def undone_on_error(edits: Sequence[ModelEdit]) -> Iterator[None]:
-    """Undo the edits if the body of the ``with`` statement raises."""
+def undone_on_error(edits: Sequence[Undoable], undo: Sequence[Callable[[], object]] = ()) -> Iterator[None]:
+    """Undo the edits, and call the functions in ``undo``, if the body of the ``with`` statement raises."""
     try:
         yield
     except BaseException:  # KeyboardInterrupt too
         for edit in reversed(edits):
             edit.undo()
+        for call in undo:
+            call()
         raise

@@ -212,7 +212,7 @@ def counts(model: nn.Module) -> Iterator[tuple[Any, str, int]]:
         if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, HeadsAttention) for m in module.modules()):
             yield module, "use_nested_tensor", False  # only the fused kernel takes nested tensors
         for name, value in _unit_counts(module, of_config=True):
-            for config in _configs(model, path):
+            for config in configs_along(model, path):
                 configs[id(config)] = config
                 agreed.setdefault((id(config), name), set()).add(value)
     for (key, name), values in agreed.items():
@@ -241,7 +241,7 @@ def _unit_counts(module: nn.Module, of_config: bool = False) -> Iterator[tuple[s
             yield from ((name, value) for name, value in found.items() if name)
 
 
-def _configs(model: nn.Module, path: str) -> Iterator[Any]:
+def configs_along(model: nn.Module, path: str) -> Iterator[Any]:
     """Yield the configs of a module and of its parents, outermost first."""
     parts = path.split(".") if path else []
     for length in range(len(parts) + 1):

@@ -10,7 +10,7 @@ an error that names the first differing layer. The model, its optimizers and its
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -164,8 +164,11 @@ def sliced(
     optimizers: Sequence[Optimizer],
     copies: Sequence[nn.Module],
     scale_dropout: bool,
+    undo: Sequence[Callable[[], object]] = (),
 ) -> Iterator[Report]:
     """Slice a model and yield the report; undo the slicing if this or the body of the ``with`` statement raises.
+
+    ``undo`` is called then as well.
 
     Arguments and errors are those of :func:`shrink`, with the arguments checked; ``kept`` holds the units that the
     masks keep.
@@ -182,7 +185,7 @@ def sliced(
     expected, flops = run(masked, example_inputs, counting)
     trains = model.training and runs_in_training(masked, example_inputs)
     edits = [ModelEdit(model, optimizers), *(ModelEdit(each) for each in copies)]
-    with undone_on_error(edits):
+    with undone_on_error(edits, undo):
         try:
             for edit in edits:
                 edit.slice(indices, rates)

@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from ignite_prune._utils.copies import copy_of
 from ignite_prune.structure.tracing.attribute_reads import Reads, record_reads
+from ignite_prune.structure.tracing.failure import told
 from ignite_prune.structure.tracing.heads_attention import use_heads_attention
 from ignite_prune.structure.tracing.plain_forward import with_plain_forward
 from ignite_prune.structure.tracing.propagation import Propagation, TracedModel
@@ -111,9 +113,10 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     except Exception as error:
         _check_runs(model, args, kwargs)
         raise ValueError(
-            "The model cannot be exported by torch.export, so its structure is not known; give it with "
-            f"structure.declare(model, groups). {error}"
-        ) from error
+            f"The model cannot be exported by torch.export: {error}. structure.declare(model, groups) needs no export: "
+            'it takes the tensors that lose units together, [{"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}], and '
+            "shrink() then compares outputs; everything that is not declared keeps its size"
+        ) from None
 
 
 def _exported_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Export | None:
@@ -133,16 +136,20 @@ def _export(
         if heads:
             use_heads_attention(copied)
         reads = record_reads(copied)
-        return torch.export.export(copied, with_plain_forward(copied, args, kwargs), strict=False), reads
+        try:
+            return torch.export.export(copied, with_plain_forward(copied, args, kwargs), strict=False), reads
+        except Exception as error:
+            raise ValueError(told(error, copied)) from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch from logging the whole graph of a model that it cannot export."""
+    """Keep torch from logging and printing the whole graph of a model that it cannot export."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with redirect_stderr(StringIO()):
+            yield
     finally:
         logging.disable(before)
 

@@ -1,4 +1,4 @@
-"""``trace`` and ``declare``: the structure of a model, found by ``torch.export`` or given by the user."""
+"""``trace``: the structure of a model, found by ``torch.export``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ignite_prune._utils.arguments import near
+from ignite_prune._utils.arguments import check_is, near
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.structure.model_io import as_arguments
 from ignite_prune.structure.slicing.size_probe import SizeProbe
@@ -19,7 +19,6 @@ from ignite_prune.structure.tracing.attribute_reads import unit_rank
 from ignite_prune.structure.tracing.export import trace_units
 from ignite_prune.structure.tracing.propagation import TracedModel
 from ignite_prune.structure.tracing.unit_grouping import UnitGrouping, reasons
-from ignite_prune.structure.unit_group import Slot, UnitGroup
 
 
 def trace(
@@ -49,7 +48,7 @@ def trace(
 
     Raises:
         TypeError: ``keep`` or ``tie`` does not have that form.
-        ValueError: the model cannot be exported (give its structure with :func:`declare`) or does not run with these
+        ValueError: the model cannot be exported (give its structure with :func:`.declare`) or does not run with these
             inputs; a name is unknown, or tied dimensions have different sizes.
 
     Example:
@@ -64,6 +63,7 @@ def trace(
     for each in places:
         _one_size(each, shapes_of(model))
     kept = [name for rule in _strings(keep) for name in _matching(rule, model)]
+    check_is("through_norms", through_norms, bool)
     probe = SizeProbe(model, args, kwargs)
 
     def traced(in_training: bool) -> TracedModel:
@@ -161,38 +161,6 @@ def _warn_of_norms(structure: Structure) -> None:
             "slicing changes their statistics, so train on afterwards",
             stacklevel=3,
         )
-
-
-def declare(model: nn.Module, groups: Sequence[Mapping[str, int]]) -> Structure:
-    """Return a structure with the given groups of coupled units, for a model that ``torch.export`` cannot export.
-
-    Args:
-        model: bare, or wrapped in DDP or ``torch.compile``.
-        groups: one mapping per group, from the names of its parameters and buffers to the dimension that its units
-            index; the weight that produces the units comes first. ``shrink`` compares the sliced model with the masked
-            one, which reveals a forgotten tensor.
-
-    Raises:
-        TypeError: ``groups`` does not have that form.
-        ValueError: a name is unknown, or the dimensions of a group have different sizes.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> structure = declare(net, [{"0.weight": 0, "0.bias": 0, "2.weight": 1}])
-        >>> structure.groups["0.weight"].size
-        8
-    """
-    model = unwrap(model)
-    shapes = shapes_of(model)
-    made = []
-    for group in groups:
-        if not isinstance(group, Mapping) or not group or not all(type(dim) is int for dim in group.values()):
-            raise TypeError(f"Argument groups should hold mappings of names and dimensions, but given {group!r:.80}")
-        places = [read_place(f"{name}[{dim}]", model) for name, dim in group.items()]
-        size = _one_size(places, shapes)
-        slots = tuple(Slot(name, dim, torch.arange(size)) for name, dim in places)
-        made.append(UnitGroup(places[0][0], size, slots, 0))
-    return Structure(made, shapes, list(named_parameters(model)))
 
 
 def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
