@@ -14,16 +14,17 @@ import statistics
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-import zoo_models
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+import zoo_models
 from ignite_prune import shrink, trace
 from ignite_prune.structure.model_io import as_arguments, tensors_of
 
@@ -197,10 +198,8 @@ def _in_process(name: str, peer: bool, limit: float) -> Row:
     theirs.close()
     found = {"name": name, "late": True}
     if ours.poll(10 * limit):
-        try:
+        with suppress(EOFError):  # it died of its limit
             found = ours.recv()
-        except EOFError:
-            pass
     process.kill()
     process.join()
     return found
@@ -216,7 +215,8 @@ def _send(pipe: Connection, name: str, peer: bool, limit: float) -> None:
 
 def table(rows: list[Row]) -> str:
     """Return a summary by family, in Markdown."""
-    lines = ["| family | models | sliced right | ≥ 90 % free | through norms: right | ≥ 90 % free | median trace | torch-pruning runs |", "|---|" + "--:|" * 7]  # fmt: skip
+    heads = ("family", "models", "sliced right", "≥ 90 % free", "through norms: right", "≥ 90 % free")
+    lines = [" | ".join(["", *heads, "median trace", "torch-pruning runs", ""]).strip(), "|---|" + "--:|" * 7]
     made = [row for row in rows if "plain" in row or "late" in row]
     families = sorted({row["name"].partition(":")[0] for row in made})
     for family in [*families, ""]:
@@ -225,9 +225,8 @@ def table(rows: list[Row]) -> str:
         counted = [sum(bool(its.get("ok")) for its in kind) for kind in each]
         wide = [sum(its.get("free", 0) >= 0.9 for its in kind) for kind in each]
         seconds = statistics.median([its["seconds"] for its in each[0] if "seconds" in its] or [0.0])
-        lines.append(
-            f"| {family or 'all'} | {len(some)} | {counted[0]} | {wide[0]} | {counted[1]} | {wide[1]} | {seconds:.1f} s | {counted[2]} |"
-        )
+        cells = (len(some), counted[0], wide[0], counted[1], wide[1], f"{seconds:.1f} s", counted[2])
+        lines.append(f"| {family or 'all'} | " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 

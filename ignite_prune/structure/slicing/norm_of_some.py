@@ -1,8 +1,8 @@
 """A norm over some of the channels of a masked model, as the sliced model has it.
 
-A masked model normalises over its zeros too, the sliced one over the channels that are left, so they are only comparable
-if the masked one leaves the zeros out. The norm's module may permute its input, or compute its mean by itself, so the
-functions that it calls are changed, not the module.
+A masked model normalises over its zeros too, the sliced one over the channels that are left, so they are only
+comparable if the masked one leaves the zeros out. The norm's module may permute its input, or compute its mean in its
+own way, so the functions that it calls are changed, not the module.
 """
 
 from __future__ import annotations
