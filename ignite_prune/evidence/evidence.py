@@ -133,9 +133,7 @@ class Evidence:
     def reasons(self, need: Need) -> dict[str, str]:
         """Return the reasons why parameters have no evidence."""
         collector = self.collectors[need]
-        counts, refused = collector.record.counts, collector.refused
-        without = [name for name in collector.parameters if not counts.get(name) or name in refused]
-        return {name: collector.reason(name) for name in without}
+        return {name: collector.reason(name) for name in collector.parameters if not collector.record.counts.get(name)}
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return this rank's state of each need's collector, in order."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ignite_prune._utils.arguments import check_positive
 from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext, evidence_for
 from ignite_prune.saliency.needs import Fisher, FisherBlocks
-from ignite_prune.saliency.obs import damping_of_sums, joint_update
+from ignite_prune.saliency.obs import joint_update
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,21 @@ class OBS(Repair):
 
     Args:
         block: weights per block.
-        damping: :math:`\lambda`, added to the diagonal; None: a thousandth of the diagonal's mean in each parameter.
+        damping: :math:`\lambda`, added to the diagonal.
 
     Raises:
-        TypeError, ValueError: ``block`` is not an int of at least 1, or ``damping`` neither a finite number above 0 nor
-            None.
+        TypeError, ValueError: ``block`` is not an int of at least 1, or ``damping`` not a finite number above 0.
 
     References:
         Hassibi, Stork, 1993; Singh, Alistarh, "WoodFisher", 2020, arXiv 2004.14340.
     """
 
     block: int = 50
-    damping: float | None = None
+    damping: float = 1e-6
 
     def __post_init__(self) -> None:
         check_positive("block", self.block, whole=True)
-        if self.damping is not None:
-            check_positive("damping", self.damping)
+        check_positive("damping", self.damping)
 
     @property
     def needs(self) -> tuple[FisherBlocks]:
@@ -49,6 +47,5 @@ class OBS(Repair):
             fisher: Fisher = evidence_for(context, self, parameter.name)
             weight, mask = context.weight(parameter.name), context.masks[parameter.name]
             sums = fisher.sums.to(weight.device)
-            damping = damping_of_sums(sums, weight.numel(), self.damping, fisher.number)
             # S + mλ has the same solution as S/m + λ, and needs no copy of the sums.
-            context.values[parameter.name] = joint_update(weight, mask, sums, damping)
+            context.values[parameter.name] = joint_update(weight, mask, sums, self.damping * fisher.number)

@@ -22,7 +22,6 @@ from ignite_prune._utils.arguments import check_positive
 from ignite_prune.saliency.base import Informed
 from ignite_prune.saliency.needs import Fisher, FisherBlocks
 
-RELATIVE_DAMPING = 1e-3
 _CHUNK = 2 << 20  # bytes of float64 blocks processed at a time; temporaries need about four times that
 
 
@@ -150,25 +149,6 @@ def joint_update(weight: Tensor, kept_mask: Tensor, blocks: Tensor, damping: flo
     return new.view(-1)[: weight.numel()].view(weight.shape)
 
 
-def damping_of_sums(sums: Tensor, d: int, damping: float | None, number: float) -> float:
-    r"""Return the damping of blocks that are sums over gradients: :math:`m \lambda`.
-
-    Args:
-        sums: ``(ceil(d/B), B, B)``.
-        d: number of entries of the weight.
-        damping: :math:`\lambda`; None: :data:`RELATIVE_DAMPING` times the mean of F's diagonal.
-        number: of gradients, :math:`m`.
-
-    Example:
-        >>> damping_of_sums(torch.tensor([[[4.0, 0.0], [0.0, 2.0]]]), 2, None, 10)
-        0.003
-    """
-    if damping is not None:
-        return damping * number
-    mean = float(sums.diagonal(dim1=1, dim2=2).sum(dtype=torch.float64)) / d
-    return max(RELATIVE_DAMPING * mean, torch.finfo(torch.float32).tiny)
-
-
 def _joint(blocks: Tensor, old: Tensor, kept: Tensor, damping: float) -> Tensor:
     """Return the new entries of a few blocks, float64."""
     system = blocks.to(torch.float64, copy=True)
@@ -235,12 +215,10 @@ class OBS(Informed):
 
     Args:
         block: weights per block, consecutive in the flattened parameter.
-        damping: value added to the diagonal of F; None: a thousandth of the diagonal's mean in each parameter. On a
-            trained network the mean may be 1e-9, which a fixed value would swamp: the scores would be w².
+        damping: value added to the diagonal of F.
 
     Raises:
-        TypeError, ValueError: ``block`` is not an int of at least 1, or ``damping`` neither a finite number above 0 nor
-            None.
+        TypeError, ValueError: ``block`` is not an int of at least 1, or ``damping`` not a finite number above 0.
         ValueError: (from an update) the damped Fisher is singular to working precision.
 
     References:
@@ -249,12 +227,11 @@ class OBS(Informed):
     """
 
     block: int = 50
-    damping: float | None = None
+    damping: float = 1e-6
 
     def __post_init__(self) -> None:
         check_positive("block", self.block, whole=True)
-        if self.damping is not None:
-            check_positive("damping", self.damping)
+        check_positive("damping", self.damping)
 
     @property
     def need(self) -> FisherBlocks:
@@ -263,5 +240,4 @@ class OBS(Informed):
     def formula(self, weight: Tensor, evidence: Fisher) -> Tensor:
         # (S/m + λ)⁻¹ = m (S + mλ)⁻¹: dividing the scores saves a second copy of the blocks.
         sums = evidence.sums.to(weight.device)
-        damping = damping_of_sums(sums, weight.numel(), self.damping, evidence.number)
-        return saliencies(weight, sums, damping) / evidence.number
+        return saliencies(weight, sums, self.damping * evidence.number) / evidence.number

@@ -27,21 +27,6 @@ class GradientCollector(Collector[N]):
     of_gradients = True
     unreached = "it got no gradient: the loss does not depend on it"
     unseen = "no gradient has been seen yet"
-    _ZERO = (
-        "the gradients of all parameters are exactly 0: the loss does not change with them (are the targets the "
-        "model's own outputs?)"
-    )
-
-    def results(
-        self, sums: Mapping[str, Tensor], counts: Mapping[str, float], masks: Mapping[str, Tensor | None]
-    ) -> dict[str, Any]:
-        """Return the evidence by name; none where no parameter has any gradient, since all entries would be equal."""
-        seen = [name for name in sums if counts.get(name)]
-        if seen and not any(bool(sums[name].any()) for name in seen):
-            alive = [name for name in seen if bool(self.parameters[name].detach().any())]
-            self.refused |= dict.fromkeys(alive, self._ZERO)
-            return super().results({name: sums[name] for name in seen if name not in alive}, counts, masks)
-        return super().results(sums, counts, masks)
 
 
 class GradientSums(GradientCollector[Gradients]):
