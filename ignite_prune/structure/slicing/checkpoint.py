@@ -111,7 +111,10 @@ def then(first: Indices, second: Indices) -> KeptIndices:
 
 def to_plain(indices: Indices) -> dict[str, dict[str, Tensor]]:
     """Return indices in the form stored in checkpoints."""
-    return {name: {str(dim): stay.to(torch.int64) for dim, stay in dims.items()} for name, dims in indices.items()}
+    return {
+        name: {str(dim): stay.to(torch.int64) for dim, stay in sorted(dims.items())}
+        for name, dims in sorted(indices.items())  # the order tells nothing of how often the model was sliced
+    }
 
 
 def from_plain(state: Any, model: nn.Module) -> dict[str, dict[int, Tensor]]:
