@@ -387,7 +387,8 @@ def test_empty_units_of_half_precision_get_no_gradient(dtype):
     with torch.no_grad():
         layer.weight[:2] = torch.tensor([[0.0], [1e-7]])
     layer.weight.grad = torch.zeros_like(layer.weight)
-    lasso(layer, strength=0.01, pattern=pattern.Channel(), proximal=False).attach(Engine(lambda engine, batch: None))
+    engine = Engine(lambda engine, batch: None)  # a handler dies with its engine
+    lasso(layer, strength=0.01, pattern=pattern.Channel(), proximal=False).attach(engine)
     torch.optim.SGD(layer.parameters(), lr=0.1).step()
     norms = layer.weight.grad.float().norm(dim=1)
     assert norms[0] == 0 and norms[1:].tolist() == pytest.approx([0.01] * 3, rel=0.02)
