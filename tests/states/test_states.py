@@ -22,7 +22,11 @@ def without_told(state):
     if isinstance(state, (dict, list, tuple)) and not state:
         return None
     if isinstance(state, dict):
-        return {key: without_told(value) for key, value in state.items() if key not in TOLD}
+        return {
+            key: without_told(value)
+            for key, value in sorted(state.items(), key=lambda item: str(item[0]))
+            if key not in TOLD
+        }
     return [without_told(each) for each in state] if isinstance(state, (list, tuple)) else state
 
 
