@@ -291,7 +291,11 @@ def test_a_handler_may_die_in_the_middle_of_a_step():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
         lasso(model).attach(Engine(lambda engine, batch: None))
-    optimizer.register_step_pre_hook(lambda *args: None if gc.collect() else None)
+
+    @optimizer.register_step_pre_hook
+    def sweep(*_):
+        gc.collect()
+
     train_step(model, optimizer, batches(1)[0])
     sweeper = lasso(model)
     sweeper.attach(Engine(lambda engine, batch: None))
