@@ -60,7 +60,7 @@ def _row(name: str, model: nn.Module, inputs: Any) -> str:
 @torch.no_grad()
 def _latency(model: nn.Module, inputs: Any) -> float:
     """Return the median time of a forward pass in milliseconds."""
-    args, kwargs = as_arguments(inputs)
+    args, kwargs = as_arguments(model, inputs)
     times = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()

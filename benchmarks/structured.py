@@ -19,7 +19,7 @@ from ignite_prune import PruneHandler, ShrinkHandler, shrink, trace
 from ignite_prune.allocation import Uniform
 from ignite_prune.structure import Report, Structure
 from ignite_prune.structure.slicing.model_edit import ModelEdit
-from ignite_prune.structure.tracing.export import trace_units
+from ignite_prune.structure.tracing.export import Exports, trace_units
 from ignite_prune.structure.tracing.trace import shapes_of
 from ignite_prune.structure.tracing.unit_grouping import UnitGrouping
 from nets import resnet18
@@ -74,7 +74,7 @@ def _ours(model: nn.Module, inputs: Any) -> tuple[float, Report]:
 def _unchecked(model: nn.Module, inputs: Tensor) -> float:
     """Trace and slice without any checks."""
     start = time.perf_counter()
-    traced, shapes = trace_units(model, (inputs,), {}), shapes_of(model)
+    traced, shapes = trace_units(Exports(model, (inputs,), {})), shapes_of(model)
     structure = Structure(
         UnitGrouping(traced, list(shapes)).groups, shapes, [name for name, _ in model.named_parameters()]
     )

@@ -173,7 +173,7 @@ class MaskEnforcer:
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
             if mask is not None and not self._is_untouched(name, parameter, mask):
-                if bool((parameter.ne(0) & ~mask).any()):
+                if not is_masked(parameter, mask):
                     zero_(parameter, mask)
                 self._zeroed[name] = parameter._version
 

@@ -55,19 +55,6 @@ def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, index
 
 
-def read_index(path: Path) -> dict[str, Any]:
-    """Return the index alone, without reading the tensors or checking the digest.
-
-    Raises:
-        ImportError, FileNotFoundError, ValueError: as :func:`read_container`.
-    """
-    try:
-        index: dict[str, Any] = json.loads(_metadata(path)[0])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}") from error
-    return index
-
-
 def _metadata(path: Path) -> tuple[str, str]:
     needed("safetensors", "export")
     from safetensors import SafetensorError, safe_open

@@ -48,7 +48,7 @@ class LayerRow:
     @property
     def sparsity(self) -> float:
         """The pruned fraction of the parameters."""
-        return 1 - self.kept / self.parameters if self.parameters else 0.0
+        return _pruned(self.kept, self.parameters)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Summary:
     @property
     def sparsity(self) -> float:
         """The pruned fraction of all parameters."""
-        return 1 - self.kept / self.parameters if self.parameters else 0.0
+        return _pruned(self.kept, self.parameters)
 
     def __str__(self) -> str:
         head = ["layer", "type", "shape", "parameters", "kept", "sparsity", "pattern"]
@@ -93,6 +93,10 @@ class Summary:
         return as_table(head, rows)
 
     __repr__ = __str__
+
+
+def _pruned(kept: int, parameters: int) -> float:
+    return 1 - kept / parameters if parameters else 0.0
 
 
 def _numbers(each: LayerRow | Summary) -> list[str]:

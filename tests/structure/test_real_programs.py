@@ -53,6 +53,12 @@ def cell(layer):
     return Net(forward, a=nn.Linear(6, 10), r=layer, o=nn.Linear(12, 3)), torch.rand(2, 5, 6)
 
 
+def transposed(groups):
+    layer = nn.ConvTranspose2d(12, 12, 2, stride=2, groups=groups)
+    net = Net(lambda s, x: s.o(s.t(s.a(x))), a=nn.Conv2d(3, 12, 1), t=layer, o=nn.Conv2d(12, 2, 1))
+    return net, torch.rand(2, 3, 4, 4)
+
+
 def scatter(h):
     index = torch.tensor([0, 1, 0, 1])
     return torch.zeros(2, h.shape[1]).scatter_add(0, index[:, None].expand(-1, h.shape[1]), h)
@@ -76,24 +82,8 @@ WHOLE = {
     "index_add": lambda: linear(lambda y: torch.zeros(2, y.shape[1]).index_add(0, torch.tensor([0, 1, 0, 1]), y)),
     "scatter_add over a computed width": lambda: linear(scatter),
     "index_put": lambda: linear(lambda y: torch.zeros_like(y).index_put((torch.tensor([2, 0, 1, 3]),), y)),
-    "transposed convolution in groups": lambda: (
-        Net(
-            lambda s, x: s.o(s.t(s.a(x))),
-            a=nn.Conv2d(3, 12, 1),
-            t=nn.ConvTranspose2d(12, 12, 2, stride=2, groups=4),
-            o=nn.Conv2d(12, 2, 1),
-        ),
-        torch.rand(2, 3, 4, 4),
-    ),
-    "depthwise transposed convolution": lambda: (
-        Net(
-            lambda s, x: s.o(s.t(s.a(x))),
-            a=nn.Conv2d(3, 12, 1),
-            t=nn.ConvTranspose2d(12, 12, 2, stride=2, groups=12),
-            o=nn.Conv2d(12, 2, 1),
-        ),
-        torch.rand(2, 3, 4, 4),
-    ),
+    "transposed convolution in groups": lambda: transposed(groups=4),
+    "depthwise transposed convolution": lambda: transposed(groups=12),
     "a norm of each channel": lambda: (
         Net(lambda s, x: s.o(s.n(s.a(x))), a=nn.Conv2d(3, 12, 1), n=nn.GroupNorm(12, 12), o=nn.Conv2d(12, 2, 1)),
         torch.rand(2, 3, 4, 4),

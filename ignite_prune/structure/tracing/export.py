@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
+from functools import cached_property
 from io import StringIO
 from typing import Any
 
@@ -37,20 +38,36 @@ Export = tuple[Any, Reads]
 """An exported program, and the attributes that its forward pass has read."""
 
 
-def trace_units(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    through_norms: bool = False,
-    in_training: bool = False,
-    last: bool = False,
-) -> TracedModel:
-    """Export a copy of a model in eval mode and propagate unit ids through its graph.
+class Exports:
+    """A model's exported programs, each made when it is first asked for, as exporting takes most of a tracing's time.
 
     Args:
         model: the unwrapped model.
         args: positional arguments of its forward pass.
         kwargs: keyword arguments of its forward pass.
+    """
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.model, self._args, self._kwargs = model, args, kwargs
+
+    @cached_property
+    def in_eval(self) -> Export:
+        """In eval mode; raises ValueError if the model does not run, or cannot be exported."""
+        return _exported(self.model, self._args, self._kwargs)
+
+    @cached_property
+    def in_training(self) -> Export | None:
+        """In training mode; None if it cannot be exported."""
+        return _exported_in_training(self.model, self._args, self._kwargs)
+
+
+def trace_units(
+    exports: Exports, through_norms: bool = False, in_training: bool = False, last: bool = False
+) -> TracedModel:
+    """Propagate unit ids through the graph of a model in eval mode.
+
+    Args:
+        exports: of the model.
         through_norms: whether units may be removed from a dimension that a norm normalises over.
         in_training: follow the forward pass in training mode too, which may have branches of its own.
         last: which of several sizes to take for a number of units.
@@ -58,12 +75,12 @@ def trace_units(
     Raises:
         ValueError: the model does not run, or cannot be exported; the message gives the reason.
     """
-    units = UnitIds()
+    model, units = exports.model, UnitIds()
     traced = TracedModel(units, _new_ids(model, units))
     units.given = len(units)
-    used = _followed(*_exported(model, args, kwargs), traced, model, through_norms, last)
+    used = _followed(*exports.in_eval, traced, model, through_norms, last)
     if in_training:
-        exported = _exported_in_training(model, args, kwargs)
+        exported = exports.in_training
         again = replace(traced, work=[], dropped={}, normalised={})
         used |= set() if exported is None else _followed(*exported, again, model, through_norms, last)
     for dims in traced.held.values():

@@ -16,7 +16,7 @@ from ignite_prune.structure.model_io import as_arguments
 from ignite_prune.structure.slicing.size_probe import SizeProbe
 from ignite_prune.structure.structure import Structure
 from ignite_prune.structure.tracing.attribute_reads import unit_rank
-from ignite_prune.structure.tracing.export import trace_units
+from ignite_prune.structure.tracing.export import Exports, trace_units
 from ignite_prune.structure.tracing.propagation import TracedModel
 from ignite_prune.structure.tracing.unit_grouping import UnitGrouping, reasons
 
@@ -64,12 +64,12 @@ def trace(
         _one_size(each, shapes_of(model))
     kept = [name for rule in _strings(keep) for name in _matching(rule, model)]
     check_is("through_norms", through_norms, bool)
-    probe = SizeProbe(model, args, kwargs)
+    exports, probe = Exports(model, args, kwargs), SizeProbe(model, args, kwargs)
 
     def traced(in_training: bool) -> TracedModel:
-        found = trace_units(model, args, kwargs, through_norms, in_training)
+        found = trace_units(exports, through_norms, in_training)
         if found.ambiguous:
-            other = trace_units(model, args, kwargs, through_norms, in_training, last=True)
+            other = trace_units(exports, through_norms, in_training, last=True)
             found = max(found, other, key=_free)
         _apply(found, places, kept)
         return found
