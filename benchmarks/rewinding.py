@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, Optimizer
 from clock import Contestant, race
 from ignite_prune import PruneHandler, Rewind
 from ignite_prune.allocation import Uniform
-from ignite_prune.lottery.snapshot import Snapshot
+from ignite_prune.handlers.lottery.snapshot import Snapshot
 from nets import MATRICES, Stack
 from rows import Row, Settings, ratio_row
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ignite_prune.export.networkx_graph import to_networkx
     from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_engine
     from ignite_prune.handlers.lottery.lottery_ticket import LotteryTicket
+    from ignite_prune.handlers.lottery.mode_connectivity import barrier
+    from ignite_prune.handlers.lottery.rewind import Rewind
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
-    from ignite_prune.lottery.mode_connectivity import barrier
-    from ignite_prune.lottery.rewind import Rewind
     from ignite_prune.structure import load_shrunk, shrink, trace
 
 __version__ = "0.1.0"
@@ -54,9 +54,9 @@ __all__ = [
 
 _FILES = {
     "LotteryTicket": "handlers.lottery.lottery_ticket",
-    "Rewind": "lottery.rewind",
+    "Rewind": "handlers.lottery.rewind",
     "ShrinkHandler": "handlers.shrink_handler",
-    "barrier": "lottery.mode_connectivity",
+    "barrier": "handlers.lottery.mode_connectivity",
     "create_pruning_engine": "handlers.lottery.create_pruning_engine",
     "load_shrunk": "structure.slicing.checkpoint",
     "shrink": "structure.slicing.shrink",
@@ -67,10 +67,15 @@ __getattr__ = importer(__name__, _FILES)
 sys.meta_path.append(
     RenamedModules(
         {
-            "ignite_prune.connectivity": "ignite_prune.lottery.mode_connectivity",
+            "ignite_prune.connectivity": "ignite_prune.handlers.lottery.mode_connectivity",
             "ignite_prune.handlers.lottery_ticket": "ignite_prune.handlers.lottery.lottery_ticket",
+            "ignite_prune.lottery": "ignite_prune.handlers.lottery",
+            "ignite_prune.lottery.controls": "ignite_prune.handlers.lottery.controls",
+            "ignite_prune.lottery.mode_connectivity": "ignite_prune.handlers.lottery.mode_connectivity",
+            "ignite_prune.lottery.rewind": "ignite_prune.handlers.lottery.rewind",
+            "ignite_prune.lottery.snapshot": "ignite_prune.handlers.lottery.snapshot",
             "ignite_prune.masks": "ignite_prune.core.mask_store",
-            "ignite_prune.rewind": "ignite_prune.lottery.snapshot",
+            "ignite_prune.rewind": "ignite_prune.handlers.lottery.snapshot",
             "ignite_prune.select": "ignite_prune.core.selection",
         }
     )

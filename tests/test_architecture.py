@@ -20,7 +20,7 @@ ROOT = Path(ignite_prune.__file__).parent
 FILES = {".".join(("ignite_prune", *p.relative_to(ROOT).with_suffix("").parts)): p for p in ROOT.rglob("*.py")}
 FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 FORMULAS = {"saliency", "pattern", "allocation", "schedule"}
-KNOW_IGNITE = {"handlers", "loggers"}
+KNOW_IGNITE = {"handlers", "loggers", "recipe", "report", "cli"}
 ERRORS = {"Exception", "RuntimeError", "UserWarning", "ValueError"}
 OPTIONAL = {
     "matplotlib",
@@ -30,6 +30,7 @@ OPTIONAL = {
     "onnxruntime",
     "safetensors",
     "tensorboard",
+    "tqdm",
 }  # imported by the function that needs them
 
 

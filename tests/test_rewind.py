@@ -10,7 +10,7 @@ from ignite_prune import PruneHandler, Rewind
 from ignite_prune._utils.bits import masked_copy_
 from ignite_prune.activation import KWinners
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.lottery.snapshot import Snapshot
+from ignite_prune.handlers.lottery.snapshot import Snapshot
 from tests.catalogue import OPTIMIZERS
 from tests.models import assert_same_bits, assert_zero, batches, small_net, train_step
 

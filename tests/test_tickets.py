@@ -10,9 +10,9 @@ from torch import nn
 from ignite_prune import LotteryTicket, MaskStore, PruneHandler, Rewind, allocation, barrier, pattern, saliency
 from ignite_prune.activation import TopK
 from ignite_prune.handlers import Control
+from ignite_prune.handlers.lottery.controls import drawn, inverted, reinitialise, shuffled
 from ignite_prune.handlers.lottery.lottery_ticket import rates
-from ignite_prune.lottery.controls import drawn, inverted, reinitialise, shuffled
-from ignite_prune.lottery.mode_connectivity import losses_between
+from ignite_prune.handlers.lottery.mode_connectivity import losses_between
 from tests.golden_values import tensor
 from tests.models import assert_same_bits, assert_zero, batches, small_net
 from tests.ranks import on_two_ranks

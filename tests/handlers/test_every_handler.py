@@ -14,7 +14,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from ignite_prune import PruneHandler, activation, handlers, pattern, schedule
 from ignite_prune.core.step_hooks import StepHooks
 from ignite_prune.handlers.base import BaseHandler
-from ignite_prune.lottery.rewind import Rewind
+from ignite_prune.handlers.lottery.rewind import Rewind
 from ignite_prune.structure import trace
 from tests.models import assert_same_bits
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ignite_prune import PruneHandler, allocation, saliency, schedule, to_networkx
 from ignite_prune.handlers import PruneEvents, PruningEvents, create_pruning_engine
-from ignite_prune.lottery.rewind import Rewind
+from ignite_prune.handlers.lottery.rewind import Rewind
 from tests.catalogue import SALIENCIES, net_for, options_for
 from tests.catalogue.runs import InPlace
 from tests.models import assert_same_bits, assert_zero, batches, small_net

@@ -12,7 +12,7 @@ import torch
 import ignite_prune
 from ignite_prune import PruneHandler, Rewind, ShrinkHandler, allocation, saliency, trace
 from ignite_prune.handlers import LearntSparsity
-from ignite_prune.lottery.snapshot import Snapshot
+from ignite_prune.handlers.lottery.snapshot import Snapshot
 from tests.models import assert_same_bits, assert_zero, batches, small_net, train_step
 
 PACKAGE = ignite_prune.__file__.removesuffix("__init__.py")

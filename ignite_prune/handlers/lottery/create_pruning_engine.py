@@ -15,10 +15,10 @@ from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.handlers.attachment import published
 from ignite_prune.handlers.lottery.pruning_engine import PruningEngine
 from ignite_prune.handlers.lottery.results import as_evaluate
+from ignite_prune.handlers.lottery.rewind import Rewind
+from ignite_prune.handlers.lottery.snapshot import Snapshot, Stateful
 from ignite_prune.handlers.lottery.training_segment import TrainingSegment, epoch_length_of, schedulers_on
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.lottery.rewind import Rewind
-from ignite_prune.lottery.snapshot import Snapshot, Stateful
 
 
 class _Trainers(EventEnum):

@@ -20,12 +20,12 @@ from ignite_prune.allocation import Allocation, Uniform
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_state import put_slots
 from ignite_prune.core.selection import select, unwrap
+from ignite_prune.handlers.lottery import controls
 from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_engine
 from ignite_prune.handlers.lottery.results import Result
+from ignite_prune.handlers.lottery.rewind import Rewind
+from ignite_prune.handlers.lottery.snapshot import Snapshot
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.lottery import controls
-from ignite_prune.lottery.rewind import Rewind
-from ignite_prune.lottery.snapshot import Snapshot
 from ignite_prune.saliency import Magnitude, Saliency
 from ignite_prune.schedule import Geometric
 

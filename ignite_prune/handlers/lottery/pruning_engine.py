@@ -15,9 +15,9 @@ from ignite_prune._utils.distributed import any_rank
 from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.events import PruningEvents, fire, register
 from ignite_prune.handlers.lottery.results import Evaluate, Result, as_plain, checked_results, plot
+from ignite_prune.handlers.lottery.snapshot import Snapshot
 from ignite_prune.handlers.lottery.training_segment import TrainingSegment, forget_failure
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.lottery.snapshot import Snapshot
 
 VERSION = 2  # 1 had a list of results
 BETWEEN, TRAINING, TRAINED, PRUNED, TUNING = PHASES = ("between", "training", "trained", "pruned", "tuning")

@@ -20,7 +20,7 @@ from ignite_prune.core.optimizer_loading import check_slots
 from ignite_prune.core.optimizer_state import put_slots, slots_of
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import named_parameters, unwrap
-from ignite_prune.lottery.rewind import Rewind
+from ignite_prune.handlers.lottery.rewind import Rewind
 
 VERSION = 2  # 1 had no list of pairs
 

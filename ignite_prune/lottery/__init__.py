@@ -1,1 +1,0 @@
-"""Tools for lottery-ticket experiments: rewinding, control masks, mode connectivity."""
