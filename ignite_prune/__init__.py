@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ignite_prune.handlers.lottery.rewind import Rewind
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
     from ignite_prune.structure import load_shrunk, shrink, trace
+    from ignite_prune.update.blocks.prune_blocks import prune_blocks
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "functional",
     "load_shrunk",
     "pattern",
+    "prune_blocks",
     "prune_model",
     "repair",
     "saliency",
@@ -59,6 +61,7 @@ _FILES = {
     "barrier": "handlers.lottery.mode_connectivity",
     "create_pruning_engine": "handlers.lottery.create_pruning_engine",
     "load_shrunk": "structure.slicing.checkpoint",
+    "prune_blocks": "update.blocks.prune_blocks",
     "shrink": "structure.slicing.shrink",
     "to_networkx": "export.networkx_graph",
     "trace": "structure.tracing.trace",
