@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
     from ignite_prune.structure import load_shrunk, shrink, trace
     from ignite_prune.update.blocks.prune_blocks import prune_blocks
+    from ignite_prune.update.blocks.prune_checkpoint import prune_checkpoint
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ __all__ = [
     "load_shrunk",
     "pattern",
     "prune_blocks",
+    "prune_checkpoint",
     "prune_model",
     "repair",
     "saliency",
@@ -62,6 +64,7 @@ _FILES = {
     "create_pruning_engine": "handlers.lottery.create_pruning_engine",
     "load_shrunk": "structure.slicing.checkpoint",
     "prune_blocks": "update.blocks.prune_blocks",
+    "prune_checkpoint": "update.blocks.prune_checkpoint",
     "shrink": "structure.slicing.shrink",
     "to_networkx": "export.networkx_graph",
     "trace": "structure.tracing.trace",

@@ -71,10 +71,11 @@ class DiskActivationStore(ActivationStore):
     Args:
         folder: where the files are; it exists.
         device: where values are used.
+        lasting: wait until each value is on the disk.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self._folder, self._device = folder, device
+    def __init__(self, folder: Path, device: torch.device, lasting: bool = False) -> None:
+        self._folder, self._device, self._lasting = folder, device, lasting
         self._forms: dict[tuple[int, int], Any] = {}
 
     def _path(self, batch: int, node: int) -> Path:
@@ -90,9 +91,13 @@ class DiskActivationStore(ActivationStore):
         form = mapped(value, numbered)
         path = self._path(batch, node)
         temporary = path.with_suffix(".part")
-        torch.save({"tensors": tensors, "form": form if _is_plain(form) else None}, temporary)
+        with temporary.open("wb") as file:
+            torch.save({"tensors": tensors, "form": form if is_plain_form(form) else None}, file)
+            if self._lasting:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        if not _is_plain(form):
+        if not is_plain_form(form):
             self._forms[batch, node] = form
 
     def get(self, batch: int, node: int) -> Any:
@@ -105,12 +110,12 @@ class DiskActivationStore(ActivationStore):
         self._forms.pop((batch, node), None)
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain_form(value: Any) -> bool:
     """Return whether a value is one that ``torch.load(weights_only=True)`` takes."""
     if type(value) in (list, tuple):
-        return all(map(_is_plain, value))
+        return all(map(is_plain_form, value))
     if type(value) is dict:
-        return all(type(key) is str and _is_plain(each) for key, each in value.items())
+        return all(type(key) is str and is_plain_form(each) for key, each in value.items())
     return value is None or type(value) in (bool, int, float, str, Tensor)
 
 

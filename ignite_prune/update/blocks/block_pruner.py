@@ -65,6 +65,8 @@ class BlockPruner:
         commit: called with a block's name and plan once they are; it may be repeated.
         advance: called after each pass of a batch.
         targets: the sparsity of each block, by name, once it is known.
+        resumable: whether what a node was run on is kept until ``done`` was called for it.
+        forms: by batch and node, placeholders of outputs.
     """
 
     model: nn.Module
@@ -78,6 +80,7 @@ class BlockPruner:
     commit: Callable[[str, UpdatePlan], object]
     advance: Advance
     targets: dict[str, float | None] = field(default_factory=dict)
+    resumable: bool = False
     forms: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,12 +98,13 @@ class BlockPruner:
         per_batch = self.route.first + blocks * (2 if owl else 1) + (again if self.sequential else 0)
         return per_batch * self.batches
 
-    def run(self, done: Callable[[int, BlockReport], None], start: int = 0) -> None:
+    def run(self, done: Callable[[int, BlockReport], None], finished: int = 0) -> None:
         """Prune all blocks.
 
         Args:
             done: called with a node's place after it, with its report.
-            start: the first place that is left to do; what the nodes before gave out is in the store.
+            finished: number of nodes that are done; what the blocks among them gave out is in the store. Nodes ahead of
+                the blocks run in any case.
 
         Raises:
             TypeError, ValueError: a block cannot be pruned; those before it are.
@@ -110,7 +114,8 @@ class BlockPruner:
                 self.targets = {name: group["sparsity"] for name, group in self.groups.items()}
                 if any(isinstance(group["allocation"], OWL) for group in self.groups.values()):
                     self._find_targets()
-            for place in range(start, len(self.names)):
+            left = range(max(finished, self.route.first), len(self.names))
+            for place in (*range(self.route.first), *left):
                 self.at, began = self.names[place], time.perf_counter()
                 kept, numel = self._node(place)
                 done(place, BlockReport(self.names[place], kept, numel, time.perf_counter() - began))
@@ -199,10 +204,11 @@ class BlockPruner:
                 x = Batch(self.model, self.store.get(batch, INPUT), None, None)
                 output = forward(x, [self._value(batch, node, place) for node in range(place)])
                 if keep:
-                    check_output(self.names[place], output)
+                    check_output(self.names[place], output, plain=self.resumable and place >= self.route.first)
                     self.forms[batch, place] = placeholder(output)
                     self.store.put(batch, place, output)
-                    self._drop(batch, place)
+                    if not self.resumable:
+                        self._drop(batch, place)
                 self.advance(f"{doing} {self.names[place]}")
 
     def _value(self, batch: int, node: int, place: int) -> Any:

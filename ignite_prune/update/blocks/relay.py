@@ -108,8 +108,8 @@ class Relay:
         place = self._position[name]
         if place != self._next:
             raise ValueError(
-                f"The forward calls {name!r} where {self.names[self._next]!r} was to be called: for this batch it calls "
-                "its blocks in another order than for the first one"
+                f"The forward calls {name!r} where {self.names[self._next]!r} was to be called: for this batch blocks are "
+                "called in another order than for the first one"
             )
         self._next += 1
         if place < self._target:

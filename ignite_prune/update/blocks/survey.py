@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.nested import mapped, tensors_in
 from ignite_prune.evidence.calibration import Batch
+from ignite_prune.update.blocks.activation_store import is_plain_form
 from ignite_prune.update.blocks.relay import Forward, Relay, handled
 
 Present = Callable[[str], AbstractContextManager[object]]
@@ -142,9 +143,15 @@ def _check_calls(blocks: Sequence[str], calls: Sequence[str]) -> None:
         )
 
 
-def check_output(name: str, output: Any) -> None:
-    """Raise TypeError unless a block's output is of tensors in containers, at least one of them floating point."""
-    if not _is_storable(output):
+def check_output(name: str, output: Any, plain: bool = False) -> None:
+    """Raise TypeError unless a block's output is of tensors in containers, at least one of them floating point.
+
+    Args:
+        name: of the block.
+        output: what it returned.
+        plain: containers may be tuples, lists and dicts alone.
+    """
+    if not _is_storable(output) or (plain and not is_plain_form(output)):
         raise TypeError(
             f"Block {name!r} should return a tensor, or a tuple, list or mapping that holds one (and None, numbers), "
             f"but it returned {_described(output)}"
