@@ -30,7 +30,7 @@ from ignite_prune.update.blocks.block_plan import (
     plan_block,
 )
 from ignite_prune.update.blocks.progress import Advance
-from ignite_prune.update.blocks.relay import Observed, Relay, call
+from ignite_prune.update.blocks.relay import Relay, call, observable
 from ignite_prune.update.blocks.survey import Route, check_output, placeholder, without_numbers
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.plan import UpdatePlan, write_values
@@ -183,7 +183,7 @@ class BlockPruner:
         error = None
         try:
             if evidence is not None:
-                root = Observed(self.route.nodes[name])
+                root = observable(self.route.nodes[name])
                 with observer_of(list(evidence.collectors.values())).installed(root):
                     self._all_batches(place, root, keep, "gathering")
             elif keep:

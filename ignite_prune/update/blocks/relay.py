@@ -48,7 +48,7 @@ def handled(modules: Mapping[str, nn.Module], handler: Handler) -> Iterator[None
                 vars(module)["forward"] = before[name]
 
 
-class Observed(nn.Module):
+class _Observed(nn.Module):
     """A block as the root of an observed forward pass, which ends with the block."""
 
     def __init__(self, block: nn.Module) -> None:
@@ -58,6 +58,11 @@ class Observed(nn.Module):
 
     def forward(self, original: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return original(*args, **kwargs)
+
+
+def observable(block: nn.Module) -> nn.Module:
+    """Return a module to run a block with, as the root of observed forward passes: see :meth:`Relay.at`."""
+    return _Observed(block)
 
 
 def call(original: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -87,7 +92,8 @@ class Relay:
 
         Args:
             target: place of the node.
-            run: called as ``run(forward, args, kwargs)`` to run it; :func:`call`, or an :class:`Observed`.
+            run: called as ``run(forward, args, kwargs)`` to run it; :func:`call`, or what
+                :func:`observable` returns.
         """
         self._target, self._run = target, run
         with handled(self.nodes, self._handle):
@@ -108,8 +114,8 @@ class Relay:
         place = self._position[name]
         if place != self._next:
             raise ValueError(
-                f"The forward calls {name!r} where {self.names[self._next]!r} was to be called: for this batch blocks are "
-                "called in another order than for the first one"
+                f"The forward calls {name!r} where {self.names[self._next]!r} was to be called: with this batch "
+                "blocks are called in another order than with the first"
             )
         self._next += 1
         if place < self._target:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ignite_prune._utils.nested import mapped, tensors_in
 from ignite_prune.evidence.calibration import Batch
 from ignite_prune.update.blocks.activation_store import is_plain_form
-from ignite_prune.update.blocks.relay import Forward, Relay, handled
+from ignite_prune.update.blocks.relay import Forward, Relay, call, handled
 
 Present = Callable[[str], AbstractContextManager[object]]
 """Called with a node's name: its weights are there inside the ``with`` block."""
@@ -59,13 +59,11 @@ def survey(model: nn.Module, blocks: Mapping[str, nn.Module], sample: Batch, pre
     for name in blocks:
         check_output(name, seen.outputs[name])
     first = len(nodes) - len(blocks)
-    replay = _Replay(
-        Relay(nodes), sample, [seen.outputs[name] for name in nodes], [seen.inputs[name] for name in blocks]
-    )
+    replay = _Replay(nodes, seen, sample, present)
     needed = [frozenset[int]()] * first
     for place in range(first, len(nodes)):
         needed.append(replay.needed(place, needed[-1] if needed else frozenset()))
-    return Route(nodes, first, tuple(needed), replay.input_use(needed))
+    return Route(nodes, first, tuple(needed), replay.input_use(needed, first))
 
 
 class _Recorder:
@@ -192,11 +190,17 @@ def without_numbers(value: Any) -> Any:
 
 
 class _Replay:
-    """Runs a sample up to blocks with some outputs real and the others unknown, and compares the blocks' inputs."""
+    """Runs a sample up to blocks with some outputs real and the others unknown, and compares the blocks' inputs.
 
-    def __init__(self, relay: Relay, sample: Batch, outputs: Sequence[Any], inputs: Sequence[Inputs]) -> None:
-        self._relay, self._sample, self._outputs, self._inputs = relay, sample, outputs, inputs
-        self._first = len(outputs) - len(inputs)
+    Inputs that earlier blocks write to, as a list that serves as a cache, differ in a replay. Blocks with such inputs
+    are run, and their outputs compared instead.
+    """
+
+    def __init__(self, nodes: Mapping[str, nn.Module], seen: _Recorder, sample: Batch, present: Present) -> None:
+        self._relay, self._sample, self._present = Relay(nodes), sample, present
+        self._outputs = [seen.outputs[name] for name in nodes]
+        self._inputs = [seen.inputs.get(name) for name in nodes]
+        self._runs = set[int]()  # places of blocks whose outputs are compared
 
     def needed(self, place: int, before: frozenset[int]) -> frozenset[int]:
         """Return the nodes whose outputs a block's inputs are made of.
@@ -206,44 +210,51 @@ class _Replay:
             before: those of the node before it.
 
         Raises:
-            ValueError: all together do not give the same inputs again.
+            ValueError: all together do not give the same inputs, or outputs, again.
         """
-        last = frozenset((place - 1,)) if place else frozenset[int]()
-        if self._fits(place, last):
-            return last
-        found = last | before
-        if not self._fits(place, found):
-            found = frozenset(range(place))
-            if not self._fits(place, found):
-                raise ValueError(
-                    f"Block {self._relay.names[place]!r} gets other inputs when the same sample is run again with the "
-                    "same outputs of the blocks before it: the forward of the model is random, or keeps a state"
-                )
+        last, every = frozenset((place - 1,) if place else ()), frozenset(range(place))
+        tried = [last, last | before, every]
+        found = next((real for real in tried if self._fits(place, real)), None)
+        if found is None:
+            self._runs.add(place)
+            found = next((real for real in tried if self._fits(place, real)), None)
+        if found is None:
+            raise ValueError(
+                f"Block {self._relay.names[place]!r} gives something else when the same sample is run again with the "
+                "same outputs of the blocks before it: the forward of the model is random, keeps a state, or passes "
+                "something between blocks that is not in their outputs"
+            )
         for node in sorted(found - last):
             if self._fits(place, found - {node}):
                 found -= {node}
         return found
 
-    def input_use(self, needed: Sequence[frozenset[int]]) -> int:
+    def input_use(self, needed: Sequence[frozenset[int]], first: int) -> int:
         """Return the last place whose inputs are made of floating-point tensors of the batch."""
         if not any(tensor.is_floating_point() for tensor in tensors_in(self._sample.x)):
             return -1
         unknown = self._sample.given(without_numbers(self._sample.x))
-        for place in range(len(needed) - 1, self._first, -1):
+        for place in range(len(needed) - 1, first, -1):
             if not self._fits(place, needed[place], unknown):
                 return place
-        return self._first
+        return first
 
     def _fits(self, place: int, real: frozenset[int], sample: Batch | None = None) -> bool:
         values = [cloned(each) if k in real else placeholder(each) for k, each in enumerate(self._outputs[:place])]
+        runs, batch = place in self._runs, self._sample if sample is None else sample
         try:
-            with self._relay.at(place, lambda forward, args, kwargs: (args, kwargs)) as run:
-                found = run(self._sample if sample is None else sample, values)
-        except (RuntimeError, ValueError, IndexError):
-            if len(real) == place and sample is None:
-                raise
+            with (
+                self._relay.at(place, call if runs else _inputs) as run,
+                self._present(self._relay.names[place] if runs else ""),
+            ):
+                found = run(batch, values)
+        except Exception:  # of numbers that are unknown
             return False
-        return _equal(found, self._inputs[place - self._first])
+        return _equal(found, self._outputs[place] if runs else self._inputs[place])
+
+
+def _inputs(forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
+    return args, kwargs
 
 
 def _equal(given: Any, expected: Any) -> bool:
