@@ -20,6 +20,7 @@ from ignite_prune.update.blocks.block_pruner import BlockPruner
 from ignite_prune.update.blocks.journal import Journal, digest
 from ignite_prune.update.blocks.safetensors_files import SafetensorsFiles
 from ignite_prune.update.blocks.survey import Route
+from ignite_prune.update.blocks.unfinished_blocks import UnfinishedBlocks
 from ignite_prune.update.param_groups import ParamGroup
 
 _WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".safetensors"}
@@ -48,8 +49,8 @@ class CheckpointWork:
         self._folder = out.parent / f".{out.name}.partial"
         self.outputs, self.copy = self._folder / "outputs", files.at(self._folder / "files")
         self._digest, self._data = hashlib.sha256(), ""
-        self._began = self._folder.exists()
-        if not self._began:
+        self._begun = False
+        if not self._folder.exists():
             self._check_space()
         self._journal = Journal(self._folder, settings)
         self.outputs.mkdir(parents=True, exist_ok=True)
@@ -80,8 +81,8 @@ class CheckpointWork:
                 text += f"; the same call goes on from {str(self._folder)!r}"
             if isinstance(error, OSError) and error.errno is not None:
                 raise OSError(error.errno, f"{error.strerror}: {text}", error.filename) from error
-            if isinstance(error, Exception) and done:
-                raise RuntimeError(f"{error} ({text})") from error
+            if isinstance(error, Exception) and done and self._begun:
+                raise UnfinishedBlocks(f"{error} ({text})", done) from error
             raise
 
     def see(self, x: Any) -> None:
@@ -114,6 +115,7 @@ class CheckpointWork:
             "needed": [sorted(each) for each in route.needed],
             "input_use": route.input_use,
         }
+        self._begun = True
         self._journal.write(route=held, data=self._data)
         for path in self._to_copy():
             if path.name not in self._journal.state["copied"]:

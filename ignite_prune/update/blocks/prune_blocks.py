@@ -89,7 +89,7 @@ def prune_blocks(
         prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``.
         calibration: ``data`` and ``prepare_batch`` as one value.
         generator: for random saliencies; None uses torch's default generator.
-        evaluate: called with the model before and after; its results are in the report.
+        evaluate: called with the model before and after, without gradients; its results are in the report.
         progress: show a bar with the time left (tqdm).
         atomic: undo all blocks if one fails. The old weights of pruned blocks are kept until the end for this, where
             ``offload`` says.
@@ -138,7 +138,7 @@ def prune_blocks(
     with stored(offload, offload_folder, where) as store:
         weights = BlockWeights(model, modules, target)
         number, route = prepared(model, modules, groups, calibration, store, weights, where)
-        before = None if evaluate is None else evaluate(model)
+        before = _evaluated(model, evaluate)
         masks, kept = _masks_of(model, groups), _Undo(model, store if atomic else None)
         pruner = BlockPruner(
             model, route, groups, weights, store, number, sequential, kept.keep, partial(_put, masks), lambda what: None
@@ -148,8 +148,13 @@ def prune_blocks(
             pruner.run(lambda place, report: reports.append(report) if report.name in groups else None)
     seconds = time.perf_counter() - began
     warn_of_nearly_empty(masks, set())
-    masks.report = BlocksReport(tuple(reports), seconds, before, None if evaluate is None else evaluate(model))
+    masks.report = BlocksReport(tuple(reports), seconds, before, _evaluated(model, evaluate))
     return masks
+
+
+@torch.no_grad()
+def _evaluated(model: nn.Module, evaluate: Callable[[nn.Module], Any] | None) -> Any:
+    return None if evaluate is None else evaluate(model)
 
 
 def _check_flags(**flags: Any) -> None:

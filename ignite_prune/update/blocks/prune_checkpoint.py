@@ -99,6 +99,7 @@ def prune_checkpoint(
             interrupted run had other arguments.
         FileExistsError: ``out`` is there already.
         FileNotFoundError: ``source`` is not, or ``out`` has no parent folder.
+        UnfinishedBlocks: pruning failed after some blocks were done; the same call goes on there.
         OSError: the disk is full; nothing is at ``out`` then, and the same call goes on once there is space.
     """
     check_progress(progress)
