@@ -31,7 +31,7 @@ from ignite_prune.update.blocks.block_plan import (
 )
 from ignite_prune.update.blocks.progress import Advance
 from ignite_prune.update.blocks.relay import Relay, call, observable
-from ignite_prune.update.blocks.survey import Route, check_output, placeholder, without_numbers
+from ignite_prune.update.blocks.survey import Present, Route, check_output, placeholder, without_numbers
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.plan import UpdatePlan, write_values
 
@@ -39,14 +39,11 @@ INPUT = -1
 """The node of a batch itself, in an :class:`.ActivationStore`."""
 
 
-class Weights(Protocol):
+class Weights(Present, Protocol):
     """Brings the weights of blocks; see :class:`.BlockWeights`."""
 
     def around(self) -> AbstractContextManager[None]:
-        """Bring what is outside of the blocks."""
-
-    def present(self, name: str) -> AbstractContextManager[None]:
-        """Bring one block, and take back what it has become."""
+        """Bring what is outside of the blocks, inside a ``with`` block."""
 
 
 @dataclass

@@ -40,6 +40,10 @@ class BlockWeights:
         with _moved(list(self._blocks[name].modules()), self._device, True):
             yield
 
+    def complete(self) -> bool:
+        """Return whether weights outside of the blocks were missing: they never are."""
+        return False
+
 
 @contextmanager
 def _moved(modules: list[nn.Module], device: torch.device, changes: bool) -> Iterator[None]:

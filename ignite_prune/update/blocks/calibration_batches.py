@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ def prepared(
         number, first = _keep(store, calibration, model, device, seen)
         route = known()
         with undisturbed(model), torch.no_grad(), weights.around():
-            route = _surveyed(model, blocks, first, weights) if route is None else route
+            if route is None:
+                route = survey(model, blocks, [*islice(first.samples(), 1), first], weights)
     except Exception as raised:  # the other ranks must not wait for this one
         error = raised
     raise_together(error, FAILED)
@@ -93,13 +95,3 @@ def _keep(
         number += 1
     assert first is not None
     return number, first
-
-
-def _surveyed(model: nn.Module, blocks: Mapping[str, nn.Module], first: Batch, weights: Weights) -> Route:
-    """Survey by one sample of the first batch, or by all of it if the model does not take one alone."""
-    if first.size > 1:
-        try:
-            return survey(model, blocks, next(first.samples()), weights.present)
-        except Exception:
-            return survey(model, blocks, first, weights.present)
-    return survey(model, blocks, first, weights.present)

@@ -51,6 +51,9 @@ class CheckpointWeights:
         device: where modules run.
         dtype: type in which weights are held; None: that of the files.
 
+    Attributes:
+        completed: whether all that is outside of the blocks was read.
+
     Raises:
         ValueError: the checkpoint lacks a parameter or has it in another shape; a buffer that it lacks is not real.
     """
@@ -68,7 +71,7 @@ class CheckpointWeights:
         self._device, self._dtype = device, dtype
         self.keys = _keys(model, files, rename)
         self._load_buffers(rename)
-        self._loaded = set[nn.Module]()
+        self._loaded, self.completed = set[nn.Module](), False
 
     def _load_buffers(self, rename: Callable[[str], str]) -> None:
         for path, module in self._model.named_modules():
@@ -114,12 +117,15 @@ class CheckpointWeights:
         lists = [c for c in module.children() if isinstance(c, (nn.ParameterList, nn.ParameterDict))]
         self._fill([module, *lists] if alone else module.modules())
 
-    def load_rest(self) -> None:
-        """Read everything outside of the blocks, for a model that uses weights of modules that it does not call."""
+    def complete(self) -> bool:
+        """Read all that is outside of the blocks, for a model that uses weights of modules that it does not call."""
+        if self.completed:
+            return False
+        self.completed = True
         inside = {module for block in self._blocks.values() for module in block.modules()}
         rest = [module for module in self._model.modules() if module not in inside]
         self._loaded.update(rest)
-        self._fill(rest)
+        return bool(self._fill(rest))
 
     def _fill(self, modules: Iterable[nn.Module]) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
         """Put real parameters in place of empty ones; return these with their places."""

@@ -17,6 +17,7 @@ from torch import nn
 from ignite_prune._utils.arguments import check_generator_state
 from ignite_prune.update.blocks.block_masks import BlockReport, BlocksReport
 from ignite_prune.update.blocks.block_pruner import BlockPruner
+from ignite_prune.update.blocks.checkpoint_weights import CheckpointWeights
 from ignite_prune.update.blocks.journal import Journal, digest
 from ignite_prune.update.blocks.safetensors_files import SafetensorsFiles
 from ignite_prune.update.blocks.survey import Route
@@ -89,8 +90,12 @@ class CheckpointWork:
         """Add a batch to the digest of the data."""
         self._data = digest(x, self._digest)
 
-    def route(self, model: nn.Module) -> Route | None:
+    def route(self, model: nn.Module, weights: CheckpointWeights) -> Route | None:
         """Return the route that an interrupted run found, None if there is none; called when all batches were seen.
+
+        Args:
+            model: unwrapped.
+            weights: of it; they are completed if that run's were.
 
         Raises:
             ValueError: that run had other data.
@@ -104,16 +109,19 @@ class CheckpointWork:
         found = state.get("route")
         if found is None:
             return None
+        if found["completed"]:
+            weights.complete()
         nodes = {name: model.get_submodule(name) for name in found["nodes"]}
         return Route(nodes, found["first"], tuple(map(frozenset, found["needed"])), found["input_use"])
 
-    def begin(self, route: Route) -> None:
+    def begin(self, route: Route, weights: CheckpointWeights) -> None:
         """Write the route to the journal and copy the files, unless an interrupted run has."""
         held = {
             "nodes": list(route.nodes),
             "first": route.first,
             "needed": [sorted(each) for each in route.needed],
             "input_use": route.input_use,
+            "completed": weights.completed,
         }
         self._begun = True
         self._journal.write(route=held, data=self._data)

@@ -164,9 +164,9 @@ def _pruned(
     store = DiskActivationStore(work.outputs, device, lasting=True)
     names = {name: weights.keys[parameter] for name, parameter in named_parameters(model).items()}
     number, route = prepared(
-        model, modules, groups, calibration, store, weights, device, work.see, lambda: work.route(model)
+        model, modules, groups, calibration, store, weights, device, work.see, lambda: work.route(model, weights)
     )
-    work.begin(route)
+    work.begin(route, weights)
 
     def commit(name: str, plan: UpdatePlan) -> None:
         parameters = named_parameters(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,18 @@ from ignite_prune.evidence.calibration import Batch
 from ignite_prune.update.blocks.activation_store import is_plain_form
 from ignite_prune.update.blocks.relay import Forward, Relay, call, handled
 
-Present = Callable[[str], AbstractContextManager[object]]
-"""Called with a node's name: its weights are there inside the ``with`` block."""
+_Presence = Callable[[str], AbstractContextManager[None]]
 Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+class Present(Protocol):
+    """Brings weights; see :class:`.BlockWeights`."""
+
+    def present(self, name: str) -> AbstractContextManager[None]:
+        """Bring those of one block inside a ``with`` block."""
+
+    def complete(self) -> bool:
+        """Bring all that are outside of the blocks; return whether some were missing."""
 
 
 @dataclass(frozen=True)
@@ -42,38 +51,58 @@ class Route:
         return max((place for place, needed in enumerate(self.needed) if node in needed), default=node)
 
 
-def survey(model: nn.Module, blocks: Mapping[str, nn.Module], sample: Batch, present: Present) -> Route:
+def survey(model: nn.Module, blocks: Mapping[str, nn.Module], samples: Sequence[Batch], weights: Present) -> Route:
     """Run the model once on a sample, and replay the way to each block; return what was found.
+
+    Args:
+        model: unwrapped.
+        blocks: by name.
+        samples: the first one that the model takes is used.
+        weights: brings them.
 
     Raises:
         TypeError: a block returns something that cannot be stored.
         ValueError: a block is not called, called twice or not in the order given; or gets inputs that cannot be had
             again from the outputs of the nodes before it.
     """
-    seen = _Recorder(blocks, present)
     ahead = dict(_beside(model, blocks))
-    with handled({**ahead, **blocks}, seen):
-        sample.output()
+    seen, sample = _first_run(blocks, ahead, samples, weights)
     _check_calls(list(blocks), seen.calls)
     nodes = {name: ahead[name] for name in _worth_storing(seen, ahead, next(iter(blocks)))} | dict(blocks)
     for name in blocks:
         check_output(name, seen.outputs[name])
     first = len(nodes) - len(blocks)
-    replay = _Replay(nodes, seen, sample, present)
+    replay = _Replay(nodes, seen, sample, weights.present)
     needed = [frozenset[int]()] * first
     for place in range(first, len(nodes)):
         needed.append(replay.needed(place, needed[-1] if needed else frozenset()))
     return Route(nodes, first, tuple(needed), replay.input_use(needed, first))
 
 
+def _first_run(
+    blocks: Mapping[str, nn.Module], ahead: Mapping[str, nn.Module], samples: Sequence[Batch], weights: Present
+) -> tuple[_Recorder, Batch]:
+    """Run the first sample that the model takes; if it takes none, with all weights outside of the blocks there."""
+    while True:
+        for sample in samples:
+            seen = _Recorder(blocks, weights)
+            try:
+                with handled({**ahead, **blocks}, seen):
+                    sample.output()
+                return seen, sample
+            except Exception:
+                if sample is samples[-1] and not weights.complete():
+                    raise
+
+
 class _Recorder:
     """Records the calls of nodes: their order, the inputs of the blocks, and all outputs."""
 
-    def __init__(self, blocks: Mapping[str, nn.Module], present: Present) -> None:
+    def __init__(self, blocks: Mapping[str, nn.Module], weights: Present) -> None:
         self.calls: list[str] = []
         self.inputs: dict[str, Inputs] = {}
         self.outputs: dict[str, Any] = {}
-        self._blocks, self._present = blocks, present
+        self._blocks, self._weights = blocks, weights
 
     def __call__(self, name: str, original: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         self.calls.append(name)
@@ -81,7 +110,7 @@ class _Recorder:
             output = original(*args, **kwargs)
         else:
             self.inputs[name] = (cloned(args), cloned(dict(kwargs)))
-            with self._present(name):
+            with self._weights.present(name):
                 output = original(*args, **kwargs)
         self.outputs[name] = cloned(output)
         return output
@@ -196,7 +225,7 @@ class _Replay:
     are run, and their outputs compared instead.
     """
 
-    def __init__(self, nodes: Mapping[str, nn.Module], seen: _Recorder, sample: Batch, present: Present) -> None:
+    def __init__(self, nodes: Mapping[str, nn.Module], seen: _Recorder, sample: Batch, present: _Presence) -> None:
         self._relay, self._sample, self._present = Relay(nodes), sample, present
         self._outputs = [seen.outputs[name] for name in nodes]
         self._inputs = [seen.inputs.get(name) for name in nodes]
