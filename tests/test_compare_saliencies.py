@@ -8,7 +8,7 @@ from tests.examples import EXAMPLES, run_example
 
 
 def shorten_fine_tuning(monkeypatch):
-    """10 epochs for what is pruned at initialisation instead of 30; a part of one for the rest, of which no claim is."""
+    """10 epochs for what is pruned at initialisation instead of 30; a part of one for the rest, without claims."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     nets = importlib.import_module("compare_nets")
     whole = nets.fine_tune
