@@ -41,12 +41,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500, help="of training")
     parser.add_argument("--sequences", type=int, default=256, help="of calibration")
     parser.add_argument("--blocks", type=int, default=6, help="of the model")
+    parser.add_argument("--width", type=int, default=64, help="of the model")
     options = parser.parse_args()
     torch.set_num_threads(1)
     console, dense = Console(), []
     found: dict[tuple[str, str, bool], list[float]] = {}
     for seed in range(options.seeds):
-        model = trained(seed, options.steps, options.blocks)
+        model = trained(seed, options.steps, width=options.width, blocks=options.blocks)
         dense.append(perplexity(model))
         data = list(sequences(options.sequences, torch.Generator().manual_seed(seed + 1000))[:, :-1].split(8))
         for target, given in TARGETS.items():

@@ -83,10 +83,10 @@ def trainer_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
     return trainer
 
 
-def trained(seed: int, steps: int, blocks: int = 4) -> LanguageModel:
+def trained(seed: int, steps: int, **shape: int) -> LanguageModel:
     """Return a trained model in eval mode."""
     torch.manual_seed(seed)
-    model, generator = LanguageModel(blocks=blocks), torch.Generator().manual_seed(seed)
+    model, generator = LanguageModel(**shape), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     pieces = (sequences(16, generator) for _ in range(steps))
     trainer_of(model, optimizer).run(((each[:, :-1], each[:, 1:]) for each in pieces), epoch_length=steps)
