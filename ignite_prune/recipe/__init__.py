@@ -1,0 +1,30 @@
+"""Recipes: files that say how a model is pruned, and readers of the recipes of other tools.
+
+Example:
+    >>> from ignite_prune import recipe
+    >>> print(recipe.load("schedule: {type: OneShot, sparsity: 0.5, at: 2}").dump())
+    version: 1
+    prune:
+      schedule: {type: OneShot, sparsity: 0.5, at: 2}
+    <BLANKLINE>
+"""
+
+from typing import TYPE_CHECKING
+
+from ignite_prune._utils.lazy import importer
+
+if TYPE_CHECKING:
+    from ignite_prune.recipe.attached import Attached
+    from ignite_prune.recipe.recipe import Recipe, dump, load
+    from ignite_prune.recipe.recipe_error import RecipeError
+
+__all__ = ["Attached", "Recipe", "RecipeError", "dump", "load"]
+
+_FILES = {
+    "Attached": "attached",
+    "Recipe": "recipe",
+    "RecipeError": "recipe_error",
+    "dump": "recipe",
+    "load": "recipe",
+}
+__getattr__ = importer(__name__, _FILES)
