@@ -15,16 +15,21 @@ from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.recipe.attached import Attached
+    from ignite_prune.recipe.dialects.report import Report
+    from ignite_prune.recipe.reading import Reading, read
     from ignite_prune.recipe.recipe import Recipe, dump, load
     from ignite_prune.recipe.recipe_error import RecipeError
 
-__all__ = ["Attached", "Recipe", "RecipeError", "dump", "load"]
+__all__ = ["Attached", "Reading", "Recipe", "RecipeError", "Report", "dump", "load", "read"]
 
 _FILES = {
     "Attached": "attached",
+    "Reading": "reading",
     "Recipe": "recipe",
     "RecipeError": "recipe_error",
+    "Report": "dialects.report",
     "dump": "recipe",
     "load": "recipe",
+    "read": "reading",
 }
 __getattr__ = importer(__name__, _FILES)

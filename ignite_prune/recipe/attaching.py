@@ -21,6 +21,7 @@ from ignite_prune.recipe.calibration_model import CalibrationModel
 from ignite_prune.recipe.entry import Entry
 from ignite_prune.recipe.models import needs
 from ignite_prune.recipe.recipe_error import Path, RecipeError
+from ignite_prune.recipe.rules import resolved
 from ignite_prune.recipe.source import Source
 from ignite_prune.update.calibration import as_calibration
 from ignite_prune.update.param_groups import as_dicts
@@ -129,7 +130,7 @@ class Attaching:
                 context["masks"] = self._nonzero(entry)
             if "pruner" in self.handlers:
                 context["pruner"] = self.handlers["pruner"]
-            change = partial(_scaled, entry, self.length)
+            change = partial(self._fitted, entry)
             handler = entry.handler.make(_needed(entry, context), change, seed=self.recipe.seed)
             self.handlers[entry.key] = handler
             self._check_end(entry, handler)
@@ -137,8 +138,15 @@ class Attaching:
                 return None
             return entry.event.resolve(self.length, handler._schedules())
 
+    def _fitted(self, entry: Entry, value: Any) -> Any:
+        """Return a value for this model and run: rules as names, schedules in what the event counts."""
+        if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+            return [{key: self._fitted(entry, each) for key, each in group.items()} for group in value]
+        value = resolved(value, self.model)
+        return value if entry.event is None else entry.event.scaled(value, self.length)
+
     def _nonzero(self, entry: Entry) -> dict[str, torch.Tensor]:
-        given = entry.handler.given()
+        given = {name: self._fitted(entry, each) for name, each in entry.handler.given().items()}
         chosen: dict[str, nn.Parameter] = {}
         for group in as_dicts(given.get("params")):
             chosen |= select(self.model, group["params"], group.get("exclude", given.get("exclude", ())))
@@ -205,15 +213,6 @@ def _length(loader: Any, steps_per_epoch: int | None) -> int | None:
         return None if loader is None else len(loader)
     except TypeError:
         return None
-
-
-def _scaled(entry: Entry, length: int | None, value: Any) -> Any:
-    """Return a value whose schedules count in the event's unit."""
-    if entry.event is None:
-        return value
-    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
-        return [{key: _scaled(entry, length, each) for key, each in group.items()} for group in value]
-    return entry.event.scaled(value, length)
 
 
 def _needed(entry: Entry, context: dict[str, Any]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def read_piece(kind: str, value: Any) -> Any:
     if isinstance(value, base_of(kind)) or (isinstance(value, PieceModel) and issubclass(value.piece, base_of(kind))):
         return value
     if kind == "saliency" and (callable(value) or (isinstance(value, str) and ":" in value)):
-        return as_saliency(read_function(value))
+        return as_saliency(read_function(value) or value)
     piece, fields = piece_and_fields(kind, value)
     model = model_of(piece).model_validate(fields)
     return model if is_late(model.piece) else _checked(model)

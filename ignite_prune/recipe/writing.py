@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ignite_prune.recipe.kinds import is_record, kind_of_base, pieces
 from ignite_prune.recipe.models import PieceModel, RecipeModel
+from ignite_prune.recipe.rules import Rule, written_rule
 from ignite_prune.recipe.values import write_function, write_tensors
 from ignite_prune.saliency import FromCallable
 
@@ -35,6 +36,8 @@ def written(value: Any) -> Any:
         }
     if isinstance(value, FromCallable):
         return write_function(value.function)
+    if isinstance(value, Rule):
+        return written_rule(value)
     if is_record(type(value)):
         return _record(value)
     return _other(value)
