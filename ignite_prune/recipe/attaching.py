@@ -19,6 +19,7 @@ from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.recipe.attached import Attached
 from ignite_prune.recipe.calibration_model import CalibrationModel
 from ignite_prune.recipe.entry import Entry
+from ignite_prune.recipe.epochs import Epochs
 from ignite_prune.recipe.models import needs
 from ignite_prune.recipe.recipe_error import Path, RecipeError
 from ignite_prune.recipe.rules import resolved
@@ -141,9 +142,17 @@ class Attaching:
     def _fitted(self, entry: Entry, value: Any) -> Any:
         """Return a value for this model and run: rules as names, schedules in what the event counts."""
         if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-            return [{key: self._fitted(entry, each) for key, each in group.items()} for group in value]
+            return [self._group(entry, group) for group in value]
+        if isinstance(value, Epochs):
+            return value.iterations(self.length)
         value = resolved(value, self.model)
         return value if entry.event is None else entry.event.scaled(value, self.length)
+
+    def _group(self, entry: Entry, group: dict[str, Any]) -> dict[str, Any]:
+        fitted = {key: self._fitted(entry, each) for key, each in group.items() if key != "keep"}
+        if "keep" in group:
+            fitted["schedule"] = group["keep"].schedule(self.model, fitted["params"])
+        return fitted
 
     def _nonzero(self, entry: Entry) -> dict[str, torch.Tensor]:
         given = {name: self._fitted(entry, each) for name, each in entry.handler.given().items()}

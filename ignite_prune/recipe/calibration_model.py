@@ -10,7 +10,7 @@ import torch
 from pydantic import StrictInt, StrictStr, field_validator
 
 from ignite_prune._utils.arguments import near
-from ignite_prune.recipe.models import RecipeModel
+from ignite_prune.recipe.recipe_model import RecipeModel
 from ignite_prune.update.calibration import Calibration
 
 LOSSES = [

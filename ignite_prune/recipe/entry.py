@@ -9,7 +9,8 @@ from pydantic import StrictStr, WithJsonSchema
 
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.recipe.event import Event
-from ignite_prune.recipe.models import RecipeModel, model_of, needs, piece_and_fields, seeded
+from ignite_prune.recipe.models import model_of, needs, piece_and_fields, seeded
+from ignite_prune.recipe.recipe_model import RecipeModel
 from ignite_prune.recipe.writing import written
 
 _OWN = ("name", "event", "structure", "masks")

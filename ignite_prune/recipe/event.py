@@ -14,7 +14,7 @@ from pydantic import StrictInt, field_validator, model_validator
 from ignite_prune._utils.arguments import near
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.recipe.annotations import Number
-from ignite_prune.recipe.models import RecipeModel
+from ignite_prune.recipe.recipe_model import RecipeModel
 from ignite_prune.recipe.scheduled_filter import ScheduledFilter
 from ignite_prune.schedule import Held, InEpochs, Schedule
 

@@ -10,13 +10,15 @@ from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, PlainValidator, TypeAdapter, WithJsonSchema, create_model, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import PlainValidator, TypeAdapter, WithJsonSchema, create_model
 
 from ignite_prune._utils.arguments import near
 from ignite_prune.recipe.annotations import Number, field_type, hint_of
+from ignite_prune.recipe.epochs import read_count
+from ignite_prune.recipe.keep_units import KeepUnits
 from ignite_prune.recipe.kinds import base_of, named, pieces, plain
-from ignite_prune.recipe.rules import read_rules
+from ignite_prune.recipe.recipe_model import RecipeModel
+from ignite_prune.recipe.rules import is_rule, read_rules
 from ignite_prune.recipe.values import read_function
 from ignite_prune.saliency import as_saliency
 
@@ -26,29 +28,6 @@ FROM_ATTACH = {  # arguments that attach() has, not a file
 }  # fmt: skip
 Context = Mapping[str, Any]
 NOTHING: Context = MappingProxyType({})
-
-
-class RecipeModel(BaseModel):
-    """A part of a recipe: unknown fields are refused, and values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fields_are_known(cls, value: Any) -> Any:
-        """Refuse what is no mapping, and unknown fields, with near matches."""
-        if isinstance(value, cls):
-            return value
-        if not isinstance(value, Mapping):
-            raise ValueError(
-                f"should be a mapping of {', '.join(cls.model_fields) or 'no'} fields, but given {value!r:.80}"
-            )
-        for key in value:
-            if key not in cls.model_fields:
-                fields = list(cls.model_fields)
-                known = near(str(key), fields) if fields else "it has no fields"
-                raise PydanticCustomError("unknown", "unknown field; {known}", {"known": known, "field": key})
-        return value
 
 
 class PieceModel(RecipeModel):
@@ -82,9 +61,9 @@ def made(value: Any, context: Context, change: Callable[[Any], Any] = lambda val
     if isinstance(value, PieceModel):
         return value.make(context, change)
     if isinstance(value, dict):
-        return {key: change(made(each, context, change)) for key, each in value.items()}
+        return {key: made(each, context, change) for key, each in value.items()}
     if isinstance(value, list):
-        return [change(made(each, context, change)) for each in value]
+        return [made(each, context, change) for each in value]
     return value
 
 
@@ -150,6 +129,8 @@ def _owner(piece: type, name: str) -> type:
 def _field(piece: type, parameter: inspect.Parameter, owner: type) -> tuple[Any, Any]:
     hint = hint_of(owner, parameter.annotation)
     kind = field_type(hint, read_piece, read_record)
+    if hint in (int, int | None) and issubclass(piece, base_of("handler")):
+        kind = Annotated[Any, PlainValidator(read_count), WithJsonSchema({"x-count": True})]
     if hint is Any and parameter.name in ("params", "exclude"):
         read = partial(read_params, piece) if parameter.name == "params" else read_rules
         kind = Annotated[Any, PlainValidator(read), WithJsonSchema(_RULES)]
@@ -226,7 +207,7 @@ def read_record(records: tuple[type, ...], value: Any) -> Any:
 
 def read_params(piece: type, value: Any) -> Any:
     """Return rules, or groups with settings: a list of ``{params: ..., settings}``, or ``{rule: settings}``."""
-    if isinstance(value, Mapping) and set(value) != {"layer"}:
+    if isinstance(value, Mapping) and not is_rule(value):
         value = [{"params": rule, **_settings(rule, each)} for rule, each in value.items()]
     if isinstance(value, (list, tuple)) and any(isinstance(each, Mapping) and "params" in each for each in value):
         field: Any = Annotated[Any, PlainValidator(partial(_read_group, piece))]
@@ -253,7 +234,12 @@ def group_model(piece: type) -> type[RecipeModel]:
         for name, (parameter, owner) in arguments(piece).items()
         if name != "params"
     }
-    fields = {"params": (Annotated[Any, PlainValidator(read_rules)], ...), "sparsity": (Number, None), **fields}
+    fields = {
+        "params": (Annotated[Any, PlainValidator(read_rules)], ...),
+        "sparsity": (Number, None),
+        "keep": (KeepUnits, None),
+        **fields,
+    }
     return create_model(f"{piece.__name__}Group", __base__=RecipeModel, **fields)
 
 

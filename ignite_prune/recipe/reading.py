@@ -12,9 +12,12 @@ from torch import Tensor
 
 from ignite_prune._utils.arguments import near
 from ignite_prune.recipe.dialects.draft import Draft
+from ignite_prune.recipe.dialects.masked_state import is_masked, plain_state
 from ignite_prune.recipe.dialects.modifiers import has_modifiers
+from ignite_prune.recipe.dialects.neural_compressor import is_neural_compressor, read_neural_compressor
 from ignite_prune.recipe.dialects.report import Report
 from ignite_prune.recipe.dialects.sparseml import read_modifiers
+from ignite_prune.recipe.dialects.tfmot import is_schedule, read_schedule
 from ignite_prune.recipe.recipe import Recipe
 from ignite_prune.recipe.recipe_error import RecipeError
 from ignite_prune.recipe.source import Source, is_text, parsed, source_of, text_of
@@ -81,8 +84,11 @@ def read(given: Any, dialect: str | None = None) -> Reading:
         >>> found.report.translated[0].what, found.recipe.prune.handler.schedule.horizon
         ('GMPruningModifier', 4)
     """
-    if dialect is not None and dialect not in _READERS:
-        raise ValueError(f"Argument dialect: there is none {dialect!r}; {near(str(dialect), list(_READERS))}")
+    names = [*_READERS, "torch"]
+    if dialect is not None and dialect not in names:
+        raise ValueError(f"Argument dialect: there is none {dialect!r}; {near(str(dialect), names)}")
+    if is_masked(given, dialect):
+        return _of_state(given)
     source = _source(given)
     if not isinstance(source.data, (dict, list)):
         raise source.error("a recipe should be a mapping, but this is text")
@@ -128,6 +134,10 @@ def _recognised(source: Source) -> str:
     data = source.data
     if has_modifiers(data):
         return "sparseml"
+    if is_schedule(data):
+        return "tfmot"
+    if is_neural_compressor(data):
+        return "neural_compressor"
     if isinstance(data, dict) and ({"prune", "handlers"} & set(data) or "schedule" in data):
         return "ignite_prune"
     raise source.error(
@@ -146,7 +156,15 @@ def _own(source: Source) -> Reading:
     return Reading(Recipe.from_source(source.strict()), Report("ignite_prune"))
 
 
+def _of_state(given: Any) -> Reading:
+    plain, masks, report = plain_state(given)
+    recipe = Recipe.from_source(source_of({"prune": {"params": list(masks), "masks": "nonzero"}}))
+    return Reading(recipe, report, masks, plain)
+
+
 _READERS: dict[str, Callable[[Source], Reading]] = {
     "ignite_prune": _own,
+    "neural_compressor": lambda source: _finished(read_neural_compressor(source)),
     "sparseml": lambda source: _finished(read_modifiers(source)),
+    "tfmot": lambda source: _finished(read_schedule(source)),
 }

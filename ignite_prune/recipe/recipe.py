@@ -17,8 +17,8 @@ from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.recipe.annotations import Number
 from ignite_prune.recipe.calibration_model import CalibrationModel
 from ignite_prune.recipe.entry import Entry, read_entry
-from ignite_prune.recipe.models import RecipeModel
 from ignite_prune.recipe.problems import as_recipe_error
+from ignite_prune.recipe.recipe_model import RecipeModel
 from ignite_prune.recipe.rounds import Rounds
 from ignite_prune.recipe.source import Source, source_of
 from ignite_prune.recipe.writing import written

@@ -9,7 +9,8 @@ from pydantic import PlainValidator, StrictInt, StrictStr, WithJsonSchema
 
 from ignite_prune.handlers.lottery.rewind import Rewind
 from ignite_prune.recipe.annotations import Number
-from ignite_prune.recipe.models import RecipeModel, read_record
+from ignite_prune.recipe.models import read_record
+from ignite_prune.recipe.recipe_model import RecipeModel
 
 
 class Rounds(RecipeModel):

@@ -1,8 +1,8 @@
 """Rules for parameters, as a file gives them: names and globs, and those that only the model can resolve.
 
 The rules of :func:`ignite_prune.core.selection.select` are names, globs and layer types. A file may also hold a regular
-expression, several layer types of which a model need not have all, and names of modules; they become names of parameters
-when the recipe is attached.
+expression, several layer types of which a model need not have all, and names of modules; they become names of
+parameters when the recipe is attached.
 """
 
 from __future__ import annotations
@@ -167,6 +167,13 @@ def read_rules(value: Any) -> Any:
     return value
 
 
+def is_rule(value: Mapping[Any, Any]) -> bool:
+    """Return whether a mapping is one rule, and not ``{rule: settings}``."""
+    return bool({"layer", "layers", "regex", "modules"} & set(value)) and not isinstance(
+        next(iter(value.values())), Mapping
+    )
+
+
 def _read_rule(value: Mapping[str, Any]) -> Any:
     kinds: dict[str, Any] = {"regex": RegexRule, "layers": LayersRule, "modules": ModulesRule}
     if set(value) == {"layer"}:
@@ -180,7 +187,7 @@ def _read_rule(value: Mapping[str, Any]) -> Any:
                 break
             return rule(**given)
     raise ValueError(
-        f"should be a name, a glob, or {{layer: NAME}}, {{layers: [...]}}, {{regex: ...}} or {{modules: [...]}}, but given "
+        "should be a name, a glob, or {layer: NAME}, {layers: [...]}, {regex: ...} or {modules: [...]}, but given "
         f"{dict(value)!r:.80}"
     )
 

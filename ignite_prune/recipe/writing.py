@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune.recipe.epochs import Epochs
 from ignite_prune.recipe.kinds import is_record, kind_of_base, pieces
-from ignite_prune.recipe.models import PieceModel, RecipeModel
+from ignite_prune.recipe.models import PieceModel
+from ignite_prune.recipe.recipe_model import RecipeModel
 from ignite_prune.recipe.rules import Rule, written_rule
 from ignite_prune.recipe.values import write_function, write_tensors
 from ignite_prune.saliency import FromCallable
@@ -36,6 +38,8 @@ def written(value: Any) -> Any:
         }
     if isinstance(value, FromCallable):
         return write_function(value.function)
+    if isinstance(value, Epochs):
+        return {"epochs": value.epochs}
     if isinstance(value, Rule):
         return written_rule(value)
     if is_record(type(value)):

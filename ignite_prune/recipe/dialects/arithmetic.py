@@ -74,8 +74,8 @@ class Variables:
         if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
             return _OPERATORS[type(node.op)](self._number(node.operand, text))
         raise ValueError(
-            f"eval({text:.60}) should hold numbers, variables, + - * / and parentheses; {type(node).__name__} is none of "
-            "them, and nothing is evaluated"
+            f"eval({text:.60}) should hold numbers, variables, + - * / and parentheses; {type(node).__name__} is "
+            "none of them, and nothing is evaluated"
         )
 
     def _number(self, node: ast.AST, text: str) -> Any:

@@ -57,12 +57,12 @@ class Draft:
 
     def _gathered(self) -> dict[str, Any]:
         """Return the groups as one where there is one, and what they share once."""
-        if len(self.groups) == 1:
+        if len(self.groups) == 1 and "keep" not in self.groups[0]:
             return dict(self.groups[0])
         shared = {
             key: value
             for key, value in self.groups[0].items()
-            if key != "params" and all(group.get(key) == value for group in self.groups)
+            if key not in ("params", "keep") and all(group.get(key) == value for group in self.groups)
         }
         rest = [{key: value for key, value in group.items() if key not in shared} for group in self.groups]
         return {"params": rest, **shared}

@@ -29,9 +29,10 @@ def _rate_function(modifier: Modifier) -> Answer:
     first, last = given.get("init_lr"), given.get("final_lr")
     start, end = given.get("start_epoch", 0), given.get("end_epoch")
     span = f"{end} * len(loader)"
+    cycle = f"cycle_size=2 * ({end} - {start}) * len(loader)"
     kinds = {
         "linear": f"PiecewiseLinear(optimizer, 'lr', [({start} * len(loader), {first}), ({span}, {last})])",
-        "cosine": f"CosineAnnealingScheduler(optimizer, 'lr', {first}, {last}, cycle_size=2 * ({end} - {start}) * len(loader))",
+        "cosine": f"CosineAnnealingScheduler(optimizer, 'lr', {first}, {last}, {cycle})",
         "cyclic_linear": f"LinearCyclicalScheduler(optimizer, 'lr', {first}, {last}, cycle_size=...)",
     }
     return (

@@ -93,7 +93,7 @@ def pattern_of(mask_type: Any, mask_structure: Any) -> Any:
     if isinstance(value, list) and len(value) == 2 and all(type(each) is int and each > 0 for each in value):
         return {"type": "Block", "shape": value}
     raise ValueError(
-        f"mask_type should be unstructured, block4, [rows, columns] above 0, N:M, filter or channel, but given {value!r}"
+        f"mask_type should be unstructured, block4, [rows, columns], N:M, filter or channel, but given {value!r}"
     )
 
 
