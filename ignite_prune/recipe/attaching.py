@@ -125,6 +125,9 @@ class Attaching:
 
     def _make(self, entry: Entry, path: Path, context: dict[str, Any]) -> Any:
         """Make an entry's handler and return its event; None for the handler's default."""
+        if entry.event is not None:
+            with self._placed((*path, "event")):
+                entry.event.factor(self.length)
         with self._placed(path):
             context = {name: each for name, each in context.items() if name != "structure" or entry.structure}
             if entry.masks == "nonzero":

@@ -242,9 +242,9 @@ class _Expansion:
         try:
             if kind == "bool":
                 return self.scalars.construct_yaml_bool(node)
-            if kind == "int":
+            if kind == "int" and ":" not in node.value:  # 2:4 is no number to the base of 60
                 return self.scalars.construct_yaml_int(node)
-            if kind == "float":
+            if kind == "float" and ":" not in node.value:
                 return self.scalars.construct_yaml_float(node)
         except ValueError:
             raise self.source.error(f"not a number: {node.value:.40}", path) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -38,20 +39,23 @@ def read_dtype(value: Any) -> torch.dtype | None:
 
 
 def read_function(value: Any) -> Callable[..., Any] | None:
-    """Return the function ``module:name`` of a module that has been imported; a recipe imports nothing."""
+    """Return the function ``module:name``: one of the user's own, in a module that has been imported.
+
+    A recipe imports nothing, and names no function of Python's library or of torch, which might do anything.
+    """
     if value is None or callable(value):
         return value  # type: ignore[no-any-return]
     if not isinstance(value, str) or value.count(":") != 1:
         raise ValueError(f"should be a function as 'module:name', but given {value!r}")
     module, _, name = value.partition(":")
+    if module.split(".")[0] in {*sys.stdlib_module_names, "torch"} - {"__main__"}:
+        raise ValueError(f"a recipe names functions of your own modules, but given {value!r}")
     if module not in sys.modules:
         raise ValueError(f"the module {module!r} of {value!r} is not imported; import it before the recipe is loaded")
-    found: Any = sys.modules[module]
-    for part in name.split("."):
-        found = vars(found).get(part) if hasattr(found, "__dict__") else None
-    if not callable(found):
-        raise ValueError(f"the module {module!r} has no function {name!r}")
-    return found  # type: ignore[no-any-return]
+    found = vars(sys.modules[module]).get(name)
+    if not isinstance(found, FunctionType) or found.__module__ != module:
+        raise ValueError(f"the module {module!r} defines no function {name!r}")
+    return found
 
 
 def write_function(value: Callable[..., Any]) -> str:
@@ -61,7 +65,7 @@ def write_function(value: Callable[..., Any]) -> str:
         ValueError: it is a lambda, or within another function.
     """
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "<object>")
-    if module is None or "<" in name:
+    if module is None or "<" in name or "." in name:
         raise ValueError(f"the function {name} has no name that a file could give; define it at the top of a module")
     return f"{module}:{name}"
 

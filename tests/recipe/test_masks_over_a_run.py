@@ -149,7 +149,11 @@ def test_n_of_m_counts_what_is_pruned(pruned):
     text = f"""
     modifiers:
       - !MagnitudePruningModifier
-          {{final_sparsity: {pruned / 4}, start_epoch: 1, end_epoch: 1, mask_type: '{pruned}:4', params: __ALL_PRUNABLE__}}
+          final_sparsity: {pruned / 4}
+          start_epoch: 1
+          end_epoch: 1
+          mask_type: {pruned}:4
+          params: __ALL_PRUNABLE__
     """
     rule = lambda step, scores: of_four(scores, pruned) if step == LENGTH else None  # noqa: E731
     assert_equal(run_of(text), plain_run(rule))

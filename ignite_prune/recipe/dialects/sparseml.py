@@ -61,7 +61,9 @@ def _read(draft: Draft, modifier: Modifier) -> None:
     try:
         why = read(draft, modifier)
     except (ValueError, TypeError) as error:
-        field = next((key for key in [*modifier.fields, ""] if key and f"{key} " in str(error)), None)
+        given, text = draft.source.at(modifier.path), str(error)
+        keys = sorted(given, key=lambda key: not text.startswith(f"{key} ")) if isinstance(given, dict) else []
+        field = next((key for key in keys if f"{key} " in text), None)
         raise draft.source.error(f"{name}: {error}", (*modifier.path, field) if field else modifier.path) from None
     draft.report.add("translated", name, line, why)
     for key in modifier.fields:
@@ -252,7 +254,7 @@ def _one_shot(saliency: Any, repair: Any) -> Callable[[Draft, Modifier], str]:
         if isinstance(sparsity, list) and len(sparsity) != len(targets):
             raise ValueError(f"sparsity should have one number for each of the {len(targets)} targets")
         for names, each in several:
-            schedule = {"type": "OneShot", "sparsity": number("sparsity", each), "at": 1}
+            schedule = {"type": "OneShot", "sparsity": number("sparsity", each), "at": 0}
             draft.group(modifier.path, params=targets_of(names, ignore), schedule=schedule, **shared)
         draft.settings["event"] = "started"
         needs = "" if saliency == "Magnitude" else "; attach(..., data=) of calibration"
