@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from ignite_prune.recipe.reading import Reading, read
     from ignite_prune.recipe.recipe import Recipe, dump, load
     from ignite_prune.recipe.recipe_error import RecipeError
+    from ignite_prune.recipe.schema import json_schema
 
-__all__ = ["Attached", "Reading", "Recipe", "RecipeError", "Report", "dump", "load", "read"]
+__all__ = ["Attached", "Reading", "Recipe", "RecipeError", "Report", "dump", "json_schema", "load", "read"]
 
 _FILES = {
     "Attached": "attached",
@@ -29,6 +30,7 @@ _FILES = {
     "RecipeError": "recipe_error",
     "Report": "dialects.report",
     "dump": "recipe",
+    "json_schema": "schema",
     "load": "recipe",
     "read": "reading",
 }

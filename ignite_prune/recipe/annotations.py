@@ -94,7 +94,7 @@ def field_type(hint: Any, read: Callable[[str, Any], Any], read_record: Callable
 
 
 def _record_field(records: tuple[type, ...], read_record: Callable[[tuple[type, ...], Any], Any]) -> Any:
-    names = [each.__name__ for each in records]
+    names = [f"{each.__module__}:{each.__name__}" for each in records]
     return Annotated[Any, PlainValidator(partial(read_record, records)), WithJsonSchema({"x-record": names})]
 
 

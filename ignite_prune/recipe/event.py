@@ -137,7 +137,7 @@ class Event(RecipeModel):
             held = [each for each in schedules if isinstance(each, Held)]
             if not held or len(held) < len(schedules):
                 raise ValueError("every: schedule needs schedules of type Held, which say when they change")
-            return event(event_filter=ScheduledFilter(self, lambda step: any(each.updates_at(step) for each in held)))
+            return event(event_filter=ScheduledFilter(self, partial(_changes, held)))
         every = 1 if self.every is None else self.every
         if factor == 1 and isinstance(every, int) and not self.begin and self.end is None:
             limits: dict[str, Any] = {"every": self.every, "before": self.before, "after": self.after}
@@ -152,3 +152,8 @@ class Event(RecipeModel):
         k, spacing = math.floor((step - first) / (every * factor) + _ROUNDING), every * factor
         is_step = any(j >= 0 and math.ceil(first + j * spacing - _ROUNDING) == step for j in (k, k - 1))
         return is_step and step <= last and after < step < before
+
+
+def _changes(held: Sequence[Held], step: int) -> bool:
+    """Return whether a schedule has an update; that of step 0, before the first event, is made at the first."""
+    return any(each.updates_at(step) or (step == 1 and each.updates_at(0)) for each in held)

@@ -70,7 +70,7 @@ def made(value: Any, context: Context, change: Callable[[Any], Any] = lambda val
 @cache
 def needs(piece: type) -> tuple[str, ...]:
     """Return the arguments of a piece that no file gives."""
-    return tuple(name for name in _signature(piece) if name in FROM_ATTACH)
+    return () if dataclasses.is_dataclass(piece) else tuple(name for name in _signature(piece) if name in FROM_ATTACH)
 
 
 def is_late(piece: type) -> bool:
@@ -98,7 +98,7 @@ def arguments(piece: type) -> dict[str, tuple[inspect.Parameter, type]]:
 
     Where a constructor passes further keywords on (``**settings``), those of the class above it are arguments too.
     """
-    return {name: each for name, each in _signature(piece).items() if name not in FROM_ATTACH}
+    return {name: each for name, each in _signature(piece).items() if name not in needs(piece)}
 
 
 @cache

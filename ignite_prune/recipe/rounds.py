@@ -12,6 +12,9 @@ from ignite_prune.recipe.annotations import Number
 from ignite_prune.recipe.models import read_record
 from ignite_prune.recipe.recipe_model import RecipeModel
 
+_SCHEMA = {"x-record": [f"{Rewind.__module__}:Rewind"]}
+_REWIND = Annotated[Any, PlainValidator(partial(read_record, (Rewind,))), WithJsonSchema(_SCHEMA)]
+
 
 class Rounds(RecipeModel):
     """What ``create_pruning_engine`` is given; the schedule of ``prune`` counts rounds then.
@@ -27,9 +30,7 @@ class Rounds(RecipeModel):
 
     rounds: StrictInt
     epochs: StrictInt
-    rewind: Annotated[
-        Any, PlainValidator(partial(read_record, (Rewind,))), WithJsonSchema({"x-record": ["Rewind"]})
-    ] = None
+    rewind: _REWIND = None
     fine_tune: StrictInt = 0
     floor: dict[StrictStr, Number] | None = None
     target: Number | None = None

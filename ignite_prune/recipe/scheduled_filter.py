@@ -7,7 +7,7 @@ from typing import Any
 
 
 class ScheduledFilter:
-    """A filter of counts; what is due at step 0, before the first event, is due at the first.
+    """A filter of counts.
 
     Args:
         event: what it was made from, so that ``Recipe.of`` can write it.
@@ -18,4 +18,4 @@ class ScheduledFilter:
         self.event, self._is_due = event, is_due
 
     def __call__(self, engine: Any, event: int) -> bool:
-        return self._is_due(event) or (event == 1 and self._is_due(0))
+        return self._is_due(event)

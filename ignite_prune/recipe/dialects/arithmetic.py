@@ -29,7 +29,7 @@ def is_expression(value: Any) -> bool:
     return isinstance(value, str) and value.strip().startswith("eval(") and value.strip().endswith(")")
 
 
-class Variables:
+class Arithmetic:
     """The variables of a file, whose values may be expressions of other variables.
 
     Args:
@@ -47,7 +47,7 @@ class Variables:
             ValueError: not arithmetic, an unknown variable, a cycle, a division by zero, a number that is too large.
 
         Example:
-            >>> Variables({"warm": 2.0, "end": "eval(warm + 3 * 4)"}).value("eval(end / 2)")
+            >>> Arithmetic({"warm": 2.0, "end": "eval(warm + 3 * 4)"}).value("eval(end / 2)")
             7.0
         """
         if not is_expression(given):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ignite_prune.recipe.dialects.arithmetic import Variables
+from ignite_prune.recipe.dialects.arithmetic import Arithmetic
 from ignite_prune.recipe.recipe_error import Path
 from ignite_prune.recipe.source import Source
 
@@ -62,7 +62,7 @@ def _walk(source: Source, data: Any, path: Path, variables: dict[str, Any], one_
     one_shot = one_shot or "oneshot" in str(kind).lower() or (not path and _is_new(data))
     for key, each in data.items():
         if str(key).endswith("modifiers"):
-            yield from _listed(source, each, (*path, key), Variables(variables), one_shot)
+            yield from _listed(source, each, (*path, key), Arithmetic(variables), one_shot)
         elif key not in ("args", "metadata", "args_evaluated"):
             yield from _walk(source, each, (*path, key), variables, one_shot)
 
@@ -75,7 +75,7 @@ def _is_new(data: Mapping[Any, Any]) -> bool:
     )
 
 
-def _listed(source: Source, data: Any, path: Path, variables: Variables, one_shot: bool) -> Iterator[Modifier]:
+def _listed(source: Source, data: Any, path: Path, variables: Arithmetic, one_shot: bool) -> Iterator[Modifier]:
     """Yield the modifiers of a list or mapping."""
     items = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
     for key, each in items:
@@ -104,7 +104,7 @@ def _named(source: Source, key: Any, each: Any, path: Path) -> tuple[str | None,
     return None, None
 
 
-def _computed(source: Source, fields: Any, path: Path, variables: Variables) -> dict[str, Any]:
+def _computed(source: Source, fields: Any, path: Path, variables: Arithmetic) -> dict[str, Any]:
     if fields is not None and not isinstance(fields, (Mapping, str)):
         raise source.error("should be a mapping of a modifier's fields", path)
     found = {}
