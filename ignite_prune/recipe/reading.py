@@ -13,7 +13,7 @@ from torch import Tensor
 from ignite_prune._utils.arguments import near
 from ignite_prune.recipe.dialects.draft import Draft
 from ignite_prune.recipe.dialects.masked_state import is_masked, plain_state
-from ignite_prune.recipe.dialects.modifiers import has_modifiers
+from ignite_prune.recipe.dialects.modifiers import is_modifiers
 from ignite_prune.recipe.dialects.neural_compressor import is_neural_compressor, read_neural_compressor
 from ignite_prune.recipe.dialects.report import Report
 from ignite_prune.recipe.dialects.sparseml import read_modifiers
@@ -107,9 +107,9 @@ def _source(given: Any) -> Source:
     if not blocks:
         return parsed(str(text), name)
     found = [parsed(block, name, first) for first, block in blocks]
-    chosen = next((each for each in found if has_modifiers(each.data)), found[0])
+    chosen = next((each for each in found if is_modifiers(each)), found[0])
     for each in found:
-        if each is not chosen and has_modifiers(each.data):
+        if each is not chosen and is_modifiers(each):
             chosen.repeated.append((("another block",), chosen.line(()) or 1, each.line(()) or 1))
     return chosen
 
@@ -132,7 +132,7 @@ def markdown_blocks(text: str) -> list[tuple[int, str]]:
 
 def _recognised(source: Source) -> str:
     data = source.data
-    if has_modifiers(data):
+    if is_modifiers(source):
         return "sparseml"
     if is_schedule(data):
         return "tfmot"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +25,42 @@ class Modifier:
         return self.fields.pop(key, default)
 
 
-def modifiers(source: Source) -> Iterator[Modifier]:
+def modifiers(source: Source, is_read: Callable[[str], bool]) -> Iterator[Modifier]:
     """Yield all modifiers in the order of the file.
 
-    They stand in lists or mappings whose key ends in ``modifiers``, at the top, in stages, or in lists of stages.
+    They stand in lists or mappings whose key ends in ``modifiers``, at the top, in stages, or in lists of stages; an
+    excerpt may be a list of modifiers, or one alone.
+
+    Args:
+        source: the file.
+        is_read: whether a modifier of that name is translated, so that its expressions have to be computed.
 
     Raises:
         RecipeError: an expression that cannot be computed.
     """
-    yield from _walk(source, source.data, (), {}, False)
+    if _is_excerpt(source):
+        listed = source.data if isinstance(source.data, list) else [source.data]
+        if not isinstance(source.data, list):
+            source.tags = {(0, *path): tag for path, tag in source.tags.items()}
+            source.lines = {(0, *path): line for path, line in source.lines.items()}
+            source.data = listed
+        yield from _listed(source, listed, (), Arithmetic({}), False, is_read)
+    else:
+        yield from _walk(source, source.data, (), {}, False, is_read)
+
+
+def _is_excerpt(source: Source) -> bool:
+    tagged = [path for path, tag in source.tags.items() if tag.endswith("Modifier")]
+    return any(not path or (isinstance(source.data, list) and len(path) == 1) for path in tagged)
+
+
+def is_modifiers(source: Source) -> bool:
+    """Return whether a file is one of modifiers."""
+    return _is_excerpt(source) or has_modifiers(source.data)
 
 
 def has_modifiers(data: Any, depth: int = 4) -> bool:
-    """Return whether some data is a file of modifiers."""
+    """Return whether some data has lists of modifiers in it."""
     if depth == 0:
         return False
     if isinstance(data, list):
@@ -49,10 +72,12 @@ def has_modifiers(data: Any, depth: int = 4) -> bool:
     )
 
 
-def _walk(source: Source, data: Any, path: Path, variables: dict[str, Any], one_shot: bool) -> Iterator[Modifier]:
+def _walk(
+    source: Source, data: Any, path: Path, variables: dict[str, Any], one_shot: bool, is_read: Callable[[str], bool]
+) -> Iterator[Modifier]:
     if isinstance(data, list):
         for index, each in enumerate(data):
-            yield from _walk(source, each, (*path, index), variables, one_shot)
+            yield from _walk(source, each, (*path, index), variables, one_shot, is_read)
     if not isinstance(data, Mapping):
         return
     args = data.get("args")
@@ -62,9 +87,9 @@ def _walk(source: Source, data: Any, path: Path, variables: dict[str, Any], one_
     one_shot = one_shot or "oneshot" in str(kind).lower() or (not path and _is_new(data))
     for key, each in data.items():
         if str(key).endswith("modifiers"):
-            yield from _listed(source, each, (*path, key), Arithmetic(variables), one_shot)
+            yield from _listed(source, each, (*path, key), Arithmetic(variables), one_shot, is_read)
         elif key not in ("args", "metadata", "args_evaluated"):
-            yield from _walk(source, each, (*path, key), variables, one_shot)
+            yield from _walk(source, each, (*path, key), variables, one_shot, is_read)
 
 
 def _is_new(data: Mapping[Any, Any]) -> bool:
@@ -75,7 +100,9 @@ def _is_new(data: Mapping[Any, Any]) -> bool:
     )
 
 
-def _listed(source: Source, data: Any, path: Path, variables: Arithmetic, one_shot: bool) -> Iterator[Modifier]:
+def _listed(
+    source: Source, data: Any, path: Path, variables: Arithmetic, one_shot: bool, is_read: Callable[[str], bool]
+) -> Iterator[Modifier]:
     """Yield the modifiers of a list or mapping."""
     items = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
     for key, each in items:
@@ -85,7 +112,7 @@ def _listed(source: Source, data: Any, path: Path, variables: Arithmetic, one_sh
             raise source.error("should be a modifier: a mapping tagged with its class, or {CLASS: fields}", at)
         if isinstance(each, Mapping) and set(each) == {name}:
             at = (*at, name)
-        yield Modifier(name, _computed(source, fields, at, variables), at, one_shot)
+        yield Modifier(name, _computed(source, fields, at, variables, is_read(name)), at, one_shot)
 
 
 def _named(source: Source, key: Any, each: Any, path: Path) -> tuple[str | None, Any]:
@@ -104,7 +131,7 @@ def _named(source: Source, key: Any, each: Any, path: Path) -> tuple[str | None,
     return None, None
 
 
-def _computed(source: Source, fields: Any, path: Path, variables: Arithmetic) -> dict[str, Any]:
+def _computed(source: Source, fields: Any, path: Path, variables: Arithmetic, needed: bool) -> dict[str, Any]:
     if fields is not None and not isinstance(fields, (Mapping, str)):
         raise source.error("should be a mapping of a modifier's fields", path)
     found = {}
@@ -114,7 +141,9 @@ def _computed(source: Source, fields: Any, path: Path, variables: Arithmetic) ->
         try:
             value = [variables.value(e) for e in each] if isinstance(each, list) else variables.value(each)
         except ValueError as error:
-            raise source.error(str(error), (*path, key)) from None
+            if needed:
+                raise source.error(str(error), (*path, key)) from None
+            value = each
         if value is not None:
             found[str(key)] = value
     return found

@@ -29,7 +29,7 @@ def read_modifiers(source: Source) -> Draft:
     Raises:
         RecipeError: a field that cannot be read.
     """
-    llm = any(str(key).endswith("_stage") for key in source.data) or "stages" in source.data
+    llm = isinstance(source.data, dict) and ("stages" in source.data or any(map(_is_stage, source.data)))
     draft = Draft(source, "llm-compressor" if llm else "SparseML")
     for path, tag in source.tags.items():
         if tag.startswith("!!python"):
@@ -38,12 +38,16 @@ def read_modifiers(source: Source) -> Draft:
             )
     for path, first, again in source.repeated:
         draft.report.add("skipped", str(path[-1]), first, f"it stands in line {again} again, and the last one counts")
-    everything = list(modifiers(source))
+    everything = list(modifiers(source, lambda name: name in _PRUNING or name == "EpochRangeModifier"))
     for each in sorted(everything, key=lambda one: one.name == "ConstantPruningModifier"):
         _read(draft, each)
     if draft.groups and "event" not in draft.settings:
         draft.settings["event"] = {"type": "iteration_completed", "unit": "epochs", "every": "schedule"}
     return draft
+
+
+def _is_stage(key: Any) -> bool:
+    return str(key).endswith("_stage")
 
 
 def _read(draft: Draft, modifier: Modifier) -> None:
