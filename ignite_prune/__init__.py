@@ -63,7 +63,8 @@ _FILES = {
     "to_networkx": "export.networkx_graph",
     "trace": "structure.tracing.trace",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)
 sys.meta_path.append(
     RenamedModules(
         {

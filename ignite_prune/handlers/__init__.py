@@ -71,4 +71,5 @@ __all__ = [
     "create_pruning_engine",
 ]
 
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

@@ -54,4 +54,5 @@ _FILES = {
     "Cosine": "cosine",
     "OneCycle": "one_cycle",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)
