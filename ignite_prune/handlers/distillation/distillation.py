@@ -272,7 +272,8 @@ class Distillation(BaseHandler):
         values = checked_mapping("projections", state["projections"], self._projections.matrices)
         kept = self._features.checked(state["kept"], values)
         wanted = unwrap(self._teacher.model).state_dict() if self._is_self else {}
-        teacher = checked_mapping("teacher", state["teacher"], wanted if state["teacher"] else ())
+        has_none = isinstance(state["teacher"], Mapping) and not state["teacher"]
+        teacher = checked_mapping("teacher", state["teacher"], () if has_none else wanted)
         for name, value in teacher.items():
             checked_tensor(f"teacher's {name!r}", value, shape=wanted[name].shape, dtype=wanted[name].dtype)
 
