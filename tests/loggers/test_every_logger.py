@@ -234,7 +234,7 @@ def test_text(capsys):
     assert said[0] == "sparsity 0.5000 at step 1 (0.weight 0.4375, 1.weight 0.7500)" and "step 2" in said[1]
     bar = ProgressBar()
     run(bar, by=lambda trainer, handler: (bar.attach(trainer), handler.attach(trainer, bar)))
-    assert "sparsity 0.5000 at step 2 (0.weight 0.4375, 1.weight 0.7500)" in capsys.readouterr().err
+    assert "sparsity 0.5000 at step 2 (0.weight 0.4375, 1.weight 0.7500)" in "".join(capsys.readouterr())
 
 
 def test_several_events_filtered_ones_and_other_loggers():
@@ -286,13 +286,14 @@ def test_real_wandb(tmp_path, monkeypatch):
     assert len(pictures) == 4 and files
 
 
-def test_real_mlflow(tmp_path):
+def test_real_mlflow(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    mlflow.set_tracking_uri(f"file://{tmp_path}")
-    with MLflowLogger(tracking_uri=f"file://{tmp_path}") as logger:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file://{tmp_path}/runs")
+    with MLflowLogger(tracking_uri=f"file://{tmp_path}/runs") as logger:
         run(logger)
         name = logger.active_run.info.run_id
-    client = mlflow.MlflowClient(f"file://{tmp_path}")
+    client = mlflow.MlflowClient(f"file://{tmp_path}/runs")
     assert [(m.step, m.value) for m in client.get_metric_history(name, "sparsity/global")] == [(1, 0.5), (2, 0.5)]
     assert len(list(tmp_path.rglob("*.png"))) == 4
 
