@@ -16,7 +16,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "myst_nb",
@@ -25,12 +24,14 @@ extensions = [
     "generated_pages",
     "repository_links",
     "llms_txt",
+    "mathml",
 ]
-exclude_patterns = ["_build", "_ext", "inventories", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_ext", "_templates", "inventories", "**.ipynb_checkpoints"]
 nb_execution_mode = "off"  # notebooks are stored with their outputs; tests/test_examples.py runs them
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 3
-mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@4/tex-mml-chtml.js"
+html_math_renderer = "mathml"
+templates_path = ["_templates"]
 
 autosummary_generate = True
 autosummary_ignore_module_all = False
