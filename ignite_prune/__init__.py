@@ -14,6 +14,7 @@ from ignite_prune.update.one_shot import prune_model, score
 
 if TYPE_CHECKING:
     from ignite_prune.export.networkx_graph import to_networkx
+    from ignite_prune.handlers.distillation.distillation import Distillation
     from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_engine
     from ignite_prune.handlers.lottery.lottery_ticket import LotteryTicket
     from ignite_prune.handlers.lottery.mode_connectivity import barrier
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Calibration",
     "CheckReport",
+    "Distillation",
     "LotteryTicket",
     "MaskStore",
     "PruneEvents",
@@ -57,6 +59,7 @@ __all__ = [
 ]
 
 _FILES = {
+    "Distillation": "handlers.distillation.distillation",
     "LotteryTicket": "handlers.lottery.lottery_ticket",
     "Rewind": "handlers.lottery.rewind",
     "ShrinkHandler": "handlers.shrink_handler",
@@ -69,7 +72,8 @@ _FILES = {
     "to_networkx": "export.networkx_graph",
     "trace": "structure.tracing.trace",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)
 sys.meta_path.append(
     RenamedModules(
         {

@@ -18,4 +18,5 @@ _FILES = {
     "latency": "timing",
     "summary": "model_summary",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

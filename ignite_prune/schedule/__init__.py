@@ -66,4 +66,5 @@ _FILES = {
     "Power": "power",
     "QuarterCosine": "quarter_cosine",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)
