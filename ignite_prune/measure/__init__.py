@@ -1,4 +1,4 @@
-"""Measurement of models: a table of layers, latency, and the comparison of two models."""
+"""Measurement of models: a table of layers, latency, comparison, and what each layer can bear."""
 
 from typing import TYPE_CHECKING
 
@@ -6,16 +6,33 @@ from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.measure.model_summary import Comparison, Summary, compare, summary
+    from ignite_prune.measure.sensitivity_scan import Sensitivity, sensitivity
+    from ignite_prune.measure.sparsity_search import FoundSparsities, search_sparsities
     from ignite_prune.measure.timing import Timing, latency
 
-__all__ = ["Comparison", "Summary", "Timing", "compare", "latency", "summary"]
+__all__ = [
+    "Comparison",
+    "FoundSparsities",
+    "Sensitivity",
+    "Summary",
+    "Timing",
+    "compare",
+    "latency",
+    "search_sparsities",
+    "sensitivity",
+    "summary",
+]
 
 _FILES = {
     "Comparison": "model_summary",
+    "FoundSparsities": "sparsity_search",
+    "Sensitivity": "sensitivity_scan",
     "Summary": "model_summary",
     "Timing": "timing",
     "compare": "model_summary",
     "latency": "timing",
+    "search_sparsities": "sparsity_search",
+    "sensitivity": "sensitivity_scan",
     "summary": "model_summary",
 }
 __getattr__ = importer(__name__, _FILES)
