@@ -94,6 +94,7 @@ def test_the_search_beats_what_it_began_with(digits):
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:Pruning left less")
 def test_totals_are_exact(settings):
     model = small_net()
     wanted = settings.get("sparsity", 0.6)
