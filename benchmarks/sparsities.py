@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ranking import TASKS, Task, train
 from torch import nn
 
 from ignite_prune import PruneHandler, allocation, measure, prune_model
+from ranking import TASKS, Task, train
 
 RULES: dict[str, allocation.Allocation] = {
     "Uniform": allocation.Uniform(),

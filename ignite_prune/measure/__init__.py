@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
+    from ignite_prune.measure.engine_times import Engines, engines
     from ignite_prune.measure.model_summary import Comparison, Summary, compare, summary
     from ignite_prune.measure.sensitivity_scan import Sensitivity, sensitivity
     from ignite_prune.measure.sparsity_search import FoundSparsities, search_sparsities
@@ -12,11 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
+    "Engines",
     "FoundSparsities",
     "Sensitivity",
     "Summary",
     "Timing",
     "compare",
+    "engines",
     "latency",
     "search_sparsities",
     "sensitivity",
@@ -25,11 +28,13 @@ __all__ = [
 
 _FILES = {
     "Comparison": "model_summary",
+    "Engines": "engine_times",
     "FoundSparsities": "sparsity_search",
     "Sensitivity": "sensitivity_scan",
     "Summary": "model_summary",
     "Timing": "timing",
     "compare": "model_summary",
+    "engines": "engine_times",
     "latency": "timing",
     "search_sparsities": "sparsity_search",
     "sensitivity": "sensitivity_scan",
