@@ -6,7 +6,7 @@ import io
 import math
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.arguments import near
 from ignite_prune._utils.copies import copy_of
 from ignite_prune._utils.interleaved import interleaved
 from ignite_prune._utils.nested import mapped
@@ -27,6 +28,7 @@ from ignite_prune.structure.model_io import as_arguments, checked_device, tensor
 from ignite_prune.structure.slicing.compare import run
 
 Call = Callable[..., Any]
+Maker = Callable[[nn.Module, Any, Path], tuple[Call, str]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,13 @@ class Engines:
     __repr__ = __str__
 
 
-def engines(model: nn.Module, example_inputs: Any, *, evaluate: Callable[[Call], Any] | None = None) -> Engines:
+def engines(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    only: Sequence[str] | None = None,
+    evaluate: Callable[[Call], Any] | None = None,
+) -> Engines:
     """Measure a model as it is, and in every other engine that is installed, in turns on this machine.
 
     These are ``export.sparse_inference``, bfloat16, dynamic int8 of the linear layers (``torch.ao``), and, on the CPU,
@@ -83,19 +91,23 @@ def engines(model: nn.Module, example_inputs: Any, *, evaluate: Callable[[Call],
         model: bare, wrapped or compiled; copies are made of it.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, on the model's device, with the
             batch size that the model will be used with.
+        only: names of engines: ``"sparse layers"``, ``"bfloat16"``, ``"int8"``, ``"onnxruntime"``,
+            ``"onnxruntime int8"``; None: all.
         evaluate: ``call -> number``, such as an accuracy; ``call`` takes the model's arguments.
 
     Raises:
-        ValueError: inputs are on another device, or the model's forward pass fails.
+        TypeError: an argument is of another type.
+        ValueError: an unknown engine, inputs on another device, or a forward pass that fails.
 
     Example:
         >>> from ignite_prune import measure
-        >>> found = measure.engines(nn.Sequential(nn.Linear(16, 16)), torch.randn(4, 16))
+        >>> found = measure.engines(nn.Sequential(nn.Linear(16, 16)), torch.randn(4, 16), only=["sparse layers"])
         >>> found.rows[0].name, found.rows[0].gain, found.rows[1].note
-        ('float32', 1.0, 'no layer is faster')
+        ('float32', 1.0, 'not run: no layer is faster')
     """
     if evaluate is not None and not callable(evaluate):
         raise TypeError(f"Argument evaluate should be callable, call -> number, but given {evaluate!r:.80}")
+    wanted = _wanted(only)
     bare = unwrap(model)
     device = checked_device(bare, example_inputs)
     expected, _ = run(bare, example_inputs)
@@ -106,7 +118,7 @@ def engines(model: nn.Module, example_inputs: Any, *, evaluate: Callable[[Call],
     calls: dict[str, Call] = {first: base}
     notes = {first: ""}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for name, make in _MAKERS.items():
+        for name, make in wanted.items():
             if name == first:
                 continue
             try:
@@ -130,6 +142,17 @@ def engines(model: nn.Module, example_inputs: Any, *, evaluate: Callable[[Call],
     return Engines(tuple(rows), torch.get_num_threads(), str(device))
 
 
+def _wanted(only: Any) -> dict[str, Maker]:
+    if only is None:
+        return _MAKERS
+    if isinstance(only, str) or not isinstance(only, Sequence):
+        raise TypeError(f"Argument only should be a sequence of names, but given {only!r:.80}")
+    for each in only:
+        if each not in _MAKERS:
+            raise ValueError(f"Argument only: there is no engine {each!r}; {near(str(each), list(_MAKERS))}")
+    return {name: _MAKERS[name] for name in _MAKERS if name in only}
+
+
 def _bound(call: Call, args: Any, kwargs: Any) -> Callable[[], Any]:
     return lambda: call(*args, **kwargs)
 
@@ -143,8 +166,9 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
 
 def _sparse(model: nn.Module, inputs: Any, folder: Path) -> tuple[Call, str]:
     found = sparse_inference(model, inputs)
-    counts = f"{len(found.replaced)} of {len(found.layers)} layers replaced"
-    return model, found.reason or counts
+    if not found.replaced:
+        raise ValueError(found.reason)
+    return model, f"{len(found.replaced)} of {len(found.layers)} layers replaced"
 
 
 def _bfloat16(model: nn.Module, inputs: Any, folder: Path) -> tuple[Call, str]:
@@ -167,7 +191,7 @@ def _int8(model: nn.Module, inputs: Any, folder: Path) -> tuple[Call, str]:
     if not linear:
         raise ValueError("there is no linear layer")
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
-    return quantized, f"{len(linear)} linear layers"
+    return quantized, "linear layers alone"
 
 
 def _onnx(model: nn.Module, inputs: Any, folder: Path) -> tuple[Call, str]:
@@ -206,7 +230,7 @@ def _session(path: Path) -> Call:
     return call
 
 
-_MAKERS: dict[str, Callable[[nn.Module, Any, Path], tuple[Call, str]]] = {
+_MAKERS: dict[str, Maker] = {
     "sparse layers": _sparse,
     "bfloat16": _bfloat16,
     "int8": _int8,
