@@ -89,7 +89,7 @@ def _mappings(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, 
 def _masks(state: Mapping[Any, Any]) -> dict[str, Tensor] | None:
     """Return the masks of a pruner's state; None if it is none."""
     held = state.get("masks")
-    if not isinstance(held, Mapping) or not {"names", "shapes", "bits"} <= set(held):
+    if not isinstance(held, Mapping) or not {"names", "shapes"} <= set(held):
         return None
     try:
         like = {name: torch.empty(1).expand(shape) for name, shape in zip(held["names"], held["shapes"])}

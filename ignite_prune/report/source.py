@@ -20,7 +20,6 @@ from ignite_prune.report.checkpoint_file import SUFFIXES, read_file
 from ignite_prune.report.curves import curves_of_folder, curves_of_history, is_history
 from ignite_prune.report.findings import Source
 
-
 _WHOLE = 8  # a checkpoint with a pruner's masks and the weights
 
 
