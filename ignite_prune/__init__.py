@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ignite_prune.handlers.lottery.mode_connectivity import barrier
     from ignite_prune.handlers.lottery.rewind import Rewind
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
+    from ignite_prune.report.page import report
     from ignite_prune.structure import load_shrunk, shrink, trace
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "pattern",
     "prune_model",
     "repair",
+    "report",
     "saliency",
     "schedule",
     "score",
@@ -63,7 +65,7 @@ _FILES = {
     "to_networkx": "export.networkx_graph",
     "trace": "structure.tracing.trace",
 }
-__getattr__ = importer(__name__, _FILES)
+__getattr__ = importer(__name__, _FILES, rooms=("export", "measure", "report"))
 sys.meta_path.append(
     RenamedModules(
         {

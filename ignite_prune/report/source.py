@@ -11,7 +11,6 @@ import torch
 from ignite import __version__ as ignite_version
 from torch import nn
 
-import ignite_prune
 from ignite_prune.core.selection import unwrap
 from ignite_prune.handlers.describe import describe_group
 from ignite_prune.handlers.prune_handler import PruneHandler
@@ -97,8 +96,9 @@ def _of_folder(folder: Path) -> Source:
 def environment() -> list[tuple[str, str]]:
     """Return the versions of what computed this, and torch's seed."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    version = vars(sys.modules["ignite_prune"])["__version__"]  # an import would make a loop
     return [
-        ("ignite_prune", ignite_prune.__version__),
+        ("ignite_prune", version),
         ("PyTorch", torch.__version__),
         ("PyTorch-Ignite", ignite_version),
         ("Python", ".".join(map(str, sys.version_info[:3]))),
