@@ -116,8 +116,10 @@ class Evidence:
     def sum_over_ranks(self, averaged: bool = False) -> None:
         """Reduce the evidence for :meth:`found`, on every rank; ``averaged``: gradients are means over ranks."""
         self._totals.clear()
-        for need, each in self.collectors.items():
+        for each in self.collectors.values():
             each.settle()
+        raise_together(None, FAILED)
+        for need, each in self.collectors.items():
             replicated = averaged and each.replicated
             self._totals[need] = each.record.totals(each.zeros, need.key, replicated, each.shared)
 

@@ -31,6 +31,7 @@ from ignite_prune.handlers.events import PruneEvents
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import Saliency
 from ignite_prune.schedule.base import check_steps
+from ignite_prune.update.agreement import announced
 from ignite_prune.update.at_target import is_at_target
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
 from ignite_prune.update.param_groups import UNSET, ParamGroup, warn_of_unset
@@ -249,24 +250,11 @@ class PruneHandler(AttachedPruner):
         Raises:
             TypeError, ValueError: a bad argument, or a saliency that is not finite. Nothing is changed then.
         """
-        if self._finalized:
-            self._check_usable()
-        if sparsity is not None and at is not None:
-            raise ValueError("step() takes a sparsity or at=, not both")
-        groups = self.pruning.groups
-        if sparsity is not None:
-            targets = [as_sparsity(sparsity)] * len(groups)
-        elif at is not None:
-            if all(group["schedule"] is None for group in groups):
-                raise ValueError("step(at=...) needs a schedule, but this PruneHandler was given none")
-            check_steps(at=at)
-            targets = self.pruning.targets(at)
-        else:
-            warn_of_unset(groups, self._warned)
-            targets = [as_sparsity(group["sparsity"]) for group in groups]
         owned = self._owns
-        if not owned:
-            self._owns = claim(self, self.pruning.masks.parameters, self._shared)
+        with announced():
+            targets = self._targets(sparsity, at)
+            if not owned:
+                self._owns = claim(self, self.pruning.masks.parameters, self._shared)
         try:
             self.pruning.update(targets, done=partial(setattr, self, "_at", at))
         except BaseException:
@@ -279,6 +267,22 @@ class PruneHandler(AttachedPruner):
         else:
             self._updated()
         return self.pruning.masks.sparsity
+
+    def _targets(self, sparsity: Any, at: Any) -> list[float]:
+        if self._finalized:
+            self._check_usable()
+        if sparsity is not None and at is not None:
+            raise ValueError("step() takes a sparsity or at=, not both")
+        groups = self.pruning.groups
+        if sparsity is not None:
+            return [as_sparsity(sparsity)] * len(groups)
+        if at is not None:
+            if all(group["schedule"] is None for group in groups):
+                raise ValueError("step(at=...) needs a schedule, but this PruneHandler was given none")
+            check_steps(at=at)
+            return self.pruning.targets(at)
+        warn_of_unset(groups, self._warned)
+        return [as_sparsity(group["sparsity"]) for group in groups]
 
     def restore(self) -> None:
         """Bring back the original structure: masks off; with ``keep_dense=True`` pruned values come back too.

@@ -14,13 +14,13 @@ from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.inert_hook import InertHook
+from ignite_prune._utils.plain_repr import plain_repr
 from ignite_prune._utils.state import checked_mapping, checked_tensor
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_loading import as_saved, check_by_trial, from_saved
 from ignite_prune.core.selection import is_number, unwrap
 from ignite_prune.core.step_hooks import Closure, grad_scale
 from ignite_prune.handlers.attachment import Attachment
-from ignite_prune.handlers.describe import plain
 from ignite_prune.handlers.regularisers.base import Regulariser
 from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, build
 from ignite_prune.regularise import Gate, SoftThreshold
@@ -178,7 +178,7 @@ class LearntSparsity(Regulariser):
         self._whole.clear()
 
     def _describe(self) -> list[str]:
-        gates = dict.fromkeys(plain(group["gate"]) for group in self._groups)
+        gates = dict.fromkeys(plain_repr(group["gate"]) for group in self._groups)
         return [*super()._describe(), *gates, f"sparsity {self.sparsity:.4g}"]
 
     # Around a step
