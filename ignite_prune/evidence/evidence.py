@@ -132,10 +132,11 @@ class Evidence:
         record = self.collectors[need].record
         return self._totals.get(need, (record.sums, record.counts))
 
-    def reasons(self, need: Need) -> dict[str, str]:
-        """Return the reasons why parameters have no evidence."""
+    def reasons(self, need: Need, unreached: bool = False) -> dict[str, str]:
+        """Return the reasons why parameters have no evidence; ``unreached``: of those that data may reach alone."""
         collector = self.collectors[need]
-        return {name: collector.reason(name) for name in collector.parameters if not collector.record.counts.get(name)}
+        names = [name for name in collector.parameters if not collector.record.counts.get(name)]
+        return {name: collector.reason(name) for name in names if not unreached or collector.is_unreached(name)}
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return this rank's state of each need's collector, in order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from ignite.engine import Engine, Events
@@ -79,6 +79,9 @@ class PruneHandler(AttachedPruner):
             :meth:`load_state_dict` refuse to act while one does.
         strict: raise :class:`~ignite_prune.PrunedWeightsAlive` where pruned weights turn out not to be 0, instead of
             masking them again with a warning.
+        unreached: what to do with a parameter that no data has reached, such as an expert without tokens, where the
+            saliency needs evidence: ``"raise"`` MissingEvidence, or ``"keep"`` it as it is, with a
+            warning, until data reaches it.
 
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.
@@ -121,6 +124,7 @@ class PruneHandler(AttachedPruner):
         scaler: torch.amp.GradScaler | None = None,
         shared: bool = False,
         strict: bool = False,
+        unreached: Literal["raise", "keep"] = "raise",
     ) -> None:
         super().__init__()
         if shared is not False or strict is not False:
@@ -139,6 +143,7 @@ class PruneHandler(AttachedPruner):
             "repair": repair,
             "structure": structure,
             "target": target,
+            "unreached": unreached,
         }
         if calibration is not None or data is not None or loss_fn is not None or prepare_batch is not None:
             calibration = as_calibration(calibration, data, loss_fn, prepare_batch)

@@ -21,6 +21,7 @@ from ignite_prune.repair.base import Repair
 from ignite_prune.saliency import Informed, Magnitude, NonFiniteSaliency, Saliency, as_saliency
 from ignite_prune.update.agreement import REFUSED, announced
 from ignite_prune.update.calibration import Calibration, as_calibration, calibrate
+from ignite_prune.update.left_out import leave_out, warn_of_left_out
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
     GroupUpdate,
@@ -58,6 +59,7 @@ def prune_model(
     repair: Repair | Sequence[Repair] | None = ...,
     structure: Structure | None = ...,
     target: Cost | None = ...,
+    unreached: Literal["raise", "keep"] = ...,
     inplace: Literal[True] = ...,
 ) -> MaskStore: ...
 @overload
@@ -78,6 +80,7 @@ def prune_model(
     repair: Repair | Sequence[Repair] | None = ...,
     structure: Structure | None = ...,
     target: Cost | None = ...,
+    unreached: Literal["raise", "keep"] = ...,
     inplace: Literal[False],
 ) -> tuple[nn.Module, MaskStore]: ...
 def prune_model(
@@ -97,6 +100,7 @@ def prune_model(
     repair: Repair | Sequence[Repair] | None = None,
     structure: Structure | None = None,
     target: Cost | None = None,
+    unreached: Literal["raise", "keep"] = "raise",
     inplace: bool = True,
 ) -> MaskStore | tuple[nn.Module, MaskStore]:
     """Prune a model in one shot, without an engine: its weights are zeroed, and the masks returned.
@@ -122,6 +126,7 @@ def prune_model(
         repair: one of ``ignite_prune.repair``, or several in order: compensates for what was pruned.
         structure: from :func:`ignite_prune.trace`: whole units are pruned, in all parameters that they lie in.
         target: what the sparsity is a fraction of, instead of units: ``structure.Parameters()``, ``Flops()``, ...
+        unreached: as of :class:`~ignite_prune.PruneHandler`.
         inplace: prune ``model`` itself; otherwise a deep copy.
 
     Returns:
@@ -153,6 +158,7 @@ def prune_model(
             repair=repair,
             structure=structure,
             target=target,
+            unreached=unreached,
             schedule=None,
             keep_dense=False,
         )
@@ -182,6 +188,8 @@ def _planned(model: nn.Module, groups: Sequence[ParamGroup], masks: MaskStore, c
     before, plan = masks.so_far(), UpdatePlan()
     for update in updates:
         update.scores = bound_scores(update.group, update.saliency, masks, before, evidence)
+        if update.group["unreached"] == "keep":
+            warn_of_left_out(update.group, leave_out(update, masks, evidence), set())
         merge(plan.masks, plan_masks(update, masks, before, evidence))
     passes = None if calibration.data is None else lambda: calibration.batches(model)
     return repaired(model, groups, masks, before, plan, evidence, passes)

@@ -12,7 +12,10 @@ from ignite_prune.saliency import FromCallable, Saliency
 from ignite_prune.structure.structure import Structure
 from ignite_prune.update.param_groups import ParamGroup
 
-_COMPARED = ("params", "saliency", "pattern", "allocation", "schedule", "structure", "repair", "target", "keep_dense")
+_COMPARED = (
+    *("params", "saliency", "pattern", "allocation", "schedule", "structure", "repair", "target", "keep_dense"),
+    "unreached",
+)
 
 
 def settings_of(groups: Sequence[ParamGroup], given: Mapping[str, Any]) -> dict[str, str]:
