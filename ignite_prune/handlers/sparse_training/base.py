@@ -21,6 +21,7 @@ from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.events import PruneEvents, fire
+from ignite_prune.handlers.run_warning import STATIC
 from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.update.agreement import NOT_ATTACHED, NOT_MADE, agreed, announced, check_alike
@@ -215,6 +216,10 @@ class MaskedHandler(TargetHandler):
 
     def _trained_by(self) -> list[Optimizer]:
         return self._optimizers
+
+    def _check_final(self) -> None:
+        if not self._progress.done and self._progress.since is None:
+            self._check.tell("unused", STATIC.format(who=type(self).__name__))
 
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self._masks.parameters

@@ -21,6 +21,8 @@ from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
+from ignite_prune.handlers.run_check import iterations_of
+from ignite_prune.handlers.run_warning import BEYOND, UNMOVED
 from ignite_prune.handlers.sparse_training.base import MaskedHandler
 from ignite_prune.handlers.sparse_training.gradient_listener import GradientListener, NoListener
 from ignite_prune.handlers.sparse_training.initial_masks import checked_sparsity, start
@@ -173,6 +175,17 @@ class DynamicSparse(MaskedHandler):
                 "is made; or give the trainer epoch_length="
             )
         return 0.75 * whole
+
+    def _check_start(self, engine: Engine, attachment: Attachment) -> None:
+        super()._check_start(engine, attachment)
+        iterations, last, who = iterations_of(engine), self._last(engine), type(self).__name__
+        if iterations is None:
+            return
+        if self._every >= min(last, iterations + 1):
+            unmoved = UNMOVED.format(who=who, iterations=iterations, every=self._every, last=min(last, iterations + 1))
+            self._check.tell("never", unmoved)
+        elif last > iterations:
+            self._check.tell("short", BEYOND.format(who=who, end=self._end, iterations=iterations))
 
     def _expect(self, engine: Engine) -> None:
         """Collect gradients if an update is due at the next optimizer step.
