@@ -327,6 +327,10 @@ class PruningEngine(Engine):
         if (state["snapshot"] is None) != (self.snapshot is None):
             raise ValueError("The checkpoint's pruning engine and this one should both rewind, or neither")
         load_snapshot = None if self.snapshot is None else self.snapshot.loader_of(state["snapshot"])
+        iteration = place["iteration"] - place["first"] * place["epoch_length"]
+        due = self.snapshot is not None and (phase != TRAINING or iteration > self.snapshot.rewind.iteration)
+        if due and (results or phase != BETWEEN) and state["snapshot"].get("held") is None:
+            raise ValueError("The checkpoint's pruning engine is damaged: it lacks the snapshot that it rewinds to")
         rounds = {key: value for key, value in state_dict.items() if key != "pruning"}
         done = rounds.get("iteration")
         if type(done) is not int or not 0 <= done < 2**62:
