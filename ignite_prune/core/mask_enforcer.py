@@ -41,6 +41,7 @@ from ignite_prune.core.moments import MOMENTUM, is_known, masks_changed, slots_t
 from ignite_prune.core.optimizers import Optimizers
 from ignite_prune.core.step_hooks import Closure, StepHooks
 
+_DISTRIBUTED = torch.distributed.is_available()
 _PROBES = 128
 _OWNERS: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
 """The ids of the parameters that each living object masks, and keeps alive.
@@ -200,15 +201,14 @@ class MaskEnforcer:
         if not parameter.requires_grad or name in self._hooked:
             return
 
-        distributed = torch.distributed.is_available()
+        # Python's garbage collector does not see what a post-accumulate hook refers to: a strong reference from there
+        # would keep the model for ever. The other hook, which it sees, keeps this object alive.
+        itself = weakref.ref(self)
 
         def mask_gradient(parameter: Tensor) -> None:
-            mask = self._masks.pruned(name)
-            if mask is not None and parameter.grad is not None and name not in self.passing:
-                self._zero_gradient(name, parameter.grad, mask)
-                if distributed and not self._awaits_reduction and torch.distributed.is_initialized():
-                    self._awaits_reduction = True
-                    after_reduction(self._mask_reduced)
+            enforcer = itself()
+            if enforcer is not None:
+                enforcer._mask_accumulated(name, parameter.grad)
 
         def mask_returned(grad: Tensor) -> Tensor | None:
             mask = self._masks.pruned(name)
@@ -231,6 +231,14 @@ class MaskEnforcer:
                 held._follow_storage(name, parameter)
 
         self._storages[name] = when_freed(parameter, exchanged)
+
+    def _mask_accumulated(self, name: str, grad: Tensor | None) -> None:
+        mask = self._masks.pruned(name)
+        if mask is not None and grad is not None and name not in self.passing:
+            self._zero_gradient(name, grad, mask)
+            if _DISTRIBUTED and not self._awaits_reduction and torch.distributed.is_initialized():
+                self._awaits_reduction = True
+                after_reduction(self._mask_reduced)
 
     @torch.no_grad()
     def _mask_reduced(self) -> None:
