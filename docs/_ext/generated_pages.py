@@ -16,6 +16,7 @@ INTRO = """API
 Every public name, by module. What is not listed here, or begins with an underscore, is private.
 
 .. toctree::
+   :hidden:
    :maxdepth: 1
 
 """
@@ -85,7 +86,11 @@ def generate(app: Any) -> None:
     """Write ``api/`` and ``tutorials/``."""
     docs = Path(app.srcdir)
     listed = packages()
-    write(docs / "api" / "index.rst", INTRO + "\n".join(f"   {name}" for name in listed) + "\n")
+    lines = [f"   {name}" for name in listed] + [""]
+    for name in listed:
+        summary = (import_module(name).__doc__ or "").strip().partition("\n")[0].removeprefix("ignite_prune: ")
+        lines.append(f"- :doc:`{name.removeprefix('ignite_prune.')} <{name}>`: {summary}")
+    write(docs / "api" / "index.rst", INTRO + "\n".join(lines) + "\n")
     known = {f"{name}.{each}" for name in listed for each in public_names(name) if each not in homes(name)}
     for stale in (docs / "api" / "names").glob("*.rst"):
         if stale.stem not in known:
