@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ignite_prune.handlers.lottery.rewind import Rewind
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
     from ignite_prune.structure import load_shrunk, shrink, trace
+    from ignite_prune.update.blocks.prune_blocks import prune_blocks
+    from ignite_prune.update.blocks.prune_checkpoint import prune_checkpoint
 
 __version__ = "0.1.0"
 
@@ -43,6 +45,8 @@ __all__ = [
     "functional",
     "load_shrunk",
     "pattern",
+    "prune_blocks",
+    "prune_checkpoint",
     "prune_model",
     "repair",
     "saliency",
@@ -62,6 +66,8 @@ _FILES = {
     "barrier": "handlers.lottery.mode_connectivity",
     "create_pruning_engine": "handlers.lottery.create_pruning_engine",
     "load_shrunk": "structure.slicing.checkpoint",
+    "prune_blocks": "update.blocks.prune_blocks",
+    "prune_checkpoint": "update.blocks.prune_checkpoint",
     "shrink": "structure.slicing.shrink",
     "to_networkx": "export.networkx_graph",
     "trace": "structure.tracing.trace",

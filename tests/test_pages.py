@@ -102,6 +102,16 @@ def test_short_pages_run(page, capsys):
     assert capsys.readouterr().out == shown[page]
 
 
+def test_the_page_on_one_shot_pruning_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for block in blocks_of("one_shot.md"):
+        exec(compile(block, "one_shot.md", "exec"), space)
+    assert "layers.2" in capsys.readouterr().out and space["pruner"].sparsity == space["report"].sparsity == 0.5
+    assert int((space["model"].layers[1].up.weight == 0).sum()) == 32 * 64 / 2
+
+
 def test_the_page_on_delivery_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("safetensors")
     monkeypatch.chdir(tmp_path)

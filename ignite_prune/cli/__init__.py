@@ -1,0 +1,12 @@
+"""The command line ``ignite-prune``, also ``python -m ignite_prune`` (requires typer and rich)."""
+
+from typing import TYPE_CHECKING
+
+from ignite_prune._utils.lazy import importer
+
+if TYPE_CHECKING:
+    from ignite_prune.cli.main import main
+
+__all__ = ["main"]
+
+__getattr__ = importer(__name__, {"main": "main"})
