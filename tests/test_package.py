@@ -13,9 +13,8 @@ import pytest
 import ignite_prune
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ["ignite_prune"] + [
-    f"ignite_prune.{each.name}" for each in iter_modules(ignite_prune.__path__) if each.ispkg
-]
+ROOMS = [each.name for each in iter_modules(ignite_prune.__path__) if each.ispkg]
+PACKAGES = ["ignite_prune", *(f"ignite_prune.{room}" for room in ROOMS)]
 WITHOUT_NAMES = {f"ignite_prune.{room}" for room in ("core", "update")}  # rooms whose names the package hands on
 ADDRESS = "https://git.example/someone/ignite-prune"
 
