@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ignite_prune import activation, allocation, functional, pattern, repair, saliency, schedule, structure
-from ignite_prune._utils.lazy import importer
+from ignite_prune._utils.lazy import lazy
 from ignite_prune._utils.renamed import RenamedModules
 from ignite_prune.core.check_report import CheckReport, PrunedWeightsAlive, SparsityWarning
 from ignite_prune.core.mask_store import MaskStore
@@ -73,7 +73,7 @@ _FILES = {
     "trace": "structure.tracing.trace",
 }
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = importer(__name__, _FILES)
+    __getattr__, __dir__ = lazy(__name__, _FILES)
 sys.meta_path.append(
     RenamedModules(
         {

@@ -8,11 +8,8 @@ from importlib import import_module
 from typing import Any
 
 
-def importer(package: str, files: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return a ``__getattr__`` and a ``__dir__`` for a package.
-
-    A package assigns them under ``if not TYPE_CHECKING``: a type checker that sees a module's ``__getattr__`` accepts
-    every name, also a misspelt one. ``__dir__`` lists the names that are not imported yet, for tab completion.
+def importer(package: str, files: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a ``__getattr__`` for a package.
 
     Args:
         package: the package's ``__name__``.
@@ -24,7 +21,21 @@ def importer(package: str, files: Mapping[str, str]) -> tuple[Callable[[str], An
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{files[name]}"), name)
 
+    return get
+
+
+def lazy(package: str, files: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a ``__getattr__`` and a ``__dir__`` for a package.
+
+    A package assigns them under ``if not TYPE_CHECKING``: a type checker that sees a module's ``__getattr__`` accepts
+    every name, also a misspelt one. ``__dir__`` lists the names that are not imported yet, for tab completion.
+
+    Args:
+        package: the package's ``__name__``.
+        files: module of each public name, relative to the package.
+    """
+
     def names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *files})
 
-    return get, names
+    return importer(package, files), names

@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import importer
+from ignite_prune._utils.lazy import lazy
 
 if TYPE_CHECKING:
     from ignite_prune.cli.main import main
 
 __all__ = ["main"]
 
-__getattr__ = importer(__name__, {"main": "main"})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, {"main": "main"})

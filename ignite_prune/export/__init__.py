@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import importer
+from ignite_prune._utils.lazy import lazy
 
 if TYPE_CHECKING:
     from ignite_prune.export.inference import SparseReport, sparse_inference, to_dense
@@ -37,4 +37,4 @@ _FILES = {
     "to_onnx": "onnx_model",
 }
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = importer(__name__, _FILES)
+    __getattr__, __dir__ = lazy(__name__, _FILES)

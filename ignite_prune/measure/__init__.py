@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import importer
+from ignite_prune._utils.lazy import lazy
 
 if TYPE_CHECKING:
     from ignite_prune.measure.model_summary import Comparison, Summary, compare, summary
@@ -19,4 +19,4 @@ _FILES = {
     "summary": "model_summary",
 }
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = importer(__name__, _FILES)
+    __getattr__, __dir__ = lazy(__name__, _FILES)

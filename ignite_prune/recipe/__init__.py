@@ -11,7 +11,7 @@ Example:
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import importer
+from ignite_prune._utils.lazy import lazy
 
 if TYPE_CHECKING:
     from ignite_prune.recipe.attached import Attached
@@ -34,4 +34,5 @@ _FILES = {
     "load": "recipe",
     "read": "reading",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _FILES)
