@@ -82,8 +82,8 @@ def write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def generate(app: Any) -> None:
-    """Write ``api/`` and ``tutorials/``."""
+def generate(app: Any, config: Any) -> None:
+    """Write ``api/`` and ``tutorials/``; autosummary makes the pages of names from those of ``api/``."""
     docs = Path(app.srcdir)
     listed = packages()
     lines = [f"   {name}" for name in listed] + [""]
@@ -97,6 +97,7 @@ def generate(app: Any) -> None:
             stale.unlink()
     for name in listed:
         write(docs / "api" / f"{name}.rst", page(name))
+    config.autosummary_generate = [f"api/{name}.rst" for name in listed]
     tutorials = docs / "tutorials"
     tutorials.mkdir(exist_ok=True)
     notebooks = sorted((docs.parent / "notebooks").glob("*.ipynb"))
@@ -120,6 +121,7 @@ def list_the_rest(app: Any, docname: str, source: list[str]) -> None:
 
 def setup(app: Any) -> dict[str, bool]:
     """Connect the generation to Sphinx."""
-    app.connect("config-inited", lambda app, config: generate(app))
+    app.connect("config-inited", generate)
+    app.connect("env-get-outdated", lambda *_: ["howto/index"])  # new pages have to be listed
     app.connect("source-read", list_the_rest)
     return {"parallel_read_safe": True}
