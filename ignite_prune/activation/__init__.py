@@ -11,7 +11,7 @@ Example:
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import lazy
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.activation.base import Sparsifier
@@ -31,4 +31,4 @@ _FILES = {
     "TopK": "top_k",
 }
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy(__name__, _FILES)
+    __getattr__, __dir__ = importer(__name__, _FILES)

@@ -8,7 +8,7 @@ Example:
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import lazy
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.allocation.base import Allocation, Layer, Pool
@@ -49,4 +49,4 @@ _FILES = {
     "Uniform": "uniform",
 }
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy(__name__, _FILES)
+    __getattr__, __dir__ = importer(__name__, _FILES)

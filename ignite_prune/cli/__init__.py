@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import lazy
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.cli.entry_point import main
@@ -10,4 +10,4 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy(__name__, {"main": "entry_point"})
+    __getattr__, __dir__ = importer(__name__, {"main": "entry_point"})

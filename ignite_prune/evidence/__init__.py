@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import lazy
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.evidence.evidence import Evidence
@@ -12,4 +12,4 @@ __all__ = ["Evidence", "shapley_values"]
 
 _FILES = {"Evidence": "evidence", "shapley_values": "shapley"}
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy(__name__, _FILES)
+    __getattr__, __dir__ = importer(__name__, _FILES)

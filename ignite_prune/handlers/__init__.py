@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import lazy
+from ignite_prune._utils.lazy import importer
 from ignite_prune.handlers.events import PruneEvents, PruningEvents
 from ignite_prune.handlers.prune_handler import PruneHandler
 
@@ -84,4 +84,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy(__name__, _FILES)
+    __getattr__, __dir__ = importer(__name__, _FILES)

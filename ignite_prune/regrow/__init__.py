@@ -5,7 +5,7 @@ They are pure functions of weights, masks and evidence; ``ignite_prune.handlers`
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import lazy
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.regrow.base import Connections, Move, Rewired, drop_smallest, grow_best
@@ -51,4 +51,4 @@ _FILES = {
     "grow_best": "base",
 }
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy(__name__, _FILES)
+    __getattr__, __dir__ = importer(__name__, _FILES)

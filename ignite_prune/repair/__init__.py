@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import lazy
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.repair.base import Repair
@@ -26,4 +26,4 @@ _FILES = {
     "SparseGPT": "sparsegpt",
 }
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy(__name__, _FILES)
+    __getattr__, __dir__ = importer(__name__, _FILES)

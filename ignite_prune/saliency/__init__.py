@@ -9,7 +9,7 @@ Example:
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import lazy
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.saliency.activation_taylor import ActivationTaylor
@@ -117,4 +117,4 @@ _FILES = {
     "Wanda": "wanda",
 }
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy(__name__, _FILES)
+    __getattr__, __dir__ = importer(__name__, _FILES)

@@ -10,7 +10,7 @@ Example:
 
 from typing import TYPE_CHECKING
 
-from ignite_prune._utils.lazy import lazy
+from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
     from ignite_prune.schedule.base import Ramp, Schedule
@@ -67,4 +67,4 @@ _FILES = {
     "QuarterCosine": "quarter_cosine",
 }
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy(__name__, _FILES)
+    __getattr__, __dir__ = importer(__name__, _FILES)
