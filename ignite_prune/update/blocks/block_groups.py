@@ -55,7 +55,14 @@ def block_groups(
             f"No parameter of the blocks {', '.join(list(blocks)[:4])} is selected; name some with params="
         )
     check_unshared(model, blocks, names)
-    defaults = {"exclude": (), "structure": None, "target": None, "schedule": None, "keep_dense": False}
+    defaults = {
+        "exclude": (),
+        "structure": None,
+        "target": None,
+        "schedule": None,
+        "keep_dense": False,
+        "unreached": "raise",
+    }
     groups = {}
     for block, chosen in names.items():
         (groups[block],) = build(model, chosen, **settings, **defaults)
