@@ -171,7 +171,6 @@ _REST = {
     "generator": None,
     "repair": None,
     "target": None,
-    "unreached": "raise",
     "pattern": Unstructured(),
 }
 

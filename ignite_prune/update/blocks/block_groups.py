@@ -55,14 +55,7 @@ def block_groups(
             f"No parameter of the blocks {', '.join(list(blocks)[:4])} is selected; name some with params="
         )
     check_unshared(model, blocks, names)
-    defaults = {
-        "exclude": (),
-        "structure": None,
-        "target": None,
-        "schedule": None,
-        "keep_dense": False,
-        "unreached": "raise",
-    }
+    defaults = {"exclude": (), "structure": None, "target": None, "schedule": None, "keep_dense": False}
     groups = {}
     for block, chosen in names.items():
         (groups[block],) = build(model, chosen, **settings, **defaults)
