@@ -20,6 +20,7 @@ from ignite_prune._utils.arguments import near
 from ignite_prune.core.selection import unwrap
 from ignite_prune.export.container import read_container, write_container
 from ignite_prune.export.packed_tensor import is_storable, pack, unpack
+from ignite_prune.structure.kept_indices import attributes_of
 from ignite_prune.structure.slicing.checkpoint import load_shrunk, to_plain
 from ignite_prune.structure.slicing.model_edit import Indices
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
@@ -36,12 +37,14 @@ class Contents:
         masks: bool masks (True = kept) of the tensors that are stored sparse.
         left: indices that slicing left, by name and dimension; empty for a model that was not sliced.
         rates: rates of the Dropout modules of a sliced model.
+        attributes: sizes that modules of a sliced model store, by path and name.
     """
 
     tensors: dict[str, Tensor]
     masks: dict[str, Tensor]
     left: dict[str, dict[str, Tensor]]
     rates: dict[str, float]
+    attributes: dict[str, dict[str, int]]
 
 
 def save(
@@ -98,6 +101,9 @@ def save(
     tensors, index = _packed(state, _checked_masks(state, masks))
     if indices is not None:
         index["rates"] = dropout_rates(model)
+        attributes = attributes_of(indices)
+        if attributes:
+            index["attributes"] = attributes
         for name, dims in to_plain(indices).items():
             tensors.update({f"{name}::left::{dim}": stay.cpu().contiguous() for dim, stay in dims.items()})
     write_container(tensors, index, path)
@@ -128,7 +134,8 @@ def load(model: Module | Callable[[], Module], path: str | PathLike[str]) -> Mod
     target = unwrap(built)
     fits = _misfit(target.state_dict(), contents.tensors)
     if contents.left and fits is not None:
-        load_shrunk(target, {"left": contents.left, "rates": contents.rates, "model": contents.tensors})
+        parts = {"left": contents.left, "rates": contents.rates, "attributes": contents.attributes}
+        load_shrunk(target, {**parts, "model": contents.tensors})
     elif fits is not None:
         raise ValueError(f"{str(path)!r} is of another model: {fits}")
     else:
@@ -160,7 +167,7 @@ def read(path: str | PathLike[str]) -> Contents:
             tensors[name] = tensor
     for name, first in index.get("tied", {}).items():
         tensors[name] = tensors[first]
-    return Contents(tensors, masks, left, index.get("rates", {}))
+    return Contents(tensors, masks, left, index.get("rates", {}), index.get("attributes", {}))
 
 
 def packed_bytes(state: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> tuple[int, int]:
