@@ -43,7 +43,7 @@ class Settings:
     width: int = 1024
     epochs: int = 10
     seed: int = 0
-    engines: bool = True  # in the report page, all that are installed
+    onnx: bool = True  # a file for onnxruntime, and the report page with every engine
 
     def __post_init__(self) -> None:
         for name, (low, high) in {"width": (32, 8192), "epochs": (2, 999), "seed": (0, 2**32 - 1)}.items():
@@ -52,7 +52,7 @@ class Settings:
                 raise ValueError(f"--{name} should be from {low} to {high}, but given {value}")
 
 
-QUICK = Settings(width=256, epochs=3, engines=False)
+QUICK = Settings(width=256, epochs=3, onnx=False)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def deliver(settings: Settings, data: Data, folder: Path, console: Console) -> l
         sparse,
         folder / "report.html",
         title="90 % of the digits' network",
-        example_inputs=x if settings.engines else None,
+        example_inputs=x if settings.onnx else None,
     )
 
     options = {"pattern": pattern.NofM(2, 4), "schedule": schedule.OneShot(0.5, 1), "exclude": "6.weight"}
@@ -158,7 +158,8 @@ def deliver(settings: Settings, data: Data, folder: Path, console: Console) -> l
     torch.save(shrunk_state(whole, found.indices), folder / "sliced.pt")
     small = load_shrunk(build(settings.width), folder / "sliced.pt").eval()
     rows.append(row("sliced by 75 %", small, size_of(small.state_dict()), data))
-    export.to_onnx(small, x, folder / "sliced.onnx", overwrite=True)
+    if settings.onnx:
+        export.to_onnx(small, x, folder / "sliced.onnx", overwrite=True)
 
     for name, model in (("int8", dense), ("sliced, int8", small)):
         quantized = int8(model)
@@ -193,8 +194,8 @@ def main() -> None:
     data = Data(settings.seed)
     rows = deliver(settings, data, folder, console)
     console.print(table(rows, seconds_of(rows, data.images[:BATCH])))
-    for name in ("sparse.safetensors", "sliced.pt", "sliced.onnx", "report.html"):
-        console.print(str(folder / name), soft_wrap=True)
+    for path in sorted(folder.iterdir()):
+        console.print(str(path), soft_wrap=True)
 
 
 if __name__ == "__main__":
