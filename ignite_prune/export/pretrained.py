@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune.core.selection import unwrap
+from ignite_prune.export.sparse_file import check_indices
 from ignite_prune.structure.slicing.checkpoint import shrunk_state
 from ignite_prune.structure.slicing.model_edit import Indices
 
@@ -62,7 +63,8 @@ def save_pretrained(
     Raises:
         TypeError: the model is not one of transformers.
         FileExistsError: ``folder`` exists.
-        ValueError: the config does not describe the model, and ``indices`` were not given. Nothing is written then.
+        ValueError: the config does not describe the model, and ``indices`` were not given or are of another model.
+            Nothing is written then.
     """
     bare: Any = unwrap(model)
     folder = Path(folder)
@@ -74,6 +76,8 @@ def save_pretrained(
         raise FileExistsError(f"Argument folder: {str(folder)!r} exists; use another name, or overwrite=True")
     if not folder.absolute().parent.is_dir():
         raise FileNotFoundError(f"Argument folder: there is no folder {str(folder.parent)!r}")
+    if indices is not None:
+        check_indices(bare.state_dict(), indices)
     name, reason = type(bare).__name__, _misfit(bare)
     if reason and indices is None:
         raise ValueError(

@@ -78,8 +78,8 @@ def save(
         ImportError: safetensors is not installed.
         FileExistsError: ``path`` exists.
         TypeError: an argument is of another type, or the state_dict holds something that is not a tensor.
-        ValueError: a mask does not fit the model, or prunes a weight that is not 0; a tensor is on the meta device or
-            quantized. No file is written then.
+        ValueError: a mask or the indices do not fit the model; a mask prunes a weight that is not 0; a tensor is on the
+            meta device or quantized. No file is written then.
 
     Example:
         >>> import tempfile
@@ -98,6 +98,8 @@ def save(
     if path.exists() and not overwrite:
         raise FileExistsError(f"Argument path: {str(path)!r} exists; use another name, or overwrite=True")
     state = _checked_state(model)
+    if indices is not None:
+        check_indices(state, indices)
     tensors, index = _packed(state, _checked_masks(state, masks))
     if indices is not None:
         index["rates"] = dropout_rates(model)
@@ -222,6 +224,22 @@ def _checked_masks(state: Mapping[str, Tensor], masks: Mapping[str, Tensor] | No
                 "model was trained without them; call masks.apply_(model) first"
             )
     return dict(masks)
+
+
+def check_indices(state: Mapping[str, Tensor], indices: Any) -> None:
+    """Raise unless indices are what slicing left of the model with this state_dict."""
+    if not isinstance(indices, Mapping) or not all(isinstance(dims, Mapping) for dims in indices.values()):
+        raise TypeError(f"Argument indices should be report.indices of shrink, but given {indices!r:.80}")
+    for name, dims in indices.items():
+        if name not in state:
+            raise ValueError(f"Argument indices: the model has no {name!r}; {near(str(name), list(state))}")
+        shape = tuple(state[name].shape)
+        for dim, stay in dims.items():
+            if not isinstance(stay, Tensor) or not 0 <= int(dim) < len(shape) or shape[int(dim)] != len(stay):
+                raise ValueError(
+                    f"Argument indices: {name!r} has shape {shape}, and the indices of dimension {dim} are those of "
+                    "another model, or of an earlier slicing: give ShrinkHandler.left after several"
+                )
 
 
 def _packed(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
