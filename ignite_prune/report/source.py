@@ -46,10 +46,9 @@ def read_source(source: Any) -> Source:
 
 def _check_values(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if nn.parameter.is_lazy(parameter) or parameter.is_meta:
-            what = (
-                "is not initialised: run the model once" if nn.parameter.is_lazy(parameter) else "is on the meta device"
-            )
+        lazy = nn.parameter.is_lazy(parameter)
+        if lazy or parameter.is_meta:
+            what = "is not initialised (run the model once)" if lazy else "is on the meta device"
             raise ValueError(f"Parameter {name!r} {what}, so there is nothing to report")
 
 
