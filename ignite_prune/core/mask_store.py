@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import near
-from ignite_prune._utils.bits import zero_
+from ignite_prune._utils.bits import count_true, zero_
 from ignite_prune._utils.state import is_plain
 from ignite_prune.core.adapted_names import names_in
 from ignite_prune.core.mask_state import compressed, packed, unpacked
@@ -189,8 +189,8 @@ class MaskStore(Mapping[str, Tensor]):
         for name, given in masks.items():
             fits = given.stride() == self.parameters[name].stride()
             mask = given if fits else self._owned(name, given, copy=False)
-            earlier, numel, count = self.pruned(name), mask.numel(), int(mask.count_nonzero())
-            flips[name] = numel - count if earlier is None else int((mask ^ earlier).count_nonzero())
+            earlier, numel, count = self.pruned(name), mask.numel(), count_true(mask)
+            flips[name] = numel - count if earlier is None else count_true(mask ^ earlier)
             kept[name] = count
             if count == numel:
                 held.pop(name, None)

@@ -47,4 +47,5 @@ _FILES = {
     "to_networkx": "networkx_graph",
     "to_onnx": "onnx_model",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

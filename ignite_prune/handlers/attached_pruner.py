@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
 
+from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune.core.mask_enforcer import claim
 from ignite_prune.core.mask_store import check_same, warn_of_nearly_empty
 from ignite_prune.core.weight_check import WeightCheck
@@ -21,7 +22,7 @@ from ignite_prune.handlers.run_warning import AGAIN, NEVER_ATTACHED, NOT_UPDATED
 from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
-from ignite_prune.update.agreement import check_alike
+from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_alike
 from ignite_prune.update.pruner import REMAKE, Pruner
 from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 
@@ -116,8 +117,13 @@ class AttachedPruner(TargetHandler):
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self.pruning.masks.parameters
 
-    def _check_ranks(self) -> None:
-        check_alike(self.pruning.masks)
+    def _check_ranks(self, error: Exception | None, where: str) -> None:
+        raise_together(error, NOT_ATTACHED)
+        if world_size() > 1:
+            from ignite_prune.update.rank_settings import settings_of  # slow to import
+
+            settings = settings_of(self.pruning.groups, self.pruning.given[1])
+            check_alike(self.pruning.masks, {**settings, "a pruner": where}, NOT_ATTACHED)
 
     def _check_parameters(self) -> None:
         check_same(self.pruning.model, self.pruning.masks.parameters, REMAKE)
@@ -183,7 +189,9 @@ class AttachedPruner(TargetHandler):
             done()
 
         try:
-            self.pruning.update(self.pruning.targets(step), done=record)
+            with announced():
+                targets = self.pruning.targets(step)
+            self.pruning.update(targets, done=record)
         except NonFiniteSaliency as error:
             if not engine.should_terminate:
                 raise

@@ -40,4 +40,5 @@ _FILES = {
     "sensitivity": "sensitivity_scan",
     "summary": "model_summary",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

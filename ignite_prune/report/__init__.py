@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 _FILES = {"report": "page"}
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)
 
 
 class _CallableReport(ModuleType):
