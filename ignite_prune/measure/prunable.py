@@ -170,6 +170,7 @@ _REST = {
     "keep_dense": False,
     "generator": None,
     "repair": None,
+    "unreached": "raise",
     "target": None,
     "pattern": Unstructured(),
 }
