@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -41,6 +42,7 @@ class Raises(schedule.Linear):
 def train(rank: int, row: str, way: str, at: int) -> Any:
     """Train on two ranks, of which the second fails at an iteration; return what the first has seen."""
     warnings.filterwarnings("ignore")
+    logging.disable(logging.CRITICAL)
     dynamic = {"set": SET, "rigl": RigL}.get(row)
     piece = next((each for each in SALIENCIES if each.name == row), None)
     model = small_net() if piece is None else net_for(piece)
