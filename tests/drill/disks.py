@@ -62,6 +62,7 @@ def disks(seed: int) -> Outcome:
     if dice.random() < 0.3:
         return _export(dice, outcome)
     options, fills_at, goes_on = drawn(dice), dice.randint(2, 6), dice.random() < 0.5
+    options.pop("accumulate", None)  # gradients between two steps are in no checkpoint
     whole = build(**options)
     whole.attach()
     whole.start()

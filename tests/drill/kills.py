@@ -26,6 +26,8 @@ SAVED_AT = ("iteration_completed", "iteration_completed", "every_2", "epoch_comp
 
 def _moments(options: dict[str, Any]) -> list[str]:
     """Return the moments at which checkpoints are written; SR-STE and others may have no update to save at."""
+    if "accumulate" in options:  # gradients between two steps are in no checkpoint
+        return ["every_2"]
     rounds = ("trained", "pruned", "round") if "rounds" in options else ()
     return [*SAVED_AT, *rounds]
 
