@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
 LOWEST := .venv-lowest
+DOCS := .venv-docs
 export DRILL_MINUTES ?= 5
 .PHONY: help demo test test-lowest drill lint bench docs clean
 
@@ -43,5 +44,15 @@ lint: $(STAMP)  ## ruff and mypy
 bench: $(STAMP)  ## speed and memory as a table of ratios
 	$(BIN)/python benchmarks/run.py
 
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs,tensorboard,report,cli]"
+	@touch $@
+
+docs: $(DOCS)/.installed  ## build the site in docs/_build/html; without a network too, once installed
+	$(DOCS)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 clean:  ## remove .venv and everything generated
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(DOCS) docs/_build docs/api docs/tutorials build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -165,11 +165,13 @@ class MaskEnforcer:
                     zero_(parameter, mask)
                     self._zeroed[name] = parameter._version
                 for optimizer in self._optimizers:
-                    mixes = bool(self._mixing.get((id(optimizer), name), False))
-                    zero_slots_(optimizer, parameter, mask, MOMENTUM if mixes else None)
+                    if parameter in optimizer.state:
+                        mixes = bool(self._mixing.get((id(optimizer), name), False))
+                        zero_slots_(optimizer, parameter, mask, MOMENTUM if mixes else None)
         if any(self._masks.flips.values()):
             for optimizer in self._optimizers:
-                masks_changed(optimizer)
+                if optimizer.state:
+                    masks_changed(optimizer)
         self._applied = self._masks.changes
 
     @torch.no_grad()

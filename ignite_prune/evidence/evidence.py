@@ -229,8 +229,9 @@ def _one_pass(batch: Batch, collectors: Sequence[Collector]) -> None:
     with torch.set_grad_enabled(backward), observer_of(collectors).installed(batch.model):
         output = batch.output()
     if backward:
-        # The gradients of activations need a backward pass past them, whether or not a weight's is wanted.
-        targets = wanted or {n: p for n, p in batch.model.named_parameters() if p.requires_grad}
+        # The gradients of activations need a backward pass past them, whichever weights' gradients are wanted.
+        past = not wanted or any(each.backward and not each.differentiated for each in collectors)
+        targets = wanted | {n: p for n, p in batch.model.named_parameters() if p.requires_grad} if past else wanted
         found = gradients_of(batch.loss(output), targets)
         for each in collectors:
             if each.differentiated:

@@ -43,7 +43,8 @@ class AttachedPruner(TargetHandler):
         pruning: the groups, masks and hooks; another one after the model has been sliced.
     """
 
-    VERSION = 4  # 1 had no evidence; 2 named evidence by the representation of its fields; 3 had no lists of pairs
+    # 1 had no evidence; 2 named it by the representation of its fields; 3 had no lists of pairs; 4 no compressed masks
+    VERSION = 5
     KEYS = ("progress", "masks", "sparsities", "generators", "dense", "evidence", "reached")
     VARYING = ("dense",)
     MAIN = "global"
@@ -51,6 +52,7 @@ class AttachedPruner(TargetHandler):
     _feed: EvidenceFeed | None = None
     _scaler: torch.amp.GradScaler | None = None
     _synced = False  # DDP broadcasts buffers before a forward pass
+    _compress_masks = False  # in checkpoints
     _warned: set[str]  # parameters that a warning has named
     _restored = False  # what was pruned has been brought back
     _at: float | None = None  # the schedule's step of the last update, where this object made it
@@ -211,7 +213,7 @@ class AttachedPruner(TargetHandler):
     # Checkpoints
 
     def _state(self) -> dict[str, Any]:
-        return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict())
+        return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict(), self._compress_masks)
 
     def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         return (

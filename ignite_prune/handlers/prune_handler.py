@@ -20,6 +20,7 @@ from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.mask_enforcer import claim, release
+from ignite_prune.core.mask_state import check_compression
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
@@ -77,6 +78,8 @@ class PruneHandler(AttachedPruner):
         scaler: the ``GradScaler`` of a loop of your own, for evidence from activations' gradients; Ignite's is found.
         shared: let other handlers mask the same parameters; otherwise :meth:`attach`, :meth:`step` and
             :meth:`load_state_dict` refuse to act while one does.
+        compress_masks: write masks with an entropy code in checkpoints: at 90 % 0.48 bits for each entry instead of 1
+            (requires NumPy). Either form is read.
         strict: raise :class:`~ignite_prune.PrunedWeightsAlive` where pruned weights turn out not to be 0, instead of
             masking them again with a warning.
         unreached: what to do with a parameter that no data has reached, such as an expert without tokens, where the
@@ -124,12 +127,17 @@ class PruneHandler(AttachedPruner):
         scaler: torch.amp.GradScaler | None = None,
         shared: bool = False,
         strict: bool = False,
+        compress_masks: bool = False,
         unreached: Literal["raise", "keep"] = "raise",
     ) -> None:
         super().__init__()
         if shared is not False or strict is not False:
             check_is("shared", shared, bool)
             check_is("strict", strict, bool)
+        if compress_masks is not False:
+            check_is("compress_masks", compress_masks, bool)
+            check_compression()
+            self._compress_masks = True
         self._shared = shared
         settings = {
             "sparsity": UNSET,

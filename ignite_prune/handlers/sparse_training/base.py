@@ -135,6 +135,11 @@ class MaskedHandler(TargetHandler):
         return [cast(ParamGroup, _Fixed(group)) for group in self._groups]
 
     @property
+    def model(self) -> nn.Module:
+        """The model, unwrapped."""
+        return self._model
+
+    @property
     def model_sparsity(self) -> float:
         """The fraction of all floating-point parameters of the model that is pruned, biases and norms included."""
         return self._masks.sparsity_of(self._model)
