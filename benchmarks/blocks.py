@@ -106,7 +106,7 @@ def blocks(settings: Settings) -> Iterator[Row | Missing]:
     yield from memory(settings)
 
 
-def _main(name: str, sequences: int = 512) -> None:
+def _main(name: str, sequences: int = 256) -> None:
     device = torch.device("cpu")
     given = {"sparsity": 0.5, **METHODS[name]}
     prune_blocks(_model(1, device), "1.*", data=_data(1, device), **given)  # loads libraries

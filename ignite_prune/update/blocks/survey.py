@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.nested import mapped, tensors_in
 from ignite_prune.evidence.calibration import Batch
+from ignite_prune.saliency import MissingEvidence
 from ignite_prune.update.blocks.activation_store import is_plain_form
 from ignite_prune.update.blocks.relay import Forward, Relay, call, handled
 
@@ -51,7 +52,13 @@ class Route:
         return max((place for place, needed in enumerate(self.needed) if node in needed), default=node)
 
 
-def survey(model: nn.Module, blocks: Mapping[str, nn.Module], samples: Sequence[Batch], weights: Present) -> Route:
+def survey(
+    model: nn.Module,
+    blocks: Mapping[str, nn.Module],
+    samples: Sequence[Batch],
+    weights: Present,
+    run: Callable[..., Any] = lambda name, forward, args, kwargs: forward(*args, **kwargs),
+) -> Route:
     """Run the model once on a sample, and replay the way to each block; return what was found.
 
     Args:
@@ -59,6 +66,7 @@ def survey(model: nn.Module, blocks: Mapping[str, nn.Module], samples: Sequence[
         blocks: by name.
         samples: the first one that the model takes is used.
         weights: brings them.
+        run: called as ``run(name, forward, args, kwargs)`` to run a block the first time.
 
     Raises:
         TypeError: a block returns something that cannot be stored.
@@ -66,7 +74,7 @@ def survey(model: nn.Module, blocks: Mapping[str, nn.Module], samples: Sequence[
             again from the outputs of the nodes before it.
     """
     ahead = dict(_beside(model, blocks))
-    seen, sample = _first_run(blocks, ahead, samples, weights)
+    seen, sample = _first_run(_Recorder(blocks, weights, run), {**ahead, **blocks}, samples)
     _check_calls(list(blocks), seen.calls)
     nodes = {name: ahead[name] for name in _worth_storing(seen, ahead, next(iter(blocks)))} | dict(blocks)
     for name in blocks:
@@ -79,30 +87,35 @@ def survey(model: nn.Module, blocks: Mapping[str, nn.Module], samples: Sequence[
     return Route(nodes, first, tuple(needed), replay.input_use(needed, first))
 
 
-def _first_run(
-    blocks: Mapping[str, nn.Module], ahead: Mapping[str, nn.Module], samples: Sequence[Batch], weights: Present
-) -> tuple[_Recorder, Batch]:
+def _first_run(seen: _Recorder, nodes: Mapping[str, nn.Module], samples: Sequence[Batch]) -> tuple[_Recorder, Batch]:
     """Run the first sample that the model takes; if it takes none, with all weights outside of the blocks there."""
     while True:
         for sample in samples:
-            seen = _Recorder(blocks, weights)
+            seen = seen.new()
             try:
-                with handled({**ahead, **blocks}, seen):
+                with handled(nodes, seen):
                     sample.output()
                 return seen, sample
+            except MissingEvidence:
+                raise
             except Exception:
-                if sample is samples[-1] and not weights.complete():
+                if sample is samples[-1] and not seen.weights.complete():
                     raise
 
 
 class _Recorder:
     """Records the calls of nodes: their order, the inputs of the blocks, and all outputs."""
 
-    def __init__(self, blocks: Mapping[str, nn.Module], weights: Present) -> None:
+    def __init__(self, blocks: Mapping[str, nn.Module], weights: Present, run: Callable[..., Any]) -> None:
+        self.weights = weights
         self.calls: list[str] = []
         self.inputs: dict[str, Inputs] = {}
         self.outputs: dict[str, Any] = {}
-        self._blocks, self._weights = blocks, weights
+        self._blocks, self._run = blocks, run
+
+    def new(self) -> _Recorder:
+        """Return an empty one."""
+        return _Recorder(self._blocks, self.weights, self._run)
 
     def __call__(self, name: str, original: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         self.calls.append(name)
@@ -110,8 +123,8 @@ class _Recorder:
             output = original(*args, **kwargs)
         else:
             self.inputs[name] = (cloned(args), cloned(dict(kwargs)))
-            with self._weights.present(name):
-                output = original(*args, **kwargs)
+            with self.weights.present(name):
+                output = self._run(name, original, args, kwargs)
         self.outputs[name] = cloned(output)
         return output
 
