@@ -14,11 +14,13 @@ from ignite_prune.update.one_shot import prune_model, score
 
 if TYPE_CHECKING:
     from ignite_prune.export.networkx_graph import to_networkx
+    from ignite_prune.handlers.distillation.distillation import Distillation
     from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_engine
     from ignite_prune.handlers.lottery.lottery_ticket import LotteryTicket
     from ignite_prune.handlers.lottery.mode_connectivity import barrier
     from ignite_prune.handlers.lottery.rewind import Rewind
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
+    from ignite_prune.report.page import report
     from ignite_prune.structure import load_shrunk, shrink, trace
     from ignite_prune.update.blocks.prune_blocks import prune_blocks
     from ignite_prune.update.blocks.prune_checkpoint import prune_checkpoint
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Calibration",
     "CheckReport",
+    "Distillation",
     "LotteryTicket",
     "MaskStore",
     "PruneEvents",
@@ -47,6 +50,7 @@ __all__ = [
     "prune_checkpoint",
     "prune_model",
     "repair",
+    "report",
     "saliency",
     "schedule",
     "score",
@@ -57,6 +61,7 @@ __all__ = [
 ]
 
 _FILES = {
+    "Distillation": "handlers.distillation.distillation",
     "LotteryTicket": "handlers.lottery.lottery_ticket",
     "Rewind": "handlers.lottery.rewind",
     "ShrinkHandler": "handlers.shrink_handler",
@@ -69,7 +74,8 @@ _FILES = {
     "to_networkx": "export.networkx_graph",
     "trace": "structure.tracing.trace",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES, rooms=("export", "measure", "recipe", "report"))
 sys.meta_path.append(
     RenamedModules(
         {
