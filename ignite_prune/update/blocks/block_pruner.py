@@ -29,9 +29,10 @@ from ignite_prune.update.blocks.block_plan import (
     owl_targets,
     plan_block,
 )
+from ignite_prune.update.blocks.placeholders import placeholder, without_numbers
 from ignite_prune.update.blocks.progress import Advance
 from ignite_prune.update.blocks.relay import Relay, call, observable
-from ignite_prune.update.blocks.survey import Present, Route, check_output, placeholder, without_numbers
+from ignite_prune.update.blocks.survey import Present, Route, check_output
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.plan import UpdatePlan, write_values
 
