@@ -9,4 +9,5 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-__getattr__ = importer(__name__, {"main": "main"})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, {"main": "main"})

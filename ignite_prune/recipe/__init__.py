@@ -34,4 +34,5 @@ _FILES = {
     "load": "recipe",
     "read": "reading",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

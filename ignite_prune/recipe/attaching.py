@@ -16,6 +16,7 @@ from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import named_parameters, select, unwrap
 from ignite_prune.handlers.progressive_masks import ProgressiveMasks
 from ignite_prune.handlers.prune_handler import PruneHandler
+from ignite_prune.handlers.shrink_handler import ShrinkHandler
 from ignite_prune.recipe.attached import Attached
 from ignite_prune.recipe.calibration_model import CalibrationModel
 from ignite_prune.recipe.entry import Entry
@@ -27,7 +28,7 @@ from ignite_prune.recipe.source import Source
 from ignite_prune.update.calibration import as_calibration
 from ignite_prune.update.param_groups import as_dicts
 
-_MORE = ("example_inputs", "data", "loss_fn", "prepare_batch", "calibration", "scaler", "ema", "evaluator")
+_MORE = ("example_inputs", "data", "loss_fn", "prepare_batch", "calibration", "scaler", "ema", "evaluator", "teacher")
 
 
 class Document(Protocol):
@@ -101,7 +102,7 @@ class Attaching:
     def _context(self, plain: nn.Module) -> dict[str, Any]:
         """Return what handlers need besides their arguments, by name."""
         found: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
-        found |= {name: self.more[name] for name in ("example_inputs", "ema", "scaler") if name in self.more}
+        found |= {name: self.more[name] for name in ("example_inputs", "ema", "scaler", "teacher") if name in self.more}
         with self._placed(("calibration",)):
             found["calibration"] = self._calibration()
         for entry, path in self._entries():
@@ -134,6 +135,9 @@ class Attaching:
                 context["masks"] = self._nonzero(entry)
             if "pruner" in self.handlers:
                 context["pruner"] = self.handlers["pruner"]
+            shrinkers = [each for each in self.handlers.values() if isinstance(each, ShrinkHandler)]
+            if shrinkers:
+                context["shrinker"] = shrinkers[0]
             change = partial(self._fitted, entry)
             handler = entry.handler.make(_needed(entry, context), change, seed=self.recipe.seed)
             self.handlers[entry.key] = handler
@@ -227,11 +231,18 @@ def _length(loader: Any, steps_per_epoch: int | None) -> int | None:
         return None
 
 
+_GIVEN_BY = {
+    "pruner": "prune in the recipe",
+    "example_inputs": "attach(..., example_inputs=)",
+    "teacher": "teacher: self, or attach(..., teacher=)",
+}
+
+
 def _needed(entry: Entry, context: dict[str, Any]) -> dict[str, Any]:
     """Return the context, or raise if the handler needs something that is missing."""
     piece = entry.handler.piece
-    for name, given in (("pruner", "prune in the recipe"), ("example_inputs", "attach(..., example_inputs=)")):
-        if name in needs(piece) and name not in context:
+    for name, given in _GIVEN_BY.items():
+        if name in needs(piece) and name not in context and name not in entry.handler.given():
             raise ValueError(f"{piece.__name__} needs {given}")
     return context
 

@@ -1,7 +1,7 @@
 """The command line: what each command prints and writes, its exit codes, and no traceback for a user's mistake."""
 
 import json
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -182,6 +182,8 @@ def test_help_says_what_runs_code(run):
         assert name == "convert" or "runs its code" in shown.replace("\n", " ").replace("  ", " "), name
 
 
-def test_the_module_runs_as_a_command():
-    found = subprocess.run([sys.executable, "-m", "ignite_prune", "--version"], capture_output=True, text=True)
-    assert found.returncode == 0 and found.stdout.startswith("ignite-prune ")
+def test_the_module_runs_as_a_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ignite-prune", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("ignite_prune", run_name="__main__")
+    assert not ended.value.code and capsys.readouterr().out.startswith("ignite-prune ")
