@@ -114,8 +114,8 @@ class Event(RecipeModel):
         if factor == 1 or not isinstance(value, Schedule) or isinstance(value, InEpochs):
             return value
         if isinstance(value, Held):
-            inner = InEpochs(value.schedule, factor)
-            return dataclasses.replace(value, schedule=inner, every=value.every * factor, begin=value.begin * factor)
+            every, begin = (math.ceil(each * factor - _ROUNDING) for each in (value.every, value.begin))
+            return dataclasses.replace(value, schedule=InEpochs(value.schedule, factor), every=every, begin=begin)
         return InEpochs(value, factor)
 
     def resolve(self, length: int | None, schedules: Sequence[Schedule] = ()) -> AnyEvent:

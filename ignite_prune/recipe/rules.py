@@ -69,7 +69,7 @@ class ModulesRule:
     """The weights of linear and convolutional layers in some modules.
 
     Args:
-        modules: names of modules, regular expressions over them as ``re:...``, or names of classes.
+        modules: names of modules or of their weights, regular expressions over them as ``re:...``, or names of classes.
         ignore: those to leave out, in the same way.
     """
 
@@ -88,6 +88,7 @@ class ModulesRule:
             if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or "Conv1D" in type(module).__name__:
                 parts = name.split(".")
                 around = {".".join(parts[: n + 1]): modules[".".join(parts[: n + 1])] for n in range(len(parts))}
+                around[f"{name}.weight"] = module
                 if _is_named(self.modules, around) and not _is_named(self.ignore, around):
                     found.append(f"{name}.weight".removeprefix("."))
         return _some(_existing(found, model), ", ".join(self.modules), model)

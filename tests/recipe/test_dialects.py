@@ -307,3 +307,44 @@ def test_masked_state_dicts_of_torch(tmp_path):
     torch.save(model, tmp_path / "whole.pt")
     with pytest.raises(recipe.RecipeError, match="cannot be read"):
         recipe.read(tmp_path / "whole.pt")
+
+
+NEW = """
+test_stage:
+  run_type: train
+  pruning_modifiers:
+    MagnitudePruningModifier:
+      init_sparsity: 0.0
+      final_sparsity: 0.5
+      start: eval(warm_up_epochs)
+      end: eval(warm_up_epochs + 2)
+      update_frequency: 0.5
+      update_scheduler: linear
+      apply_globally: true
+      targets: [model.layers.0.q_proj.weight, lm_head]
+  quant_modifiers:
+    QuantizationModifier: {start: eval(elsewhere)}
+"""
+
+
+def test_variables_are_given_and_targets_name_weights():
+    with pytest.raises(recipe.RecipeError, match="there is no variable 'warm_up_epochs'") as caught:
+        recipe.read(NEW)
+    assert caught.value.line == 8
+    found = recipe.read(NEW, variables={"warm_up_epochs": 1})
+    made = found.recipe.prune.handler
+    assert made.schedule(1.5) == 0.125 and type(made.allocation).__name__ == "Global"
+    assert made.params.names(Language()) == ["model.layers.0.q_proj.weight", "lm_head.weight"]
+    assert len(found.report.handed_on) == 1
+    with pytest.raises(ValueError, match="a file of neural_compressor has none"):
+        recipe.read("target_sparsity: 0.5\nend_step: 4\n", variables={"a": 1})
+
+
+EXCERPT = "- !GMPruningModifier\n  final_sparsity: 0.5\n  end_epoch: 4\n"
+
+
+@pytest.mark.parametrize(
+    "text", [EXCERPT, EXCERPT.replace("- ", "", 1), EXCERPT.replace("- !", "!").replace("\n  ", "\n    ")]
+)
+def test_excerpts_are_read(text):
+    assert recipe.read(text).recipe.prune.handler.schedule.horizon == 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ignite_prune._utils.arguments import near
@@ -23,8 +23,12 @@ from ignite_prune.recipe.source import Source
 _UNSTRUCTURED = "Unstructured"
 
 
-def read_modifiers(source: Source) -> Draft:
+def read_modifiers(source: Source, variables: Mapping[str, Any]) -> Draft:
     """Return the draft of a file's modifiers.
+
+    Args:
+        source: the file.
+        variables: that go before the file's own.
 
     Raises:
         RecipeError: a field that cannot be read.
@@ -38,7 +42,7 @@ def read_modifiers(source: Source) -> Draft:
             )
     for path, first, again in source.repeated:
         draft.report.add("skipped", str(path[-1]), first, f"it stands in line {again} again, and the last one counts")
-    everything = list(modifiers(source, lambda name: name in _PRUNING or name == "EpochRangeModifier"))
+    everything = list(modifiers(source, lambda name: name in _PRUNING or name == "EpochRangeModifier", variables))
     for each in sorted(everything, key=lambda one: one.name == "ConstantPruningModifier"):
         _read(draft, each)
     if draft.groups and "event" not in draft.settings:
@@ -82,7 +86,7 @@ def _gradual(
     saliency: Any = None, repair: Any = None, is_global: bool | None = None
 ) -> Callable[[Draft, Modifier], str]:
     def read(draft: Draft, modifier: Modifier) -> str:
-        if modifier.one_shot or "targets" in modifier.fields:
+        if not {"end_epoch", "end", "start_epoch", "start"} & set(modifier.fields):
             return _one_shot(saliency or "Magnitude", repair)(draft, modifier)
         asked = modifier.take("score_type", "magnitude")
         if asked not in ("magnitude", "movement"):
@@ -90,9 +94,10 @@ def _gradual(
         chosen = {"type": "Movement"} if asked == "movement" else saliency
         if modifier.take("phased", False):
             return _alternating(draft, modifier)
-        glob = modifier.take("global_sparsity", bool(is_global))
+        glob = modifier.take("global_sparsity", modifier.take("apply_globally", bool(is_global)))
         pattern = pattern_of(modifier.take("mask_type", "unstructured"), modifier.take("mask_structure"))
         final, params = modifier.take("final_sparsity"), modifier.take("params")
+        named = targets_of(modifier.take("targets"), modifier.take("ignore")) if "targets" in modifier.fields else None
         shared: dict[str, Any] = {"allocation": allocation_of(glob), "pattern": pattern}
         if pattern != _UNSTRUCTURED and isinstance(pattern, dict) and pattern["type"] == "NofM":
             modifier.take("init_sparsity")
@@ -108,7 +113,7 @@ def _gradual(
             raise ValueError("params should be empty where final_sparsity maps sparsities to params")
         schedules = schedule_of(modifier, [number("final_sparsity", each) for each, _ in several], draft)
         for (_, names), schedule in zip(several, schedules):
-            group = {"params": params_of(names), "schedule": schedule, **shared}
+            group = {"params": named or params_of(names), "schedule": schedule, **shared}
             if any(each["params"] == group["params"] for each in draft.groups):
                 raise ValueError("params are those of an earlier modifier; a parameter has one schedule")
             draft.group(modifier.path, **group)
