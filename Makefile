@@ -8,7 +8,8 @@ STAMP := $(VENV)/.installed
 
 LOWEST := .venv-lowest
 DOCS := .venv-docs
-.PHONY: help demo test test-lowest lint bench docs clean
+export DRILL_MINUTES ?= 5
+.PHONY: help demo test test-lowest drill lint bench docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,6 +32,9 @@ test-lowest:  ## run a part of the suite with the lowest torch and Ignite of pyp
 	$(LOWEST)/bin/pip install --quiet --no-cache-dir "torch==2.4.0" "numpy<2" "pytorch-ignite==0.5.0.post2" pytest hypothesis
 	PYTHONPATH=. $(LOWEST)/bin/python -m pytest -o addopts="" -q -p no:cacheprovider \
 		tests/laws/test_state.py tests/laws/test_counts.py tests/handlers/test_in_a_loop.py tests/evidence/test_sources.py
+
+drill: $(STAMP)  ## faults drawn by seeds for DRILL_MINUTES=5: kills, hostile input, ranks, full disks, Ctrl-C; exit code 1 if one is found
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.drill
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ignite_prune.handlers.lottery.mode_connectivity import barrier
     from ignite_prune.handlers.lottery.rewind import Rewind
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
+    from ignite_prune.report.page import report
     from ignite_prune.structure import load_shrunk, shrink, trace
     from ignite_prune.update.blocks.prune_blocks import prune_blocks
     from ignite_prune.update.blocks.prune_checkpoint import prune_checkpoint
@@ -49,6 +50,7 @@ __all__ = [
     "prune_checkpoint",
     "prune_model",
     "repair",
+    "report",
     "saliency",
     "schedule",
     "score",
@@ -73,7 +75,7 @@ _FILES = {
     "trace": "structure.tracing.trace",
 }
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = importer(__name__, _FILES)
+    __getattr__, __dir__ = importer(__name__, _FILES, rooms=("export", "measure", "recipe", "report"))
 sys.meta_path.append(
     RenamedModules(
         {

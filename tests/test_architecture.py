@@ -40,7 +40,8 @@ def tree(name):
 
 
 def room(name):
-    return name.split(".")[1] if "." in name else "__init__"
+    found = name.split(".")[1] if "." in name else "__init__"
+    return "cli" if found == "__main__" else found  # python -m ignite_prune
 
 
 @cache

@@ -112,8 +112,20 @@ def test_the_page_on_one_shot_pruning_runs(tmp_path, monkeypatch, capsys):
     assert int((space["model"].layers[1].up.weight == 0).sum()) == 32 * 64 / 2
 
 
+@pytest.mark.filterwarnings("ignore:Pruning left less")
+def test_the_page_on_sensitivity_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib").use("agg")
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for block in blocks_of("sensitivity.md"):
+        exec(compile(block, "sensitivity.md", "exec"), space)
+    assert capsys.readouterr().out.endswith("\n0.8\n") and (tmp_path / "scan.json").exists()
+    space["found"].scan.plot().figure.clf()
+
+
 def test_the_page_on_delivery_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("safetensors")
+    pytest.importorskip("jinja2")
     monkeypatch.chdir(tmp_path)
     space = {}
     for block in blocks_of("delivery.md"):

@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_callable
 from ignite_prune._utils.copies import copy_of
+from ignite_prune._utils.plain_repr import plain_repr
 from ignite_prune._utils.state import checked_mapping, checked_tensor
 from ignite_prune.core.selection import unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.base import BaseHandler
-from ignite_prune.handlers.describe import plain
 from ignite_prune.handlers.distillation.checks import as_hardness, as_terms, check_devices, check_models
 from ignite_prune.handlers.distillation.distilled_loss import DistillationGroup, DistilledLoss, Inputs
 from ignite_prune.handlers.distillation.pair_features import PairFeatures, logits_of
@@ -247,13 +247,13 @@ class Distillation(BaseHandler):
         teacher = "self" if self._is_self else type(unwrap(self._teacher.model)).__name__
         return [
             f"{teacher} → {type(self._root).__name__}",
-            *map(plain, self._terms),
+            *map(plain_repr, self._terms),
             f"hardness {self._hardness_text()}",
         ]
 
     def _hardness_text(self) -> str:
         schedule = self._group["schedule"]
-        return f"{self._group['hardness']:.4g}" + ("" if schedule is None else f" by {plain(schedule)}")
+        return f"{self._group['hardness']:.4g}" + ("" if schedule is None else f" by {plain_repr(schedule)}")
 
     # Checkpoints
 
