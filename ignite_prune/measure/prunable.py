@@ -171,6 +171,7 @@ _REST = {
     "generator": None,
     "repair": None,
     "target": None,
+    "unreached": "raise",
     "pattern": Unstructured(),
 }
 
