@@ -28,7 +28,18 @@ from ignite_prune.recipe.source import Source
 from ignite_prune.update.calibration import as_calibration
 from ignite_prune.update.param_groups import as_dicts
 
-_MORE = ("example_inputs", "data", "loss_fn", "prepare_batch", "calibration", "scaler", "ema", "evaluator", "teacher")
+_MORE = (
+    "example_inputs",
+    "data",
+    "loss_fn",
+    "prepare_batch",
+    "calibration",
+    "scaler",
+    "ema",
+    "evaluator",
+    "teacher",
+    "masks",
+)
 
 
 class Document(Protocol):
@@ -132,7 +143,8 @@ class Attaching:
         with self._placed(path):
             context = {name: each for name, each in context.items() if name != "structure" or entry.structure}
             if entry.masks == "nonzero":
-                context["masks"] = self._nonzero(entry)
+                given = self.more.get("masks")
+                context["masks"] = self._nonzero(entry) if given is None else given
             if "pruner" in self.handlers:
                 context["pruner"] = self.handlers["pruner"]
             shrinkers = [each for each in self.handlers.values() if isinstance(each, ShrinkHandler)]

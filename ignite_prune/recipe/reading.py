@@ -40,12 +40,13 @@ class Reading:
     state_dict: dict[str, Any] = field(default_factory=dict)
 
     def attach(self, trainer: Any, **options: Any) -> Any:
-        """Attach the recipe; see :meth:`.Recipe.attach`.
+        """Attach the recipe, with :attr:`masks` if there are any; see :meth:`.Recipe.attach`.
 
         Raises:
             RecipeError: there is no recipe.
         """
-        return self._checked().attach(trainer, **options)
+        given = {"masks": self.masks} if self.masks else {}
+        return self._checked().attach(trainer, **{**given, **options})
 
     def dump(self, path: Any = None) -> str:
         """Return the recipe as YAML, and write it; see :meth:`.Recipe.dump`.

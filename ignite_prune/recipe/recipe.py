@@ -195,7 +195,8 @@ class Recipe(RecipeModel):
             steps_per_epoch: the number of iterations of an epoch, instead.
             max_epochs: of the run, if neither the recipe nor the trainer says so; schedules that end later are refused.
             more: ``example_inputs`` (for structures, slicing and latency), ``data``, ``loss_fn``, ``prepare_batch`` or
-                ``calibration`` (for evidence), ``teacher`` (for distillation), ``scaler``, ``ema``, and ``evaluator``.
+                ``calibration`` (for evidence), ``teacher`` (for distillation), ``masks`` (instead
+                of those that ``masks: nonzero`` finds), ``scaler``, ``ema``, and ``evaluator``.
 
         Raises:
             TypeError: an argument of another type.

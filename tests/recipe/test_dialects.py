@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ignite.engine import create_supervised_trainer
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
@@ -152,8 +153,6 @@ class Language(nn.Module):
 
 
 def test_a_one_shot_stage_prunes_when_the_run_starts():
-    from ignite.engine import create_supervised_trainer
-
     torch.manual_seed(0)
     model = Language()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -302,6 +301,10 @@ def test_masked_state_dicts_of_torch(tmp_path):
         plain.load_state_dict(found.state_dict)
         for name, weight in expected.items():
             assert torch.equal(plain.state_dict()[name], weight) and torch.equal(found.masks[name], weight != 0)
+    trainer = create_supervised_trainer(plain, torch.optim.SGD(plain.parameters(), lr=0.1), nn.functional.mse_loss)
+    attached = found.attach(trainer, model=plain)
+    assert all(torch.equal(attached.pruner.masks[name], mask) for name, mask in found.masks.items())
+    attached.detach()
     with pytest.raises(recipe.RecipeError, match="nothing in it is pruned"):
         recipe.read(plain.state_dict())
     torch.save(model, tmp_path / "whole.pt")
