@@ -133,7 +133,7 @@ def _checked_settings(settings: Mapping[str, Any]) -> ParamGroup:
         "repair": () if repair is None else as_repairs(repair),
         "structure": settings["structure"],
         "target": settings["target"],
-        "unreached": settings["unreached"],
+        "unreached": settings.get("unreached", "raise"),
     }
     for key, given, kind in (
         ("pattern", group["pattern"], Pattern),
