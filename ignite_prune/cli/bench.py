@@ -50,17 +50,10 @@ def bench(
     began = time.perf_counter()
     pruner.step(sparsity)
     first = time.perf_counter() - began
-    dense_times, masked_times = list[float](), list[float]()
     say(f"measuring {steps} steps of each kind, in turn")
-    for _ in range(_TURNS):  # in turn, so that what else the machine does falls on both
-        pruner.restore()
-        pruner.detach()
-        dense_times += _seconds(step, -(-steps // _TURNS), device)
-        pruner.step(sparsity)
-        masked_times += _seconds(step, -(-steps // _TURNS), device)
+    dense, masked = _in_turn(step, pruner, sparsity, -(-steps // _TURNS), device)
     again = statistics.median(_seconds(lambda: _update(pruner, sparsity), max(3, steps // 4), device))
     pruner.detach()
-    dense, masked = statistics.median(dense_times), statistics.median(masked_times)
     found = {
         "dense_step": dense,
         "masked_step": masked,
@@ -76,6 +69,20 @@ def bench(
         for name, value in found.items()
     ]
     show_table(["", f"{device}, {torch.get_num_threads()} threads"], rows)
+
+
+def _in_turn(
+    step: Callable[[], Any], pruner: PruneHandler, sparsity: float, times: int, device: torch.device
+) -> tuple[float, float]:
+    """Return the median time of a step without and with masks; what else the machine does falls on both."""
+    dense, masked = list[float](), list[float]()
+    for _ in range(_TURNS):
+        pruner.restore()
+        pruner.detach()
+        dense += _seconds(step, times, device)
+        pruner.step(sparsity)
+        masked += _seconds(step, times, device)
+    return statistics.median(dense), statistics.median(masked)
 
 
 def _update(pruner: PruneHandler, sparsity: float) -> None:

@@ -22,6 +22,7 @@ from ignite_prune.recipe.calibration_model import CalibrationModel
 from ignite_prune.recipe.entry import Entry
 from ignite_prune.recipe.epochs import Epochs
 from ignite_prune.recipe.models import needs
+from ignite_prune.recipe.problems import mentioned
 from ignite_prune.recipe.recipe_error import Path, RecipeError
 from ignite_prune.recipe.rules import resolved
 from ignite_prune.recipe.source import Source
@@ -229,7 +230,7 @@ class Attaching:
             raise
         except (ValueError, TypeError) as error:
             source, text = self.recipe.source, str(error)
-            raise source.error(text, next(_mentioned(source.data, path, text), path)) from error
+            raise source.error(text, next(mentioned(source.data, path, text), path)) from error
 
 
 def _length(loader: Any, steps_per_epoch: int | None) -> int | None:
@@ -261,26 +262,3 @@ def _needed(entry: Entry, context: dict[str, Any]) -> dict[str, Any]:
 
 def _is_progressive(entry: Entry) -> bool:
     return entry.handler.piece is ProgressiveMasks
-
-
-def _mentioned(data: Any, path: Path, text: str) -> Iterator[Path]:
-    """Yield where strings of the data stand that an error quotes, and fields that it names as an argument."""
-    value = data
-    for each in path:
-        try:
-            value = value[each]
-        except (KeyError, IndexError, TypeError):
-            path = path[: path.index(each)]
-            break
-    stack: list[tuple[Path, Any]] = [(path, value)]
-    fields = []
-    while stack:
-        at, value = stack.pop()
-        if isinstance(value, str) and repr(value) in text:
-            yield at
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        for key, each in items:
-            stack.append(((*at, key), each))
-            if isinstance(key, str) and f"Argument {key} " in text:
-                fields.append((*at, key))
-    yield from fields

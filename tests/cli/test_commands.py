@@ -131,13 +131,11 @@ def test_shrink_export_bench_and_sensitivity(run):
     found = json.loads(run("bench", "my_models:with_input", "--steps", 3, "--json").stdout)
     assert found["dense_step"] > 0 and found["update"] > 0
     assert "this needs example inputs" in run("bench", "my_models:net", code=2).output
-    from ignite_prune import measure
-
-    args = ["sensitivity", "my_models:net", "--evaluate", "my_models:evaluate", "-s", 0.5, "--json"]
-    if "sensitivity" in measure.__all__:
-        assert json.loads(run(*args).stdout)["baseline"] == 1.0
-    else:
-        run(*args, code=2)
+    args = ["my_models:net", "--evaluate", "my_models:evaluate", "-s", 0.5]
+    found = json.loads(run("sensitivity", *args, "--json").stdout)
+    assert found["baseline"] == 1.0 and found["layers"][0]["points"][0]["value"] == 0.5
+    assert "0.weight" in run("sensitivity", *args).output
+    assert "wrote page.md" in run("report", "my_models:thin", "-o", "page.md").output
 
 
 def test_convert_reports_and_writes(run, folder):
