@@ -88,7 +88,10 @@ class Attaching:
     def run(self) -> Attached:
         """Make and attach; after an error everything is as it was."""
         plain = unwrap(self.model)
-        before = {name: each.detach().clone() for name, each in named_parameters(plain).items()}
+        prune = self.recipe.prune
+        writes = bool(self.recipe.handlers) or (prune is not None and prune.masks is not None)
+        weights = named_parameters(plain) if writes else {}  # what making a handler may write
+        before = {name: each.detach().clone() for name, each in weights.items()}
         try:
             context = self._context(plain)
             events = [self._make(entry, path, context) for entry, path in self._entries()]
@@ -98,7 +101,7 @@ class Attaching:
             for each in reversed(list(self.handlers.values())):
                 each.detach()
             with torch.no_grad():
-                for name, parameter in named_parameters(plain).items():
+                for name, parameter in weights.items():
                     if not torch.equal(parameter, before[name]):  # NaN counts as changed, and is written back
                         parameter.copy_(before[name])
             raise

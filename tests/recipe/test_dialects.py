@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ignite.engine import create_supervised_trainer
+from ignite.engine import Events, create_supervised_trainer
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
@@ -351,3 +351,20 @@ EXCERPT = "- !GMPruningModifier\n  final_sparsity: 0.5\n  end_epoch: 4\n"
 )
 def test_excerpts_are_read(text):
     assert recipe.read(text).recipe.prune.handler.schedule.horizon == 4
+
+
+@pytest.mark.parametrize(("start", "end", "phase"), [(0, 10, 2), (1, 12, 3), (0, 4, 2), (2, 9, 1)])
+def test_phases_of_acdc_are_those_of_sparseml(start, end, phase):
+    model = Language()
+    text = f"""
+    modifiers:
+      - !ACDCPruningModifier
+        {{compression_sparsity: 0.5, start_epoch: {start}, end_epoch: {end}, update_frequency: {phase}}}
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trainer = create_supervised_trainer(model, optimizer, nn.functional.mse_loss)
+    attached, found = recipe.read(text).attach(trainer, model=model, optimizer=optimizer), []
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: found.append(attached["alternating_sparse"].sparsity))
+    trainer.run([(torch.randn(2, 8), torch.randn(2, 8))], max_epochs=end)
+    rule = [0.0 if e < start or ((e - start) // phase % 2 == 0 and e < end - phase) else 0.5 for e in range(end)]
+    assert found == rule

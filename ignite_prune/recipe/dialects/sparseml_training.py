@@ -11,14 +11,16 @@ from ignite_prune.recipe.dialects.sparseml_fields import allocation_of, number, 
 def alternating(draft: Draft, modifier: Modifier) -> str:
     """AC/DC: dense and sparse phases in turn."""
     phase = number("update_frequency", modifier.take("update_frequency"))
+    start = number("start_epoch", modifier.take("start_epoch", 0))
+    end = number("end_epoch", modifier.take("end_epoch"))
     if phase != int(phase) or phase < 1:
         raise ValueError(f"update_frequency should be whole epochs here, but given {phase:g}")
     draft.handler(
         modifier.path,
         type="AlternatingSparse",
         sparsity=number("compression_sparsity", modifier.take("compression_sparsity", modifier.take("final_sparsity"))),
-        begin=number("start_epoch", modifier.take("start_epoch", 0)),
-        end=number("end_epoch", modifier.take("end_epoch")),
+        begin=start + phase,  # the first phase is dense, and epochs count from 1 when they start
+        end=max(start + phase, end - phase + 1),
         phase=int(phase),
         reset_momentum=bool(modifier.take("momentum_buffer_reset", True)),
         allocation=allocation_of(modifier.take("global_sparsity", True)),
