@@ -21,6 +21,21 @@ from ignite_prune.schedule import Held, InEpochs, Schedule
 _ROUNDING = 1e-9
 
 
+def unscaled(value: Any) -> Any:
+    """Return a schedule in epochs that :meth:`Event.scaled` has made one of iterations; other values as they are."""
+    if isinstance(value, InEpochs):
+        return value.schedule
+    if isinstance(value, Held) and isinstance(value.schedule, InEpochs):
+        inner, length = value.schedule.schedule, value.schedule.length
+        every, begin = (_whole(each / length) for each in (value.every, value.begin))
+        return dataclasses.replace(value, schedule=inner, every=every, begin=begin)
+    return value
+
+
+def _whole(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
 class Event(RecipeModel):
     """An event of Ignite and its filter: ``epoch_completed``, or ``{type: iteration_completed, every: 100}``.
 
@@ -112,6 +127,8 @@ class Event(RecipeModel):
         """Return a schedule of the unit as one of the event's counts; other values as they are."""
         factor = self.factor(length)
         if factor == 1 or not isinstance(value, Schedule) or isinstance(value, InEpochs):
+            return value
+        if isinstance(value, Held) and isinstance(value.schedule, InEpochs):
             return value
         if isinstance(value, Held):
             every, begin = (math.ceil(each * factor - _ROUNDING) for each in (value.every, value.begin))
