@@ -88,9 +88,8 @@ def model_of(piece: type) -> type[PieceModel]:
     fields = {name: _field(piece, parameter, owner) for name, (parameter, owner) in arguments(piece).items()}
     base = type(f"{piece.__name__}Base", (PieceModel,), {"piece": piece, "__module__": __name__, "__annotations__": {}})
     make: Any = create_model
-    made_of: type[PieceModel] = make(
-        piece.__name__, __base__=base, __doc__=(piece.__doc__ or "").split("\n")[0], **fields
-    )
+    made_of: type[PieceModel] = make(piece.__name__, __base__=base, **fields)
+    made_of.__doc__ = (piece.__doc__ or "").split("\n")[0]
     return made_of
 
 

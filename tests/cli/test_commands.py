@@ -135,7 +135,7 @@ def test_shrink_export_bench_and_sensitivity(run):
     found = json.loads(run("sensitivity", *args, "--json").stdout)
     assert found["baseline"] == 1.0 and found["layers"][0]["points"][0]["value"] == 0.5
     assert "0.weight" in run("sensitivity", *args).output
-    assert "wrote page.md" in run("report", "my_models:thin", "-o", "page.md").output
+    assert "wrote page.md" in run("report", "my_models:net", "-o", "page.md").output
 
 
 def test_convert_reports_and_writes(run, folder):
