@@ -172,6 +172,7 @@ _REST = {
     "repair": None,
     "unreached": "raise",
     "target": None,
+    "unreached": "raise",
     "pattern": Unstructured(),
 }
 

@@ -124,7 +124,7 @@ def _keep(
 ) -> tuple[int, Batch]:
     """Store all batches; return their number and the first one."""
     number, first = 0, None
-    for batch in batches(model, calibration.data, None, calibration.prepare_batch, device):
+    for batch in batches(model, calibration.passes, None, calibration.prepare_batch, device):
         first = batch if first is None else first
         store.put(number, INPUT, batch.x)
         seen(batch.x)
