@@ -172,7 +172,6 @@ _REST = {
     "repair": None,
     "unreached": "raise",
     "target": None,
-    "unreached": "raise",
     "pattern": Unstructured(),
 }
 
