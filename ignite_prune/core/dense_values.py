@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.shard import local
 from ignite_prune._utils.state import is_plain
 from ignite_prune.core.mask_store import MaskStore
 
@@ -34,7 +35,7 @@ class DenseValues:
         values = dict(self._values)
         for name in self.names:
             if name in masks:
-                parameter, mask = self._masks.parameters[name].detach(), masks[name]
+                parameter, mask = local(self._masks.parameters[name]).detach(), local(masks[name])
                 before = None if all_new else self._masks.pruned(name)
                 held = values[name].to(parameter.device) if name in values else torch.zeros_like(parameter)
                 values[name] = torch.where(~mask if before is None else before & ~mask, parameter, held)
@@ -54,7 +55,7 @@ class DenseValues:
         """
         found = {}
         for name, held in self._values.items():
-            before, parameter = self._masks.pruned(name), self._masks.parameters[name].detach()
+            before, parameter = self._masks.pruned(name), local(self._masks.parameters[name]).detach()
             back = torch.zeros((), dtype=torch.bool) if before is None else ~before & masks.get(name, ~before)
             if bool(back.any()):
                 found[name] = torch.where(back, held.to(parameter.device), values.get(name, parameter).to(parameter))

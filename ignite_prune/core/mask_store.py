@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ class MaskStore(Mapping[str, Tensor]):
         >>> store.sparsity, store.kept("weight")
         (0.25, 3)
     """
+
+    is_sharded: ClassVar[bool] = False
+    """Whether each rank holds a part of the masks: see :class:`.ShardedMaskStore`."""
 
     def __init__(
         self,
@@ -241,6 +244,13 @@ class MaskStore(Mapping[str, Tensor]):
         masks, whole = {found[n]: self[n] for n in self._masks}, {found[n]: self.whole(n) for n in self}
         return MaskStore({target: targets[target] for target in found.values()}, masks, whole)
 
+    def settle(self) -> None:
+        """Check that all ranks that hold parts of these parameters fit together: here there is one."""
+
+    def over_ranks(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Return counts of each parameter over all ranks that hold parts of it: here, as they are."""
+        return dict(counts)
+
     def clear(self) -> None:
         """Remove every mask: all parameters are dense."""
         kept = {name: p.numel() for name, p in self.parameters.items()}
@@ -261,7 +271,7 @@ class MaskStore(Mapping[str, Tensor]):
         self.put(self.replaced(self.unpacked(state)))
 
     def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Check a ``state`` and return its masks; nothing is changed."""
+        """Check a ``state`` and return its masks, of a sharded store this rank's parts; nothing is changed."""
         return {name: self._owned(name, mask, copy=False) for name, mask in unpacked(state, self.parameters)}
 
 
@@ -281,7 +291,7 @@ def check_same(model: nn.Module, parameters: Mapping[str, nn.Parameter], handler
     if replaced:
         raise ValueError(
             f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged or "
-            f"sliced, or a state_dict loaded with assign=True); make a new {handler}"
+            f"sliced, the model sharded, or a state_dict loaded with assign=True); make a new {handler}"
         )
 
 

@@ -115,7 +115,11 @@ class AttachedPruner(TargetHandler):
         return self.pruning.masks.parameters
 
     def _check_ranks(self) -> None:
-        check_alike(self.pruning.masks)
+        masks = self.pruning.masks
+        if masks.is_sharded:
+            masks.settle()
+        else:
+            check_alike(masks)
 
     def _check_parameters(self) -> None:
         check_same(self.pruning.model, self.pruning.masks.parameters, REMAKE)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.commit import to_the_end
+from ignite_prune._utils.shard import is_sharded
 from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_enforcer import MaskEnforcer
@@ -82,7 +83,7 @@ class Pruner:
         self.model, self.optimizers, self.calibration = model, optimizers, calibration
         self.on_commit: list[Callable[[list[float | None], Sequence[float]], None]] = []
         self.given = params, settings
-        self.groups: list[ParamGroup] = build(model, params, **settings)
+        self.groups: list[ParamGroup] = build(model, params, sharded=True, **settings)
         self.structure: Structure | None = self.groups[0]["structure"]
         everything = named_parameters(model)
         chosen = {name: everything[name] for group in self.groups for name in group["params"]}
@@ -91,7 +92,13 @@ class Pruner:
         if self.structure is not None and masks is not None:  # masks of a part of a unit are extended to the unit
             whole = self.structure.masks(self.structure.kept(masks))
             masks = {name: whole[name] for name in chosen}
-        self.masks = MaskStore(chosen, masks, {name: shapes[name].numel() for name in chosen if name in shapes})
+        store = MaskStore
+        if any(is_sharded(parameter) for parameter in chosen.values()):
+            from ignite_prune.core.sharded_mask_store import ShardedMaskStore as store  # slow to import
+            from ignite_prune.update.sharded import check_settings
+
+            check_settings(self.groups)
+        self.masks = store(chosen, masks, {name: shapes[name].numel() for name in chosen if name in shapes})
         kept = [name for group in self.groups if group["keep_dense"] for name in group["params"]]
         self.dense = DenseValues(self.masks, kept) if kept else None
         self.enforcer = MaskEnforcer(self.masks, optimizers)
@@ -168,6 +175,10 @@ class Pruner:
 
         It raises the errors of :func:`.choose_masks` and :class:`.WeightCheck`.
         """
+        if self.masks.is_sharded:
+            from ignite_prune.update.sharded import planned_over_shards  # slow to import
+
+            return planned_over_shards(self, targets)
         check_same(self.model, self.masks.parameters, REMAKE)
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
@@ -193,7 +204,7 @@ class Pruner:
             plan = agree(plan, self.masks, error)
         elif error is not None:
             raise error
-        self._drawn = [update.saliency if update.group["saliency"].randomised else None for update in updates]
+        self.has_drawn([update.saliency if update.group["saliency"].randomised else None for update in updates])
         self._cached |= {s.name: s.cached for u in updates for s in u.scores.values() if s.cached is not None}
         return plan
 
@@ -206,7 +217,7 @@ class Pruner:
                 if saliency.randomised:
                     saliency = drawn(group, group["generator"])
                 dense_phase = schedule is not None and schedule.regrows and target < (group["sparsity"] or 0.0)
-                updates.append(GroupUpdate(group, target, saliency, {}, dense_phase, self._is_due(group, target)))
+                updates.append(GroupUpdate(group, target, saliency, {}, dense_phase, self.is_due(group, target)))
             if self.evidence is not None and any(update.is_due for update in updates):
                 if self.calibration.data is not None:
                     calibrate(self.evidence, self.calibration, [group["saliency"] for group in self.groups])
@@ -226,12 +237,16 @@ class Pruner:
             raise error
         return updates
 
-    def _is_due(self, group: ParamGroup, target: float) -> bool:
+    def is_due(self, group: ParamGroup, target: float) -> bool:
         """Return whether an update may prune something; it cannot if the last one reached just this target."""
         if group["allocation"].sets_own:
             return True
         reached = self.reached_at.get(group["scored"][0])
         return target != 0 and reached != (target, self.masks.changes)
+
+    def has_drawn(self, drawn: list[Saliency | None]) -> None:
+        """Keep the saliencies whose randomness an update has drawn, for :meth:`scores`."""
+        self._drawn = drawn
 
     def restore(self) -> None:
         """Remove the masks; kept values come back."""
