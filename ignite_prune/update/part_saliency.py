@@ -36,6 +36,10 @@ class PartSaliency(Saliency):
         """Whether the source's scores are."""
         return self.source.data_dependent
 
+    @property
+    def evident(self) -> Saliency:
+        return self.source
+
     def rows(self, name: str) -> int | None:
         return self.source.rows(name)
 

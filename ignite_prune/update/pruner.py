@@ -226,9 +226,7 @@ class Pruner:
                 evidence = self.evidence if update.is_due else None
                 update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
                 if update.is_due and update.saliency.needs:
-                    first, names = update.group["scored"][0], leave_out_frozen(update, self.masks)
-                    self.partial = self.partial | {first} if names else self.partial - {first}
-                    warn_of_left_out(update.group, names, self._left_out)
+                    self.leave_out(update)
         except Exception as raised:
             error = raised
         if ranks:
@@ -243,6 +241,12 @@ class Pruner:
             return True
         reached = self.reached_at.get(group["scored"][0])
         return target != 0 and reached != (target, self.masks.changes)
+
+    def leave_out(self, update: GroupUpdate) -> None:
+        """Leave frozen parameters without evidence out of an update, with a warning."""
+        first, names = update.group["scored"][0], leave_out_frozen(update, self.masks)
+        self.partial = self.partial | {first} if names else self.partial - {first}
+        warn_of_left_out(update.group, names, self._left_out)
 
     def has_drawn(self, drawn: list[Saliency | None]) -> None:
         """Keep the saliencies whose randomness an update has drawn, for :meth:`scores`."""
@@ -264,6 +268,10 @@ class Pruner:
 
     def scores(self) -> dict[str, Tensor]:
         """Return every scored parameter's saliency as of now; drawn and cached scores are the last update's."""
+        if self.masks.is_sharded:
+            from ignite_prune.update.sharded import scores_over_shards  # slow to import
+
+            return scores_over_shards(self, self._drawn)
         answer = {}
         for group, last in zip(self.groups, self._drawn):
             saliency = last or drawn(group, group["generator"], advance=False)

@@ -7,34 +7,52 @@ The same settings choose the same masks as in one process that holds the whole w
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ignite_prune._utils.exchange import Exchange
-from ignite_prune._utils.shard import Part, local, reshard
+from ignite_prune._utils.shard import Part, is_sharded, like, local, reshard
 from ignite_prune._utils.sharded_top import Ranking, Scored, keep_top_of_all
 from ignite_prune._utils.sparsity import as_unit_fraction
 from ignite_prune.allocation import ERK, Global, Isomorphic, Layer, Uniform
-from ignite_prune.core.mask_store import check_same
+from ignite_prune.core.mask_store import MaskStore, check_same
 from ignite_prune.core.sharded_mask_store import ShardedMaskStore
+from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.pattern import Block, NofM, Unstructured
 from ignite_prune.pattern.base import Pattern
-from ignite_prune.saliency import Magnitude, Random
+from ignite_prune.saliency import (
+    OBD,
+    SNIP,
+    Bound,
+    Change,
+    Gradient,
+    Informed,
+    Magnitude,
+    Movement,
+    Random,
+    Saliency,
+    SNIPMomentum,
+    Taylor,
+)
 from ignite_prune.saliency.from_callable import FromCallable
 from ignite_prune.saliency.given import Given
+from ignite_prune.saliency.needs import Gradients, Initial
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.part_saliency import PartSaliency
-from ignite_prune.update.plan import GroupUpdate, UpdatePlan, drawn, merge
+from ignite_prune.update.plan import GroupUpdate, Masks, UpdatePlan, drawn, merge
 from ignite_prune.update.scores import ParameterScores
 
 if TYPE_CHECKING:
-    from ignite_prune.update.pruner import Pruner
+    from ignite_prune.evidence import Evidence
 
-_SALIENCIES = (Magnitude, Random, Given, FromCallable)
+_SALIENCIES = (
+    *(Magnitude, Random, Given, FromCallable, Change),
+    *(Gradient, Taylor, SNIP, SNIPMomentum, Movement, OBD),
+)
 _ALLOCATIONS = (Global, Uniform, ERK, Isomorphic)
 _PATTERNS = (Unstructured, NofM, Block)
 
@@ -47,6 +65,7 @@ def check_settings(groups: Sequence[ParamGroup]) -> None:
     """
     for group in groups:
         _check_kind("saliency", group["saliency"], _SALIENCIES)
+        _check_needs(group["saliency"])
         _check_kind("allocation", group["allocation"], _ALLOCATIONS)
         _check_kind("pattern", group["pattern"], _PATTERNS)
         for key in ("repair", "structure", "target"):
@@ -57,12 +76,47 @@ def check_settings(groups: Sequence[ParamGroup]) -> None:
                 )
 
 
+def _check_needs(saliency: Saliency) -> None:
+    for need in saliency.needs:
+        if not isinstance(need, Gradients | Initial) or (isinstance(need, Gradients) and need.by_unit):
+            raise ValueError(
+                f"Argument saliency={saliency!r:.80} needs {type(need).__name__} of whole parameters, but some of them "
+                "are sharded (DTensors). With shards evidence is one number for each weight, of gradients in training: "
+                "Taylor(), Movement(), OBD(EmpiricalFisher()), ..."
+            )
+
+
 def _check_kind(key: str, given: object, taken: tuple[type, ...]) -> None:
     if not isinstance(given, taken):
         raise ValueError(
             f"Argument {key}={given!r:.60} needs whole parameters, but some of them are sharded (DTensors, of "
             f"fully_shard or parallelize_module). With shards {key} may be {', '.join(each.__name__ for each in taken)}"
         )
+
+
+class Planned(Protocol):
+    """What is planned for; see :class:`~ignite_prune.update.pruner.Pruner`."""
+
+    model: nn.Module
+    groups: list[ParamGroup]
+    masks: MaskStore
+    weights: WeightCheck
+    evidence: Evidence | None
+
+    def generator_states(self) -> list[Tensor | None]:
+        """Return the states of the groups' generators."""
+
+    def set_generator_states(self, states: Sequence[Any]) -> None:
+        """Set them."""
+
+    def is_due(self, group: ParamGroup, target: float) -> bool:
+        """Return whether an update may prune something."""
+
+    def leave_out(self, update: GroupUpdate) -> None:
+        """Leave frozen parameters without evidence out of an update."""
+
+    def has_drawn(self, drawn: list[Saliency | None]) -> None:
+        """Keep what was drawn."""
 
 
 @dataclass
@@ -82,7 +136,7 @@ class _Job:
     layer: Layer
 
 
-def planned_over_shards(pruner: Pruner, targets: Sequence[float]) -> UpdatePlan:
+def planned_over_shards(pruner: Planned, targets: Sequence[float]) -> UpdatePlan:
     """Return what brings each group to its target: masks of this rank's parts; only generators have moved on.
 
     Raises:
@@ -103,8 +157,14 @@ def planned_over_shards(pruner: Pruner, targets: Sequence[float]) -> UpdatePlan:
         if any(mask is not None for mask in before.values()):
             pruner.weights.all()
         updates = [_update_of(pruner, group, target) for group, target in zip(pruner.groups, targets)]
+        if pruner.evidence is not None:
+            pruner.evidence.sum_over_ranks(averaged=True)
         for update in updates:
-            jobs += _jobs_of(update, store, dict.fromkeys(before) if update.lifts else before)
+            if update.is_due and update.target != 0:
+                seen = dict.fromkeys(before) if update.lifts else before
+                update.scores = scores_of_parts(update.group, update.saliency, store, seen, pruner.evidence)
+                pruner.leave_out(update)
+                jobs += _jobs_of(update, store, seen)
         for job in jobs if any(update.is_due for update in updates) else ():
             job.tensor.scores()  # raises if they are not finite
     except Exception as raised:
@@ -128,7 +188,7 @@ def _digest(groups: Sequence[ParamGroup], targets: Sequence[float]) -> int:
     return zlib.crc32(repr((list(targets), settings)).encode())
 
 
-def _same_generators(pruner: Pruner, exchange: Exchange) -> None:
+def _same_generators(pruner: Planned, exchange: Exchange) -> None:
     """Take the states of rank 0's generators: ranks have seeds of their own, for their data."""
     states = [state for state in pruner.generator_states() if state is not None]
     if not states:
@@ -139,28 +199,42 @@ def _same_generators(pruner: Pruner, exchange: Exchange) -> None:
     pruner.set_generator_states([None if s is None else next(parts) for s in pruner.generator_states()])
 
 
-def _update_of(pruner: Pruner, group: ParamGroup, target: float) -> GroupUpdate:
+def _update_of(pruner: Planned, group: ParamGroup, target: float) -> GroupUpdate:
     saliency, schedule = drawn(group, group["generator"]), group["schedule"]
     lifts = schedule is not None and schedule.regrows and target < (group["sparsity"] or 0.0)
     return GroupUpdate(group, target, saliency, {}, lifts, pruner.is_due(group, target) or lifts)
 
 
-def _jobs_of(update: GroupUpdate, store: ShardedMaskStore, before: Mapping[str, Tensor | None]) -> list[_Job]:
-    if not update.is_due or update.target == 0:
-        return []
+def _jobs_of(update: GroupUpdate, store: ShardedMaskStore, before: Masks) -> list[_Job]:
     pattern, jobs = update.group["pattern"], []
-    for name in update.group["scored"]:
-        parameter, part, mask = store.parameters[name], store.parts[name], before[name]
-        units = unit_part(name, pattern, part)
-        saliency = PartSaliency(update.saliency, parameter, part)
-        scores = ParameterScores(name, local(parameter), saliency, pattern, mask)
-        here = scores.layer()
+    for name, scores in update.scores.items():
+        part, mask = store.parts[name], before[name]
+        units, here = unit_part(name, pattern, part), scores.layer()
         count = pattern.count(part.shape)
         total = count if mask is None else store.kept(name) if pattern.streams else -1
         tensor = Scored(here.scores, here.alive, here.living, units, total)
         layer = Layer(name, part.shape, count, here.scores, here.alive, 0)
         jobs.append(_Job(update, scores, tensor, layer))
     return jobs
+
+
+def scores_of_parts(
+    group: ParamGroup, saliency: Saliency, store: ShardedMaskStore, masks: Masks, evidence: Evidence | None
+) -> dict[str, ParameterScores]:
+    """Return the scores of this rank's parts of a group's parameters, by a saliency and its evidence."""
+    if evidence is not None and isinstance(saliency, Informed) and saliency.needs:
+        found, reasons = evidence.found(saliency.need, masks), evidence.reasons(saliency.need)
+        saliency = Bound(saliency, found, reasons)  # not normalised over parameters, of which this rank holds parts
+    return {
+        name: ParameterScores(
+            name,
+            local(store.parameters[name]),
+            PartSaliency(saliency, store.parameters[name], store.parts[name]),
+            group["pattern"],
+            masks[name],
+        )
+        for name in group["scored"]
+    }
 
 
 def unit_part(name: str, pattern: Pattern, part: Part) -> Part:
@@ -256,3 +330,16 @@ def keep_top_with_floors(
                 again.append(Ranking(rest, pool.keep - sum(least.values())))
         pending = again
     return masks
+
+
+def scores_over_shards(pruner: Planned, last: Sequence[Saliency | None]) -> dict[str, Tensor]:
+    """Return every scored parameter's saliency as of now, sharded as the parameter; ``last`` were drawn."""
+    store, answer = pruner.masks, dict[str, Tensor]()
+    assert isinstance(store, ShardedMaskStore)
+    for group, before in zip(pruner.groups, last):
+        saliency = before or drawn(group, group["generator"], advance=False)
+        found = scores_of_parts(group, saliency, store, store.so_far(), pruner.evidence)
+        for name, scores in found.items():
+            parameter = store.parameters[name]
+            answer[name] = like(scores.compute(), parameter) if is_sharded(parameter) else scores.compute()
+    return answer
