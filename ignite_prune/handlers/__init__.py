@@ -8,6 +8,7 @@ from ignite_prune.handlers.prune_handler import PruneHandler
 
 if TYPE_CHECKING:
     from ignite_prune.handlers.activation_sparsity import ActivationSparsity
+    from ignite_prune.handlers.full_state import FullState
     from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_engine
     from ignite_prune.handlers.lottery.lottery_ticket import Control, LotteryTicket
     from ignite_prune.handlers.lottery.pruning_engine import PruningEngine
@@ -30,6 +31,7 @@ _FILES = {
     "AlternatingSparse": "sparse_training.alternating_sparse",
     "Control": "lottery.lottery_ticket",
     "DynamicSparse": "sparse_training.dynamic_sparse",
+    "FullState": "full_state",
     "GroupLasso": "regularisers.group_lasso",
     "LearntSparsity": "regularisers.learnt_sparsity",
     "LotteryTicket": "lottery.lottery_ticket",
@@ -53,6 +55,7 @@ __all__ = [
     "AlternatingSparse",
     "Control",
     "DynamicSparse",
+    "FullState",
     "GroupLasso",
     "LearntSparsity",
     "LotteryTicket",

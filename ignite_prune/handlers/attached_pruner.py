@@ -216,6 +216,10 @@ class AttachedPruner(TargetHandler):
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         self._check_free()
+        if isinstance(state["masks"], Mapping) and "shards" in state["masks"]:
+            from ignite_prune.update.sharded_state import joined  # slow to import
+
+            state = joined(state)
         fitting = PrunerState.checked(state, self.pruning.groups)
         load_masks = loader_of(self.pruning, fitting)
         evidence = self._checked_evidence(fitting.evidence, state["version"])

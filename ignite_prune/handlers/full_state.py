@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ignite_prune._utils.bits import pack
 from ignite_prune._utils.distributed import rank
-from ignite_prune._utils.nested import mapped
-from ignite_prune._utils.shard import collected, is_sharded
+from ignite_prune._utils.shard import collected
 from ignite_prune.handlers.prune_handler import PruneHandler
+from ignite_prune.update.sharded_state import whole
 
 
 class FullState:
@@ -38,21 +36,14 @@ class FullState:
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state on rank 0; on other ranks tensors that were collected are empty."""
         state = self.pruner.state_dict()
-        masks = state["masks"]
-        if "shards" in masks:
-            bits = [_on_rank_0(mask, packed=True) for mask in masks["shards"].values()]
-            state["masks"] = {"names": masks["names"], "shapes": masks["shapes"], "bits": torch.cat(bits)}
-        whole: dict[str, Any] = mapped(state, lambda each: _on_rank_0(each) if is_sharded(each) else each)
-        return whole
+        return whole(state, _on_rank_0) if "shards" in state["masks"] else state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a whole state, of which each rank takes its parts; see :meth:`.BaseHandler.load_state_dict`."""
         self.pruner.load_state_dict(state_dict)
 
 
-def _on_rank_0(tensor: Tensor, packed: bool = False) -> Tensor:
+def _on_rank_0(tensor: Tensor) -> Tensor:
     """Return a collected tensor on the CPU of rank 0, and an empty one on other ranks."""
-    whole = collected(tensor)
-    if rank() > 0:
-        return torch.empty(0, dtype=torch.uint8 if packed else whole.dtype)
-    return pack(whole) if packed else whole.cpu()
+    found = collected(tensor)
+    return found.cpu() if rank() == 0 else found.new_empty(0, device="cpu")
