@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,19 @@ LOST = (
     "rank has ended, start all of them again (torchrun --max-restarts does) and load the last checkpoint; nothing "
     "that it holds is lost. The cause: {cause}"
 )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the ranks exchanged in a mask update.
+
+    Args:
+        messages: number of collectives.
+        bytes: what one rank received from them.
+    """
+
+    messages: int
+    bytes: int
 
 
 class Exchange:

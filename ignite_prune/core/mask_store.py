@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from ignite_prune._utils.state import is_plain
 from ignite_prune.core.adapted_names import names_in
 from ignite_prune.core.mask_state import packed, unpacked
 from ignite_prune.core.selection import COMPILED, is_number, named_parameters, select
+
+if TYPE_CHECKING:
+    from ignite_prune._utils.exchange import Exchange
 
 
 class MaskStore(Mapping[str, Tensor]):
@@ -47,6 +50,8 @@ class MaskStore(Mapping[str, Tensor]):
 
     is_sharded: ClassVar[bool] = False
     """Whether each rank holds a part of the masks: see :class:`.ShardedMaskStore`."""
+    exchange: Exchange | None = None
+    """The collectives of the last change, where it takes some."""
 
     def __init__(
         self,
@@ -112,6 +117,11 @@ class MaskStore(Mapping[str, Tensor]):
     def so_far(self, names: Iterable[str] | None = None) -> dict[str, Tensor | None]:
         """Return the masks of some parameters (None: of all) as :meth:`pruned` does, not copied."""
         return {name: self.pruned(name) for name in (self.parameters if names is None else names)}
+
+    @property
+    def held(self) -> Mapping[str, Tensor]:
+        """The masks of the parameters of which something is pruned, not copied."""
+        return self._masks
 
     def kept(self, name: str) -> int:
         """Return the number of kept entries of a parameter."""

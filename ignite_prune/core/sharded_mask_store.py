@@ -34,6 +34,7 @@ class ShardedMaskStore(MaskStore):
     """
 
     is_sharded: ClassVar[bool] = True
+    exchange: Exchange
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class Pruner:
         dense: the values of pruned entries, with ``keep_dense=True`` in a group; else None.
         evidence: what the saliencies and repairs need; None where they need nothing.
         is_informed: whether a group has a saliency or repair that may need evidence.
+        verify: when the ranks' masks are compared, see ``PruneHandler``.
         reached_at: by a group's first scored name, what the last update reached, at which change of the masks.
         partial: first scored names of the groups whose last update left frozen parameters out.
         on_commit: functions of the former and the new targets, called when an update has been carried out.
@@ -107,6 +108,7 @@ class Pruner:
         self.is_informed = self.evidence is not None or any(group["repair"] for group in self.groups)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
+        self.verify = "never"
         self.reached_at: dict[str, tuple[float | None, int]] = {}
         self.partial: set[str] = set()
         self._left_out: set[str] = set()  # what a warning has named
@@ -160,6 +162,8 @@ class Pruner:
             if self.dense is not None:
                 planned.dense = self.dense.remembered(planned.replaced["_masks"])
                 planned.values |= self.dense.revived(planned.replaced["_masks"], planned.values)
+            if self.verify == "update":
+                self.check_equal(planned.replaced["_masks"])
         except BaseException:
             self.set_generator_states(states)
             self.partial = partial
@@ -263,6 +267,12 @@ class Pruner:
                 group["sparsity"] = 0.0
 
         to_the_end(remove)
+
+    def check_equal(self, masks: Mapping[str, Tensor]) -> None:
+        """Raise on every rank if masks differ between ranks that hold the same part of a parameter."""
+        from ignite_prune.update.verification import check_equal  # rarely needed
+
+        check_equal(self.masks, masks, self.masks.exchange)
 
     # What it knows
 
