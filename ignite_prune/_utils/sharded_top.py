@@ -1,17 +1,15 @@
 """Exact top-k over tensors of which each rank holds a part, as one process would choose that held them all.
 
-Nothing is gathered. Scores are ranked by an integer key, and entries of equal keys by their position in the whole
-tensors, the earlier one first, so there is one order over all ranks and no tie:
+Nothing is gathered. Scores are ranked by integer keys, and entries of equal keys by their position in the whole
+tensors, the earlier one first, so there is one order over all ranks:
 
 1. Each rank sends a small sample of its scores; the weighted sample brackets the threshold of each pool.
-2. One local pass collects the candidates inside the bracket, a few in a hundred.
-3. The interval of keys is cut into bins, each rank counts its candidates in them, and the counts are summed: the
-   threshold lies in one bin, which is the next interval. Where an interval is a single key, the positions of its
-   entries take the keys' place.
-4. When few candidates are left over all ranks, these are exchanged, and the threshold is one of them.
+2. One local pass masks what is above the bracket and collects the candidates inside, a few in a hundred.
+3. The threshold among them is found by counting: :mod:`~ignite_prune._utils.threshold_search`.
 
-A bracket that misses the threshold is widened, at last to everything, so the result never depends on the sample. Every
-number that decides is an integer, so that ranks on different machines come to the same decision.
+If the counts show that the threshold is a bound of the bracket itself, which many entries equal, those of the one
+tensor in which it lies are the candidates. A bracket that misses it is widened, at last to everything, so the result never
+depends on the sample. Every number that decides is an integer, so that ranks on different machines decide alike.
 """
 
 from __future__ import annotations
@@ -24,14 +22,13 @@ import torch
 from torch import Tensor
 
 from ignite_prune._utils.exchange import Exchange
+from ignite_prune._utils.score_keys import exact, key_of, keys_of, number_of, zero_bits
 from ignite_prune._utils.shard import Part
+from ignite_prune._utils.threshold_search import BINS, FEW, ThresholdSearch, counts_of, search_together
 
 _SAMPLE = 1 << 14  # scores that all ranks together send, 8 bytes each
-_BINS = 1 << 13  # counts in a message, 8 bytes each
-_FEW = 1 << 12  # candidates that are exchanged, 24 bytes each
 _WIDE = 0.05  # share of the entries inside a bracket from which it is narrowed first
-_PIECE = 1 << 20  # entries whose keys are computed at once
-_HIGHEST = 1 << 62
+_PIECE = 1 << 18  # entries whose keys are computed at once
 
 
 @dataclass
@@ -66,64 +63,65 @@ class Ranking:
     keep: int
 
 
-@dataclass(eq=False)
-class _Search:
-    """The state of one pool's threshold: its candidates here, and the interval of the keys where it lies."""
+@dataclass
+class _Pool:
+    """A ranking whose threshold is searched.
 
+    Args:
+        tensors: of the ranking.
+        keep: number of entries to keep.
+        low, high: bounds of the threshold.
+        share: of the entries that the bounds are expected to hold between them.
+        shift: how many low bits of all keys are 0.
+        masks: of what is above the lower bound, flat, one for each tensor.
+        inside: the candidates' flat indices in each part.
+        above: how many entries are at the upper bound or above, over all ranks.
+        edge: the bound that is the threshold itself, and the tensor in which it lies; None if it is between them.
+    """
+
+    tensors: Sequence[Scored]
     keep: int
     low: float = -math.inf
     high: float = math.inf
-    share: float = 1.0  # of the entries that the bracket is expected to hold
-    shift: int = 0  # how many low bits of the keys are 0
-    keys: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    places: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # minus the positions
-    counted: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
-    first: int = 0  # bounds of the interval, inclusive
-    last: int = 0
-    need: int = 0  # how many of the interval's candidates are kept
-    count: int = 0  # how many there are, over all ranks
-    entries: int = 0  # of all tensors, as wholes
-    tied: int | None = None  # the key of all candidates in the interval, whose places are searched
-    threshold: tuple[int, int] | None = None  # key and place from which candidates are kept
+    share: float = 1.0
+    shift: int = 0
+    masks: list[Tensor] = field(default_factory=list)
+    inside: list[Tensor] = field(default_factory=list)
+    above: int = 0
+    edge: tuple[float, int] | None = None
+    search: ThresholdSearch = field(default_factory=lambda: ThresholdSearch(0, 0, 0, 0, 0))
 
-    def within(self) -> Tensor:
-        """Return which candidates of this rank are in the interval and counted here."""
-        values = self.keys if self.tied is None else self.places
-        inside = (values >= self.first) & (values <= self.last) & self.counted
-        return inside if self.tied is None else inside & (self.keys == self.tied)
+    @property
+    def total(self) -> int:
+        return sum(each.total for each in self.tensors)
 
 
-def keep_top_of_all(tensors: Sequence[Scored], pools: Sequence[Ranking], exchange: Exchange) -> dict[int, Tensor]:
-    """Return the bool mask of this rank's part of each tensor: of each pool those of largest score over all ranks.
+def keep_top_of_all(tensors: Sequence[Scored], rankings: Sequence[Ranking], exchange: Exchange) -> dict[int, Tensor]:
+    """Return the bool mask of this rank's part of each tensor: of each ranking the largest scores over all ranks.
 
-    Every rank calls it with equal pools. Of equal scores, the earlier tensor and then the lower flat index in the whole
-    tensor is kept, as :func:`~ignite_prune._utils.topk.keep_top` does.
+    Every rank calls it with equal rankings. Of equal scores, the earlier tensor and then the lower flat index in the
+    whole tensor is kept, as :func:`~ignite_prune._utils.topk.keep_top` does.
     """
-    masks: dict[int, Tensor] = {}
-    open_pools = []
-    for pool in pools:
-        total = sum(tensors[i].total for i in pool.tensors)
-        if pool.keep >= total or pool.keep <= 0:
-            for i in pool.tensors:
-                masks[i] = _constant(tensors[i], pool.keep > 0)
+    masks, left = dict[int, Tensor](), list[Ranking]()
+    for ranking in rankings:
+        if 0 < ranking.keep < sum(tensors[i].total for i in ranking.tensors):
+            left.append(ranking)
         else:
-            open_pools.append(pool)
+            masks |= {i: _constant(tensors[i], ranking.keep > 0) for i in ranking.tensors}
     spread = 4.0
-    while open_pools:  # pools whose bracket missed are tried again
-        large = any(sum(tensors[i].total for i in pool.tensors) > _FEW for pool in open_pools)
-        sampled = _sampled(tensors, open_pools, exchange) if large and spread < math.inf else None
-        searches = [_bracketed(tensors, pool, sampled, index, spread) for index, pool in enumerate(open_pools)]
-        _refine(tensors, open_pools, searches, exchange)
-        found = [_collect(tensors, pool, search) for pool, search in zip(open_pools, searches)]
-        missed = _place(tensors, open_pools, searches, found, exchange)
-        _search([search for search in searches if search not in missed], exchange)
-        again = []
-        for pool, search, parts in zip(open_pools, searches, found):
-            if search in missed:
-                again.append(pool)
-                continue
-            masks |= dict(zip(pool.tensors, _kept(search, parts)))
-        open_pools, spread = again, 40.0 if spread == 4.0 else math.inf
+    while left:  # those whose bracket missed are tried again
+        pools = [_Pool([tensors[i] for i in each.tensors], each.keep) for each in left]
+        if spread < math.inf and any(pool.total > FEW for pool in pools):
+            _bracket(pools, spread, exchange)
+            _refine([pool for pool in pools if pool.share > _WIDE and pool.total > FEW], exchange)
+        for pool in pools:
+            _collect(pool)
+        missed = _place(pools, exchange)
+        search_together([pool.search for index, pool in enumerate(pools) if index not in missed], exchange)
+        for index, (ranking, pool) in enumerate(zip(left, pools)):
+            if index not in missed:
+                masks |= dict(zip(ranking.tensors, _kept(pool)))
+        left, spread = [left[index] for index in missed], 40.0 if spread == 4.0 else math.inf
     return masks
 
 
@@ -134,247 +132,172 @@ def _constant(tensor: Scored, keep: bool) -> Tensor:
     return full(tensor.part.size, dtype=torch.bool, device=tensor.scores().device)
 
 
-def _sampled(tensors: Sequence[Scored], pools: Sequence[Ranking], exchange: Exchange) -> Tensor:
-    """Return ``(ranks, pools, 2 + n)``: of each rank how many bits are 0, its number of entries, and their sample."""
+def _bracket(pools: Sequence[_Pool], spread: float, exchange: Exchange) -> None:
+    """Set bounds of each pool's threshold from a sample, ``spread`` standard errors to both sides."""
     n = max(8, _SAMPLE // (exchange.ranks * len(pools)))
-    rows = torch.full((len(pools), 2 + n), math.nan, dtype=torch.float64)
-    for row, pool in zip(rows, pools):
-        counted = [tensors[i] for i in pool.tensors if tensors[i].part.counted]
-        entries = sum(math.prod(each.part.size) for each in counted)
-        stride = -(-entries // n) | 1  # odd: dimensions are often powers of two
+    own = torch.full((len(pools), 2 + n), math.nan, dtype=torch.float64)  # zero bits, number of entries, sample
+    for row, pool in zip(own, pools):
+        counted = [each for each in pool.tensors if each.part.counted]
+        stride = -(-sum(math.prod(each.part.size) for each in counted) // n) | 1  # odd: dimensions are powers of two
         taken = [_every(each, stride) for each in counted]
-        sample = torch.cat([torch.empty(0, dtype=torch.float64), *taken])[:n]
-        row[0] = min((_zero_bits(tensors[i].scores().dtype) for i in pool.tensors), default=0)
+        sample = torch.cat([torch.empty(0, dtype=torch.float64), *(values.double().cpu() for values in taken)])[:n]
+        row[0] = min((zero_bits(values.dtype) for values in taken), default=64)
         row[1] = sum(each.living for each in counted)
         row[2 : 2 + len(sample)] = sample
-    return exchange.collect(rows, "samples of scores")
+    sampled = exchange.collect(own, "samples of scores")
+    for index, pool in enumerate(pools):
+        pool.shift = int(sampled[:, index, 0].min()) % 64
+        _bound(pool, sampled[:, index, 1:], spread)
 
 
 def _every(tensor: Scored, stride: int) -> Tensor:
     values = tensor.scores().reshape(-1)[::stride]
     alive = None if tensor.alive is None else tensor.alive.reshape(-1)[::stride]
-    return (values if alive is None else values[alive]).double().cpu()
+    return values.clone() if alive is None else values[alive]
 
 
-def _zero_bits(dtype: torch.dtype) -> int:
-    """Return how many low bits of a float64 are 0 for every number of a type."""
-    return {torch.float32: 29, torch.bfloat16: 45, torch.float16: 42}.get(dtype, 0)
-
-
-def _bracketed(tensors: Sequence[Scored], pool: Ranking, sampled: Tensor | None, index: int, spread: float) -> _Search:
-    """Return a search with bounds of a pool's threshold, ``spread`` standard errors to both sides."""
-    search = _Search(pool.keep)
-    if sampled is None:
-        return search
-    search.shift = int(sampled[:, index, 0].min())
-    values, weights, taken = [], [], 0
-    for row in sampled[:, index]:
-        sample = row[2:][~row[2:].isnan()]
-        values.append(sample)
-        weights.append(torch.full((len(sample),), int(row[1]) * 1024 // max(len(sample), 1), dtype=torch.int64))
-        taken += len(sample)
+def _bound(pool: _Pool, sampled: Tensor, spread: float) -> None:
+    """Set a pool's bounds from each rank's number of entries and sample of them."""
+    values = [row[1:][~row[1:].isnan()] for row in sampled]
+    weights = [torch.full((len(v),), int(row[0]) * 1024 // max(len(v), 1)) for row, v in zip(sampled, values)]
     ordered, order = torch.cat(values).sort()
-    weight = torch.cat(weights)[order].cumsum(0)
-    total = sum(tensors[i].total for i in pool.tensors)
-    if taken < 64 or total <= _FEW:
-        return search
-    p = 1 - pool.keep / total
+    weight, taken = torch.cat(weights)[order].cumsum(0), len(ordered)
+    if taken < 64:
+        return
+    p, whole = 1 - pool.keep / pool.total, int(weight[-1])
     margin = (spread * math.sqrt(max(taken * p * (1 - p), 1.0)) + 2) / taken
-    search.share = 2 * margin
-    whole = int(weight[-1])
     first = int(torch.searchsorted(weight, math.floor((p - margin) * whole))) - 1
     last = int(torch.searchsorted(weight, math.ceil((p + margin) * whole))) + 1
-    search.low = float(ordered[first]) if first >= 0 else -math.inf
-    search.high = float(ordered[last]) if last < taken else math.inf
-    return search
+    pool.low = float(ordered[first]) if first >= 0 else -math.inf
+    pool.high = float(ordered[last]) if last < taken else math.inf
+    pool.share = 2 * margin
 
 
-def _refine(
-    tensors: Sequence[Scored], pools: Sequence[Ranking], searches: Sequence[_Search], exchange: Exchange
-) -> None:
-    """Narrow wide brackets by one pass that only counts, so that few candidates are to be stored.
+def _refine(pools: Sequence[_Pool], exchange: Exchange) -> None:
+    """Narrow wide bounds by one pass that only counts, so that few candidates are to be stored.
 
-    A bracket is wide where samples are small, because the pools are many.
+    Bounds are wide where samples are small, because the pools are many.
     """
-    wide = [
-        (pool, search)
-        for pool, search in zip(pools, searches)
-        if search.share > _WIDE and sum(tensors[i].total for i in pool.tensors) > _FEW
-    ]
-    if not wide:
+    if not pools:
         return
-    bins = max(2, _BINS // len(wide))
-    counts = torch.zeros((len(wide), bins + 1), dtype=torch.int64)
-    for row, (pool, search) in zip(counts, wide):
-        search.first, search.last = _key(search.low, search.shift), _key(search.high, search.shift)
-        for tensor in (tensors[i] for i in pool.tensors if tensors[i].part.counted):
+    bins = max(2, BINS // len(pools))
+    counts = torch.zeros((len(pools), bins + 1), dtype=torch.int64)
+    ends = [(key_of(pool.low, pool.shift), key_of(pool.high, pool.shift)) for pool in pools]
+    for row, pool, (first, last) in zip(counts, pools, ends):
+        for tensor in (each for each in pool.tensors if each.part.counted):
             scores = tensor.scores().reshape(-1)
             flat = scores if tensor.alive is None else scores[tensor.alive.reshape(-1)]
             for piece in torch.split(flat, _PIECE):
-                keys = _keys(piece, search.shift)
-                keys = keys[keys >= search.first]
-                inside = keys[keys <= search.last]
-                row[:bins] += _counts(inside, search.first, search.last, bins).cpu()
+                keys = keys_of(piece[exact(piece, pool.low) >= pool.low], pool.shift)
+                inside = keys[keys <= last]
+                row[:bins] += counts_of(inside, first, last, bins).cpu()
                 row[bins] += len(keys) - len(inside)
-    for row, (_, search) in zip(exchange.sum(counts), wide):
-        search.need = search.keep - int(row[bins])
-        if 0 < search.need <= int(row[:bins].sum()):
-            _narrow(search, row[:bins], bins)
-            search.low, search.high = _bound(search.first, search.shift), _bound(search.last, search.shift)
+    for row, pool, (first, last) in zip(exchange.sum(counts), pools, ends):
+        search = ThresholdSearch(pool.keep - int(row[bins]), int(row[:bins].sum()), first, last, 0)
+        if 0 < search.need <= search.count:
+            search.narrow(row[:bins])
+            pool.low = max(pool.low, _just(search.first - 1, pool.shift))
+            pool.high = min(pool.high, _just(search.last + 1, pool.shift))
 
 
-def _bound(key: int, shift: int) -> float:
-    """Return the number of a key: the inverse of :func:`_key`."""
-    bits = torch.tensor([key << shift], dtype=torch.int64)
-    value = torch.where(bits < 0, bits ^ 0x7FFFFFFFFFFFFFFF, bits).view(torch.float64)
-    return float(value)
+def _just(key: int, shift: int) -> float:
+    """Return the number of a key next to an interval."""
+    lowest, highest = key_of(-math.inf, shift), key_of(math.inf, shift)
+    return number_of(min(max(key, lowest), highest), shift)
 
 
-def _collect(tensors: Sequence[Scored], pool: Ranking, search: _Search) -> list[tuple[Tensor, Tensor, int]]:
-    """Return the mask of each tensor's entries from the lower bound on, the candidates' places, and how many are above.
-
-    The candidates' keys and positions over all tensors are put into the search.
-    """
-    parts, keys, places, counted = [], list[Tensor](), list[Tensor](), list[Tensor]()
-    base = 0
-    for i in pool.tensors:
-        tensor = tensors[i]
-        scores = tensor.scores()
-        flat = _exact(_exact(scores.reshape(-1), search.low), search.high)
-        mask = flat >= search.low
+def _collect(pool: _Pool) -> None:
+    """Set the masks of what is above the lower bound, and the candidates between the bounds, in one pass."""
+    keys, places, counted, base = list[Tensor](), list[Tensor](), list[Tensor](), 0
+    for tensor in pool.tensors:
+        flat = exact(exact(tensor.scores().reshape(-1), pool.low), pool.high)
+        mask = flat > pool.low
         if tensor.alive is not None:
             mask &= tensor.alive.reshape(-1)
-        inside = (flat <= search.high).logical_and_(mask).nonzero().squeeze(1)
-        above = int(mask.count_nonzero()) - len(inside)
-        parts.append((mask.view(scores.shape), inside, above if tensor.part.counted else 0))
-        keys.append(_keys(flat[inside], search.shift).cpu())
+        inside = (flat < pool.high).logical_and_(mask).nonzero().squeeze(1)
+        pool.masks.append(mask)
+        pool.inside.append(inside)
+        keys.append(keys_of(flat[inside], pool.shift).cpu())
         places.append(-(tensor.part.positions(inside) + base).cpu())
         counted.append(torch.full((len(inside),), tensor.part.counted))
         base += math.prod(tensor.part.shape)
-    search.entries = base
-    search.keys, search.places, search.counted = map(torch.cat, (keys, places, counted))
-    return parts
+    first, last = key_of(pool.low, pool.shift), key_of(pool.high, pool.shift)
+    pool.search = ThresholdSearch(0, 0, first, last, base, torch.cat(keys), torch.cat(places), torch.cat(counted))
 
 
-def _exact(values: Tensor, bound: float) -> Tensor:
-    """Return ``values`` in a dtype that represents ``bound``."""
-    held = torch.tensor(bound, dtype=values.dtype).item() == bound
-    return values if held else values.double()
+def _place(pools: Sequence[_Pool], exchange: Exchange) -> list[int]:
+    """Set how many candidates each search keeps; return the indices of those whose bounds missed the threshold."""
+    own = [
+        (sum(int(m.count_nonzero()) for m, t in zip(pool.masks, pool.tensors) if t.part.counted), pool.search.counted)
+        for pool in pools
+    ]
+    numbers = torch.tensor([(above, int(counted.sum())) for above, counted in own], dtype=torch.int64)
+    edges = []
+    for index, (pool, (above, inside)) in enumerate(zip(pools, exchange.sum(numbers).tolist())):
+        pool.above = above - inside
+        pool.search.need, pool.search.count = pool.keep - pool.above, inside
+        if not 0 <= pool.search.need <= inside:
+            edges.append(index)
+    return _at_edges(pools, edges, exchange) if edges else []
 
 
-def _keys(values: Tensor, shift: int) -> Tensor:
-    """Return int64 keys in the order of the values; −0.0 has the key of 0.0."""
-    bits = (values.double() + 0.0).view(torch.int64)
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFFFFFFFFFF, bits) >> shift
-
-
-def _key(bound: float, shift: int) -> int:
-    return int(_keys(torch.tensor([bound], dtype=torch.float64), shift))
-
-
-def _place(
-    tensors: Sequence[Scored],
-    pools: Sequence[Ranking],
-    searches: Sequence[_Search],
-    found: Sequence[list[tuple[Tensor, Tensor, int]]],
-    exchange: Exchange,
-) -> list[_Search]:
-    """Set how many candidates each search keeps; return those whose bracket missed the threshold."""
-    numbers = [[sum(above for _, _, above in parts), int(s.counted.sum())] for parts, s in zip(found, searches)]
-    totals = exchange.sum(torch.tensor(numbers, dtype=torch.int64)).tolist()
-    missed = []
-    for search, (above, inside) in zip(searches, totals):
-        search.need, search.count = search.keep - above, inside
-        if not 0 <= search.need <= inside:
-            missed.append(search)
-        search.first, search.last = _key(search.low, search.shift), _key(search.high, search.shift)
+def _at_edges(pools: Sequence[_Pool], edges: Sequence[int], exchange: Exchange) -> list[int]:
+    """Search among the entries that equal a bound where that is the threshold; return the indices of the others."""
+    values = {index: pools[index].high if pools[index].search.need < 0 else pools[index].low for index in edges}
+    own = [
+        int(_equal(tensor, values[index]).count_nonzero()) if tensor.part.counted else 0
+        for index in edges
+        for tensor in pools[index].tensors
+    ]
+    counts, missed = exchange.sum(torch.tensor(own, dtype=torch.int64)).tolist(), []
+    for index in edges:
+        pool, value = pools[index], values[index]
+        ties, counts = counts[: len(pool.tensors)], counts[len(pool.tensors) :]
+        is_high = pool.search.need < 0
+        larger = pool.above - (sum(ties) if is_high and pool.high > pool.low else 0)
+        larger += 0 if is_high else pool.search.count
+        need = pool.keep - larger
+        if not math.isfinite(value) or not 0 <= need <= sum(ties):
+            missed.append(index)
+        else:
+            _search_ties(pool, value, need, ties)
     return missed
 
 
-def _search(searches: Sequence[_Search], exchange: Exchange) -> None:
-    """Find the threshold of each search, all of them in the same messages."""
-    while True:
-        for search in searches:
-            _settle(search)
-        left = [search for search in searches if search.threshold is None]
-        if not left:
-            return
-        if sum(search.count for search in left) <= _FEW:
-            return _exchanged(left, exchange)
-        bins = max(2, _BINS // len(left))
-        counts = exchange.sum(torch.stack([_histogram(search, bins) for search in left]))
-        for search, row in zip(left, counts):
-            _narrow(search, row, bins)
+def _equal(tensor: Scored, value: float) -> Tensor:
+    ties = exact(tensor.scores().reshape(-1), value) == value
+    return ties if tensor.alive is None else ties.logical_and_(tensor.alive.reshape(-1))
 
 
-def _settle(search: _Search) -> None:
-    """End a search whose interval is kept or dropped as a whole; go on to positions where it is a single key."""
-    if search.threshold is not None:
-        return
-    if search.need in (0, search.count):
-        edge = search.first if search.need else search.last + 1
-        search.threshold = (edge, -_HIGHEST) if search.tied is None else (search.tied, edge)
-    elif search.first == search.last and search.tied is None:
-        search.tied, search.first, search.last = search.first, -search.entries, 0
+def _search_ties(pool: _Pool, value: float, need: int, ties: Sequence[int]) -> None:
+    """Keep the first ``need`` entries that equal a bound: all of the first tensors, and search in one of them."""
+    at = 0
+    while at < len(ties) - 1 and need > ties[at]:
+        need, at = need - ties[at], at + 1
+    tensor, key = pool.tensors[at], key_of(value, pool.shift)
+    inside = _equal(tensor, value).nonzero().squeeze(1)
+    places = -tensor.part.positions(inside).cpu()
+    entries = math.prod(tensor.part.shape)
+    counted = torch.full((len(inside),), tensor.part.counted)
+    keys = torch.full((len(inside),), key)
+    pool.search = ThresholdSearch(need, ties[at], -entries, 0, entries, keys, places, counted, tied=key)
+    pool.edge, pool.inside = (value, at), [inside]
 
 
-def _histogram(search: _Search, bins: int) -> Tensor:
-    values = (search.keys if search.tied is None else search.places)[search.within()]
-    return _counts(values, search.first, search.last, bins)
-
-
-def _counts(values: Tensor, first: int, last: int, bins: int) -> Tensor:
-    """Return how many values of [first, last] are in each bin."""
-    bits = _bits(first, last, bins)
-    return torch.bincount((values >> bits) - (first >> bits), minlength=bins)
-
-
-def _bits(first: int, last: int, bins: int) -> int:
-    """Return the width of bins as a power of two; a difference of two keys may be too large for an int64."""
-    return next(bits for bits in range(65) if (last >> bits) - (first >> bits) < bins)
-
-
-def _narrow(search: _Search, counts: Tensor, bins: int) -> None:
-    """Take the bin in which the threshold lies as the next interval."""
-    from_top = counts.flip(0).cumsum(0)
-    index = int(torch.searchsorted(from_top, search.need))
-    chosen, bits = len(counts) - 1 - index, _bits(search.first, search.last, bins)
-    search.need -= int(from_top[index - 1]) if index else 0
-    search.count = int(counts[chosen])
-    edge = ((search.first >> bits) + chosen) << bits
-    search.first, search.last = max(search.first, edge), min(edge + (1 << bits) - 1, search.last)
-
-
-def _exchanged(searches: Sequence[_Search], exchange: Exchange) -> None:
-    """Exchange the few candidates that are left, and find the thresholds among them."""
-    mine = [
-        torch.stack([torch.full_like(s.keys[at], index), s.keys[at], s.places[at]], 1)
-        for index, s in enumerate(searches)
-        for at in (s.within(),)
-    ]
-    rows = _together(torch.cat(mine), sum(search.count for search in searches), exchange).tolist()
-    for index, search in enumerate(searches):
-        ordered = sorted(((key, place) for pool, key, place in rows if pool == index), reverse=True)
-        search.threshold = ordered[search.need - 1]
-
-
-def _together(own: Tensor, total: int, exchange: Exchange) -> Tensor:
-    """Return the rows of all ranks, ``total`` of them: by one message where padding them is cheap, else by two."""
-    if total * exchange.ranks <= 2 * _FEW:
-        padded = torch.full((total, own.shape[1]), -1, dtype=torch.int64)
-        padded[: len(own)] = own
-        return exchange.collect(padded, "candidates").flatten(0, 1)
-    sizes = exchange.collect(torch.tensor(len(own), dtype=torch.int64)).tolist()
-    every, start = torch.zeros((total, own.shape[1]), dtype=torch.int64), sum(sizes[: exchange.rank])
-    every[start : start + len(own)] = own
-    return exchange.sum(every, "candidates")
-
-
-def _kept(search: _Search, parts: Sequence[tuple[Tensor, Tensor, int]]) -> list[Tensor]:
+def _kept(pool: _Pool) -> list[Tensor]:
     """Return the masks of a pool's tensors, without the candidates that are below the threshold."""
-    assert search.threshold is not None
-    key, place = search.threshold
-    gone = (search.keys < key) | ((search.keys == key) & (search.places < place))
-    for (mask, inside, _), drop in zip(parts, torch.split(gone, [len(inside) for _, inside, _ in parts])):
-        mask.view(-1)[inside[drop.to(inside.device)]] = False
-    return [mask for mask, _, _ in parts]
+    gone = pool.search.dropped()
+    if pool.edge is None:
+        for mask, inside, drop in zip(pool.masks, pool.inside, torch.split(gone, [len(each) for each in pool.inside])):
+            mask[inside[drop.to(inside.device)]] = False
+    else:
+        value, at = pool.edge
+        for index, (tensor, mask) in enumerate(zip(pool.tensors, pool.masks)):
+            ties = _equal(tensor, value)
+            torch.logical_or(mask, ties, out=mask) if index <= at else mask.logical_and_(ties.logical_not_())
+        if value == pool.high:  # nothing between the bounds is kept
+            for tensor, mask in zip(pool.tensors, pool.masks):
+                mask.logical_and_(exact(tensor.scores().reshape(-1), value) >= value)
+        (inside,) = pool.inside
+        pool.masks[at][inside[gone.to(inside.device)]] = False
+    return [mask.view(tensor.part.size) for mask, tensor in zip(pool.masks, pool.tensors)]
