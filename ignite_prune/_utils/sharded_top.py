@@ -8,8 +8,8 @@ tensors, the earlier one first, so there is one order over all ranks:
 3. The threshold among them is found by counting: :mod:`~ignite_prune._utils.threshold_search`.
 
 If the counts show that the threshold is a bound of the bracket itself, which many entries equal, those of the one
-tensor in which it lies are the candidates. A bracket that misses it is widened, at last to everything, so the result never
-depends on the sample. Every number that decides is an integer, so that ranks on different machines decide alike.
+tensor in which it lies are the candidates. A bracket that misses it is widened, at last to everything, so the result
+never depends on the sample. Every number that decides is an integer, so that ranks on different machines decide alike.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ignite_prune._utils.threshold_search import BINS, FEW, ThresholdSearch, cou
 
 _SAMPLE = 1 << 14  # scores that all ranks together send, 8 bytes each
 _WIDE = 0.05  # share of the entries inside a bracket from which it is narrowed first
+_MANY = 1 << 21  # candidates on a rank from which it is
 _PIECE = 1 << 18  # entries whose keys are computed at once
 
 
@@ -113,7 +114,7 @@ def keep_top_of_all(tensors: Sequence[Scored], rankings: Sequence[Ranking], exch
         pools = [_Pool([tensors[i] for i in each.tensors], each.keep) for each in left]
         if spread < math.inf and any(pool.total > FEW for pool in pools):
             _bracket(pools, spread, exchange)
-            _refine([pool for pool in pools if pool.share > _WIDE and pool.total > FEW], exchange)
+            _refine([pool for pool in pools if _is_wide(pool, exchange.ranks)], exchange)
         for pool in pools:
             _collect(pool)
         missed = _place(pools, exchange)
@@ -171,6 +172,11 @@ def _bound(pool: _Pool, sampled: Tensor, spread: float) -> None:
     pool.low = float(ordered[first]) if first >= 0 else -math.inf
     pool.high = float(ordered[last]) if last < taken else math.inf
     pool.share = 2 * margin
+
+
+def _is_wide(pool: _Pool, ranks: int) -> bool:
+    """Return whether too many candidates are expected: they take 25 bytes each, and a pass to narrow them time."""
+    return pool.total > FEW and (pool.share > _WIDE or pool.share * pool.total > _MANY * ranks)
 
 
 def _refine(pools: Sequence[_Pool], exchange: Exchange) -> None:
