@@ -56,7 +56,7 @@ def on_ranks(ranks: int, work: Callable[..., dict[str, Any]], *args: Any) -> dic
     ]
     for process in processes:
         process.start()
-    found: dict[str, Any] = answers.get()
+    found: dict[str, Any] = answers.get(timeout=600)
     for process in processes:
         process.join()
     return found

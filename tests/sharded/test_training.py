@@ -61,6 +61,10 @@ def train(rank, kind):
             for slot in (parameter.detach(), *optimizer.state[parameter].values()):
                 assert slot.shape != parameter.shape or not whole(slot)[gone].any()
         assert bool(pruner.check())
+        if name == "taylor":
+            pruner.restore()
+            assert pruner.sparsity == 0
+            assert all(bool(whole(p.detach()).any(1).all()) for n, p in model.named_parameters() if n in pruner.masks)
         pruner.detach()
     return True
 
