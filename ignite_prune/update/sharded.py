@@ -22,7 +22,7 @@ from ignite_prune.allocation import ERK, Global, Isomorphic, Layer, Uniform
 from ignite_prune.core.mask_store import MaskStore, check_same
 from ignite_prune.core.sharded_mask_store import ShardedMaskStore
 from ignite_prune.core.weight_check import WeightCheck
-from ignite_prune.pattern import Block, NofM, Unstructured
+from ignite_prune.pattern import Block, Channel, NofM, Unstructured
 from ignite_prune.pattern.base import Pattern
 from ignite_prune.saliency import (
     OBD,
@@ -45,6 +45,7 @@ from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.part_saliency import PartSaliency
 from ignite_prune.update.plan import GroupUpdate, Masks, UpdatePlan, drawn, merge
 from ignite_prune.update.scores import ParameterScores
+from ignite_prune.update.sharded_channels import Slices, summed
 
 if TYPE_CHECKING:
     from ignite_prune.evidence import Evidence
@@ -54,7 +55,7 @@ _SALIENCIES = (
     *(Gradient, Taylor, SNIP, SNIPMomentum, Movement, OBD),
 )
 _ALLOCATIONS = (Global, Uniform, ERK, Isomorphic)
-_PATTERNS = (Unstructured, NofM, Block)
+_PATTERNS = (Unstructured, NofM, Block, Channel)
 
 
 def check_settings(groups: Sequence[ParamGroup]) -> None:
@@ -128,12 +129,14 @@ class _Job:
         scores: of this rank's part.
         tensor: its units here and over all ranks.
         layer: its units over all ranks.
+        slices: of a pattern whose units several ranks may hold parts of.
     """
 
     update: GroupUpdate
     scores: ParameterScores
     tensor: Scored
     layer: Layer
+    slices: Slices | None = None
 
 
 def planned_over_shards(pruner: Planned, targets: Sequence[float]) -> UpdatePlan:
@@ -177,7 +180,8 @@ def planned_over_shards(pruner: Planned, targets: Sequence[float]) -> UpdatePlan
             held = {name: local(store.parameters[name]) for name in update.group["params"]}
             merge(plan.masks, {name: torch.ones_like(each, dtype=torch.bool) for name, each in held.items()})
     for job, units in _chosen(jobs, exchange):
-        merge(plan.masks, {job.scores.name: job.scores.spread(units)})
+        own = units if job.slices is None else job.slices.own(units).to(local(store.parameters[job.scores.name]).device)
+        merge(plan.masks, {job.scores.name: job.scores.spread(own)})
     pruner.has_drawn([update.saliency if update.group["saliency"].randomised else None for update in updates])
     return plan
 
@@ -209,6 +213,12 @@ def _jobs_of(update: GroupUpdate, store: ShardedMaskStore, before: Masks) -> lis
     pattern, jobs = update.group["pattern"], []
     for name, scores in update.scores.items():
         part, mask = store.parts[name], before[name]
+        if isinstance(pattern, Channel):
+            slices = Slices(pattern, store.parameters[name], part, scores, mask)
+            tensor = Scored(scores.compute, None, 0, part, 0)
+            layer = Layer(name, part.shape, slices.size, scores.compute, None, 0)
+            jobs.append(_Job(update, scores, tensor, layer, slices))
+            continue
         units, here = unit_part(name, pattern, part), scores.layer()
         count = pattern.count(part.shape)
         total = count if mask is None else store.kept(name) if pattern.streams else -1
@@ -277,6 +287,10 @@ def _unit_sizes(pattern: Pattern, shape: Sequence[int]) -> list[int]:
 
 def _count_units(jobs: Sequence[_Job], exchange: Exchange) -> None:
     """Set how many units of each parameter are alive over all ranks; of single entries the store has counted them."""
+    split = [job for job in jobs if job.slices is not None]
+    for job, tensor in zip(split, summed([job.slices for job in split if job.slices is not None], exchange)):
+        job.tensor = tensor
+        job.layer = replace(job.layer, scores=tensor.scores, alive=tensor.alive)
     unknown = [job for job in jobs if job.tensor.total < 0]
     if unknown:
         own = [job.tensor.living if job.tensor.part.counted else 0 for job in unknown]

@@ -33,6 +33,8 @@ CHOICES = {
     "random": lambda model: {"saliency": saliency.Random(), "generator": torch.Generator().manual_seed(3)},
     "given": lambda model: {"saliency": given(model)},
     "callable": lambda model: {"saliency": own_scores},
+    "rows": lambda model: {"pattern": pattern.Channel(0)},
+    "columns": lambda model: {"pattern": pattern.Channel(1, norm=1), "allocation": allocation.Uniform()},
     "groups": lambda model: {
         "params": [{"params": "layers.0.*", "allocation": allocation.Uniform()}, {"params": "layers.1.weight"}]
     },
