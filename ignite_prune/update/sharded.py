@@ -41,11 +41,12 @@ from ignite_prune.saliency import (
 from ignite_prune.saliency.from_callable import FromCallable
 from ignite_prune.saliency.given import Given
 from ignite_prune.saliency.needs import Gradients, Initial
+from ignite_prune.update.calibration import Calibration, calibrate
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.part_saliency import PartSaliency
 from ignite_prune.update.plan import GroupUpdate, Masks, UpdatePlan, drawn, merge
 from ignite_prune.update.scores import ParameterScores
-from ignite_prune.update.sharded_channels import Slices, summed
+from ignite_prune.update.sharded_channels import ShardedChannels, summed
 
 if TYPE_CHECKING:
     from ignite_prune.evidence import Evidence
@@ -103,6 +104,7 @@ class Planned(Protocol):
     masks: MaskStore
     weights: WeightCheck
     evidence: Evidence | None
+    calibration: Calibration
 
     def generator_states(self) -> list[Tensor | None]:
         """Return the states of the groups' generators."""
@@ -136,7 +138,7 @@ class _Job:
     scores: ParameterScores
     tensor: Scored
     layer: Layer
-    slices: Slices | None = None
+    slices: ShardedChannels | None = None
 
 
 def planned_over_shards(pruner: Planned, targets: Sequence[float]) -> UpdatePlan:
@@ -160,7 +162,9 @@ def planned_over_shards(pruner: Planned, targets: Sequence[float]) -> UpdatePlan
         if any(mask is not None for mask in before.values()):
             pruner.weights.all()
         updates = [_update_of(pruner, group, target) for group, target in zip(pruner.groups, targets)]
-        if pruner.evidence is not None:
+        if pruner.evidence is not None and any(update.is_due for update in updates):
+            if pruner.calibration.data is not None:
+                calibrate(pruner.evidence, pruner.calibration, [group["saliency"] for group in pruner.groups])
             pruner.evidence.sum_over_ranks(averaged=True)
         for update in updates:
             if update.is_due and update.target != 0:
@@ -214,7 +218,7 @@ def _jobs_of(update: GroupUpdate, store: ShardedMaskStore, before: Masks) -> lis
     for name, scores in update.scores.items():
         part, mask = store.parts[name], before[name]
         if isinstance(pattern, Channel):
-            slices = Slices(pattern, store.parameters[name], part, scores, mask)
+            slices = ShardedChannels(pattern, store.parameters[name], part, scores, mask)
             tensor = Scored(scores.compute, None, 0, part, 0)
             layer = Layer(name, part.shape, slices.size, scores.compute, None, 0)
             jobs.append(_Job(update, scores, tensor, layer, slices))

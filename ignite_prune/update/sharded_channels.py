@@ -19,7 +19,7 @@ from ignite_prune.pattern import Channel
 from ignite_prune.update.scores import ParameterScores
 
 
-class Slices:
+class ShardedChannels:
     """The slices of one parameter, of which this rank holds parts.
 
     Args:
@@ -86,7 +86,7 @@ def _is_split(parameter: Any, dims: Sequence[int]) -> bool:
     return any(not each.is_replicate() and each.dim not in dims for each in parameter.placements)
 
 
-def summed(slices: Sequence[Slices], exchange: Exchange) -> list[Scored]:
+def summed(slices: Sequence[ShardedChannels], exchange: Exchange) -> list[Scored]:
     """Return the units of several parameters over all ranks, by one message."""
     if not slices:
         return []
