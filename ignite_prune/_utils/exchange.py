@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ignite_prune._utils.distributed import KNOWN
+
 LOST = (
     "The ranks could not exchange {what}, so this mask update was not made: masks and weights are as they were. If a "
     "rank has ended, start all of them again (torchrun --max-restarts does) and load the last checkpoint; nothing "
@@ -92,14 +94,17 @@ class Exchange:
         if failed:
             texts = self.objects(None if error is None else f"{type(error).__name__}: {error}", "errors")
             if error is not None:
+                vars(error)[KNOWN] = True
                 raise error
-            raise ValueError(
-                f"The mask update was refused on rank {failed[0]} of {self.ranks}, so nothing was pruned on any: "
-                f"{texts[failed[0]]}"
+            raise _known(
+                ValueError(
+                    f"The mask update was refused on rank {failed[0]} of {self.ranks}, so nothing was pruned on any: "
+                    f"{texts[failed[0]]}"
+                )
             )
         if len(set(flags[:, 1].tolist())) > 1:
             other = next(rank for rank in range(self.ranks) if flags[rank, 1] != flags[0, 1])
-            raise ValueError(f"Every rank should have the same {what}, but rank {other} has others than rank 0")
+            raise _known(ValueError(f"Every rank should have the same {what}, but rank {other} has others than rank 0"))
 
     def _run(self, call: Callable[[], object], what: str, received: Tensor) -> None:
         self.messages += 1
@@ -107,7 +112,13 @@ class Exchange:
         try:
             call()
         except RuntimeError as error:  # a rank has ended, or the group's timeout is over
-            raise RuntimeError(LOST.format(what=what, cause=str(error).strip().partition("\n")[0])) from error
+            raise _known(RuntimeError(LOST.format(what=what, cause=str(error).strip().partition("\n")[0]))) from error
+
+
+def _known(error: Exception) -> Exception:
+    """Mark an error as one that is raised on every rank."""
+    vars(error)[KNOWN] = True
+    return error
 
 
 def _on_device(tensor: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class ShardedMaskStore(MaskStore):
         """
         raise ValueError("for_model() takes masks that are not sharded; collect them: masks[name].full_tensor()")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, compress: bool = False) -> dict[str, Any]:
         """Return names, shapes and the masks as DTensors, which ``torch.distributed.checkpoint`` saves as they lie."""
         shapes = [list(parameter.shape) for parameter in self.parameters.values()]
         return {"names": list(self), "shapes": shapes, "shards": {name: self[name] for name in self}}
@@ -146,12 +146,12 @@ class ShardedMaskStore(MaskStore):
 
 def _check_alike(ranks: Sequence[Sequence[tuple[Any, ...]]]) -> None:
     """Raise unless all ranks have parameters of the same names and shapes."""
-    for rank, other in enumerate(ranks):
-        pairs = zip_longest(ranks[0], other, fillvalue=("no further parameter", ()))
-        for first, differing in pairs:
-            if first[:2] != differing[:2]:
+    told = [[f"{name!r} of shape {shape}" for name, shape, *_ in parts] for parts in ranks]
+    for rank, other in enumerate(told):
+        for first, differing in zip_longest(told[0], other, fillvalue="no further parameter"):
+            if first != differing:
                 raise ValueError(
-                    f"Every rank should prune the same parameters, but rank {rank} has {differing[0]!r} of shape "
-                    f"{differing[1]} where rank 0 has {first[0]!r} of shape {first[1]}. Parameters that are on one "
-                    "rank alone (pipeline stages, experts) are left out with exclude="
+                    f"Every rank should prune the same parameters, but rank {rank} has {differing} where rank 0 has "
+                    f"{first}. Parameters that are on one rank alone (pipeline stages, experts) are left out with "
+                    "exclude="
                 )

@@ -13,8 +13,8 @@ from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.pruner import Pruner
 
 
-def state_of(pruner: Pruner, evidence: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a pruner's masks (one bit for each entry), targets, generators, kept values and evidence as plain data.
+def state_of(pruner: Pruner, evidence: list[dict[str, Any]], compress: bool = False) -> dict[str, Any]:
+    """Return a pruner's masks , targets, generators, kept values and evidence as plain data.
 
     Those of sharded parameters are DTensors: see :mod:`~ignite_prune.update.sharded_state`.
     """
@@ -27,7 +27,7 @@ def state_of(pruner: Pruner, evidence: list[dict[str, Any]]) -> dict[str, Any]:
         masks, evidence = apart(pruner.masks, dense, names, collectors, evidence)
         dense = {}
     else:
-        masks = pruner.masks.state_dict()
+        masks = pruner.masks.state_dict(compress)
     return {
         "masks": masks,
         "sparsities": [float(group["sparsity"] or 0.0) for group in pruner.groups],

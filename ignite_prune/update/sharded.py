@@ -115,7 +115,7 @@ class Planned(Protocol):
     def is_due(self, group: ParamGroup, target: float) -> bool:
         """Return whether an update may prune something."""
 
-    def leave_out(self, update: GroupUpdate) -> None:
+    def leave_out(self, update: GroupUpdate, evidence: Evidence | None) -> None:
         """Leave frozen parameters without evidence out of an update."""
 
     def has_drawn(self, drawn: list[Saliency | None]) -> None:
@@ -170,7 +170,8 @@ def planned_over_shards(pruner: Planned, targets: Sequence[float]) -> UpdatePlan
             if update.is_due and update.target != 0:
                 seen = dict.fromkeys(before) if update.lifts else before
                 update.scores = scores_of_parts(update.group, update.saliency, store, seen, pruner.evidence)
-                pruner.leave_out(update)
+                if update.saliency.needs:
+                    pruner.leave_out(update, pruner.evidence)
                 jobs += _jobs_of(update, store, seen)
         for job in jobs if any(update.is_due for update in updates) else ():
             job.tensor.scores()  # raises if they are not finite

@@ -61,7 +61,7 @@ def on_one_rank(rank):
     model = fsdp(Net())
     start, before = time.monotonic(), [p.to_local().clone() for p in model.parameters()]
     pruner = PruneHandler(model, params="layers.*.weight" if rank else "layers.0.weight")
-    told = "rank 1 has 'layers.1.weight' of shape (13, 22) where rank 0 has 'no further parameter'"
+    told = "rank 1 has 'layers.1.weight' of shape (13, 22) where rank 0 has no further parameter"
     refused(lambda: pruner.attach(Engine(lambda e, b: None)), told)
     refused(lambda: pruner.step(0.5), told)
     pruner = PruneHandler(model)
