@@ -37,7 +37,8 @@ def number_of(key: int, shift: int) -> float:
         >>> number_of(key_of(-1.5, 29), 29)
         -1.5
     """
-    bits = torch.tensor([key << shift], dtype=torch.int64)
+    low = (1 << shift) - 1 if key < 0 else 0  # those of a negative number's bits are inverted
+    bits = torch.tensor([(key << shift) | low], dtype=torch.int64)
     return float(torch.where(bits < 0, bits ^ _REST, bits).view(torch.float64))
 
 
