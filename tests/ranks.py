@@ -1,7 +1,8 @@
-"""Work on two ranks of a real process group.
+"""Work on the ranks of a real process group.
 
-The two processes are started once a test session and take one piece of work after another, each with the seeds that a
-new process would have. After a failure they are killed, and the next piece of work gets new ones.
+The processes of a group, of two or another number, are started once a test session and take one piece of work after
+another, each with the seeds that a new process would have. After a failure they are killed, and the next piece of work
+gets new ones.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import ignite.distributed as idist
 import torch
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch._dynamo", "torch.distributed", "tests.models", "ignite_prune"])
+SERVER.set_forkserver_preload(
+    ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint", "tests.models", "ignite_prune"]
+)
 TIMEOUT = 90  # seconds
 
 
-def rank_main(rank: int, port: int, jobs: Connection) -> None:
+def rank_main(rank: int, size: int, port: int, jobs: Connection) -> None:
     os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size)
     )
     torch.set_num_threads(1)
     idist.initialize("gloo")
@@ -45,34 +48,34 @@ def rank_main(rank: int, port: int, jobs: Connection) -> None:
 
 
 class Ranks:
-    """Two processes that are one process group."""
+    """Processes that are one process group."""
 
-    def __init__(self, context: Any = SERVER) -> None:
+    def __init__(self, size: int = 2, context: Any = SERVER) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.ends, self.processes = [], []
-        for rank in range(2):
+        for rank in range(size):
             end, other = context.Pipe()
-            process = context.Process(target=rank_main, args=(rank, port, other), daemon=True)
+            process = context.Process(target=rank_main, args=(rank, size, port, other), daemon=True)
             process.start()
             other.close()
             self.ends.append(end)
             self.processes.append(process)
 
-    def run(self, work: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
+    def run(self, work: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
         for end in self.ends:
             end.send_bytes(pickle.dumps((work, args)))
         answers: dict[int, Any] = {}
         while len(answers) < len(self.ends):  # whichever answers first: one that failed leaves the other waiting for it
             waiting = [end for rank, end in enumerate(self.ends) if rank not in answers]
             ready = wait(waiting, TIMEOUT)
-            assert ready, f"ranks {sorted({0, 1} - set(answers))} have not answered in {TIMEOUT} s"
+            assert ready, f"ranks {sorted(set(range(len(self.ends))) - set(answers))} have not answered in {TIMEOUT} s"
             for end in ready:
                 rank = self.ends.index(end)
                 fine, answers[rank] = pickle.loads(end.recv_bytes())
                 assert fine, f"rank {rank} failed:\n{answers[rank]}"
-        return answers[0], answers[1]
+        return tuple(answers[rank] for rank in range(len(self.ends)))
 
     def answer_of(self, rank: int, work: Callable[..., Any], args: tuple[Any, ...], patience: float) -> Any:
         """Return the answer of one rank, whatever the other does; TimeoutError if there is none in time."""
@@ -89,15 +92,21 @@ class Ranks:
             process.kill()
 
 
-_started: list[Ranks] = []
+_started: dict[int, Ranks] = {}
+
+
+def on_ranks(size: int, work: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
+    """Return what ``work(rank, *args)`` returns on each of so many ranks; tensors travel as lists."""
+    if size not in _started:
+        _started[size] = Ranks(size)
+    try:
+        return _started[size].run(work, args)
+    except BaseException:
+        _started.pop(size).kill()
+        raise
 
 
 def on_two_ranks(work: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
     """Return what ``work(rank, *args)`` returns on rank 0 and on rank 1; tensors travel as lists."""
-    if not _started:
-        _started.append(Ranks())
-    try:
-        return _started[0].run(work, args)
-    except BaseException:
-        _started.pop().kill()
-        raise
+    first, second = on_ranks(2, work, *args)
+    return first, second

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.shard import local
+
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PIECE = 1 << 17  # entries that stay in a core's cache
 
@@ -23,6 +25,7 @@ def zero_(tensor: Tensor, mask: Tensor) -> Tensor:
         >>> zero_(torch.tensor([float("nan"), -1.0, 2.0]), torch.tensor([False, False, True]))
         tensor([0., 0., 2.])
     """
+    tensor = local(tensor)
     if tensor.requires_grad and torch.is_grad_enabled():
         return tensor.mul_(mask)
     bits = _SAME_SIZE.get(tensor.element_size())
@@ -43,7 +46,7 @@ def is_masked(tensor: Tensor, mask: Tensor) -> bool:
         >>> is_masked(torch.tensor([0.0, 2.0]), mask), is_masked(torch.tensor([1.0, 2.0]), mask)
         (True, False)
     """
-    tensor, bits = tensor.detach(), _SAME_SIZE.get(tensor.element_size())
+    tensor, bits = local(tensor).detach(), _SAME_SIZE.get(tensor.element_size())
     if bits is not None and tensor.is_cpu and tensor.is_contiguous() and mask.is_contiguous():
         pieces = zip(torch.split(tensor.view(bits).view(-1), _PIECE), torch.split(mask.view(-1), _PIECE))
         masked = torch.empty(min(tensor.numel(), _PIECE), dtype=bits)
@@ -59,6 +62,7 @@ def masked_copy_(target: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
         >>> masked_copy_(torch.ones(3), torch.tensor([float("nan"), -1.0, 2.0]), torch.tensor([False, False, True]))
         tensor([0., 0., 2.])
     """
+    target, source = local(target), local(source)
     bits = _SAME_SIZE.get(target.element_size())
     same = target.dtype == source.dtype and target.device == source.device and target.stride() == source.stride()
     if mask is None or bits is None or not same:
@@ -70,6 +74,7 @@ def masked_copy_(target: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
 
 def zero_any_(tensor: Tensor, mask: Tensor) -> None:
     """Apply :func:`zero_` to a tensor that may be sparse, like an embedding's gradient: only to its stored values."""
+    tensor = local(tensor)
     if tensor.is_sparse:
         zero_(tensor._values(), mask[tuple(tensor._indices())])
     else:

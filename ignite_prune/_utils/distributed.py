@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_KNOWN = "raised_on_every_rank"  # an entry of the error's own dict
+KNOWN = "raised_on_every_rank"  # an entry of the error's own dict
 
 
 def world_size() -> int:
@@ -34,12 +34,12 @@ def raise_together(error: Exception | None, message: str) -> None:
     Raises:
         ValueError: another rank failed; the text ends with its number, and the type and message of its error.
     """
-    meets = world_size() > 1 and (error is None or not vars(error).get(_KNOWN))
+    meets = world_size() > 1 and (error is None or not vars(error).get(KNOWN))
     if meets and all_reduce(torch.tensor(float(error is not None))).item():
         causes = all_gather(None if error is None else _cause(error))
         failed = next(each for each, cause in enumerate(causes) if cause)
         error = error or ValueError(f"{message}: rank {failed} raised {causes[failed]}")
-        vars(error)[_KNOWN] = True
+        vars(error)[KNOWN] = True
     if error is not None:
         raise error
 

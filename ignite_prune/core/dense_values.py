@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.shard import is_sharded, like, local, part_of
 from ignite_prune._utils.state import is_plain
 from ignite_prune.core.mask_store import MaskStore
 
@@ -34,7 +35,7 @@ class DenseValues:
         values = dict(self._values)
         for name in self.names:
             if name in masks:
-                parameter, mask = self._masks.parameters[name].detach(), masks[name]
+                parameter, mask = local(self._masks.parameters[name]).detach(), local(masks[name])
                 before = None if all_new else self._masks.pruned(name)
                 held = values[name].to(parameter.device) if name in values else torch.zeros_like(parameter)
                 values[name] = torch.where(~mask if before is None else before & ~mask, parameter, held)
@@ -54,14 +55,20 @@ class DenseValues:
         """
         found = {}
         for name, held in self._values.items():
-            before, parameter = self._masks.pruned(name), self._masks.parameters[name].detach()
+            before, parameter = self._masks.pruned(name), local(self._masks.parameters[name]).detach()
             back = torch.zeros((), dtype=torch.bool) if before is None else ~before & masks.get(name, ~before)
             if bool(back.any()):
                 found[name] = torch.where(back, held.to(parameter.device), values.get(name, parameter).to(parameter))
         return found
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the pruned values of each parameter in order, 1-D."""
+        """Return the pruned values of each parameter in order, 1-D; of sharded ones at their places, as DTensors."""
+        if self._masks.is_sharded:  # pruned values at their places, as each rank holds a part
+            parameters = self._masks.parameters
+            return {
+                name: like(values.clone(), parameters[name]) if is_sharded(parameters[name]) else values.clone()
+                for name, values in self._values.items()
+            }
         return {name: values[~self._masks[name].to(values.device)] for name, values in self._values.items()}
 
     def unpacked(self, state: Any, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -75,19 +82,38 @@ class DenseValues:
             raise TypeError(
                 "The dense values of a pruner's state_dict should be a mapping of tensors, dense and with data"
             )
-        pruned = {name for name in self.names if not bool(masks[name].all())}
+        counts = {name: int(mask.logical_not().count_nonzero()) for name, mask in masks.items() if name in self.names}
+        pruned = {name for name, count in self._masks.over_ranks(counts).items() if count} & set(self.names)
         if not pruned <= set(state) <= set(self.names):
             raise ValueError(
                 "The checkpoint's pruner and this one should keep dense values of the same parameters (keep_dense=)"
             )
         full = {}
         for name, values in state.items():
-            parameter, gone = self._masks.parameters[name], ~masks[name]
+            parameter, gone = local(self._masks.parameters[name]), ~masks[name]
+            if values.ndim != 1 or tuple(values.shape) == tuple(self._masks.parameters[name].shape):
+                full[name] = self._part(name, values)
+                continue
+            if self._masks.is_sharded:
+                raise ValueError(
+                    f"The checkpoint's dense values of {name!r} are of a run that was not sharded, in the order of its "
+                    "whole mask; load them into a pruner of the unsharded model, restore(), and shard that"
+                )
             if values.ndim != 1 or values.numel() != int(gone.sum()) or values.dtype != parameter.dtype:
                 raise ValueError(f"The checkpoint's dense values of {name!r} are not as many as its mask prunes")
             full[name] = torch.zeros_like(parameter, requires_grad=False)
             full[name][gone] = values.detach().to(parameter.device)
         return full
+
+    def _part(self, name: str, values: Tensor) -> Tensor:
+        """Return this rank's part of the values of a sharded run, which lie at their places."""
+        parameter = self._masks.parameters[name]
+        if values.shape != parameter.shape or values.dtype != parameter.dtype:
+            raise ValueError(
+                f"The checkpoint's dense values of {name!r} should have its shape {tuple(parameter.shape)}"
+            )
+        part = local(values) if is_sharded(values) else part_of(name, parameter).of(values)
+        return part.detach().to(parameter.device, copy=True, memory_format=torch.contiguous_format)
 
     def load(self, values: dict[str, Tensor]) -> None:
         """Replace all values by checked ones."""

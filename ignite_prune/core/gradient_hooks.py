@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from ignite_prune._utils.shard import local
+
 _OFF: list[object] = []  # not empty while unmasked() is active
 
 
@@ -63,7 +65,7 @@ def when_freed(parameter: nn.Parameter, then: Callable[[], None]) -> Any:
     would forbid the exchange.
     """
     try:
-        return weakref.ref(parameter.untyped_storage(), lambda _: then())
+        return weakref.ref(local(parameter).untyped_storage(), lambda _: then())
     except (NotImplementedError, RuntimeError):  # it has none
         return None
 

@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.bits import is_masked, zero_, zero_any_
+from ignite_prune._utils.shard import is_sharded, like, local
 from ignite_prune.core.gradient_hooks import after_reduction, install_again, is_returned, when_freed
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.moments import MOMENTUM, is_known, masks_changed, slots_to_repair, zero_slots_
@@ -216,7 +217,7 @@ class MaskEnforcer:
             mask = self._masks.pruned(name)
             if mask is None or name in self.passing or grad.is_sparse or not is_returned(parameter):
                 return None
-            return grad.masked_fill(~mask, 0)
+            return grad.masked_fill(~(like(mask, grad) if is_sharded(grad) else mask), 0)
 
         handle = parameter.register_post_accumulate_grad_hook(mask_gradient)  # type: ignore[no-untyped-call]
         handles = handle, parameter.register_hook(mask_returned)  # type: ignore[no-untyped-call]
@@ -288,7 +289,7 @@ class MaskEnforcer:
             return False
         if whole and parameter.is_cpu:
             return not is_masked(parameter, mask)
-        return bool(parameter.detach().take(self._probed(name, mask)).any())
+        return bool(local(parameter).detach().take(self._probed(name, mask)).any())
 
     def _tell_of_alive(self, alive: bool = True) -> bool:
         if alive and self._weights and self.on_alive is not None:
@@ -315,7 +316,7 @@ class MaskEnforcer:
     def _watch(self, optimizer: Optimizer, name: str, parameter: nn.Parameter, mask: Tensor) -> Tensor | None:
         """Return the mask for the slots of an optimizer that is not known; None or all True if they are left alone."""
         key = id(optimizer), name
-        moved = parameter.detach().take(self._probed(name, mask)).nan_to_num(0, 0, 0).any()
+        moved = local(parameter).detach().take(self._probed(name, mask)).nan_to_num(0, 0, 0).any()
         self._mixing[key] = moved | self._mixing[key] if key in self._mixing else moved
         if moved.device.type != "cpu":  # without waiting for the device
             return mask | self._mixing[key]
@@ -329,6 +330,7 @@ class MaskEnforcer:
         self._loaded = True
 
     def _zero_gradient(self, name: str, grad: Tensor, mask: Tensor) -> None:
+        grad = local(grad)
         zero_any_(grad, mask)
         if grad.device.type == "cpu" and grad.layout == torch.strided:  # no weak reference to the tensor, as above
             held = StorageWeakRef(grad.untyped_storage())  # type: ignore[no-untyped-call]
@@ -340,6 +342,7 @@ class MaskEnforcer:
         A write through ``.data`` is not counted, so a few pruned entries are read as well. On an accelerator masking
         again costs less than reading the answer.
         """
+        grad = local(grad)
         seen, version = self._clean.get(name, (None, -1))
         if (
             seen is None
@@ -355,7 +358,7 @@ class MaskEnforcer:
         """Return whether nothing has written to a weight since it was masked, as for gradients."""
         if self._zeroed.get(name) != parameter._version:
             return False
-        return not parameter.detach().take(self._probed(name, mask)).any()
+        return not local(parameter).detach().take(self._probed(name, mask)).any()
 
     def _probed(self, name: str, mask: Tensor) -> Tensor:
         """Return the positions of a few pruned entries."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.bits import pack, packed_size, unpack
 from ignite_prune._utils.mask_codec import decode, encode
-from ignite_prune._utils.state import is_plain
+from ignite_prune._utils.state import checked_mapping, checked_tensor, is_plain
 
 
 def packed(masks: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -46,8 +46,14 @@ def check_compression() -> None:
 
 
 def unpacked(state: Any, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the masks of a state that fits the parameters, by name, on their devices; raise as :func:`_checked`."""
+    """Yield the masks of a state that fits the parameters, by name; raise as :func:`_checked`.
+
+    Those of a sharded store are yielded as they are: DTensors, or whole tensors in a file that was collected.
+    """
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
+    if isinstance(state, Mapping) and "shards" in state:
+        yield from _checked_shards(state, shapes)
+        return
     if isinstance(state, Mapping) and "codes" in state:
         _check_names(state, shapes, "codes")
         for name, code in zip(state["names"], _checked_codes(state)):
@@ -59,6 +65,13 @@ def unpacked(state: Any, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str
         size = packed_size(entries)
         yield name, unpack(bits[start : start + size].to(parameters[name].device), entries).view(shape)
         start += size
+
+
+def _checked_shards(state: Mapping[str, Any], shapes: dict[str, list[int]]) -> Iterator[tuple[str, Tensor]]:
+    _check_names(state, shapes, "shards")
+    shards = checked_mapping("masks 'shards'", state["shards"], shapes)
+    for name in state["names"]:
+        yield name, checked_tensor(f"mask of {name!r}", shards[name], shape=shapes[name], dtype=torch.bool)
 
 
 def _checked_codes(state: Mapping[str, Any]) -> list[tuple[str, Tensor]]:

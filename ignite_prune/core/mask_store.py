@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from ignite_prune._utils.state import is_plain
 from ignite_prune.core.adapted_names import names_in
 from ignite_prune.core.mask_state import compressed, packed, unpacked
 from ignite_prune.core.selection import COMPILED, is_number, named_parameters, select
+
+if TYPE_CHECKING:
+    from ignite_prune._utils.exchange import Exchange
 
 
 class MaskStore(Mapping[str, Tensor]):
@@ -44,6 +47,11 @@ class MaskStore(Mapping[str, Tensor]):
         >>> store.sparsity, store.kept("weight")
         (0.25, 3)
     """
+
+    is_sharded: ClassVar[bool] = False
+    """Whether each rank holds a part of the masks: see :class:`.ShardedMaskStore`."""
+    exchange: Exchange | None = None
+    """The collectives of the last change, where it takes some."""
 
     def __init__(
         self,
@@ -109,6 +117,11 @@ class MaskStore(Mapping[str, Tensor]):
     def so_far(self, names: Iterable[str] | None = None) -> dict[str, Tensor | None]:
         """Return the masks of some parameters (None: of all) as :meth:`pruned` does, not copied."""
         return {name: self.pruned(name) for name in (self.parameters if names is None else names)}
+
+    @property
+    def held(self) -> Mapping[str, Tensor]:
+        """The masks of the parameters of which something is pruned, not copied."""
+        return self._masks
 
     def kept(self, name: str) -> int:
         """Return the number of kept entries of a parameter."""
@@ -241,6 +254,13 @@ class MaskStore(Mapping[str, Tensor]):
         masks, whole = {found[n]: self[n] for n in self._masks}, {found[n]: self.whole(n) for n in self}
         return MaskStore({target: targets[target] for target in found.values()}, masks, whole)
 
+    def settle(self) -> None:
+        """Check that all ranks that hold parts of these parameters fit together: here there is one."""
+
+    def over_ranks(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Return counts of each parameter over all ranks that hold parts of it: here, as they are."""
+        return dict(counts)
+
     def clear(self) -> None:
         """Remove every mask: all parameters are dense."""
         kept = {name: p.numel() for name, p in self.parameters.items()}
@@ -265,7 +285,7 @@ class MaskStore(Mapping[str, Tensor]):
         self.put(self.replaced(self.unpacked(state)))
 
     def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Check a ``state`` and return its masks; nothing is changed."""
+        """Check a ``state`` and return its masks, of a sharded store this rank's parts; nothing is changed."""
         return {name: self._owned(name, mask, copy=False) for name, mask in unpacked(state, self.parameters)}
 
 
@@ -285,7 +305,7 @@ def check_same(model: nn.Module, parameters: Mapping[str, nn.Parameter], handler
     if replaced:
         raise ValueError(
             f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged or "
-            f"sliced, or a state_dict loaded with assign=True); make a new {handler}"
+            f"sliced, the model sharded, or a state_dict loaded with assign=True); make a new {handler}"
         )
 
 

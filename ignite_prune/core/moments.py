@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from ignite_prune._utils.bits import zero_any_
+from ignite_prune._utils.shard import local
 
 AFTER_STEP: dict[str, tuple[str, ...]] = {
     "ASGD": (),
@@ -107,7 +108,7 @@ def moments(optimizer: Optimizer, parameter: nn.Parameter) -> Mapping[str, Tenso
         return {}
     state = optimizer.state[parameter]
     whole = {
-        name: slot
+        name: local(slot)
         for name, slot in state.items()
         if isinstance(slot, Tensor) and slot.shape == parameter.shape and name not in COUNTERS
     }

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ignite_prune._utils.shard import is_sharded
+
 
 class Optimizers(list[Optimizer]):
     """The optimizers that make the steps.
@@ -39,7 +41,8 @@ def as_optimizers(optimizer: Any) -> Optimizers:
     if any(base.__module__.startswith("horovod") for base in type(optimizer).__mro__):
         raise ValueError(
             "Argument optimizer is Horovod's DistributedOptimizer, whose ranks torch.distributed does not know: their "
-            "masks would differ; train with torch.nn.parallel.DistributedDataParallel"
+            "masks would differ; train with torch.distributed.fsdp.fully_shard or "
+            "torch.nn.parallel.DistributedDataParallel"
         )
     listed = list(optimizer.values()) if isinstance(optimizer, Mapping) else optimizer
     if not isinstance(listed, Sequence) or isinstance(listed, Optimizer | str):
@@ -99,6 +102,12 @@ def check_held(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Opti
     held = {parameter for each in every for group in each.param_groups for parameter in group["params"]}
     loose = [name for name, parameter in parameters.items() if parameter.requires_grad and parameter not in held]
     if optimizers and loose:
+        if any(is_sharded(parameters[name]) for name in loose):
+            raise ValueError(
+                f"Argument optimizer does not hold {len(loose)} of the parameters to prune, which are sharded: "
+                f"{', '.join(loose[:5])}. fully_shard and parallelize_module replace a model's parameters: make the "
+                "optimizer after them, optimizer = AdamW(model.parameters()), and then the pruner"
+            )
         raise ValueError(
             f"Argument optimizer does not hold {len(loose)} of the parameters to prune: {', '.join(loose[:5])}"
             f"{', ...' if len(loose) > 5 else ''}; give every optimizer that trains them, freeze them, or use exclude="

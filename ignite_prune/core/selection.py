@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils import parametrize
 
 from ignite_prune._utils.arguments import near
+from ignite_prune._utils.shard import is_sharded
 from ignite_prune.core.dense_report import warn_of_dense
 from ignite_prune.core.weight_kinds import ADAPTER, EMBEDDINGS, PRUNABLE, SELECTED, Kind, kind_of
 
@@ -27,7 +28,8 @@ _UNSUPPORTED = {  # by the package's name, as none of them is imported here
 }
 _UNSUPPORTED_MODEL = (
     "whose ranks hold pieces of the weights, or other copies than the optimizer steps; prune the model before it is "
-    "wrapped, or train with torch.nn.parallel.DistributedDataParallel"
+    "wrapped, or train with torch.distributed.fsdp.fully_shard (FSDP2), parallelize_module or "
+    "torch.nn.parallel.DistributedDataParallel"
 )
 _DICTS = (nn.ModuleDict, nn.ParameterDict)
 
@@ -68,6 +70,7 @@ def select(
     exclude: Rule | Sequence[Rule] = (),
     *,
     report: bool = False,
+    sharded: bool = False,
 ) -> dict[str, nn.Parameter]:
     """Return the parameters that the rules select, in the model's order.
 
@@ -84,6 +87,7 @@ def select(
             a warning.
         exclude: rules for parameters to leave out.
         report: with ``params=None``, warn if the selection leaves much of the model dense.
+        sharded: take DTensors too.
 
     Raises:
         TypeError: a rule is neither a string nor a layer type.
@@ -97,9 +101,9 @@ def select(
     """
     model = unwrap(model)
     everything = named_parameters(model)
-    sharded = next((name for name in everything if "_fsdp_wrapped_module." in name), None)
-    if sharded is not None:
-        raise ValueError(f"Parameter {sharded!r} is of a FullyShardedDataParallel, {_UNSUPPORTED_MODEL}")
+    flattened = next((name for name in everything if "_fsdp_wrapped_module." in name), None)
+    if flattened is not None:
+        raise ValueError(f"Parameter {flattened!r} is of a FullyShardedDataParallel, {_UNSUPPORTED_MODEL}")
     if not everything:
         raise ValueError(f"The model {type(model).__name__} has no parameters to prune")
     computed, parts = reparametrised(model)
@@ -124,7 +128,7 @@ def select(
     for name, parameter in selected.items():
         if name in parts:
             raise ValueError(_REFUSED.format(name))
-        _check(name, parameter)
+        _check(name, parameter, sharded)
     return selected
 
 
@@ -239,12 +243,18 @@ def reparametrised(model: nn.Module) -> tuple[set[str], set[str]]:
     return {name.replace(COMPILED, "") for name in weights}, {name.replace(COMPILED, "") for name in parts}
 
 
-def _check(name: str, parameter: nn.Parameter) -> None:
+def _check(name: str, parameter: nn.Parameter, sharded: bool) -> None:
     if isinstance(parameter, UninitializedParameter):
         raise ValueError(f"Parameter {name!r} is lazy and has no shape yet; run one forward of the model first")
     if parameter.device.type == "xla":
         raise ValueError(f"Parameter {name!r} is on an XLA device, which is not supported; train on a CPU or a GPU")
-    if parameter.is_meta or parameter.is_sparse or type(parameter.data) is not Tensor:
+    is_dtensor = is_sharded(parameter)
+    if is_dtensor and not sharded:
+        raise ValueError(
+            f"Parameter {name!r} is a DTensor, of a model under fully_shard or parallelize_module, which PruneHandler "
+            "prunes; for others prune the model before it is sharded"
+        )
+    if parameter.is_meta or parameter.is_sparse or not (is_dtensor or type(parameter.data) is Tensor):
         raise ValueError(
             f"Parameter {name!r} should be a plain dense tensor on a device, but it is {type(parameter.data).__name__} "
             f"on {parameter.device}"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.bits import is_masked
+from ignite_prune._utils.shard import collected, local, reshard
 from ignite_prune.core.check_report import CheckReport, PrunedWeightsAlive, SparsityWarning, likely_cause, listed
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
@@ -67,8 +68,13 @@ class WeightCheck:
 
     def report(self) -> CheckReport:
         """Compare all weights with the masks; nothing is changed."""
-        alive, model = self._alive(), [p for p in self.model.parameters() if is_number(p)]
-        zeros = {p: int(p.detach().eq(0).sum()) for p in {*model, *self.masks.parameters.values()}}
+        counted = self.masks.over_ranks({name: count for name, (count, _) in self._alive().items()})
+        alive = {name: (count, self._pruned(name)) for name, count in counted.items() if count}
+        if self.masks.is_sharded:
+            reshard(self.model)
+        model = [p for p in self.model.parameters() if is_number(p)]
+        every = dict.fromkeys([*model, *self.masks.parameters.values()])  # in one order on all ranks
+        zeros = {p: int(collected(p.detach().eq(0).sum())) for p in every}
         pruned = sum(map(self._pruned, self.masks))
         dead = pruned - sum(count for count, _ in alive.values())
         return CheckReport(
@@ -114,7 +120,7 @@ class WeightCheck:
         self._samples[index] = name, parameter, self._sample(name)
         if any(positions.device != parameter.device for _, parameter, positions in self._samples):
             self._draw()  # the model was moved
-        read = [parameter.take(positions) for _, parameter, positions in self._samples]
+        read = [local(parameter).take(positions) for _, parameter, positions in self._samples]
         alike = len({values.device for values in read}) == 1
         if bool(torch.cat(read).any()) if alike else any(bool(values.any()) for values in read):
             self.all()
@@ -152,7 +158,7 @@ class WeightCheck:
         for name, parameter in self.masks.parameters.items():
             mask = self.masks.pruned(name)
             if mask is not None and not (parameter.is_cpu and is_masked(parameter, mask)):
-                counts[name] = parameter.detach().ne(0).gt(mask).count_nonzero()
+                counts[name] = local(parameter).detach().ne(0).gt(mask).count_nonzero()
         numbers: Iterable[Tensor] = list(counts.values())
         if len({number.device for number in numbers}) == 1:
             numbers = torch.stack(list(numbers)).cpu()  # waits for the device once

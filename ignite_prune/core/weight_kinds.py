@@ -14,6 +14,8 @@ from enum import IntEnum
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from ignite_prune._utils.shard import is_sharded
+
 PRUNABLE: tuple[type[nn.Module], ...] = (
     nn.Linear,
     nn.Bilinear,
@@ -118,7 +120,7 @@ def kind_of(module: nn.Module, name: str, parameter: Tensor) -> Kind:
     shape = parameter.shape
     if sum(size > 1 for size in shape) < 2:
         return Kind.OTHER
-    if not parameter.is_floating_point() or type(parameter.data) is not Tensor:
+    if not parameter.is_floating_point() or not (is_sharded(parameter) or type(parameter.data) is Tensor):
         return Kind.UNKNOWN
     if last in WEIGHT:
         return Kind.WEIGHT

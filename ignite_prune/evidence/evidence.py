@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.distributed import raise_together, rank, world_size
+from ignite_prune._utils.shard import is_sharded
 from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches, undisturbed
 from ignite_prune.evidence.collectors.activations import ActivationMeans, FollowingScales
 from ignite_prune.evidence.collectors.base import Collector, observer_of
@@ -22,6 +23,7 @@ from ignite_prune.evidence.collectors.second_order import CurvatureSums, Hessian
 from ignite_prune.evidence.collectors.unit_removal import UnitRemovalValues
 from ignite_prune.evidence.rank_states import RankStates, own_part, parts_of, warn_of_one_rank
 from ignite_prune.evidence.running_sums import FAILED, Kept, Totals
+from ignite_prune.evidence.sharded_pass import gradients_of_parts, in_step
 from ignite_prune.saliency import needs
 from ignite_prune.saliency.needs import Need
 
@@ -93,8 +95,12 @@ class Evidence:
         try:
             device = next(p.device for each in collectors for p in each.parameters.values())
             with undisturbed(self.model, batch_statistics):
-                for batch in batches(self.model, data, loss_fn, prepare_batch, device):
-                    collect(batch, collectors)
+                every = batches(self.model, data, loss_fn, prepare_batch, device)
+                if any(map(is_sharded, self.model.parameters())):
+                    in_step(every, lambda batch: collect(batch, collectors))
+                else:
+                    for batch in every:
+                        collect(batch, collectors)
         except Exception as raised:  # the other ranks must not wait for this one
             error = raised
             self.reset()
@@ -232,7 +238,10 @@ def _one_pass(batch: Batch, collectors: Sequence[Collector]) -> None:
         # The gradients of activations need a backward pass past them, whichever weights' gradients are wanted.
         past = not wanted or any(each.backward and not each.differentiated for each in collectors)
         targets = wanted | {n: p for n, p in batch.model.named_parameters() if p.requires_grad} if past else wanted
-        found = gradients_of(batch.loss(output), targets)
+        if any(map(is_sharded, targets.values())):
+            found = gradients_of_parts(batch.loss(output), batch.model, targets)
+        else:
+            found = gradients_of(batch.loss(output), targets)
         for each in collectors:
             if each.differentiated:
                 each.on_gradients({name: found[name] for name in each.differentiated if name in found})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.distributed import all_gather, all_reduce, broadcast, raise_together, rank, world_size
+from ignite_prune._utils.shard import is_sharded, like, local, part_of
 from ignite_prune._utils.state import checked_mapping, checked_tensor
 
 FAILED = "Gathering evidence failed on another rank; nothing was changed on this one"
@@ -63,8 +64,8 @@ class RunningSums:
             replicated: all ranks have the same sums (of averaged gradients), so the result is their mean.
             shared: all ranks have the same sums (of the model's own values), so the result is one rank's.
         """
-        if world_size() == 1:
-            return self.sums, self.counts
+        if world_size() == 1 or any(map(is_sharded, self.parameters.values())):
+            return self.sums, self.counts  # of shards: gradients are averaged already, and each rank has its part
         sums: dict[str, Tensor] = {}
         counts: dict[str, float] = {}
         ranks = self._counted()
@@ -112,8 +113,14 @@ class RunningSums:
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the sums, the counts and staleness."""
-        sums = {name: held.detach().clone() for name, held in self.sums.items()}
+        sums = {name: self._as_sharded(name, held.detach().clone()) for name, held in self.sums.items()}
         return {"sums": sums, "counts": dict(self.counts), "stale": self.stale}
+
+    def _as_sharded(self, name: str, held: Tensor) -> Tensor:
+        """Return a sum over this rank's part of a sharded parameter as a DTensor, any other as it is."""
+        parameter = self.parameters[name]
+        is_part = is_sharded(parameter) and held.shape == local(parameter).shape
+        return like(held, parameter) if is_part else held
 
     def checked(self, state: Any, zeros: Zeros | None) -> dict[str, Any]:
         """Return a state that fits, or raise TypeError or ValueError; without ``zeros`` sums may have any form."""
@@ -122,9 +129,13 @@ class RunningSums:
         given = checked_mapping("evidence 'sums'", state.get("sums"), self.parameters, whole=False)
         sums = {}
         for name, held in given.items():
-            what, like = f"evidence of {name!r}", checked_tensor(f"evidence of {name!r}", held)
-            like = like if zeros is None else zeros(name)
-            sums[name] = checked_tensor(what, held, shape=like.shape, dtype=like.dtype)
+            what, wanted = f"evidence of {name!r}", checked_tensor(f"evidence of {name!r}", held)
+            wanted = wanted if zeros is None else zeros(name)
+            parameter = self.parameters[name]
+            if is_sharded(parameter) and held.shape == parameter.shape:
+                part = local(held) if is_sharded(held) else part_of(name, parameter).of(held)
+                sums[name] = part.clone(memory_format=torch.contiguous_format)
+            sums[name] = checked_tensor(what, sums.get(name, held), shape=wanted.shape, dtype=wanted.dtype)
         counts = checked_mapping("evidence 'counts'", state.get("counts"), sums)
         if not all(type(n) in (int, float) and 0 <= n < math.inf and n < 2**63 for n in counts.values()):
             raise ValueError("The checkpoint's evidence is damaged: its counts should be finite numbers of at least 0")
@@ -155,5 +166,5 @@ def wide(parameter: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
 def zeros_over(parameter: Tensor, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """Return zeros for a sum over a parameter, by default of one number an entry."""
     if shape is None:
-        return torch.zeros_like(parameter, dtype=wide(parameter, dtype), requires_grad=False)
+        return torch.zeros_like(local(parameter), dtype=wide(parameter, dtype), requires_grad=False)
     return torch.zeros(shape, dtype=wide(parameter, dtype), device=parameter.device)

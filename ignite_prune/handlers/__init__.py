@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ignite_prune.handlers.activation_sparsity import ActivationSparsity
     from ignite_prune.handlers.distillation.distillation import Distillation
     from ignite_prune.handlers.distillation.terms import AttentionMSE, HiddenMSE, LogitsMSE, SoftTargets
+    from ignite_prune.handlers.full_state import FullState
     from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_engine
     from ignite_prune.handlers.lottery.lottery_ticket import Control, LotteryTicket
     from ignite_prune.handlers.lottery.pruning_engine import PruningEngine
@@ -34,6 +35,7 @@ _FILES = {
     "Control": "lottery.lottery_ticket",
     "Distillation": "distillation.distillation",
     "DynamicSparse": "sparse_training.dynamic_sparse",
+    "FullState": "full_state",
     "GroupLasso": "regularisers.group_lasso",
     "HiddenMSE": "distillation.terms",
     "LearntSparsity": "regularisers.learnt_sparsity",
@@ -62,6 +64,7 @@ __all__ = [
     "Control",
     "Distillation",
     "DynamicSparse",
+    "FullState",
     "GroupLasso",
     "HiddenMSE",
     "LearntSparsity",

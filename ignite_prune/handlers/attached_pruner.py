@@ -124,6 +124,7 @@ class AttachedPruner(TargetHandler):
 
             settings = settings_of(self.pruning.groups, self.pruning.given[1])
             check_alike(self.pruning.masks, {**settings, "a pruner": where}, NOT_ATTACHED)
+            self.pruning.masks.settle()
 
     def _check_parameters(self) -> None:
         check_same(self.pruning.model, self.pruning.masks.parameters, REMAKE)
@@ -222,6 +223,10 @@ class AttachedPruner(TargetHandler):
 
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         self._check_free()
+        if isinstance(state["masks"], Mapping) and "shards" in state["masks"]:
+            from ignite_prune.update.sharded_state import joined  # slow to import
+
+            state = joined(state)
         fitting = PrunerState.checked(state, self.pruning.groups)
         load_masks = loader_of(self.pruning, fitting)
         evidence = self._checked_evidence(fitting.evidence, state["version"])

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.distributed import broadcast
+from ignite_prune._utils.shard import local
 from ignite_prune.core.step_hooks import Closure, closure_of, grad_scale, with_closure
 from ignite_prune.evidence.calibration import batches
 from ignite_prune.evidence.collectors.base import observer_of
@@ -137,7 +138,7 @@ def _once(closure: Closure, then: Callable[[], None]) -> Closure:
 
 
 def _unscaled(gradient: Tensor, scale: Tensor | float) -> Tensor:
-    gradient = gradient.detach()
+    gradient = local(gradient).detach()
     gradient = gradient.to_dense() if gradient.is_sparse else gradient
     return gradient / scale.to(gradient.device) if isinstance(scale, Tensor) else gradient
 

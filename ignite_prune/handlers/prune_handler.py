@@ -17,6 +17,7 @@ from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune._utils.arguments import check_is
+from ignite_prune._utils.exchange import Traffic
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.mask_enforcer import claim, release
@@ -86,6 +87,9 @@ class PruneHandler(AttachedPruner):
             saliency needs evidence: ``"raise"`` MissingEvidence, or ``"keep"`` it as it is, with a
             warning, until data reaches it.
 
+        verify: compare the masks of ranks that hold the same weights by checksums: ``"never"``, before each
+            ``"checkpoint"`` (every rank calls :meth:`state_dict` then), or before each ``"update"`` is carried out.
+
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged then.
 
@@ -127,6 +131,7 @@ class PruneHandler(AttachedPruner):
         scaler: torch.amp.GradScaler | None = None,
         shared: bool = False,
         strict: bool = False,
+        verify: Literal["never", "checkpoint", "update"] = "never",
         compress_masks: bool = False,
         unreached: Literal["raise", "keep"] = "raise",
     ) -> None:
@@ -164,6 +169,10 @@ class PruneHandler(AttachedPruner):
         self.pruning = Pruner(
             unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks, strict
         )
+        if verify != "never":
+            if verify not in ("checkpoint", "update"):
+                raise ValueError(f"Argument verify should be 'never', 'checkpoint' or 'update', but given {verify!r}")
+            self.pruning.verify = verify
         self._warned = set()
         if self.pruning.is_informed:
             self._feed = self._feed_of(self.pruning)
@@ -194,6 +203,12 @@ class PruneHandler(AttachedPruner):
     def model_sparsity(self) -> float:
         """The fraction of all floating-point parameters of the model that is pruned, biases and norms included."""
         return self.masks.sparsity_of(self.pruning.model)
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """What the ranks exchanged in the last mask update of sharded parameters; None for others."""
+        exchange = self.masks.exchange
+        return None if exchange is None else Traffic(exchange.messages, exchange.bytes)
 
     def check(self) -> CheckReport:
         """Compare the weights with the masks, with and without an engine; nothing is changed.
@@ -306,6 +321,11 @@ class PruneHandler(AttachedPruner):
         self.pruning.restore()
         self._restored = True
         self._publish()
+
+    def _state(self) -> dict[str, Any]:
+        if self.pruning.verify == "checkpoint":
+            self.pruning.check_equal(self.masks.held)
+        return super()._state()
 
     def _describe(self) -> list[str]:
         groups = [

@@ -61,6 +61,11 @@ class Saliency(ABC):
         return self
 
     @property
+    def evident(self) -> Saliency:
+        """What holds the evidence of a bound saliency: this object itself, unless it stands for another."""
+        return self
+
+    @property
     def needs(self) -> tuple[Need, ...]:
         """The evidence that the formula needs beyond the weight."""
         return ()

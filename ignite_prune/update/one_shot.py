@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ignite_prune._utils.arguments import check_generator
 from ignite_prune._utils.copies import copy_of
 from ignite_prune._utils.distributed import raise_together
+from ignite_prune._utils.shard import is_sharded
 from ignite_prune.allocation import Allocation, Global
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.selection import named_parameters, select, unwrap
@@ -143,28 +144,28 @@ def prune_model(
     """
     if not isinstance(inplace, bool):
         raise TypeError(f"Argument inplace should be a bool, but given {inplace!r}")
+    settings = {
+        "sparsity": sparsity,
+        "saliency": saliency,
+        "pattern": pattern,
+        "allocation": allocation,
+        "exclude": exclude,
+        "generator": generator,
+        "repair": repair,
+        "structure": structure,
+        "target": target,
+        "unreached": unreached,
+        "schedule": None,
+        "keep_dense": False,
+    }
+    if any(map(is_sharded, unwrap(model).parameters())):
+        given = as_calibration(calibration, data, loss_fn, prepare_batch)
+        return _prune_shards(unwrap(model), params_or_groups, settings, given, inplace)
     with _met(data is not None or calibration is not None):
         calibration = as_calibration(calibration, data, loss_fn, prepare_batch)
         pruned = unwrap(model) if inplace else copy_of(unwrap(model))
-        groups = build(
-            pruned,
-            params_or_groups,
-            sparsity=sparsity,
-            saliency=saliency,
-            pattern=pattern,
-            allocation=allocation,
-            exclude=exclude,
-            generator=generator,
-            repair=repair,
-            structure=structure,
-            target=target,
-            unreached=unreached,
-            schedule=None,
-            keep_dense=False,
-        )
-        for group in groups:
-            if group["sparsity"] is None and not group["allocation"].sets_own:
-                raise ValueError(f"Argument sparsity should be given for the group of {group['params'][0]!r}")
+        groups = build(pruned, params_or_groups, False, **settings)
+        _check_sparsities(groups)
         parameters = named_parameters(pruned)
         masks = MaskStore({name: parameters[name] for group in groups for name in group["params"]})
         plan = _planned(pruned, groups, masks, calibration)
@@ -173,6 +174,30 @@ def prune_model(
     masks.apply_()
     warn_of_nearly_empty(masks, set())
     return masks if inplace else (pruned, masks)
+
+
+def _check_sparsities(groups: Sequence[ParamGroup]) -> None:
+    for group in groups:
+        if group["sparsity"] is None and not group["allocation"].sets_own:
+            raise ValueError(f"Argument sparsity should be given for the group of {group['params'][0]!r}")
+
+
+def _prune_shards(
+    model: nn.Module, params: Any, settings: Mapping[str, Any], calibration: Calibration, inplace: bool
+) -> MaskStore:
+    """Prune a model whose parameters are sharded, where they lie; every rank calls it."""
+    from ignite_prune.update.pruner import Pruner  # not needed otherwise
+
+    if not inplace:
+        raise ValueError("Argument inplace=False copies the model, which a sharded one (DTensors) does not allow")
+    pruner = Pruner(model, [], params, settings, calibration)
+    _check_sparsities(pruner.groups)
+    if pruner.evidence is not None and calibration.data is None:
+        raise ValueError(f"{pruner.groups[0]['saliency']} needs evidence: give data= and loss_fn=")
+    pruner.update([group["sparsity"] or 0.0 for group in pruner.groups])
+    pruner.enforcer.remove()
+    warn_of_nearly_empty(pruner.masks, set())
+    return pruner.masks
 
 
 def _planned(model: nn.Module, groups: Sequence[ParamGroup], masks: MaskStore, calibration: Calibration) -> UpdatePlan:

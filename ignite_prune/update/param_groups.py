@@ -57,20 +57,21 @@ class ParamGroup(TypedDict):
     unreached: str
 
 
-def build(model: nn.Module, params: Any, **defaults: Any) -> list[ParamGroup]:
+def build(model: nn.Module, params: Any, sharded: bool = False, **defaults: Any) -> list[ParamGroup]:
     """Return the groups of ``params``, each setting checked; missing ones are taken from ``defaults``.
 
     Args:
         model: the unwrapped model.
         params: None, rules (see :func:`~ignite_prune.core.selection.select`), a sequence of group dicts with
             ``"params"`` and any of the settings, or ``{rule: settings}``.
+        sharded: take DTensors too.
         defaults: the settings of every group.
 
     Raises:
         TypeError: a setting is of the wrong type.
         ValueError: an unknown setting, a parameter in two groups, a pattern that does not fit a parameter.
     """
-    groups = [_group(model, given, defaults) for given in as_dicts(params)]
+    groups = [_group(model, given, defaults, sharded) for given in as_dicts(params)]
     if len(groups) > 1:
         _check_together(groups)
     return groups
@@ -92,7 +93,7 @@ def as_dicts(params: Any) -> list[dict[str, Any]]:
     return [{"params": params}]
 
 
-def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> ParamGroup:
+def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, Any], sharded: bool) -> ParamGroup:
     for key in given:
         if key != "params" and key not in defaults:
             raise ValueError(f"Unknown setting {key!r} in a parameter group; {near(str(key), [*defaults, 'params'])}")
@@ -101,7 +102,7 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
     chosen, structure = settings["params"], group["structure"]
     if chosen is None and structure is not None:
         chosen = _touched(model, structure) or None
-    parameters = select(model, chosen, settings["exclude"], report=True)
+    parameters = select(model, chosen, settings["exclude"], report=True, sharded=sharded)
     group["params"] = group["scored"] = list(parameters)
     if structure is not None:
         exact = [] if chosen is None else [rule for rule in as_rules("params", chosen) if isinstance(rule, str)]

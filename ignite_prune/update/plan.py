@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.shard import local, reshard
 from ignite_prune._utils.sparsity import as_unit_fraction
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_enforcer import MaskEnforcer
@@ -236,9 +237,10 @@ def _is_sparser(mask: Tensor, before: Tensor | None) -> bool:
 @torch.no_grad()
 def write_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Write new values into a model's parameters and buffers."""
+    reshard(model)
     parameters, buffers = named_parameters(model), dict(model.named_buffers())
     for name, value in values.items():
-        (parameters[name] if name in parameters else buffers[name]).copy_(value)
+        local(parameters[name] if name in parameters else buffers[name]).copy_(value)
 
 
 class Prunable(Protocol):

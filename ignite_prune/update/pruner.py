@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.distributed import raise_together
+from ignite_prune._utils.shard import is_sharded
 from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_enforcer import MaskEnforcer
@@ -65,6 +66,7 @@ class Pruner:
         dense: the values of pruned entries, with ``keep_dense=True`` in a group; else None.
         evidence: what the saliencies and repairs need; None where they need nothing.
         is_informed: whether a group has a saliency or repair that may need evidence.
+        verify: when the ranks' masks are compared, see ``PruneHandler``.
         reached_at: by a group's first scored name, what the last update reached, at which change of the masks.
         partial: first scored names of the groups whose last update left frozen parameters out.
         on_commit: functions of the former and the new targets, called when an update has been carried out.
@@ -83,7 +85,7 @@ class Pruner:
         self.model, self.optimizers, self.calibration = model, optimizers, calibration
         self.on_commit: list[Callable[[list[float | None], Sequence[float]], None]] = []
         self.given = params, settings
-        self.groups: list[ParamGroup] = build(model, params, **settings)
+        self.groups: list[ParamGroup] = build(model, params, sharded=True, **settings)
         self.structure: Structure | None = self.groups[0]["structure"]
         everything = named_parameters(model)
         chosen = {name: everything[name] for group in self.groups for name in group["params"]}
@@ -92,7 +94,13 @@ class Pruner:
         if self.structure is not None and masks is not None:  # masks of a part of a unit are extended to the unit
             whole = self.structure.masks(self.structure.kept(masks))
             masks = {name: whole[name] for name in chosen}
-        self.masks = MaskStore(chosen, masks, {name: shapes[name].numel() for name in chosen if name in shapes})
+        store = MaskStore
+        if any(is_sharded(parameter) for parameter in chosen.values()):
+            from ignite_prune.core.sharded_mask_store import ShardedMaskStore as store  # slow to import
+            from ignite_prune.update.sharded import check_settings
+
+            check_settings(self.groups)
+        self.masks = store(chosen, masks, {name: shapes[name].numel() for name in chosen if name in shapes})
         kept = [name for group in self.groups if group["keep_dense"] for name in group["params"]]
         self.dense = DenseValues(self.masks, kept) if kept else None
         self.enforcer = MaskEnforcer(self.masks, optimizers)
@@ -101,6 +109,7 @@ class Pruner:
         self.is_informed = self.evidence is not None or any(group["repair"] for group in self.groups)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
+        self.verify = "never"
         self.reached_at: dict[str, tuple[float | None, int]] = {}
         self.partial: set[str] = set()
         self._left_out: set[str] = set()  # what a warning has named
@@ -155,6 +164,8 @@ class Pruner:
             if self.dense is not None:
                 planned.dense = self.dense.remembered(planned.replaced["_masks"])
                 planned.values |= self.dense.revived(planned.replaced["_masks"], planned.values)
+            if self.verify == "update":
+                self.check_equal(planned.replaced["_masks"])
             raise_together(None, REFUSED)  # the last meeting: what follows is done on every rank
             ready = True
             carry_out(self, planned, targets, former, whole, done)
@@ -173,6 +184,10 @@ class Pruner:
 
         It raises the errors of :func:`.choose_masks` and :class:`.WeightCheck`.
         """
+        if self.masks.is_sharded:
+            from ignite_prune.update.sharded import planned_over_shards  # slow to import
+
+            return planned_over_shards(self, targets)
         check_same(self.model, self.masks.parameters, REMAKE)
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
@@ -181,7 +196,7 @@ class Pruner:
         if any(mask is not None for mask in before.values()):
             self.weights.all()
         if ranks:
-            due = [self._is_due(group, target) for group, target in zip(self.groups, targets)]
+            due = [self.is_due(group, target) for group, target in zip(self.groups, targets)]
             check_alike(self.masks, {"targets": f"{list(targets)}", "due": f"{due}"})
         updates = self._scored(targets, before, ranks)
         for update in updates:
@@ -194,7 +209,7 @@ class Pruner:
             plan = repaired(self.model, self.groups, self.masks, before, plan, self.evidence, again)
         if ranks:
             plan = agree(plan, self.masks, repairs)
-        self._drawn = [update.saliency if update.group["saliency"].randomised else None for update in updates]
+        self.has_drawn([update.saliency if update.group["saliency"].randomised else None for update in updates])
         self._cached |= {s.name: s.cached for u in updates for s in u.scores.values() if s.cached is not None}
         return plan
 
@@ -206,7 +221,7 @@ class Pruner:
             if saliency.randomised:
                 saliency = drawn(group, group["generator"])
             dense_phase = schedule is not None and schedule.regrows and target < (group["sparsity"] or 0.0)
-            updates.append(GroupUpdate(group, target, saliency, {}, dense_phase, self._is_due(group, target)))
+            updates.append(GroupUpdate(group, target, saliency, {}, dense_phase, self.is_due(group, target)))
         if self.evidence is not None and any(update.is_due for update in updates):
             if self.calibration.data is not None:
                 calibrate(self.evidence, self.calibration, [group["saliency"] for group in self.groups])
@@ -215,19 +230,27 @@ class Pruner:
             evidence = self.evidence if update.is_due else None
             update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
             if update.is_due and update.saliency.needs:
-                first, names = update.group["scored"][0], leave_out(update, self.masks, evidence)
-                self.partial = self.partial | {first} if names else self.partial - {first}
-                warn_of_left_out(update.group, names, self._left_out)
+                self.leave_out(update, evidence)
         if ranks:
             average_scores([scores for update in updates for scores in update.scores.values()])
         return updates
 
-    def _is_due(self, group: ParamGroup, target: float) -> bool:
+    def is_due(self, group: ParamGroup, target: float) -> bool:
         """Return whether an update may prune something; it cannot if the last one reached just this target."""
         if group["allocation"].sets_own:
             return True
         reached = self.reached_at.get(group["scored"][0])
         return target != 0 and reached != (target, self.masks.changes)
+
+    def leave_out(self, update: GroupUpdate, evidence: Evidence | None) -> None:
+        """Leave parameters that have no evidence for a good reason out of an update, with a warning."""
+        first, names = update.group["scored"][0], leave_out(update, self.masks, evidence)
+        self.partial = self.partial | {first} if names else self.partial - {first}
+        warn_of_left_out(update.group, names, self._left_out)
+
+    def has_drawn(self, drawn: list[Saliency | None]) -> None:
+        """Keep the saliencies whose randomness an update has drawn, for :meth:`scores`."""
+        self._drawn = drawn
 
     def restore(self) -> None:
         """Remove the masks; kept values come back."""
@@ -241,10 +264,20 @@ class Pruner:
 
         to_the_end(remove)
 
+    def check_equal(self, masks: Mapping[str, Tensor]) -> None:
+        """Raise on every rank if masks differ between ranks that hold the same part of a parameter."""
+        from ignite_prune.update.verification import check_equal  # rarely needed
+
+        check_equal(self.masks, masks, self.masks.exchange)
+
     # What it knows
 
     def scores(self) -> dict[str, Tensor]:
         """Return every scored parameter's saliency as of now; drawn and cached scores are the last update's."""
+        if self.masks.is_sharded:
+            from ignite_prune.update.sharded import scores_over_shards  # slow to import
+
+            return scores_over_shards(self, self._drawn)
         answer = {}
         for group, last in zip(self.groups, self._drawn):
             saliency = last or drawn(group, group["generator"], advance=False)

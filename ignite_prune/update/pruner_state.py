@@ -14,12 +14,25 @@ from ignite_prune.update.pruner import Pruner
 
 
 def state_of(pruner: Pruner, evidence: list[dict[str, Any]], compress: bool = False) -> dict[str, Any]:
-    """Return a pruner's masks, targets, generators, kept values and evidence as plain data."""
+    """Return a pruner's masks , targets, generators, kept values and evidence as plain data.
+
+    Those of sharded parameters are DTensors: see :mod:`~ignite_prune.update.sharded_state`.
+    """
+    dense = {} if pruner.dense is None else pruner.dense.state_dict()
+    if pruner.masks.is_sharded:
+        from ignite_prune.update.sharded_state import apart  # slow to import
+
+        collectors = [] if pruner.evidence is None else list(pruner.evidence.collectors.values())
+        names = [] if pruner.dense is None else pruner.dense.names
+        masks, evidence = apart(pruner.masks, dense, names, collectors, evidence)
+        dense = {}
+    else:
+        masks = pruner.masks.state_dict(compress)
     return {
-        "masks": pruner.masks.state_dict(compress),
+        "masks": masks,
         "sparsities": [float(group["sparsity"] or 0.0) for group in pruner.groups],
         "generators": pruner.generator_states(),
-        "dense": {} if pruner.dense is None else pruner.dense.state_dict(),
+        "dense": dense,
         "evidence": tuple(evidence),  # a list of mappings would not pass torch.distributed.checkpoint unchanged
         "reached": pruner.reached(),
     }

@@ -50,7 +50,8 @@ class ParameterScores:
     @property
     def lacks_evidence(self) -> bool:
         """Whether the saliency needs evidence about the parameter, and there is none."""
-        return isinstance(self._saliency, Bound) and self.name not in self._saliency.found
+        saliency = self._saliency.evident
+        return isinstance(saliency, Bound) and self.name not in saliency.found
 
     def compute(self, finite: bool = True) -> Tensor:
         """Return the scores, floating point, of the parameter's shape or 1-D with one score a unit.

@@ -95,7 +95,7 @@ def ranks(seed: int) -> Outcome:
         dice.choice(["killed", "raises", "replaced"]),
         dice.randint(2, 9),
     )
-    told, pair = f"{row} is {way} at iteration {at} on rank 1", Ranks(multiprocessing.get_context("fork"))
+    told, pair = f"{row} is {way} at iteration {at} on rank 1", Ranks(context=multiprocessing.get_context("fork"))
     try:
         kind, text, same, _ = pair.answer_of(0, train, (row, way, at), PATIENCE)
     except TimeoutError:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.shard import local
 from ignite_prune._utils.state import checked_mapping, checked_tensor
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.evidence.collectors.base import Collector, N
@@ -50,7 +51,7 @@ class GradientSums(GradientCollector[Gradients]):
             running = self.record.at(name, self.zeros)
             if decay != 1:
                 running.mul_(decay)
-            gradient, weight = gradients[name], parameter.detach()
+            gradient, weight = gradients[name], local(parameter.detach())
             if self.need.by_unit:
                 gradient, weight = self._by_unit(name, gradient, weight, gradients)
             after = self.need.term(running, gradient.to(running.dtype), weight.to(running.dtype))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.shard import local
 from ignite_prune.evidence.collectors.base import Collector
 from ignite_prune.saliency.needs import Initial
 
@@ -18,11 +19,11 @@ class InitialValues(Collector[Initial]):
     unseen = "in one shot nothing is known of the start; give it: Change(initial=state_dict)"
 
     def prepare(self) -> None:
-        self.record.sums = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.record.sums = {name: local(parameter).detach().clone() for name, parameter in self.parameters.items()}
         self.record.counts = dict.fromkeys(self.parameters, 1.0)
 
     def zeros(self, name: str) -> Tensor:
-        return torch.zeros_like(self.parameters[name], requires_grad=False)
+        return torch.zeros_like(local(self.parameters[name]), requires_grad=False)
 
     def result(self, name: str, total: Tensor, count: float) -> Tensor:
         return total

@@ -277,7 +277,7 @@ def _groups(
         for key in group if isinstance(group, Mapping) else ():
             if key not in _SETTINGS:
                 raise ValueError(f"Unknown setting {key!r} in a parameter group; {near(str(key), list(_SETTINGS))}")
-    fixed: dict[str, Tensor | Any] = {
+    fixed: dict[str, Any] = {
         "saliency": saliencies.Magnitude(),
         "schedule": None,
         "pattern": pattern,

@@ -58,7 +58,7 @@ def block_groups(
     defaults = {"exclude": (), "structure": None, "target": None, "schedule": None, "keep_dense": False}
     groups = {}
     for block, chosen in names.items():
-        (groups[block],) = build(model, chosen, **settings, **defaults)
+        (groups[block],) = build(model, chosen, False, **settings, **defaults)
         if groups[block]["sparsity"] is None and not groups[block]["allocation"].sets_own:
             raise ValueError("Argument sparsity should be given")
     return groups
