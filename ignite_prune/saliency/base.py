@@ -36,6 +36,8 @@ class Saliency(ABC):
         randomised: scores are random; :meth:`draw` fixes them.
         at_init: made for a network that is neither trained nor pruned yet.
         some_layers: only defined for some kinds of layers.
+        by_slice: the formula compares slices of dim 0; where a layer stores inputs first, it is called with the
+            weight's first two dimensions exchanged.
         by_row: scores are only compared within a row, see :meth:`rows`.
         once: updates of a network that is already pruned are refused; see ``at_init``.
         steps: number of steps, of equal density ratio, in which an update prunes; scores are recomputed at each step.
@@ -45,6 +47,7 @@ class Saliency(ABC):
     randomised: ClassVar[bool] = False
     at_init: ClassVar[bool] = False
     some_layers: ClassVar[bool] = False
+    by_slice: ClassVar[bool] = False
     by_row: ClassVar[bool] = False
     once: bool = False
     steps: int = 1

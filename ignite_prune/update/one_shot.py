@@ -12,7 +12,7 @@ from ignite_prune._utils.arguments import check_generator
 from ignite_prune._utils.copies import copy_of
 from ignite_prune.allocation import Allocation, Global
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
-from ignite_prune.core.selection import named_parameters, select, unwrap
+from ignite_prune.core.selection import inputs_first, named_parameters, select, unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.repair.base import Repair
@@ -249,18 +249,19 @@ def score(
         formula = bound
     scores = {}
     for name, parameter in parameters.items():
-        scores[name] = _checked(name, parameter, formula(name, parameter))
+        turned = parameter.transpose(0, 1) if name in inputs_first(model) else parameter
+        scores[name] = _checked(name, parameter, turned, formula(name, turned if formula.by_slice else parameter))
     return scores
 
 
-def _checked(name: str, parameter: Tensor, scores: Tensor) -> Tensor:
+def _checked(name: str, parameter: Tensor, turned: Tensor, scores: Tensor) -> Tensor:
     check_real(name, scores)
-    units = parameter.shape[0] if parameter.ndim else 0
+    units = turned.shape[0] if turned.ndim else 0
     by_unit = scores.ndim == 1 and (len(scores) == units or (len(scores) and units % len(scores) == 0))
     if scores.shape != parameter.shape and not by_unit:
         raise ValueError(
-            f"The saliency of parameter {name!r} should have its shape {tuple(parameter.shape)}, or be 1-D with one a "
-            f"unit of dim 0, but given {tuple(scores.shape)}"
+            f"The saliency of parameter {name!r} should have its shape {tuple(parameter.shape)}, or be 1-D with one an "
+            f"output ({units} of them), but given {tuple(scores.shape)}"
         )
     if not all_finite(scores):
         raise NonFiniteSaliency(f"The saliency of parameter {name!r} has values that are NaN or infinite")
