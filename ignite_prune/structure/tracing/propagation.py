@@ -44,6 +44,7 @@ class TracedModel:
         unused: dimensions that the forward pass does not use.
         attributes: dimensions whose size a module holds in an attribute, with its path and name.
         ambiguous: operations in which several sizes may be a number of units.
+        guessed: operations in which any of several sizes may be computed from a width.
     """
 
     units: UnitIds
@@ -58,6 +59,7 @@ class TracedModel:
     unused: list[Dim] = field(default_factory=list)
     attributes: list[tuple[str, str, Dim]] = field(default_factory=list)
     ambiguous: list[str] = field(default_factory=list)
+    guessed: list[str] = field(default_factory=list)
 
 
 class Propagation:
@@ -192,6 +194,7 @@ class Propagation:
         traced.fixed_sizes.extend((dim, op.label) for dim in op.fixed_sizes if not op.is_frozen(dim))
         traced.tried.extend((dim, op.label) for dim in op.tried if not op.is_frozen(dim))
         traced.ambiguous.extend([op.label] * op.ambiguous)
+        traced.guessed.extend([op.label] * op.guessed)
         traced.attributes.extend((path, name, dim) for name, dim in op.attributes if not op.is_frozen(dim))
         traced.work.extend(products(op.name, args, found))
         inputs = [each for each in tree_leaves(args) if isinstance(each, TracedTensor)]

@@ -60,6 +60,8 @@ class Op:
         self._reads, self.prefers_last = sorted(reads), prefers_last
         self.ambiguous = False
         """Whether several sizes may be a number of units, as in ``view(b, t, 3, num_heads, d)`` with 3 heads."""
+        self.guessed = False
+        """Whether the program does not tell which of several sizes is computed from a width."""
         self.attributes: list[tuple[str, Dim]] = []
         """Attributes of the module that hold the size of a dimension."""
         self.makes: list[Dim] = []

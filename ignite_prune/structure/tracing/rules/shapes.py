@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,12 +26,21 @@ def reshape(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
         free = list(asked).index(-1)
     known = op.size_from_attribute(list(asked))
     free = _units_at(op, asked, free) if known is None else known
-    dims = reshaped(op.units, x.dims, sizes, free, op.label)
+    dims = reshaped(op.units, x.dims, sizes, free, op.label, partial(_guessed, op))
     if op.name != "flatten" and len(asked) == len(sizes):
         for size, ids in zip(asked, dims):
             if size != -1:
                 op.written(size, ids)
     return TracedTensor(dims, x.zero)
+
+
+def _guessed(op: Op, sizes: Sequence[int], dim: Dim) -> int:
+    """Return which of several sizes written in the graph a program may compute from a width: the largest, on trial."""
+    op.on_trial(dim)
+    op.fixed_sizes.append(dim)
+    op.guessed = True
+    order = sorted(range(len(sizes)), key=lambda k: (-sizes[k], k))
+    return order[1 if op.prefers_last else 0]
 
 
 def _units_at(op: Op, asked: Sequence[int], free: int | None) -> int | None:
