@@ -118,6 +118,7 @@ def layer_norm(
             op.tie(dim, other)
     if op.through_norms and weight is not None and len(shape) == 1:
         op.normalised = x.dims[-1]
+        op.written(shape[0], x.dims[-1])
         return TracedTensor(x.dims, _zero(op, x.dims[:-1], weight, bias))
     for dim in x.dims[-len(shape) :]:
         op.freeze(dim, "normalises over it")
