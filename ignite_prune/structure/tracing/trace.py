@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -126,7 +127,7 @@ def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structu
     while True:
         grouping = UnitGrouping(traced, list(shapes))
         structure = Structure(
-            grouping.groups,
+            [replace(each, multiple=probe.multiples.get(each.name, 1)) for each in grouping.groups],
             shapes,
             parameters,
             reasons(traced, parameters),
@@ -139,7 +140,7 @@ def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structu
         fixed_by = {name: op for dim, op in traced.fixed_sizes for name in grouping.along(dim)}
         tried = fixed_by | {name: op for dim, op in traced.tried for name in grouping.along(dim)}
         failing = probe.failing(structure) or probe.differing(structure, list(tried))
-        if not failing:
+        if not failing and all(group.multiple == probe.multiples.get(group.name, 1) for group in structure):
             return structure
         likely = _likeliest(grouping, failing, needed)
         if likely:

@@ -54,6 +54,16 @@ def baddbmm(op: Op, bias: TracedTensor, first: TracedTensor, second: TracedTenso
     return TracedTensor(broadcast(op, [bias.dims, product.dims]), min(bias.zero, product.zero))
 
 
+def grouped_mm(op: Op, x: TracedTensor, weight: TracedTensor, ends: TracedTensor, *args: Any) -> TracedTensor:
+    """Rows ``(rows, in)`` times one of several matrices ``(experts, in, out)`` each, by the last row of each expert."""
+    for dim in (x.dims[0], weight.dims[0], ends.dims[0]):
+        op.freeze(dim, "distributes rows over it")
+    op.tie(x.dims[1], weight.dims[1])
+    contracted(op, weight.dims[1], weight, x)
+    op.makes.append(weight.dims[2])
+    return TracedTensor((x.dims[0], weight.dims[2]), min(weight.zero, Zero.COMPUTED))
+
+
 def einsum(op: Op, equation: str, tensors: Sequence[TracedTensor], **kwargs: Any) -> TracedTensor:
     """Einsum: dimensions with the same letter are tied; contracted ones are treated as in ``matmul``."""
     inputs, letters = letters_of(equation, [len(each.dims) for each in tensors])
@@ -123,6 +133,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("matmul", "bmm", "mm", "mv"), matmul),
     **dict.fromkeys(("dot", "vdot", "inner"), dot),
     "baddbmm": baddbmm,
+    **dict.fromkeys(("_grouped_mm", "transformers::grouped_mm_fallback"), grouped_mm),
     "einsum": einsum,
     "bilinear": bilinear,
 }

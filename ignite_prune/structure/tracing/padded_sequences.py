@@ -53,7 +53,7 @@ def use_padded_recurrent(model: nn.Module) -> None:
         module.__class__ = _KINDS.get(type(module), module.__class__)
 
 
-class FullLengths(TorchFunctionMode):
+class PaddedSequences(TorchFunctionMode):
     """Packs and pads sequences as if each had the full length, so that no size depends on data."""
 
     def __torch_function__(
