@@ -115,6 +115,14 @@ def letters_of(equation: str, ranks: Sequence[int] = ()) -> tuple[list[str], str
     return inputs, right.replace("...", widest) if arrow else widest + "".join(sorted(once))
 
 
+def distances(op: Op, first: TracedTensor, second: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
+    """Distances of all pairs of rows: a unit that is 0 in both adds nothing."""
+    op.tie(first.dims[-1], second.dims[-1])
+    contracted(op, first.dims[-1], min(first, second, key=lambda each: each.zero))
+    outer = broadcast(op, [first.dims[:-2], second.dims[:-2]])
+    return TracedTensor((*outer, first.dims[-2], second.dims[-2]))
+
+
 def bilinear(
     op: Op, first: TracedTensor, second: TracedTensor, weight: TracedTensor, bias: TracedTensor | None = None
 ) -> TracedTensor:
@@ -135,5 +143,6 @@ RULES: dict[str, Rule] = {
     "baddbmm": baddbmm,
     **dict.fromkeys(("_grouped_mm", "transformers::grouped_mm_fallback"), grouped_mm),
     "einsum": einsum,
+    **dict.fromkeys(("_cdist_forward", "cdist"), distances),
     "bilinear": bilinear,
 }

@@ -159,6 +159,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCE, reduce),
     **dict.fromkeys(_POOLS, spatial),
     **dict.fromkeys(_UPSAMPLES, spatial),
+    **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), spatial),
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), spatial),
     **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), sampled),
     "glu": glu,

@@ -244,6 +244,23 @@ def pad(op: Op, x: TracedTensor, padding: Sequence[int], *args: Any, **kwargs: A
     return TracedTensor(tuple(dims), x.zero)
 
 
+def diagonal(op: Op, x: TracedTensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> TracedTensor:
+    """Diagonal of two dimensions, which are frozen."""
+    gone = {dim1 % len(x.dims), dim2 % len(x.dims)}
+    for d in gone:
+        op.freeze(x.dims[d], "takes its diagonal")
+    rest = tuple(ids for d, ids in enumerate(x.dims) if d not in gone)
+    return TracedTensor((*rest, fixed(op.shapes[0][-1])), x.zero)
+
+
+def parts_of_complex(op: Op, x: TracedTensor) -> TracedTensor:
+    """Real and imaginary parts as a dimension, and back."""
+    if op.name == "view_as_real":
+        return TracedTensor((*x.dims, fixed(2)), x.zero)
+    op.freeze(x.dims[-1], "takes it as real and imaginary parts")
+    return TracedTensor(x.dims[:-1], x.zero)
+
+
 def narrow(op: Op, x: TracedTensor, dim: int, start: int, length: int) -> TracedTensor:
     return cut(op, x, dim, start, start + length)
 
@@ -290,6 +307,9 @@ RULES: dict[str, Rule] = {
     "select": select,
     "unbind": unbind,
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
+    **dict.fromkeys((f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)), pad),
+    "diagonal": diagonal,
+    **dict.fromkeys(("view_as_real", "view_as_complex"), parts_of_complex),
     "narrow": narrow,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
