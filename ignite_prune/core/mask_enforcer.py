@@ -21,6 +21,7 @@ Hooks are used, not wrappers: the optimizer and the parameters stay the user's o
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -40,6 +41,7 @@ from ignite_prune.core.moments import MOMENTUM, is_known, masks_changed, slots_t
 from ignite_prune.core.optimizers import Optimizers
 from ignite_prune.core.step_hooks import Closure, StepHooks
 
+_DISTRIBUTED = torch.distributed.is_available()
 _PROBES = 128
 _OWNERS: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
 """The ids of the parameters that each living object masks, and keeps alive.
@@ -197,15 +199,14 @@ class MaskEnforcer:
                 parameter._backward_hooks = parameter._backward_hooks
             return
 
-        distributed = torch.distributed.is_available()
+        # Python's garbage collector does not see what a post-accumulate hook refers to: a strong reference from there
+        # would keep the model for ever. The other hook, which it sees, keeps this object alive.
+        itself = weakref.ref(self)
 
         def mask_gradient(parameter: Tensor) -> None:
-            mask = self._masks.pruned(name)
-            if mask is not None and parameter.grad is not None and name not in self.passing:
-                self._zero_gradient(name, parameter.grad, mask)
-                if distributed and not self._awaits_reduction and torch.distributed.is_initialized():
-                    self._awaits_reduction = True
-                    after_reduction(self._mask_reduced)
+            enforcer = itself()
+            if enforcer is not None:
+                enforcer._mask_accumulated(name, parameter.grad)
 
         def mask_returned(grad: Tensor) -> Tensor | None:
             mask = self._masks.pruned(name)
@@ -216,6 +217,14 @@ class MaskEnforcer:
         handle = parameter.register_post_accumulate_grad_hook(mask_gradient)  # type: ignore[no-untyped-call]
         handles = handle, parameter.register_hook(mask_returned)  # type: ignore[no-untyped-call]
         self._hooked[name], self._hooked_at[name] = handles, parameter.data_ptr()
+
+    def _mask_accumulated(self, name: str, grad: Tensor | None) -> None:
+        mask = self._masks.pruned(name)
+        if mask is not None and grad is not None and name not in self.passing:
+            self._zero_gradient(name, grad, mask)
+            if _DISTRIBUTED and not self._awaits_reduction and torch.distributed.is_initialized():
+                self._awaits_reduction = True
+                after_reduction(self._mask_reduced)
 
     @torch.no_grad()
     def _mask_reduced(self) -> None:
