@@ -37,6 +37,7 @@ def choose_coupled_masks(
     structure, pattern = group["structure"], group["pattern"]
     assert structure is not None and isinstance(pattern, Coupled)
     units = [structure.groups[name] for name in group["units"]]
+    units = [each for each in units if any(slot.name in scores for slot in each.slots)]  # others are left out
     before = structure.kept({name: mask for name, mask in masks.items() if mask is not None})
     layers = [coupled_layer(each, structure, scores, before[each.name], pattern) for each in units]
     layers = comparable(layers, pattern.normalise)

@@ -18,6 +18,7 @@ from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.repair.base import Repair
 from ignite_prune.saliency import Informed, Magnitude, NonFiniteSaliency, Saliency, as_saliency
 from ignite_prune.update.calibration import Calibration, as_calibration, calibrate
+from ignite_prune.update.left_out import leave_out, warn_of_left_out
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
     GroupUpdate,
@@ -178,6 +179,8 @@ def _planned(model: nn.Module, groups: Sequence[ParamGroup], masks: MaskStore, c
     before, plan = masks.so_far(), UpdatePlan()
     for update in updates:
         update.scores = bound_scores(update.group, update.saliency, masks, before, evidence)
+        if update.saliency.needs:
+            warn_of_left_out(update.group, leave_out(update, evidence), set())
         merge(plan.masks, plan_masks(update, masks, before, evidence))
     passes = None if calibration.data is None else lambda: calibration.batches(model)
     return repaired(model, groups, masks, before, plan, evidence, passes)

@@ -20,7 +20,7 @@ from ignite_prune.core.selection import named_parameters
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.update.agreement import agree, average_scores, check_alike
 from ignite_prune.update.calibration import Calibration, calibrate
-from ignite_prune.update.frozen import leave_out_frozen, warn_of_left_out
+from ignite_prune.update.left_out import leave_out, warn_of_left_out
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
     GroupUpdate,
@@ -215,7 +215,7 @@ class Pruner:
                 evidence = self.evidence if update.is_due else None
                 update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
                 if update.is_due and update.saliency.needs:
-                    first, names = update.group["scored"][0], leave_out_frozen(update, self.masks)
+                    first, names = update.group["scored"][0], leave_out(update, evidence, self.masks)
                     self.partial = self.partial | {first} if names else self.partial - {first}
                     warn_of_left_out(update.group, names, self._left_out)
         except Exception as raised:

@@ -114,6 +114,10 @@ class Collector(Generic[N]):
             return f"it is used by {used}, not by a linear layer or a convolution: leave it out with exclude="
         return self.unreached if self.record.counts else self.unseen
 
+    def cannot(self, name: str) -> bool:
+        """Return whether there is no evidence because of how the model uses a parameter, whatever the data."""
+        return name in self.refused or name in self.unknown
+
     def reset(self) -> None:
         """Drop everything collected."""
         self.record.reset()
