@@ -355,3 +355,13 @@ def test_experts_in_one_parameter():
     pruner.step(0.4)
     report = shrink(model, pruner, x)
     assert report.units[name] == (24, 16) and report.error < 1e-5
+
+
+def test_a_config_that_cannot_describe_the_sliced_model_is_told():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 1, "vocab_size": 9}
+    model = transformers.LlamaModel(transformers.LlamaConfig(**shape, num_attention_heads=4)).eval()
+    x = {"input_ids": torch.arange(8)[None]}
+    with pytest.warns(UserWarning, match=r"LlamaConfig refuses its sizes .*not a multiple.*load_shrunk"):
+        shrink(model, {"layers.0.self_attn.q_proj.weight": [1]}, x)
+    assert model.config.num_attention_heads == 3

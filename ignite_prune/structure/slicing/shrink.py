@@ -34,6 +34,7 @@ from ignite_prune.structure.slicing.compare import (
     runs_in_training,
     tolerance,
 )
+from ignite_prune.structure.slicing.config_check import configs_of, refusal_of, warn_of_configs
 from ignite_prune.structure.slicing.model_edit import Indices, ModelEdit, check_optimizers, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
 from ignite_prune.structure.slicing.trial_step import failing_step
@@ -185,6 +186,7 @@ def sliced(
     counting = not structure.counts_flops
     expected, flops = run(masked, example_inputs, counting)
     trains = model.training and runs_in_training(masked, example_inputs)
+    described = [config for config in configs_of(model) if not refusal_of(config)]
     stepping = [each for each in optimizers if not failing_step(each)]
     edits = [ModelEdit(model, optimizers), *(ModelEdit(each) for each in copies)]
     with undone_on_error(edits, undo):
@@ -206,6 +208,7 @@ def sliced(
                 + (f". It draws random numbers in eval mode ({', '.join(drawn)}), which were held" if drawn else "")
             )
         _check_steps(stepping)
+        warn_of_configs(described)
         units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
         work = (flops, fewer) if counting else (structure.flops(), structure.flops(kept))
         yield Report(units, (before, _count(model)), work, error, indices)
