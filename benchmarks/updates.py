@@ -40,8 +40,11 @@ class Update:
         self.pruner: PruneHandler | None = None
 
     def before(self) -> None:
+        if self.pruner is not None:
+            self.pruner.detach()
         self._stack.copy()
-        self.pruner = PruneHandler(self._stack.model, self._optimizer(), **self._settings)
+        # Several updates take turns on one stack.
+        self.pruner = PruneHandler(self._stack.model, self._optimizer(), shared=True, **self._settings)
         if self._earlier is not None:
             self.pruner.step(self._earlier)
 

@@ -198,7 +198,7 @@ def test_stacked_experts_without_evidence_are_left_out_by_name():
 
     data = [(torch.randn(3, 4), torch.randn(3, 4))]
     net = nn.Sequential(nn.Linear(4, 4), Experts())
-    with pytest.warns(UserWarning, match=r"1.up_proj: it is used by getitem.*Wanda cannot score it"):
+    with pytest.warns(UserWarning, match=r"1.up_proj: it is used by getitem.*Wanda has no evidence; left out"):
         masks = prune_model(net, sparsity=0.5, saliency=saliency.Wanda(), data=data)
     assert bool(masks["1.up_proj"].all()) and masks["0.weight"].float().mean() == 0.5
     with pytest.raises(saliency.MissingEvidence, match=r"'1.up_proj'.*getitem"):

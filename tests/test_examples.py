@@ -145,3 +145,13 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     }
     for block in blocks:
         exec(compile(block, "README.md", "exec"), space)
+
+
+def test_one_shot_language_model_end_to_end(tmp_path):
+    few = ("--quick", "--steps", 2, "--more", 2, "--sequences", 8, "--pattern", "2:4")
+    told = run_example("one_shot_language_model", *few, "--checkpoint", "--output", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"dense.safetensors", "sparse.safetensors"}
+    rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in told.splitlines() if "│" in line}
+    assert rows["SparseGPT"] == rows["SparseGPT, through files"] and rows["SparseGPT, fine-tuned"][0].strip() == "0.500"
+    told = run_example("one_shot_language_model", "--sparsity", "1.5", "--output", tmp_path, ok=False)
+    assert "Traceback" not in told and "--sparsity" in told and "1.5" in told

@@ -76,6 +76,21 @@ def zero_any_(tensor: Tensor, mask: Tensor) -> None:
         zero_(tensor, mask)
 
 
+def count_true(mask: Tensor) -> int:
+    """Return the number of True entries of a bool tensor.
+
+    Example:
+        >>> count_true(torch.tensor([[True, False], [True, True]]))
+        3
+    """
+    if not mask.is_contiguous() or mask.numel() < 1 << 12:
+        return int(mask.count_nonzero())
+    bytes_ = mask.view(-1).view(torch.uint8)
+    whole = bytes_.numel() // 128 * 128
+    counts = bytes_[:whole].view(-1, 128).sum(1, dtype=torch.uint8).sum()  # 128 at most: no sum overflows
+    return int(counts) + int(bytes_[whole:].sum())
+
+
 def pack(mask: Tensor) -> Tensor:
     """Return a bool tensor packed to uint8 on the CPU: eight entries per byte, the first in the lowest bit.
 

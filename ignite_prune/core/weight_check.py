@@ -54,6 +54,17 @@ class WeightCheck:
     _calls: int = field(default=0, init=False)
     _generator: torch.Generator | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        self.enforcer.on_alive = self.before_step
+
+    def before_step(self) -> None:
+        """Warn of weights that were written between two steps of the optimizers, before the hook masks them again.
+
+        Raises:
+            PrunedWeightsAlive: with ``strict``; nothing is changed then.
+        """
+        self._tell(self._alive(), between=True)
+
     def report(self) -> CheckReport:
         """Compare all weights with the masks; nothing is changed."""
         alive, model = self._alive(), [p for p in self.model.parameters() if is_number(p)]
@@ -150,8 +161,8 @@ class WeightCheck:
     def _pruned(self, name: str) -> int:
         return self.masks.parameters[name].numel() - self.masks.kept(name)
 
-    def _tell(self, alive: Mapping[str, tuple[int, int]]) -> None:
-        kind, cause = self._cause()
+    def _tell(self, alive: Mapping[str, tuple[int, int]], between: bool = False) -> None:
+        kind, cause = self._cause(between)
         text = f"{listed(alive)}. {cause}"
         if self.strict:
             raise PrunedWeightsAlive(f"{text}. Nothing was changed; masks.apply_() masks them again")
@@ -159,8 +170,8 @@ class WeightCheck:
             self.warned.add(kind)
             warnings.warn(f"{text}. They have been masked again", SparsityWarning, stacklevel=2)
 
-    def _cause(self) -> tuple[str, str]:
+    def _cause(self, between: bool = False) -> tuple[str, str]:
         given = ", ".join(dict.fromkeys(type(each).__name__ for each in self.enforcer.optimizers))
         now = None if self.clock is None else self.clock()
         trained = now is not None and self._iteration is not None and now > self._iteration
-        return likely_cause(self.owner, given, self.enforcer.steps > self._steps, trained)
+        return likely_cause(self.owner, given, self.enforcer.steps > self._steps, trained, between)

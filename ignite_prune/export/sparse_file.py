@@ -163,6 +163,14 @@ def read(path: str | PathLike[str]) -> Contents:
     return Contents(tensors, masks, left, index.get("rates", {}))
 
 
+def packed_bytes(state: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> tuple[int, int]:
+    """Return how many bytes the tensors of a file of :func:`save` take, and how many of these are masks'."""
+    tensors, _ = _packed(state, {name: mask for name, mask in (masks or {}).items() if name in state})
+    return sum(each.nbytes for each in tensors.values()), sum(
+        each.nbytes for name, each in tensors.items() if name.endswith("::mask")
+    )
+
+
 def _as_path(path: Any) -> Path:
     if not isinstance(path, (str, PathLike)):
         raise TypeError(f"Argument path should be a path, but given {path!r:.80}")

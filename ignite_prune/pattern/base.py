@@ -31,11 +31,14 @@ class Pattern(ABC):
     Attributes:
         streams: units are single entries, so scores can be recomputed instead of stored.
         by_unit: a saliency may return one score per unit (1-D) instead of one per entry.
+        repeats: :meth:`spread` repeats the unit mask over the entries and reads only the shape of the scores; not
+            inherited by a class that overrides it.
         share: the fraction of a unit's entries that is pruned with the unit: the largest sparsity of the pattern.
     """
 
     streams: ClassVar[bool] = False
     by_unit: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
     share: float = 1.0
 
     def inputs_first(self, ndim: int) -> Pattern:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class Block(Pattern):
 
     shape: tuple[int, ...]
     reduce: str = "mean"
+    repeats: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.shape, Sequence) or any(type(size) is not int for size in self.shape):

@@ -43,6 +43,7 @@ class Channel(Pattern):
     dim: int | tuple[int, ...] = 0
     norm: float = 2
     by_unit: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         dims = (self.dim,) if isinstance(self.dim, int) else self.dim

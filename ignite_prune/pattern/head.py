@@ -43,6 +43,7 @@ class Head(Pattern):
     parts: int = 1
     norm: float = 2
     by_unit: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("size", "dim", "parts"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.small_groups import LARGEST, best_in_groups, least_in_groups
 from ignite_prune.pattern.base import Grid, Pattern, both, exchanged, living
 
 
@@ -74,17 +75,26 @@ class NofM(Pattern):
         return torch.unflatten(tensor.movedim(self.dim, -1), -1, (-1, self.of))
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        groups = self._groups(living(scores, mask, -torch.inf)).topk(self.of - self.keep, dim=-1, largest=False).values
-        return groups.masked_fill(groups == -torch.inf, 0).sum(-1)
+        groups, masks = self._groups(scores), None if mask is None else self._groups(mask)
+        if self.of <= LARGEST:
+            least = least_in_groups(groups, self.of - self.keep, masks)
+        else:
+            least = living(groups, masks, -torch.inf).topk(self.of - self.keep, dim=-1, largest=False).values
+        return (least if mask is None else least.masked_fill(least == -torch.inf, 0)).sum(-1)
 
     def alive(self, mask: Tensor) -> Tensor:
         return self._groups(mask).sum(-1) > self.keep
 
     def spread(self, kept: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
-        # A stable, descending sort keeps the earlier of equal entries.
-        order = self._groups(living(scores, mask, -torch.inf)).sort(dim=-1, descending=True, stable=True).indices
-        best = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
-        best.scatter_(-1, order[..., : self.keep], True)
+        groups, masks = self._groups(scores), None if mask is None else self._groups(mask)
+        if self.of <= LARGEST:
+            best = best_in_groups(groups, self.keep, masks)
+        else:  # a stable, descending sort keeps the earlier of equal entries
+            order = living(groups, masks, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
+            best = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
+            best.scatter_(-1, order[..., : self.keep], True)
         if mask is not None:  # a group that is already pruned keeps its entries
             kept = kept | ~self.alive(mask)
-        return both((best | kept.unsqueeze(-1)).flatten(-2).movedim(-1, self.dim), mask)
+        if not kept.is_cpu or kept.any():
+            best.logical_or_(kept.unsqueeze(-1))
+        return both(best.flatten(-2).movedim(-1, self.dim), mask)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ignite_prune._utils.topk import keep_top_by_row
+from ignite_prune._utils.topk_by_row import keep_top_by_row
 from ignite_prune.regrow.base import Connections, Move, Rewired, drop_smallest, grow_best
 from ignite_prune.regrow.fraction import check_fraction
 from ignite_prune.regrow.growth import ByGradient, Growth

@@ -6,14 +6,17 @@ the only result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ignite_prune._utils.topk import keep_top, keep_top_by_row
-from ignite_prune.allocation.base import Allocation, Layer, once
+from ignite_prune._utils.score_source import EntryScores, ScoreSource, UnitScores, stated
+from ignite_prune._utils.topk import keep_top
+from ignite_prune._utils.topk_by_row import keep_top_by_row
+from ignite_prune.allocation.base import Allocation, Layer
 from ignite_prune.pattern import Pattern
 from ignite_prune.saliency import Bound, NonFiniteSaliency, Saliency
 
@@ -89,6 +92,13 @@ class ParameterScores:
             self._checked = True
         return scores
 
+    def _of_part(self, part: Tensor) -> Tensor:
+        """Return the scores of a 1-D part of the parameter, checked as in :meth:`compute`."""
+        scores = self._saliency(self.name, part).detach()
+        if not self._checked and not (scores.shape == part.shape and scores.is_floating_point() and all_finite(scores)):
+            self.compute()  # raises, unless all that is wrong are pruned entries
+        return scores if scores.is_floating_point() else scores.double()
+
     def cache(self) -> None:
         """Compute the scores now if they depend on data; they are not checked to be finite yet."""
         if self._saliency.data_dependent:
@@ -107,12 +117,21 @@ class ParameterScores:
         else:
             alive = self._mask if self._pattern.streams else self._pattern.alive(self._mask)
             living = int(alive.count_nonzero())
-        scores = self.compute if self._pattern.streams else once(self._unit_scores)
+        parameter = self._parameter.detach()
+        if not self._pattern.streams:
+            scores: ScoreSource = UnitScores(self._unit_scores, parameter, self._pattern.alive)
+        else:
+            in_parts = (
+                self.cached is None and type(parameter) is Tensor and stated(self._saliency, "pointwise", "__call__")
+            )
+            scores = EntryScores(self.compute, parameter, self._of_part if in_parts else None)
         return Layer(self.name, self.shape, units, scores, alive, living)
 
     def spread(self, units: Tensor) -> Tensor:
         """Return the parameter's new mask from the units that are kept (bool)."""
         if not self._pattern.streams:
+            if self._checked and stated(self._pattern, "repeats", "spread"):
+                return self._pattern.spread(units, self._parameter.detach(), self._mask)
             scores = self.compute()
             return self._pattern.spread(
                 units, self._parameter.detach() if self._is_by_unit(scores) else scores, self._mask
@@ -209,5 +228,4 @@ def all_finite(values: Tensor) -> bool:
     """Return whether no value is NaN or infinite, in one pass that writes nothing."""
     if not values.numel():
         return True
-    least, greatest = values.aminmax()
-    return bool(torch.isfinite(least)) and bool(torch.isfinite(greatest))
+    return all(math.isfinite(bound) for bound in values.aminmax())

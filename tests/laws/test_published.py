@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ignite_prune import MaskStore, PrunedWeightsAlive, PruneHandler, SparsityWarning, schedule, shrink
+from ignite_prune.handlers import SET
 from tests.catalogue import HANDLERS, OPTIMIZERS, PATTERNS, SCHEDULES
 from tests.catalogue.runs import build
-from tests.models import batches, small_net, train_step
+from tests.models import assert_same_bits, batches, small_net, train_step
 
 IN_FORWARD = ("top_kast", "sr_ste")  # masks are in the forward pass alone until finalize()
 SPARSE = [row for row in HANDLERS if row.published in ("sparsity", "learnt_sparsity")]
@@ -295,3 +296,90 @@ def test_shrink_tells_that_no_unit_is_pruned():
     pruner = PruneHandler(model)
     with pytest.warns(SparsityWarning, match="no whole unit.*structure="):
         shrink(model, pruner, torch.randn(1, 4))
+
+
+def load(model, dense):
+    model.load_state_dict(dense)
+
+
+def load_by_data(model, dense):
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(dense[name])
+
+
+@pytest.mark.parametrize("way", [load, load_by_data], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("kind", ["engine", "loop", "loop_strict", "no_optimizer", "set"])
+def test_weights_loaded_between_two_steps_are_told_before_they_are_masked(way, kind):
+    model = small_net()
+    dense = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
+    if kind == "set":
+        pruner = SET(model, optimizer, sparsity=0.5, end=3)
+    else:
+        pruner = PruneHandler(model, None if kind == "no_optimizer" else optimizer, strict="strict" in kind)
+        pruner.step(0.5)
+    gone = {name: (~mask).sum().item() for name, mask in pruner.masks.items()}
+    match = rf"0.weight \({gone['0.weight']} of {gone['0.weight']}\), 5.weight .*between two steps.*weights were loaded"
+    if kind in ("engine", "set"):
+        pruner.attach(trainer)
+        trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: way(model, dense))
+        with pytest.warns(SparsityWarning, match=match):
+            trainer.run(batches(4), max_epochs=1)
+    else:
+        for batch in batches(3):
+            train_step(model, optimizer, batch)
+        way(model, dense)
+        before = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+        with (
+            pytest.raises(PrunedWeightsAlive, match=match)
+            if "strict" in kind
+            else pytest.warns(SparsityWarning, match=match)
+        ):
+            train_step(model, optimizer, batches(1)[0])
+        if "strict" in kind:
+            assert torch.equal(model[5].weight, before[0]["5.weight"])
+            assert_same_bits(optimizer.state_dict(), before[1])
+            return
+    assert pruner.check()
+    for batch in batches(5):  # told once, and nothing more to tell
+        train_step(model, optimizer, batch)
+
+
+def test_writes_that_leave_zeros_are_not_told():
+    model, optimizer, pruner = trained_and_pruned()
+    kept = copy.deepcopy([each.state_dict() for each in (model, optimizer, pruner)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SparsityWarning)
+        for act in (
+            lambda: [p.mul_(0.9) for p in model.parameters()],
+            lambda: [p.data.clamp_(-0.1, 0.1) for p in model.parameters()],
+            lambda: model.load_state_dict(copy.deepcopy(kept[0])),
+            lambda: optimizer.load_state_dict(copy.deepcopy(kept[1])),
+            lambda: [model.load_state_dict(dense_of(model)), pruner.load_state_dict(kept[2])],
+            lambda: pruner.masks.update({"5.weight": torch.rand(16, 128) > 0.3}),
+            lambda: [pruner.restore(), model.load_state_dict(dense_of(model)), pruner.step(0.7)],
+            lambda: [pruner.detach(), model.load_state_dict(dense_of(model)), pruner.load_state_dict(kept[2])],
+            lambda: [model.double(), optimizer.state.clear(), model.float()],
+        ):
+            with torch.no_grad():
+                act()
+            for batch in batches(5):
+                train_step(model, optimizer, batch)
+            assert pruner.check()
+
+
+def dense_of(model):
+    return {
+        name: torch.randn_like(value) if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
+
+
+def trained_and_pruned():
+    model = small_net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    pruner = PruneHandler(model, optimizer)
+    pruner.step(0.5)
+    train_step(model, optimizer, batches(1)[0])
+    return model, optimizer, pruner

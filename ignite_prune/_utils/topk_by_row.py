@@ -1,0 +1,50 @@
+"""Exact top-k with equal shares of the rows of one tensor."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def keep_top_by_row(scores: Tensor, alive: Tensor | None, keep: int, dim: int = 0) -> Tensor:
+    """Return a bool mask of ``keep`` entries, equally many of each row (its largest); the first rows get the remainder.
+
+    A row with fewer alive entries than its share keeps those, and the others share the rest.
+
+    Args:
+        scores: any shape.
+        alive: bool, of the same shape, or None if all entries are alive.
+        keep: total number of entries to keep, at most the number of alive ones.
+        dim: the dimension that indexes rows.
+
+    Example:
+        >>> keep_top_by_row(torch.tensor([[9.0, 8.0, 7.0], [1.0, 2.0, 3.0]]), None, 3)
+        tensor([[ True,  True, False],
+                [False, False,  True]])
+    """
+    moved = scores.movedim(dim, 0)
+    rows = moved.flatten(1)
+    living = torch.ones_like(rows, dtype=torch.bool) if alive is None else alive.movedim(dim, 0).flatten(1)
+    quota = _equal_shares(living.sum(1), keep)
+    order = rows.masked_fill(~living, -math.inf).sort(dim=1, descending=True, stable=True).indices
+    ranks = torch.arange(rows.shape[1], device=rows.device).expand_as(order)
+    kept = torch.zeros_like(living).scatter_(1, order, ranks < quota.unsqueeze(1))
+    return kept.view(moved.shape).movedim(0, dim).contiguous()
+
+
+def _equal_shares(caps: Tensor, total: int) -> Tensor:
+    """Divide ``total`` into equal whole parts of at most their caps; the first get the remainder."""
+    shares = torch.zeros_like(caps)
+    while total > 0:
+        free = (shares < caps).nonzero().squeeze(1)
+        if not free.numel():
+            break
+        part, rest = divmod(total, free.numel())
+        offer = torch.full_like(free, part)
+        offer[:rest] += 1
+        taken = torch.minimum(offer, caps[free] - shares[free])
+        shares[free] += taken
+        total -= int(taken.sum())
+    return shares
