@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,lint]"
 	@touch $@
 
-demo: $(STAMP)  ## train handwritten digits dense and 90 % sparse, with a table and a picture (under 90 s)
+demo: $(STAMP)  ## train handwritten digits dense and 90 % sparse, with a table, a picture and a report page (under 90 s)
 	$(BIN)/python examples/digits.py
 
 test: $(STAMP)  ## run every test and docstring example

@@ -8,6 +8,7 @@ has none of them (its origin is a path) gives a package without project URLs, an
 import email
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,7 +33,7 @@ def repository() -> str:
     """Return the repository's address; empty if it is not known."""
     if given := os.environ.get("REPOSITORY_URL"):
         return web_address(given)
-    if (ROOT / ".git").exists():
+    if (ROOT / ".git").exists() and shutil.which("git"):
         command = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
         return web_address(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
     if (ROOT / "PKG-INFO").exists():

@@ -33,7 +33,6 @@ myst_heading_anchors = 3
 html_math_renderer = "mathml"
 templates_path = ["_templates"]
 
-autosummary_generate = True
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
 autodoc_member_order = "bysource"

@@ -47,14 +47,14 @@ def rank_main(rank: int, port: int, jobs: Connection) -> None:
 class Ranks:
     """Two processes that are one process group."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: Any = SERVER) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.ends, self.processes = [], []
         for rank in range(2):
-            end, other = SERVER.Pipe()
-            process = SERVER.Process(target=rank_main, args=(rank, port, other), daemon=True)
+            end, other = context.Pipe()
+            process = context.Process(target=rank_main, args=(rank, port, other), daemon=True)
             process.start()
             other.close()
             self.ends.append(end)

@@ -13,9 +13,9 @@ import pytest
 import ignite_prune
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ["ignite_prune"] + [
-    f"ignite_prune.{each.name}" for each in iter_modules(ignite_prune.__path__) if each.ispkg
-]
+ROOMS = [each.name for each in iter_modules(ignite_prune.__path__) if each.ispkg]
+PACKAGES = ["ignite_prune", *(f"ignite_prune.{room}" for room in ROOMS)]
+WITHOUT_NAMES = {f"ignite_prune.{room}" for room in ("core", "update")}  # rooms whose names the package hands on
 ADDRESS = "https://git.example/someone/ignite-prune"
 
 
@@ -99,3 +99,15 @@ def test_forms_and_metadata_are_well_formed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {"readme", "urls", "version"} <= set(project["dynamic"])
     assert len(project["keywords"]) >= 8 and len(project["classifiers"]) >= 10
+
+
+def test_the_api_of_the_site_has_every_public_name(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    pages = import_module("generated_pages")
+    listed = pages.packages()
+    assert {f"ignite_prune.{room}" for room in ROOMS if not room.startswith("_")} - set(listed) <= WITHOUT_NAMES
+    for package in listed:
+        written = set(re.findall(r"^   (\w+)$|`(\w+) <", pages.page(package), re.MULTILINE))
+        module = import_module(package)
+        public = {name for name in module.__all__ if not name.startswith("_")} - set(ROOMS) - {"functional"}
+        assert public <= {one or other for one, other in written}, package

@@ -16,6 +16,7 @@ INTRO = """API
 Every public name, by module. What is not listed here, or begins with an underscore, is private.
 
 .. toctree::
+   :hidden:
    :maxdepth: 1
 
 """
@@ -81,17 +82,22 @@ def write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def generate(app: Any) -> None:
-    """Write ``api/`` and ``tutorials/``."""
+def generate(app: Any, config: Any) -> None:
+    """Write ``api/`` and ``tutorials/``; autosummary makes the pages of names from those of ``api/``."""
     docs = Path(app.srcdir)
     listed = packages()
-    write(docs / "api" / "index.rst", INTRO + "\n".join(f"   {name}" for name in listed) + "\n")
+    lines = [f"   {name}" for name in listed] + [""]
+    for name in listed:
+        summary = (import_module(name).__doc__ or "").strip().partition("\n")[0].removeprefix("ignite_prune: ")
+        lines.append(f"- :doc:`{name.removeprefix('ignite_prune.')} <{name}>`: {summary}")
+    write(docs / "api" / "index.rst", INTRO + "\n".join(lines) + "\n")
     known = {f"{name}.{each}" for name in listed for each in public_names(name) if each not in homes(name)}
     for stale in (docs / "api" / "names").glob("*.rst"):
         if stale.stem not in known:
             stale.unlink()
     for name in listed:
         write(docs / "api" / f"{name}.rst", page(name))
+    config.autosummary_generate = [f"api/{name}.rst" for name in listed]
     tutorials = docs / "tutorials"
     tutorials.mkdir(exist_ok=True)
     notebooks = sorted((docs.parent / "notebooks").glob("*.ipynb"))
@@ -115,6 +121,7 @@ def list_the_rest(app: Any, docname: str, source: list[str]) -> None:
 
 def setup(app: Any) -> dict[str, bool]:
     """Connect the generation to Sphinx."""
-    app.connect("config-inited", lambda app, config: generate(app))
+    app.connect("config-inited", generate)
+    app.connect("env-get-outdated", lambda *_: ["howto/index"])  # new pages have to be listed
     app.connect("source-read", list_the_rest)
     return {"parallel_read_safe": True}

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from ignite_prune._utils.lazy import importer
 
 if TYPE_CHECKING:
-    from ignite_prune.cli.main import main
+    from ignite_prune.cli.entry_point import main
 
 __all__ = ["main"]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = importer(__name__, {"main": "main"})
+    __getattr__, __dir__ = importer(__name__, {"main": "entry_point"})

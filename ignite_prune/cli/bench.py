@@ -14,13 +14,15 @@ from torch import Tensor
 from ignite_prune._utils.nested import tensors_in
 from ignite_prune.cli.failures import guarded
 from ignite_prune.cli.options import Example, Json, Model
-from ignite_prune.cli.output import progress, show_json, show_table
+from ignite_prune.cli.output import say, show_json, show_table
 from ignite_prune.cli.user_code import device_of, inputs_needed, model_and_inputs
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.structure.model_io import as_arguments
 
 Sparsity = Annotated[float, typer.Option("--sparsity", "-s", min=0.0, max=1.0, help="Of the pruned steps.")]
 Steps = Annotated[int, typer.Option("--steps", min=3, help="Steps to measure of each kind.")]
+
+_TURNS, _WARM_UP = 3, 3
 
 
 @guarded
@@ -44,14 +46,13 @@ def bench(
         torch.autograd.backward(loss)
         optimizer.step()
 
-    device = device_of(net)
-    dense = _seconds(step, steps, device, "dense steps")
-    pruner = PruneHandler(net, optimizer)
+    device, pruner = device_of(net), PruneHandler(net, optimizer)
     began = time.perf_counter()
     pruner.step(sparsity)
     first = time.perf_counter() - began
-    masked = _seconds(step, steps, device, "masked steps")
-    again = _seconds(lambda: _update(pruner, sparsity), max(3, steps // 4), device, "updates")
+    say(f"measuring {steps} steps of each kind, in turn")
+    dense, masked = _in_turn(step, pruner, sparsity, -(-steps // _TURNS), device)
+    again = statistics.median(_seconds(lambda: _update(pruner, sparsity), max(3, steps // 4), device))
     pruner.detach()
     found = {
         "dense_step": dense,
@@ -70,19 +71,32 @@ def bench(
     show_table(["", f"{device}, {torch.get_num_threads()} threads"], rows)
 
 
+def _in_turn(
+    step: Callable[[], Any], pruner: PruneHandler, sparsity: float, times: int, device: torch.device
+) -> tuple[float, float]:
+    """Return the median time of a step without and with masks; what else the machine does falls on both."""
+    dense, masked = list[float](), list[float]()
+    for _ in range(_TURNS):
+        pruner.restore()
+        pruner.detach()
+        dense += _seconds(step, times, device)
+        pruner.step(sparsity)
+        masked += _seconds(step, times, device)
+    return statistics.median(dense), statistics.median(masked)
+
+
 def _update(pruner: PruneHandler, sparsity: float) -> None:
     pruner.restore()
     pruner.step(sparsity)
 
 
-def _seconds(run: Callable[[], Any], times: int, device: torch.device, title: str) -> float:
-    """Return the median time of a call, after two that are not measured."""
+def _seconds(run: Callable[[], Any], times: int, device: torch.device) -> list[float]:
+    """Return the time of each call, after a few that are not measured."""
     found = []
-    with progress(title, range(times + 2)) as numbers:
-        for _ in numbers:
-            began = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            found.append(time.perf_counter() - began)
-    return statistics.median(found[2:])
+    for _ in range(times + _WARM_UP):
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - began)
+    return found[_WARM_UP:]

@@ -51,8 +51,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return _of_safetensors(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+    except Exception:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it is no file of torch.save() with tensors and plain values alone"
+        ) from None
     state = max(_state_dicts(loaded), key=len, default=None)
     if state is None:
         raise ValueError(f"{path} holds no state_dict of tensors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,10 +35,11 @@ def report(
 
     A file is only read. MODULE:CALLABLE, --model and --example import MODULE and run its code.
     """
-    page: Any = import_module("ignite_prune.report.page")
+    from ignite_prune.report.page import report as page  # slow to import
+
     net, inputs = (None, None) if model is None else model_and_inputs(model, example)
     given: Any = source
     if is_user_code(source):
         given, inputs = model_and_inputs(source, example)
-    written = page.report(given, output, model=net, example_inputs=inputs, overwrite=overwrite)
+    written = page(given, output, model=net, example_inputs=inputs, overwrite=overwrite)
     show_json({"output": written}) if as_json else show(f"wrote {written}")

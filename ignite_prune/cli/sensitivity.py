@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ignite_prune import measure
 from ignite_prune.cli.failures import guarded
 from ignite_prune.cli.options import (
     RUNS,
@@ -54,9 +54,8 @@ def sensitivity(
 
     MODULE:CALLABLE, --evaluate and --data import MODULE and run its code.
     """
-    measure: Any = import_module("ignite_prune.measure")
     net, _ = model_and_inputs(model, None, state)
-    options: dict[str, Any] = {} if not sparsities else {"sparsities": sparsities}
+    options: dict[str, Any] = {"sparsities": sparsities} if sparsities else {}
     found = measure.sensitivity(
         net,
         named(evaluate),
@@ -71,14 +70,8 @@ def sensitivity(
         progress=not as_json,
         **options,
     )
-    if as_json:
-        rows = [
-            {
-                "layer": layer.name,
-                "points": [vars(point) if hasattr(point, "__dict__") else list(point) for point in layer.points],
-            }
-            for layer in found.layers
-        ]
-        show_json({"baseline": found.baseline, "layers": rows})
-    else:
+    if not as_json:
         show(str(found))
+        return
+    rows = [{"layer": layer.name, "points": [vars(point) for point in layer.points]} for layer in found.layers]
+    show_json({"baseline": found.baseline, "layers": rows})

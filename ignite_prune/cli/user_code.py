@@ -64,18 +64,18 @@ def _imported(module: str, given: str) -> Any:
 
 
 def _guarded(given: str, run: Callable[[], Any]) -> Any:
-    """Run code of the user's own; what it raises is told with its last line."""
+    """Run code of the user's own; an error of it becomes a UserCodeError with its last line."""
     try:
         return run()
     except (ValueError, UserCodeError) as error:
         if str(error).startswith("there is no "):
             raise
-        raise _told(given, error) from None
+        raise _as_error(given, error) from None
     except Exception as error:
-        raise _told(given, error) from None
+        raise _as_error(given, error) from None
 
 
-def _told(given: str, error: Exception) -> UserCodeError:
+def _as_error(given: str, error: Exception) -> UserCodeError:
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None
     where = "" if last is None else f" ({Path(last.filename).name}, line {last.lineno})"

@@ -45,7 +45,7 @@ class WeightCheck:
     enforcer: MaskEnforcer
     owner: str
     strict: bool = False
-    clock: Callable[[], int] | None = None
+    clock: Callable[[], int | None] | None = None
     warned: set[str] = field(default_factory=set)
     _steps: int = field(default=0, init=False)  # of the enforcer, when all was last right
     _iteration: int | None = field(default=None, init=False)  # when all was last right
@@ -121,7 +121,7 @@ class WeightCheck:
         else:
             self._is_right()
 
-    def follow(self, clock: Callable[[], int] | None) -> None:
+    def follow(self, clock: Callable[[], int | None] | None) -> None:
         """Take the iterations of another engine; the weights have just been masked."""
         self.clock = clock
         self._is_right()

@@ -14,7 +14,7 @@ from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune.core.mask_enforcer import check_free, claim, release
 from ignite_prune.core.weight_check import WeightCheck
-from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
+from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update, clock_of
 from ignite_prune.handlers.events import register
 from ignite_prune.handlers.run_check import RunCheck, is_trial, iterations_of, last_count
 from ignite_prune.schedule import Schedule
@@ -205,7 +205,7 @@ class BaseHandler(ABC):
             self._own()
             self._publish()
             if (weights := self._checker()) is not None:
-                weights.follow(lambda: int(engine.state.iteration))
+                weights.follow(clock_of(engine))
                 for each in (Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
                     self._attachment.add(each, self._verify)
                 for each in (Events.EPOCH_STARTED, Events.ITERATION_COMPLETED):

@@ -173,6 +173,7 @@ _REST = {
     "keep_dense": False,
     "generator": None,
     "repair": None,
+    "unreached": "raise",
     "target": None,
     "pattern": Unstructured(),
 }

@@ -21,7 +21,7 @@ from pydantic import PlainValidator, StrictBool, StrictFloat, StrictInt, StrictS
 from torch import Tensor
 
 from ignite_prune.recipe.kinds import is_record, kind_of_base
-from ignite_prune.recipe.values import read_dtype, read_function, read_generator, read_tensors
+from ignite_prune.recipe.values import read_dtype, read_function, read_generator, read_number_key, read_tensors
 from ignite_prune.structure import Cost, Structure
 
 Number = StrictInt | StrictFloat
@@ -36,6 +36,7 @@ _SIMPLE: dict[Any, Any] = {
     Any: Any,
     typing.Hashable: StrictStr,
 }
+_KEY = Annotated[Any, PlainValidator(read_number_key), WithJsonSchema({"type": "number"})]
 _FUNCTION = Annotated[Any, PlainValidator(read_function), WithJsonSchema({"type": "string"})]
 _TENSORS = Annotated[Any, PlainValidator(read_tensors), WithJsonSchema({"type": "object"})]
 _SPECIAL = {"Tensor": Tensor, "Mapping": Mapping, "Sequence": Sequence, "Callable": Callable, "Any": Any}
@@ -82,6 +83,8 @@ def field_type(hint: Any, read: Callable[[str, Any], Any], read_record: Callable
         return tuple[field_type(parts[0], read, read_record), ...]  # type: ignore[misc]
     if origin is collections.abc.Mapping and parts[1] is Tensor:
         return _TENSORS
+    if origin is collections.abc.Mapping and parts[0] is float:
+        return dict[_KEY, field_type(parts[1], read, read_record)]  # type: ignore[misc]
     if origin is collections.abc.Mapping:
         return dict[field_type(parts[0], read, read_record), field_type(parts[1], read, read_record)]  # type: ignore[misc]
     if origin is collections.abc.Sequence:

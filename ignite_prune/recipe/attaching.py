@@ -16,18 +16,31 @@ from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import named_parameters, select, unwrap
 from ignite_prune.handlers.progressive_masks import ProgressiveMasks
 from ignite_prune.handlers.prune_handler import PruneHandler
+from ignite_prune.handlers.shrink_handler import ShrinkHandler
 from ignite_prune.recipe.attached import Attached
 from ignite_prune.recipe.calibration_model import CalibrationModel
 from ignite_prune.recipe.entry import Entry
 from ignite_prune.recipe.epochs import Epochs
 from ignite_prune.recipe.models import needs
+from ignite_prune.recipe.problems import mentioned
 from ignite_prune.recipe.recipe_error import Path, RecipeError
 from ignite_prune.recipe.rules import resolved
 from ignite_prune.recipe.source import Source
 from ignite_prune.update.calibration import as_calibration
 from ignite_prune.update.param_groups import as_dicts
 
-_MORE = ("example_inputs", "data", "loss_fn", "prepare_batch", "calibration", "scaler", "ema", "evaluator")
+_MORE = (
+    "example_inputs",
+    "data",
+    "loss_fn",
+    "prepare_batch",
+    "calibration",
+    "scaler",
+    "ema",
+    "evaluator",
+    "teacher",
+    "masks",
+)
 
 
 class Document(Protocol):
@@ -75,7 +88,10 @@ class Attaching:
     def run(self) -> Attached:
         """Make and attach; after an error everything is as it was."""
         plain = unwrap(self.model)
-        before = {name: each.detach().clone() for name, each in named_parameters(plain).items()}
+        prune = self.recipe.prune
+        writes = bool(self.recipe.handlers) or (prune is not None and prune.masks is not None)
+        weights = named_parameters(plain) if writes else {}  # what making a handler may write
+        before = {name: each.detach().clone() for name, each in weights.items()}
         try:
             context = self._context(plain)
             events = [self._make(entry, path, context) for entry, path in self._entries()]
@@ -85,7 +101,7 @@ class Attaching:
             for each in reversed(list(self.handlers.values())):
                 each.detach()
             with torch.no_grad():
-                for name, parameter in named_parameters(plain).items():
+                for name, parameter in weights.items():
                     if not torch.equal(parameter, before[name]):  # NaN counts as changed, and is written back
                         parameter.copy_(before[name])
             raise
@@ -101,7 +117,7 @@ class Attaching:
     def _context(self, plain: nn.Module) -> dict[str, Any]:
         """Return what handlers need besides their arguments, by name."""
         found: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
-        found |= {name: self.more[name] for name in ("example_inputs", "ema", "scaler") if name in self.more}
+        found |= {name: self.more[name] for name in ("example_inputs", "ema", "scaler", "teacher") if name in self.more}
         with self._placed(("calibration",)):
             found["calibration"] = self._calibration()
         for entry, path in self._entries():
@@ -131,9 +147,13 @@ class Attaching:
         with self._placed(path):
             context = {name: each for name, each in context.items() if name != "structure" or entry.structure}
             if entry.masks == "nonzero":
-                context["masks"] = self._nonzero(entry)
+                given = self.more.get("masks")
+                context["masks"] = self._nonzero(entry) if given is None else given
             if "pruner" in self.handlers:
                 context["pruner"] = self.handlers["pruner"]
+            shrinkers = [each for each in self.handlers.values() if isinstance(each, ShrinkHandler)]
+            if shrinkers:
+                context["shrinker"] = shrinkers[0]
             change = partial(self._fitted, entry)
             handler = entry.handler.make(_needed(entry, context), change, seed=self.recipe.seed)
             self.handlers[entry.key] = handler
@@ -213,7 +233,7 @@ class Attaching:
             raise
         except (ValueError, TypeError) as error:
             source, text = self.recipe.source, str(error)
-            raise source.error(text, next(_mentioned(source.data, path, text), path)) from error
+            raise source.error(text, next(mentioned(source.data, path, text), path)) from error
 
 
 def _length(loader: Any, steps_per_epoch: int | None) -> int | None:
@@ -227,37 +247,21 @@ def _length(loader: Any, steps_per_epoch: int | None) -> int | None:
         return None
 
 
+_GIVEN_BY = {
+    "pruner": "prune in the recipe",
+    "example_inputs": "attach(..., example_inputs=)",
+    "teacher": "teacher: self, or attach(..., teacher=)",
+}
+
+
 def _needed(entry: Entry, context: dict[str, Any]) -> dict[str, Any]:
     """Return the context, or raise if the handler needs something that is missing."""
     piece = entry.handler.piece
-    for name, given in (("pruner", "prune in the recipe"), ("example_inputs", "attach(..., example_inputs=)")):
-        if name in needs(piece) and name not in context:
+    for name, given in _GIVEN_BY.items():
+        if name in needs(piece) and name not in context and name not in entry.handler.given():
             raise ValueError(f"{piece.__name__} needs {given}")
     return context
 
 
 def _is_progressive(entry: Entry) -> bool:
     return entry.handler.piece is ProgressiveMasks
-
-
-def _mentioned(data: Any, path: Path, text: str) -> Iterator[Path]:
-    """Yield where strings of the data stand that an error quotes, and fields that it names as an argument."""
-    value = data
-    for each in path:
-        try:
-            value = value[each]
-        except (KeyError, IndexError, TypeError):
-            path = path[: path.index(each)]
-            break
-    stack: list[tuple[Path, Any]] = [(path, value)]
-    fields = []
-    while stack:
-        at, value = stack.pop()
-        if isinstance(value, str) and repr(value) in text:
-            yield at
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        for key, each in items:
-            stack.append(((*at, key), each))
-            if isinstance(key, str) and f"Argument {key} " in text:
-                fields.append((*at, key))
-    yield from fields

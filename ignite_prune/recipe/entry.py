@@ -13,7 +13,7 @@ from ignite_prune.recipe.models import model_of, needs, piece_and_fields, seeded
 from ignite_prune.recipe.recipe_model import RecipeModel
 from ignite_prune.recipe.writing import written
 
-_OWN = ("name", "event", "structure", "masks")
+OWN = ("name", "event", "structure", "masks")
 
 
 class Entry(RecipeModel):
@@ -43,12 +43,18 @@ class Entry(RecipeModel):
     def data(self, typed: bool = True) -> dict[str, Any]:
         """Return plain data; ``typed``: with the handler's ``type``."""
         arguments = {name: written(each) for name, each in self.handler.given().items()}
-        if "generator" in arguments:
-            arguments = {"seed" if key == "generator" else key: each for key, each in arguments.items()}
-        own = {name: getattr(self, name) for name in _OWN if getattr(self, name) is not None}
+        if isinstance(arguments.get("params"), list):
+            arguments["params"] = [as_seed(each) if isinstance(each, dict) else each for each in arguments["params"]]
+        arguments = as_seed(arguments)
+        own = {name: getattr(self, name) for name in OWN if getattr(self, name) is not None}
         if self.event is not None:
             own["event"] = self.event.data()
         return {**({"type": self.handler.piece.__name__} if typed else {}), **arguments, **own}
+
+
+def as_seed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments as a file has them, whose generator is a ``seed``."""
+    return {"seed" if key == "generator" else key: each for key, each in arguments.items()}
 
 
 def snake(name: str) -> str:
@@ -72,9 +78,9 @@ def read_entry(value: Any, piece: type | None = None) -> Entry:
         piece, value = piece_and_fields("handler", value)
     if not isinstance(value, Mapping):
         raise ValueError(f"should be a mapping of the arguments of {piece.__name__}, but given {value!r:.80}")
-    own = {key: each for key, each in value.items() if key in _OWN}
+    own = {key: each for key, each in value.items() if key in OWN}
     for key in ("structure", "masks"):
         if key in own and key not in needs(piece):
             raise ValueError(f"{piece.__name__} has no argument {key}")
-    fields = seeded({key: each for key, each in value.items() if key not in _OWN})
+    fields = seeded({key: each for key, each in value.items() if key not in OWN})
     return Entry(handler=model_of(piece).model_validate(fields), **own)

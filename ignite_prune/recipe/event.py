@@ -21,6 +21,21 @@ from ignite_prune.schedule import Held, InEpochs, Schedule
 _ROUNDING = 1e-9
 
 
+def unscaled(value: Any) -> Any:
+    """Return a schedule in epochs that :meth:`Event.scaled` has made one of iterations; other values as they are."""
+    if isinstance(value, InEpochs):
+        return value.schedule
+    if isinstance(value, Held) and isinstance(value.schedule, InEpochs):
+        inner, length = value.schedule.schedule, value.schedule.length
+        every, begin = (_whole(each / length) for each in (value.every, value.begin))
+        return dataclasses.replace(value, schedule=inner, every=every, begin=begin)
+    return value
+
+
+def _whole(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
 class Event(RecipeModel):
     """An event of Ignite and its filter: ``epoch_completed``, or ``{type: iteration_completed, every: 100}``.
 
@@ -113,9 +128,11 @@ class Event(RecipeModel):
         factor = self.factor(length)
         if factor == 1 or not isinstance(value, Schedule) or isinstance(value, InEpochs):
             return value
+        if isinstance(value, Held) and isinstance(value.schedule, InEpochs):
+            return value
         if isinstance(value, Held):
-            inner = InEpochs(value.schedule, factor)
-            return dataclasses.replace(value, schedule=inner, every=value.every * factor, begin=value.begin * factor)
+            every, begin = (math.ceil(each * factor - _ROUNDING) for each in (value.every, value.begin))
+            return dataclasses.replace(value, schedule=InEpochs(value.schedule, factor), every=every, begin=begin)
         return InEpochs(value, factor)
 
     def resolve(self, length: int | None, schedules: Sequence[Schedule] = ()) -> AnyEvent:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import PlainValidator, TypeAdapter, WithJsonSchema, create_model
@@ -24,8 +24,9 @@ from ignite_prune.saliency import as_saliency
 
 FROM_ATTACH = {  # arguments that attach() has, not a file
     "self", "model", "optimizer", "pruner", "structure", "masks", "example_inputs", "ema", "engine", "trainer", "data",
-    "loss_fn", "prepare_batch", "calibration", "scaler", "loader",
+    "loss_fn", "prepare_batch", "calibration", "scaler", "loader", "shrinker", "teacher",
 }  # fmt: skip
+EITHER = {"teacher": Literal["self"]}  # what a file may say instead
 Context = Mapping[str, Any]
 NOTHING: Context = MappingProxyType({})
 
@@ -50,7 +51,7 @@ class PieceModel(RecipeModel):
             seed: of a generator that is not given.
         """
         given = {name: change(made(each, context, change)) for name, each in self.given().items()}
-        needed = {name: context[name] for name in needs(self.piece) if name in context}
+        needed = {name: context[name] for name in needs(self.piece) if name in context and name not in given}
         if seed is not None and "generator" in type(self).model_fields and given.get("generator") is None:
             given["generator"] = torch.Generator().manual_seed(seed)
         return self.piece(**needed, **given)
@@ -87,9 +88,8 @@ def model_of(piece: type) -> type[PieceModel]:
     fields = {name: _field(piece, parameter, owner) for name, (parameter, owner) in arguments(piece).items()}
     base = type(f"{piece.__name__}Base", (PieceModel,), {"piece": piece, "__module__": __name__, "__annotations__": {}})
     make: Any = create_model
-    made_of: type[PieceModel] = make(
-        piece.__name__, __base__=base, __doc__=(piece.__doc__ or "").split("\n")[0], **fields
-    )
+    made_of: type[PieceModel] = make(piece.__name__, __base__=base, **fields)
+    made_of.__doc__ = (piece.__doc__ or "").split("\n")[0]
     return made_of
 
 
@@ -98,7 +98,7 @@ def arguments(piece: type) -> dict[str, tuple[inspect.Parameter, type]]:
 
     Where a constructor passes further keywords on (``**settings``), those of the class above it are arguments too.
     """
-    return {name: each for name, each in _signature(piece).items() if name not in needs(piece)}
+    return {name: each for name, each in _signature(piece).items() if name not in needs(piece) or name in EITHER}
 
 
 @cache
@@ -127,6 +127,8 @@ def _owner(piece: type, name: str) -> type:
 
 
 def _field(piece: type, parameter: inspect.Parameter, owner: type) -> tuple[Any, Any]:
+    if parameter.name in EITHER and parameter.name in needs(piece):
+        return (EITHER[parameter.name], None)
     hint = hint_of(owner, parameter.annotation)
     kind = field_type(hint, read_piece, read_record)
     if hint in (int, int | None) and issubclass(piece, base_of("handler")):

@@ -11,6 +11,7 @@ from ignite.engine import CallableEventWithFilter
 
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.recipe.calibration_model import LOSSES
+from ignite_prune.recipe.event import unscaled
 from ignite_prune.recipe.scheduled_filter import ScheduledFilter
 from ignite_prune.recipe.writing import written
 from ignite_prune.update.param_groups import UNSET, as_dicts
@@ -21,21 +22,28 @@ def data_of(pruner: PruneHandler, event: Any = None) -> dict[str, Any]:
     if not isinstance(pruner, PruneHandler):
         raise TypeError(f"Argument pruner should be a PruneHandler, but given {type(pruner)}")
     params, settings = pruner.pruning.given
+    attachment = pruner._attachment
+    if event is None and attachment is not None:
+        event = event_of(attachment.events)
+    in_unit = unscaled if isinstance(event, dict) and event.get("unit") == "epochs" else _as_it_is
+    settings = {name: in_unit(each) for name, each in settings.items()}
     found = _changed(settings)
     if params is not None:
         groups = as_dicts(params)
         single = len(groups) == 1 and set(groups[0]) == {"params"}
+        groups = [{name: in_unit(value) for name, value in each.items()} for each in groups]
         found["params"] = written(groups[0]["params"]) if single else [_group(each) for each in groups]
-    attachment = pruner._attachment
     if event is not None:
         found["event"] = event
-    elif attachment is not None:
-        found["event"] = event_of(attachment.events)
     calibration = pruner.pruning.calibration
     loss = getattr(calibration.loss_fn, "__name__", None)
     if loss in LOSSES and getattr(torch.nn.functional, str(loss)) is calibration.loss_fn:
         return {"calibration": {"loss_fn": loss}, "prune": found}
     return {"prune": found}
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _changed(settings: Any) -> dict[str, Any]:

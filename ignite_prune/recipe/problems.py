@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -86,3 +87,26 @@ def _path(data: Any, loc: tuple[Any, ...], missing: bool) -> Path:
         elif missing and index == len(loc) - 1:
             path.append(each)
     return tuple(path)
+
+
+def mentioned(data: Any, path: Path, text: str) -> Iterator[Path]:
+    """Yield where strings of the data stand that an error quotes, and fields that it names as an argument."""
+    value = data
+    for each in path:
+        try:
+            value = value[each]
+        except (KeyError, IndexError, TypeError):
+            path = path[: path.index(each)]
+            break
+    stack: list[tuple[Path, Any]] = [(path, value)]
+    fields = []
+    while stack:
+        at, value = stack.pop()
+        if isinstance(value, str) and repr(value) in text:
+            yield at
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, each in items:
+            stack.append(((*at, key), each))
+            if isinstance(key, str) and f"Argument {key} " in text:
+                fields.append((*at, key))
+    yield from fields

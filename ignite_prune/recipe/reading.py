@@ -40,12 +40,13 @@ class Reading:
     state_dict: dict[str, Any] = field(default_factory=dict)
 
     def attach(self, trainer: Any, **options: Any) -> Any:
-        """Attach the recipe; see :meth:`.Recipe.attach`.
+        """Attach the recipe, with :attr:`masks` if there are any; see :meth:`.Recipe.attach`.
 
         Raises:
             RecipeError: there is no recipe.
         """
-        return self._checked().attach(trainer, **options)
+        given = {"masks": self.masks} if self.masks else {}
+        return self._checked().attach(trainer, **{**given, **options})
 
     def dump(self, path: Any = None) -> str:
         """Return the recipe as YAML, and write it; see :meth:`.Recipe.dump`.
@@ -61,7 +62,7 @@ class Reading:
         return self.recipe
 
 
-def read(given: Any, dialect: str | None = None) -> Reading:
+def read(given: Any, dialect: str | None = None, *, variables: Mapping[str, Any] | None = None) -> Reading:
     """Return another tool's recipe as one of this package, with a report of what became of each part.
 
     Args:
@@ -69,6 +70,7 @@ def read(given: Any, dialect: str | None = None) -> Reading:
         dialect: ``"sparseml"`` (llm-compressor too), ``"neural_compressor"`` (1.x, ``weight_compression_pytorch`` and
             2.x), ``"tfmot"``, ``"torch"`` (masked state_dicts of ``torch.nn.utils.prune`` and Lightning) or
             ``"ignite_prune"``; None: what it looks like.
+        variables: of SparseML's files, which go before those of the file.
 
     Raises:
         TypeError: neither a path, text nor a mapping.
@@ -93,7 +95,9 @@ def read(given: Any, dialect: str | None = None) -> Reading:
     if not isinstance(source.data, (dict, list)):
         raise source.error("a recipe should be a mapping, but this is text")
     chosen = dialect or _recognised(source)
-    return _READERS[chosen](source)
+    if variables is not None and chosen != "sparseml":
+        raise ValueError(f"Argument variables: a file of {chosen} has none")
+    return _of_modifiers(source, variables) if chosen == "sparseml" else _READERS[chosen](source)
 
 
 def _source(given: Any) -> Source:
@@ -152,6 +156,10 @@ def _finished(draft: Draft) -> Reading:
     return Reading(recipe, draft.report)
 
 
+def _of_modifiers(source: Source, variables: Mapping[str, Any] | None) -> Reading:
+    return _finished(read_modifiers(source, variables or {}))
+
+
 def _own(source: Source) -> Reading:
     return Reading(Recipe.from_source(source.strict()), Report("ignite_prune"))
 
@@ -165,6 +173,6 @@ def _of_state(given: Any) -> Reading:
 _READERS: dict[str, Callable[[Source], Reading]] = {
     "ignite_prune": _own,
     "neural_compressor": lambda source: _finished(read_neural_compressor(source)),
-    "sparseml": lambda source: _finished(read_modifiers(source)),
+    "sparseml": lambda source: _of_modifiers(source, None),
     "tfmot": lambda source: _finished(read_schedule(source)),
 }

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ignite.engine import Engine
 from pydantic import PlainValidator, PrivateAttr, StrictInt, ValidationError, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 from torch import nn
 from torch.optim import Optimizer
 
+from ignite_prune._utils.arguments import near
 from ignite_prune.export.extras import needed
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.recipe.annotations import Number
 from ignite_prune.recipe.calibration_model import CalibrationModel
-from ignite_prune.recipe.entry import Entry, read_entry
+from ignite_prune.recipe.entry import OWN, Entry, read_entry
+from ignite_prune.recipe.models import model_of
 from ignite_prune.recipe.problems import as_recipe_error
 from ignite_prune.recipe.recipe_model import RecipeModel
 from ignite_prune.recipe.rounds import Rounds
@@ -71,9 +74,16 @@ class Recipe(RecipeModel):
         """Gather the fields of ``prune`` that stand at the top."""
         if not isinstance(value, Mapping):
             return value
+        value = {key: each for key, each in value.items() if each is not None or key not in cls.model_fields}
         loose = {key: each for key, each in value.items() if key not in cls.model_fields}
         if not loose:
             return value
+        known = [*cls.model_fields, *model_of(PruneHandler).model_fields, *OWN]
+        for key in loose:
+            if key not in known:
+                raise PydanticCustomError(
+                    "unknown", "unknown field; {known}", {"known": near(str(key), known), "field": key}
+                )
         if value.get("prune") is not None:
             names = ", ".join(map(repr, map(str, loose)))
             raise ValueError(f"{names} should stand under prune, which is given too")
@@ -90,6 +100,14 @@ class Recipe(RecipeModel):
         if twice:
             raise ValueError(f"handlers {twice} have the same name; give each a name: of its own")
         return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.data() == other.data()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> Any:
+        return load, (self.data(),)
 
     @property
     def entries(self) -> list[Entry]:
@@ -177,7 +195,8 @@ class Recipe(RecipeModel):
             steps_per_epoch: the number of iterations of an epoch, instead.
             max_epochs: of the run, if neither the recipe nor the trainer says so; schedules that end later are refused.
             more: ``example_inputs`` (for structures, slicing and latency), ``data``, ``loss_fn``, ``prepare_batch`` or
-                ``calibration`` (for evidence), ``scaler``, ``ema``, and ``evaluator`` of rounds.
+                ``calibration`` (for evidence), ``teacher`` (for distillation), ``masks`` (instead
+                of those that ``masks: nonzero`` finds), ``scaler``, ``ema``, and ``evaluator``.
 
         Raises:
             TypeError: an argument of another type.

@@ -8,6 +8,7 @@ parameters when the recipe is attached.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,6 +20,7 @@ from ignite_prune._utils.arguments import near
 from ignite_prune.core.selection import named_parameters, unwrap
 
 _LAYERS = [name for name, each in vars(nn).items() if isinstance(each, type) and issubclass(each, nn.Module)]
+_MOST, _FEW = 5, 20  # repetitions in an expression; times that count as limited
 _MODULE = "module."  # DistributedDataParallel's prefix
 
 
@@ -69,7 +71,7 @@ class ModulesRule:
     """The weights of linear and convolutional layers in some modules.
 
     Args:
-        modules: names of modules, regular expressions over them as ``re:...``, or names of classes.
+        modules: names of modules or of their weights, regular expressions over them as ``re:...``, or names of classes.
         ignore: those to leave out, in the same way.
     """
 
@@ -88,6 +90,7 @@ class ModulesRule:
             if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or "Conv1D" in type(module).__name__:
                 parts = name.split(".")
                 around = {".".join(parts[: n + 1]): modules[".".join(parts[: n + 1])] for n in range(len(parts))}
+                around[f"{name}.weight"] = module
                 if _is_named(self.modules, around) and not _is_named(self.ignore, around):
                     found.append(f"{name}.weight".removeprefix("."))
         return _some(_existing(found, model), ", ".join(self.modules), model)
@@ -100,35 +103,38 @@ def compiled(regex: str) -> re.Pattern[str]:
     """Return a regular expression that is matched quickly.
 
     Raises:
-        ValueError: it is none, is long, or repeats what is repeated within, which may take exponential time.
+        ValueError: it is none, is long, has many repetitions, or repeats what has choices or repetitions within: a
+            match may take exponential time then.
     """
     if len(regex) > 500:
         raise ValueError(f"the regular expression has {len(regex)} characters, and 500 at most are read")
     try:
         pattern = re.compile(regex)
-        nested = _is_nested(import_module("re._parser" if _has_parser() else "sre_parse").parse(regex), False)
+        tree = import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse").parse(regex)
+        count = _repetitions(tree, False)
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"re:{regex} is not a regular expression: {error}") from None
-    if nested:
-        raise ValueError(f"re:{regex} repeats what is repeated already, so that a match may take for ever; simplify it")
+    if count > _MOST:
+        raise ValueError(
+            f"re:{regex:.60} has more than {_MOST} repetitions, or repeats what has choices or repetitions within, so "
+            "that a match may take for ever; simplify it"
+        )
     return pattern
 
 
-def _has_parser() -> bool:
-    return hasattr(re, "_parser")
-
-
-def _is_nested(tree: Any, inside: bool) -> bool:
-    """Return whether an unlimited repetition stands within another one."""
+def _repetitions(tree: Any, inside: bool) -> int:
+    """Return how many unlimited repetitions there are; many, if one has choices or repetitions within."""
+    found = 0
     for operation, argument in tree:
-        repeats = "REPEAT" in str(operation) and int(argument[1]) > 20
-        if repeats and inside:
-            return True
+        repeats = "REPEAT" in str(operation) and int(argument[1]) > _FEW
+        if inside and (repeats or "BRANCH" in str(operation) or "REPEAT" in str(operation)):
+            return _MOST + 1
+        found += repeats
         for each in argument if isinstance(argument, (tuple, list)) else [argument]:
             for inner in each if isinstance(each, list) else [each]:
-                if type(inner).__name__ == "SubPattern" and _is_nested(inner, inside or repeats):
-                    return True
-    return False
+                if type(inner).__name__ == "SubPattern":
+                    found += _repetitions(inner, inside or repeats)
+    return found
 
 
 def _is_named(rules: tuple[str, ...], around: Mapping[str, nn.Module]) -> bool:

@@ -28,6 +28,18 @@ def read_generator(value: Any) -> torch.Generator | None:
     return torch.Generator().manual_seed(value)
 
 
+def read_number_key(value: Any) -> int | float:
+    """Return a number that is a key: as text in JSON, which has no others."""
+    if isinstance(value, str):
+        try:
+            return int(value) if value.lstrip("-").isdigit() else float(value)
+        except ValueError:
+            pass
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"should be a number, but given {value!r:.40}")
+    return value
+
+
 def read_dtype(value: Any) -> torch.dtype | None:
     """Return a dtype from its name."""
     if value is None or isinstance(value, torch.dtype):

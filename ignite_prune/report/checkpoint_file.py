@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune.core.mask_state import unpacked
+from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.report.curves import curves_of_history, is_history
 from ignite_prune.report.findings import Source
 
@@ -91,6 +92,12 @@ def _masks(state: Mapping[Any, Any]) -> dict[str, Tensor] | None:
     held = state.get("masks")
     if not isinstance(held, Mapping) or not {"names", "shapes"} <= set(held):
         return None
+    version = state.get("version")
+    if "sparsities" in state and isinstance(version, int) and version > PruneHandler.VERSION:
+        raise ValueError(
+            f"The checkpoint's pruner has version {version}, this release of ignite_prune reads versions up to "
+            f"{PruneHandler.VERSION}; update ignite_prune"
+        )
     try:
         like = {name: torch.empty(1).expand(shape) for name, shape in zip(held["names"], held["shapes"])}
         return dict(unpacked(held, like))

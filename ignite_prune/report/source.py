@@ -34,6 +34,7 @@ def read_source(source: Any) -> Source:
         return _of_pruner(source)
     if isinstance(source, nn.Module):
         model = unwrap(source)
+        _check_values(model)
         return Source(type(model).__name__, f"a {type(model).__name__}", None, model.state_dict(), model)
     if isinstance(source, (str, PathLike)):
         path = Path(source)
@@ -41,6 +42,14 @@ def read_source(source: Any) -> Source:
     raise TypeError(
         f"Argument source should be a pruner, a model, a checkpoint's file or a run's folder, but given {type(source)}"
     )
+
+
+def _check_values(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        lazy = nn.parameter.is_lazy(parameter)
+        if lazy or parameter.is_meta:
+            what = "is not initialised (run the model once)" if lazy else "is on the meta device"
+            raise ValueError(f"Parameter {name!r} {what}, so there is nothing to report")
 
 
 def _of_pruner(pruner: PruneHandler | MaskedHandler) -> Source:

@@ -12,7 +12,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Held(Schedule):
-    r"""The value that a schedule had at the last of the steps :math:`begin + k \cdot every`, rounded up to whole steps.
+    r"""The value that a schedule had at the last of the steps :math:`begin + k \cdot every`.
 
     This is what a pruner does that updates its masks at a frequency, and holds them in between. Before ``begin`` the
     sparsity is 0.
@@ -68,18 +68,12 @@ class Held(Schedule):
         limit = self.horizon if self.ends else math.inf
         if self.to_end and step >= limit:
             return limit
-        step = min(step, limit)
-        k = math.floor((step - self.begin) / self.every + _ROUNDING)
-        while k >= 0:
-            at = math.ceil(self.begin + k * self.every - _ROUNDING)
-            if at <= step:
-                return at
-            k -= 1
-        return None
+        k = math.floor((min(step, limit) - self.begin) / self.every + _ROUNDING)
+        return self.begin + k * self.every if k >= 0 else None
 
-    def updates_at(self, step: float) -> bool:
-        """Return whether there is an update at a step."""
-        return self.last_update(step) == step
+    def updates_at(self, step: int) -> bool:
+        """Return whether there is an update after the step before this one, and up to this one."""
+        return self.last_update(step) != self.last_update(step - 1)
 
     def __call__(self, step: float) -> float:
         at = self.last_update(step)

@@ -265,7 +265,9 @@ def score(
             evidence = Evidence(model, {formula.need: parameters})
             evidence.reset(start=True)
             if calibration.data is not None:
-                evidence.calibrate(calibration.data, calibration.loss_fn, calibration.prepare_batch, formula.at_init)
+                evidence.calibrate(
+                    calibration.passes or (), calibration.loss_fn, calibration.prepare_batch, formula.at_init
+                )
             evidence.sum_over_ranks()
             bound = bind(formula, list(parameters), evidence, dict.fromkeys(parameters))
             if formula.some_layers and params is None:

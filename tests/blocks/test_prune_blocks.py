@@ -146,6 +146,27 @@ class Nothing(nn.Module):
         return x
 
 
+class Decoder(nn.Module):
+    """Its second block uses a packed weight in parts, of which there is no evidence."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Linear(8, 8), nn.TransformerDecoderLayer(8, 2, 16)])
+
+    def forward(self, x):
+        return self.parts[1](self.parts[0](x), x)
+
+
+class DTensor(torch.Tensor):
+    """Stands for a shard."""
+
+
+def sharded():
+    model = made(Odd)
+    model.parts[1][0].weight = nn.Parameter(torch.ones(8, 8, dtype=torch.double).as_subclass(DTensor))
+    return model
+
+
 DATA = [torch.randn(4, 8, dtype=torch.double)]
 TIED = made(Odd)
 TIED.parts[2][0].weight = TIED.parts[0][0].weight
@@ -161,6 +182,10 @@ REFUSED = {
     "returns an object": (made(Nothing, value=lambda x: object()), {}, TypeError, "'parts.0' should return a tensor"),
     "returns none": (made(Nothing, value=lambda x: None), {}, TypeError, "'parts.0' should return a tensor"),
     "random": (made(Odd, wrong=lambda x: x + torch.rand_like(x)), {}, ValueError, "'parts.1' .*random"),
+    "no evidence": (made(Decoder), {}, ValueError, r"'parts.1.\w+.in_proj_weight': only a part"),
+    "sharded": (sharded(), {}, ValueError, "'parts.1.0.weight' is a DTensor.*prune_checkpoint"),
+    "device": (made(Odd), {"device": "cuda:77"}, ValueError, "'cuda:77' cannot be used"),
+    "no loss": (made(Odd), {"data": 3}, TypeError, "data"),
     "empty": (made(Odd), {"data": []}, ValueError, "no batch"),
     "used up": (made(Odd), {"data": iter([])}, ValueError, "no batch"),
     "no data": (made(Odd), {"data": None}, ValueError, "data should be given"),
@@ -183,7 +208,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_is_refused_and_nothing_is_changed(name):
     model, given, kind, text = REFUSED[name]
-    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    before, state = {n: p.detach().clone() for n, p in model.state_dict().items()}, torch.get_rng_state()
     with pytest.raises(kind, match=text):
         prune_blocks(model, **({"blocks": "parts.*", "data": DATA, "sparsity": 0.5} | given))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

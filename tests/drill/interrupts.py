@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ Made = tuple[Callable[[], Any], Callable[[], Any]]
 """What returns the state, and the act."""
 
 
+class _Stop(Exception):
+    pass
+
+
 def _of_the_laws(dice: random.Random) -> tuple[str, Callable[[], Made]]:
     name = dice.choice(list(SCENARIOS))
 
@@ -36,7 +41,7 @@ def _stopped(options: dict[str, Any], at: int, seed: int = 0) -> Run:
     run = build(seed, **options)
     run.attach()
     run.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=at), lambda engine: engine.terminate())
-    if "rounds" not in options:
+    if "rounds" not in options and "shrinks" not in options:  # whose state is loaded into a new model alone
         run.start()
     return run
 
@@ -53,7 +58,7 @@ def _load(dice: random.Random) -> tuple[str, Callable[[], Made]]:
 
     def make() -> Made:
         run = _stopped(options, 5)
-        if "shrinker" in run.objects and name == "pruner":  # its state is of the sliced model
+        if "shrinks" in options and name != "shrinker":  # their states are of the sliced model
             run.objects["shrinker"].load_state_dict(copy.deepcopy(saved["shrinker"]))
         return lambda: copy.deepcopy(run.state()), lambda: run.objects[name].load_state_dict(copy.deepcopy(saved[name]))
 
@@ -63,9 +68,16 @@ def _load(dice: random.Random) -> tuple[str, Callable[[], Made]]:
 def _rewire(dice: random.Random) -> tuple[str, Callable[[], Made]]:
     options = {"handler": dice.choice(["set", "rigl", "srigl", "sparse_momentum"])}
 
+    def stop(engine: Any) -> None:
+        raise _Stop
+
     def make() -> Made:
-        run = _stopped(options, 5)
+        run = build(**options)
         handler = next(each for each in run.objects.values() if isinstance(each, DynamicSparse))
+        run.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2 * handler._every), stop)
+        run.attach()
+        with suppress(_Stop):  # when an update is due, before it is made
+            run.start()
         return lambda: copy.deepcopy(run.state()), lambda: handler._rewire(0.3, lambda: None)
 
     return f"{options} rewires", make

@@ -62,7 +62,10 @@ def drawn(dice: random.Random) -> dict[str, Any]:
     while True:
         options = dice.choice([_pruner, _pruner, _handler, _handler, _rounds, _others])(dice)
         try:
-            build(**options).detach()
-        except (TypeError, ValueError):  # a pattern or saliency that does not fit the net
+            run = build(**options)
+            run.attach()
+            run.start()
+            run.detach()
+        except (TypeError, ValueError):  # a pattern that does not fit the net, an update before there is evidence
             continue
         return options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -41,6 +43,7 @@ class Raises(schedule.Linear):
 def train(rank: int, row: str, way: str, at: int) -> Any:
     """Train on two ranks, of which the second fails at an iteration; return what the first has seen."""
     warnings.filterwarnings("ignore")
+    logging.disable(logging.CRITICAL)
     dynamic = {"set": SET, "rigl": RigL}.get(row)
     piece = next((each for each in SALIENCIES if each.name == row), None)
     model = small_net() if piece is None else net_for(piece)
@@ -92,7 +95,7 @@ def ranks(seed: int) -> Outcome:
         dice.choice(["killed", "raises", "replaced"]),
         dice.randint(2, 9),
     )
-    told, pair = f"{row} is {way} at iteration {at} on rank 1", Ranks()
+    told, pair = f"{row} is {way} at iteration {at} on rank 1", Ranks(multiprocessing.get_context("fork"))
     try:
         kind, text, same, _ = pair.answer_of(0, train, (row, way, at), PATIENCE)
     except TimeoutError:

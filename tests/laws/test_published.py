@@ -89,6 +89,151 @@ def test_masks_of_the_forward_pass_are_in_the_weights_at_the_end(row):
     assert_published(found, handler.masks, run.objects["model"])
 
 
+RUNS = {
+    "rounds": {"rounds": 2},
+    "rounds_without_rewinding": {"rounds": 2, "rewind": None, "saliency": "taylor"},
+    "shrinks": {"shrinks": "taylor"},
+    "coupled": {"coupled": "coupled", "epochs": 2},
+    "repaired": {"repair": "three", "event": "spaced"},
+    "kept_dense": {"keep_dense": True, "schedule": "dense_sparse", "epochs": 2},
+    "accumulated": {"handler": "rigl", "accumulate": 2},
+    "beside_learnt": {"handler": "learnt_threshold", "pruned": True},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_publish_what_is(name):
+    run = build(**RUNS[name])
+    run.attach()
+    owner = run.objects[next(each for each in ("beside", "pruner", "handler") if each in run.objects)]
+    published = "learnt_sparsity" if name == "beside_learnt" else "sparsity"
+    if name == "beside_learnt":  # what is pruned beside it is 0 too
+        owner = run.objects["handler"]
+    assert max(follow(run, lambda: owner.masks, published)) > 0
+
+
+def backward(model, batch):
+    loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+    loss.backward()
+    return loss
+
+
+def in_a_closure(model):
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+
+    def step(batch):
+        def closure():
+            optimizer.zero_grad()
+            return backward(model, batch)
+
+        optimizer.step(closure)
+
+    return step, optimizer
+
+
+def scaled(model):
+    optimizer, scaler = torch.optim.Adam(model.parameters(), lr=0.01), torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    def step(batch):
+        optimizer.zero_grad()
+        scaler.scale(nn.functional.cross_entropy(model(batch[0]), batch[1])).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step, optimizer
+
+
+def in_backward(model):
+    """An optimizer for each parameter, which steps as soon as its gradient is there."""
+    each = {p: torch.optim.Adam([p], lr=0.01) for p in model.parameters()}
+
+    def step_at_once(p):
+        each[p].step()
+        p.grad = None
+
+    for p in each:
+        p.register_post_accumulate_grad_hook(step_at_once)
+    return lambda batch: backward(model, batch), list(each.values())
+
+
+def by_returned_gradients(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def step(batch):
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        for p, gradient in zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters()))):
+            p.grad = gradient
+        optimizer.step()
+
+    return step, optimizer
+
+
+def two_in_turn(model):
+    first = torch.optim.Adam(model[:5].parameters(), lr=0.01)
+    second = torch.optim.SGD(model[5:].parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+
+    def step(batch):
+        for optimizer in (first, second):
+            optimizer.zero_grad()
+            backward(model, batch)
+            optimizer.step()
+
+    return step, [first, second]
+
+
+def accumulated(model):
+    optimizer, seen = torch.optim.AdamW(model.parameters(), lr=0.01), []
+
+    def step(batch):
+        seen.append(batch)
+        backward(model, batch)
+        if len(seen) % 3 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step, optimizer
+
+
+def averaged(model):
+    """Weights are exchanged for their average in evaluation, and back."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    average = AveragedModel(model)
+
+    def step(batch):
+        train_step(model, optimizer, batch)
+        average.update_parameters(model)
+        held = copy.deepcopy(model.state_dict())
+        with torch.no_grad():
+            for p, q in zip(model.parameters(), average.parameters()):
+                p.copy_(q.where(p != 0, 0))
+            model(batch[0])
+        model.load_state_dict(held)
+
+    return step, optimizer
+
+
+LOOPS = (in_a_closure, scaled, in_backward, by_returned_gradients, two_in_turn, accumulated, averaged)
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__)
+@pytest.mark.parametrize("given", [True, False])
+def test_own_loops_are_what_they_say_after_every_step(loop, given):
+    model = small_net()
+    step, optimizer = loop(model)
+    pruner = PruneHandler(model, optimizer if given else None, strict=True)
+    for index, batch in enumerate(batches(6)):
+        if index % 2 == 0:
+            pruner.step(0.3 + 0.1 * index)
+        step(batch)
+        report = pruner.check()
+        assert report and report.sparsity == pruner.sparsity == report.pruned / pruner.masks.numel
+        found = {"global": pruner.sparsity, "model": pruner.model_sparsity, **pruner.masks.sparsities()}
+        assert_published(found, pruner.masks, model)
+
+
 # Other ways to write to weights: function of (model, optimizer that was given) -> step of a batch.
 
 

@@ -111,6 +111,10 @@ def test_totals_are_exact(settings):
     if "structure" in options:
         gone = sum(int((~kept).sum()) for kept in options["structure"].kept(masks).values())
         assert gone == round(0.6 * (8 + 16))
+        fresh = small_net()
+        pruner = PruneHandler(fresh, None, found.groups, structure=trace(fresh, batches(1)[0][0]))
+        pruner.step()
+        assert_same_bits(dict(pruner.masks), dict(masks))
         return
     units, gone = 0, 0
     for name, mask in masks.items():

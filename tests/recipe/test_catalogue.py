@@ -156,7 +156,9 @@ def data_of(instance, found):
     given = {**dict(zip(names, args)), **kwargs}
     data = {"type": type(self).__name__}
     for name, value in given.items():
-        if name in ("model", "optimizer", "pruner", "example_inputs", "scaler"):
+        if name in ("model", "optimizer", "pruner", "example_inputs", "scaler") or (
+            name == "teacher" and value != "self"
+        ):
             continue
         nested = value.values() if isinstance(value, dict) else [value]
         if any(id(each) in found for each in nested):
@@ -198,11 +200,15 @@ def test_every_handler_of_the_catalogue_is_written_and_attached(row):
         data = as_file(data_of(handler, found))
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
+    mixed = []  # distillation mixes the loss
+    loss_fn = lambda y, t: (mixed[0].mix if mixed else lambda loss: loss)(nn.functional.cross_entropy(y, t))  # noqa: E731
+    trainer = create_supervised_trainer(model, optimizer, loss_fn)
     event = "iteration_completed" if row.event is not None and "ITERATION" in row.event.name else None
     asked = recipe.load({"handlers": [{**data, **({} if event is None else {"event": event})}]})
     assert recipe.load(asked.dump()).dump() == asked.dump()
-    (name,) = attached = asked.attach(trainer, model=model, optimizer=optimizer)
+    more = {} if data.get("teacher") == "self" or not row.name.startswith("distilled") else {"teacher": small_net(1)}
+    (name,) = attached = asked.attach(trainer, model=model, optimizer=optimizer, **more)
+    mixed += [attached[name]] if row.name.startswith("distilled") else []
     assert type(attached[name]) is type(handler) and attached[name].attached_to is trainer
     assert list(attached.to_save(model=model)) == ["model", name]
     trainer.run(batches(2), max_epochs=1)

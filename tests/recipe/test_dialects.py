@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ignite.engine import Events, create_supervised_trainer
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
@@ -152,8 +153,6 @@ class Language(nn.Module):
 
 
 def test_a_one_shot_stage_prunes_when_the_run_starts():
-    from ignite.engine import create_supervised_trainer
-
     torch.manual_seed(0)
     model = Language()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -302,8 +301,70 @@ def test_masked_state_dicts_of_torch(tmp_path):
         plain.load_state_dict(found.state_dict)
         for name, weight in expected.items():
             assert torch.equal(plain.state_dict()[name], weight) and torch.equal(found.masks[name], weight != 0)
+    trainer = create_supervised_trainer(plain, torch.optim.SGD(plain.parameters(), lr=0.1), nn.functional.mse_loss)
+    attached = found.attach(trainer, model=plain)
+    assert all(torch.equal(attached.pruner.masks[name], mask) for name, mask in found.masks.items())
+    attached.detach()
     with pytest.raises(recipe.RecipeError, match="nothing in it is pruned"):
         recipe.read(plain.state_dict())
     torch.save(model, tmp_path / "whole.pt")
     with pytest.raises(recipe.RecipeError, match="cannot be read"):
         recipe.read(tmp_path / "whole.pt")
+
+
+NEW = """
+test_stage:
+  run_type: train
+  pruning_modifiers:
+    MagnitudePruningModifier:
+      init_sparsity: 0.0
+      final_sparsity: 0.5
+      start: eval(warm_up_epochs)
+      end: eval(warm_up_epochs + 2)
+      update_frequency: 0.5
+      update_scheduler: linear
+      apply_globally: true
+      targets: [model.layers.0.q_proj.weight, lm_head]
+  quant_modifiers:
+    QuantizationModifier: {start: eval(elsewhere)}
+"""
+
+
+def test_variables_are_given_and_targets_name_weights():
+    with pytest.raises(recipe.RecipeError, match="there is no variable 'warm_up_epochs'") as caught:
+        recipe.read(NEW)
+    assert caught.value.line == 8
+    found = recipe.read(NEW, variables={"warm_up_epochs": 1})
+    made = found.recipe.prune.handler
+    assert made.schedule(1.5) == 0.125 and type(made.allocation).__name__ == "Global"
+    assert made.params.names(Language()) == ["model.layers.0.q_proj.weight", "lm_head.weight"]
+    assert len(found.report.handed_on) == 1
+    with pytest.raises(ValueError, match="a file of neural_compressor has none"):
+        recipe.read("target_sparsity: 0.5\nend_step: 4\n", variables={"a": 1})
+
+
+EXCERPT = "- !GMPruningModifier\n  final_sparsity: 0.5\n  end_epoch: 4\n"
+
+
+@pytest.mark.parametrize(
+    "text", [EXCERPT, EXCERPT.replace("- ", "", 1), EXCERPT.replace("- !", "!").replace("\n  ", "\n    ")]
+)
+def test_excerpts_are_read(text):
+    assert recipe.read(text).recipe.prune.handler.schedule.horizon == 4
+
+
+@pytest.mark.parametrize(("start", "end", "phase"), [(0, 10, 2), (1, 12, 3), (0, 4, 2), (2, 9, 1)])
+def test_phases_of_acdc_are_those_of_sparseml(start, end, phase):
+    model = Language()
+    text = f"""
+    modifiers:
+      - !ACDCPruningModifier
+        {{compression_sparsity: 0.5, start_epoch: {start}, end_epoch: {end}, update_frequency: {phase}}}
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trainer = create_supervised_trainer(model, optimizer, nn.functional.mse_loss)
+    attached, found = recipe.read(text).attach(trainer, model=model, optimizer=optimizer), []
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: found.append(attached["alternating_sparse"].sparsity))
+    trainer.run([(torch.randn(2, 8), torch.randn(2, 8))], max_epochs=end)
+    rule = [0.0 if e < start or ((e - start) // phase % 2 == 0 and e < end - phase) else 0.5 for e in range(end)]
+    assert found == rule

@@ -84,15 +84,21 @@ def plain_run(rule, snip=False):
         optimizer.step()
 
 
-def run_of(text, dialect=None):
+def run_of(text, again=True):
+    """The masks of a run with another tool's recipe, and with that of the pruner that it has made."""
     model = small_net().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
     data = [(x.double(), y) for x, y in batches(LENGTH)]
-    attached = recipe.read(text, dialect).attach(trainer, model=model, optimizer=optimizer, loader=data)
+    found = recipe.read(text) if again else recipe.load(text)
+    attached = found.attach(trainer, model=model, optimizer=optimizer, loader=data)
+    made = recipe.Recipe.of(attached.pruner)
     trainer.run(data, max_epochs=EPOCHS)
     masks = {name: attached.pruner.masks[name] for name in attached.pruner.masks}
     attached.detach()
+    if again:
+        assert made.prune.handler.schedule == found.recipe.prune.handler.schedule
+        assert_equal(run_of(made.dump(), again=False), masks)
     return masks
 
 

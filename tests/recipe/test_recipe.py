@@ -11,7 +11,7 @@ from torch import nn
 
 from ignite_prune import PruneHandler, recipe, schedule
 from ignite_prune.recipe.event import Event
-from tests.models import batches, small_net
+from tests.models import assert_same_bits, batches, small_net
 
 
 def test_the_page_on_recipes_runs(capsys):
@@ -142,3 +142,34 @@ def test_the_schema_describes_what_is_read():
     for text in ("saliency: taylor\nevent: epoch_started\n", "handlers: [{type: RigL, sparsity: 0.5, seed: 3}]\n"):
         assert not list(check.iter_errors(recipe.load(text).data())), text
     assert list(check.iter_errors({"schedule": {"type": "Linear", "finl": 0.5}}))
+
+
+def test_a_run_with_a_recipe_resumes_exactly():
+    from ignite.handlers import Checkpoint
+
+    text = """
+    prune:
+      saliency: random
+      schedule: {type: Held, schedule: {linear: {final: 0.8, begin: 0, end: 3}}, every: 0.5}
+      event: {type: iteration_completed, unit: epochs, every: schedule}
+    handlers: [{type: GroupLasso, strength: 0.01, pattern: channel}]
+    seed: 5
+    """
+
+    def run(epochs, state=None):
+        model = small_net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
+        attached = recipe.load(text).attach(trainer, model=model, optimizer=optimizer, loader=batches(4), max_epochs=3)
+        objects = attached.to_save(model=model, optimizer=optimizer, trainer=trainer)
+        if state is not None:
+            Checkpoint.load_objects(objects, state)
+        trainer.run(batches(4), max_epochs=epochs)
+        state = {name: each.state_dict() for name, each in objects.items()}
+        attached.detach()
+        return state
+
+    whole, parts = run(3), run(3, run(1))
+    for name in ("model", "pruner"):
+        assert_same_bits(parts[name], whole[name])
+    assert whole["pruner"]["progress"]["last"] > 4

@@ -169,6 +169,8 @@ def test_bad_arguments(tmp_path):
     model, pruner = trained(tmp_path)
     (file,) = tmp_path.glob("*_6.pt")
     cut, foreign, empty, other = (tmp_path / name for name in ("cut.pt", "foreign.pt", "empty", "other.html"))
+    later = tmp_path / "later.pt"
+    torch.save({**pruner.state_dict(), "version": 99}, later)
     cut.write_bytes(file.read_bytes()[:-300])
     torch.save({"lr": 0.1, "f": re.compile}, foreign)
     torch.save({"epoch": 3}, tmp_path / "nothing.pth")
@@ -186,6 +188,9 @@ def test_bad_arguments(tmp_path):
         (ValueError, "holds no checkpoint", empty, {}),
         (FileNotFoundError, "no file", tmp_path / "none.pt", {}),
         (TypeError, "Argument source", 3, {}),
+        (ValueError, "meta device", nn.Linear(2, 2, device="meta"), {}),
+        (ValueError, "not initialised", nn.LazyLinear(2), {}),
+        (ValueError, "reads versions up to", later, {}),
         (TypeError, "Argument path", model, {"path": 3}),
         (ValueError, ".html or .md", model, {"path": tmp_path / "report.pdf"}),
         (FileNotFoundError, "no folder", model, {"path": tmp_path / "none" / "report.html"}),

@@ -286,6 +286,5 @@ def _groups(
         "repair": None,
         "structure": None,
         "target": None,
-        "unreached": "raise",
     }
     return build(model, given, sparsity=sparsity, allocation=allocation, exclude=exclude, **fixed)

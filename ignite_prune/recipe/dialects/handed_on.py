@@ -47,7 +47,16 @@ def _rate(modifier: Modifier) -> Answer:
 
 
 _QUANTIZATION = _fixed("handed on", "quantization: torchao or torch.ao on the pruned model, see docs/quantization.md")
-_DISTILLATION = _fixed("handed on", "distillation: compute it in the loss of the trainer's step")
+
+
+def _distillation(modifier: Modifier) -> Answer:
+    given = modifier.fields
+    hardness, temperature = given.get("hardness", 0.5), given.get("temperature", 2.0)
+    losses = f"SoftTargets(temperature={temperature})"
+    return "handed on", f"handlers.Distillation(teacher, model, losses={losses}, hardness={hardness}) around the loss"
+
+
+_LAYERS = _fixed("handed on", "handlers.Distillation(teacher, model, losses=[HiddenMSE(...), ...]) around the loss")
 
 HANDED_ON: dict[str, Callable[[Modifier], Answer]] = {
     "EpochRangeModifier": _epochs,
@@ -66,9 +75,9 @@ HANDED_ON: dict[str, Callable[[Modifier], Answer]] = {
     "SmoothQuantModifier": _QUANTIZATION,
     "AWQModifier": _QUANTIZATION,
     "LogarithmicEqualizationModifier": _QUANTIZATION,
-    "DistillationModifier": _DISTILLATION,
-    "PerLayerDistillationModifier": _DISTILLATION,
-    "OutputDistillationModifier": _DISTILLATION,
+    "DistillationModifier": _distillation,
+    "PerLayerDistillationModifier": _LAYERS,
+    "OutputDistillationModifier": _distillation,
     "LayerPruningModifier": _fixed(
         "not possible", "whole layers are removed by structure.blocks(model), not by a mask"
     ),

@@ -68,8 +68,9 @@ def _loaded(given: Any) -> Mapping[str, Any]:
 
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise RecipeError(f"the checkpoint cannot be read: {str(error).splitlines()[0]}", source=str(given)) from None
+    except Exception:
+        problem = "the checkpoint cannot be read: it is no file of tensors and plain values alone"
+        raise RecipeError(problem, source=str(given)) from None
     if not isinstance(loaded, Mapping):
         raise RecipeError(f"a checkpoint should be a mapping, but this is a {type(loaded)}", source=str(given))
     return loaded

@@ -18,14 +18,13 @@ class Modifier:
     name: str
     fields: dict[str, Any]
     path: Path
-    one_shot: bool
 
     def take(self, key: str, default: Any = None) -> Any:
         """Return a field and remove it, so that what is left was not used."""
         return self.fields.pop(key, default)
 
 
-def modifiers(source: Source, is_read: Callable[[str], bool]) -> Iterator[Modifier]:
+def modifiers(source: Source, is_read: Callable[[str], bool], variables: Mapping[str, Any]) -> Iterator[Modifier]:
     """Yield all modifiers in the order of the file.
 
     They stand in lists or mappings whose key ends in ``modifiers``, at the top, in stages, or in lists of stages; an
@@ -34,6 +33,7 @@ def modifiers(source: Source, is_read: Callable[[str], bool]) -> Iterator[Modifi
     Args:
         source: the file.
         is_read: whether a modifier of that name is translated, so that its expressions have to be computed.
+        variables: that go before the file's own.
 
     Raises:
         RecipeError: an expression that cannot be computed.
@@ -44,9 +44,9 @@ def modifiers(source: Source, is_read: Callable[[str], bool]) -> Iterator[Modifi
             source.tags = {(0, *path): tag for path, tag in source.tags.items()}
             source.lines = {(0, *path): line for path, line in source.lines.items()}
             source.data = listed
-        yield from _listed(source, listed, (), Arithmetic({}), False, is_read)
+        yield from _listed(source, listed, (), Arithmetic(variables), is_read)
     else:
-        yield from _walk(source, source.data, (), {}, False, is_read)
+        yield from _walk(source, source.data, (), {}, is_read, variables)
 
 
 def _is_excerpt(source: Source) -> bool:
@@ -73,35 +73,30 @@ def has_modifiers(data: Any, depth: int = 4) -> bool:
 
 
 def _walk(
-    source: Source, data: Any, path: Path, variables: dict[str, Any], one_shot: bool, is_read: Callable[[str], bool]
+    source: Source,
+    data: Any,
+    path: Path,
+    variables: dict[str, Any],
+    is_read: Callable[[str], bool],
+    first: Mapping[str, Any],
 ) -> Iterator[Modifier]:
     if isinstance(data, list):
         for index, each in enumerate(data):
-            yield from _walk(source, each, (*path, index), variables, one_shot, is_read)
+            yield from _walk(source, each, (*path, index), variables, is_read, first)
     if not isinstance(data, Mapping):
         return
     args = data.get("args")
     own = {str(key): each for key, each in {**data, **(args if isinstance(args, Mapping) else {})}.items()}
     variables = {**variables, **{key: each for key, each in own.items() if not isinstance(each, Mapping)}}
-    kind = data.get("run_type")
-    one_shot = one_shot or "oneshot" in str(kind).lower() or (not path and _is_new(data))
     for key, each in data.items():
         if str(key).endswith("modifiers"):
-            yield from _listed(source, each, (*path, key), Arithmetic(variables), one_shot, is_read)
+            yield from _listed(source, each, (*path, key), Arithmetic({**variables, **first}), is_read)
         elif key not in ("args", "metadata", "args_evaluated"):
-            yield from _walk(source, each, (*path, key), variables, one_shot, is_read)
-
-
-def _is_new(data: Mapping[Any, Any]) -> bool:
-    """Return whether a file has the stages of llm-compressor, which runs once unless it says that it trains."""
-    return (
-        all(str(key).endswith("_stage") for key in data)
-        and "train" not in str(data.values()).split("run_type")[-1][:40]
-    )
+            yield from _walk(source, each, (*path, key), variables, is_read, first)
 
 
 def _listed(
-    source: Source, data: Any, path: Path, variables: Arithmetic, one_shot: bool, is_read: Callable[[str], bool]
+    source: Source, data: Any, path: Path, variables: Arithmetic, is_read: Callable[[str], bool]
 ) -> Iterator[Modifier]:
     """Yield the modifiers of a list or mapping."""
     items = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
@@ -112,7 +107,7 @@ def _listed(
             raise source.error("should be a modifier: a mapping tagged with its class, or {CLASS: fields}", at)
         if isinstance(each, Mapping) and set(each) == {name}:
             at = (*at, name)
-        yield Modifier(name, _computed(source, fields, at, variables, is_read(name)), at, one_shot)
+        yield Modifier(name, _computed(source, fields, at, variables, is_read(name)), at)
 
 
 def _named(source: Source, key: Any, each: Any, path: Path) -> tuple[str | None, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ignite_prune._utils.arguments import near
@@ -18,13 +18,19 @@ from ignite_prune.recipe.dialects.sparseml_fields import (
     schedule_of,
     targets_of,
 )
+from ignite_prune.recipe.dialects.sparseml_one_shot import one_shot
+from ignite_prune.recipe.dialects.sparseml_training import alternating, rigl, structured, top_kast
 from ignite_prune.recipe.source import Source
 
 _UNSTRUCTURED = "Unstructured"
 
 
-def read_modifiers(source: Source) -> Draft:
+def read_modifiers(source: Source, variables: Mapping[str, Any]) -> Draft:
     """Return the draft of a file's modifiers.
+
+    Args:
+        source: the file.
+        variables: that go before the file's own.
 
     Raises:
         RecipeError: a field that cannot be read.
@@ -38,7 +44,7 @@ def read_modifiers(source: Source) -> Draft:
             )
     for path, first, again in source.repeated:
         draft.report.add("skipped", str(path[-1]), first, f"it stands in line {again} again, and the last one counts")
-    everything = list(modifiers(source, lambda name: name in _PRUNING or name == "EpochRangeModifier"))
+    everything = list(modifiers(source, lambda name: name in _PRUNING or name == "EpochRangeModifier", variables))
     for each in sorted(everything, key=lambda one: one.name == "ConstantPruningModifier"):
         _read(draft, each)
     if draft.groups and "event" not in draft.settings:
@@ -82,17 +88,18 @@ def _gradual(
     saliency: Any = None, repair: Any = None, is_global: bool | None = None
 ) -> Callable[[Draft, Modifier], str]:
     def read(draft: Draft, modifier: Modifier) -> str:
-        if modifier.one_shot or "targets" in modifier.fields:
-            return _one_shot(saliency or "Magnitude", repair)(draft, modifier)
+        if not {"end_epoch", "end", "start_epoch", "start"} & set(modifier.fields):
+            return one_shot(saliency or "Magnitude", repair)(draft, modifier)
         asked = modifier.take("score_type", "magnitude")
         if asked not in ("magnitude", "movement"):
             raise ValueError(f"score_type should be magnitude or movement, but given {asked!r}")
         chosen = {"type": "Movement"} if asked == "movement" else saliency
         if modifier.take("phased", False):
-            return _alternating(draft, modifier)
-        glob = modifier.take("global_sparsity", bool(is_global))
+            return alternating(draft, modifier)
+        glob = modifier.take("global_sparsity", modifier.take("apply_globally", bool(is_global)))
         pattern = pattern_of(modifier.take("mask_type", "unstructured"), modifier.take("mask_structure"))
         final, params = modifier.take("final_sparsity"), modifier.take("params")
+        named = targets_of(modifier.take("targets"), modifier.take("ignore")) if "targets" in modifier.fields else None
         shared: dict[str, Any] = {"allocation": allocation_of(glob), "pattern": pattern}
         if pattern != _UNSTRUCTURED and isinstance(pattern, dict) and pattern["type"] == "NofM":
             modifier.take("init_sparsity")
@@ -108,7 +115,7 @@ def _gradual(
             raise ValueError("params should be empty where final_sparsity maps sparsities to params")
         schedules = schedule_of(modifier, [number("final_sparsity", each) for each, _ in several], draft)
         for (_, names), schedule in zip(several, schedules):
-            group = {"params": params_of(names), "schedule": schedule, **shared}
+            group = {"params": named or params_of(names), "schedule": schedule, **shared}
             if any(each["params"] == group["params"] for each in draft.groups):
                 raise ValueError("params are those of an earlier modifier; a parameter has one schedule")
             draft.group(modifier.path, **group)
@@ -142,131 +149,6 @@ def _constant(draft: Draft, modifier: Modifier) -> str:
     return "masks: nonzero, what is zero at the start stays zero"
 
 
-def _alternating(draft: Draft, modifier: Modifier) -> str:
-    phase = number("update_frequency", modifier.take("update_frequency"))
-    if phase != int(phase) or phase < 1:
-        raise ValueError(f"update_frequency should be whole epochs here, but given {phase:g}")
-    draft.handler(
-        modifier.path,
-        type="AlternatingSparse",
-        sparsity=number("compression_sparsity", modifier.take("compression_sparsity", modifier.take("final_sparsity"))),
-        begin=number("start_epoch", modifier.take("start_epoch", 0)),
-        end=number("end_epoch", modifier.take("end_epoch")),
-        phase=int(phase),
-        reset_momentum=bool(modifier.take("momentum_buffer_reset", True)),
-        allocation=allocation_of(modifier.take("global_sparsity", True)),
-        pattern=pattern_of(modifier.take("mask_type", "unstructured"), None),
-        params=params_of(modifier.take("params")),
-    )
-    modifier.take("init_sparsity")
-    return "handlers: AlternatingSparse (AC/DC)"
-
-
-def _rigl(draft: Draft, modifier: Modifier) -> str:
-    strategy = modifier.take("sparsity_strategy", "erdos_renyi_kernel")
-    kinds = {"uniform": "Uniform", "erdos_renyi": {"type": "ERK", "kernel": False}, "erdos_renyi_kernel": "ERK"}
-    if strategy not in kinds:
-        raise ValueError(f"sparsity_strategy {strategy!r} is not known; {near(str(strategy), list(kinds))}")
-    pattern_of(modifier.take("mask_type", "unstructured"), None)
-    modifier.take("global_sparsity")
-    start = number("start_epoch", modifier.take("start_epoch", 0))
-    draft.handler(
-        modifier.path,
-        type="RigL",
-        sparsity=number("final_sparsity", modifier.take("final_sparsity")),
-        every={"epochs": _frequency(modifier)},
-        end={"epochs": number("end_epoch", modifier.take("end_epoch"))},
-        drop_fraction=number("init_update_fraction", modifier.take("init_update_fraction", 0.3)),
-        allocation=kinds[strategy],
-        params=params_of(modifier.take("params")),
-    )
-    late = f"; it begins with the run, not at epoch {start:g}" if start > 0 else ""
-    return "handlers: RigL, which grows by the gradient of one iteration" + late
-
-
-def _top_kast(draft: Draft, modifier: Modifier) -> str:
-    draft.handler(
-        modifier.path,
-        type="TopKAST",
-        sparsity=number("forward_sparsity", modifier.take("forward_sparsity")),
-        backward_sparsity=number("backward_sparsity", modifier.take("backward_sparsity")),
-        every={"epochs": _frequency(modifier)},
-        strength=number(
-            "active_weight_decay", modifier.take("active_weight_decay", modifier.take("acive_param_decay", 1e-4))
-        ),
-        allocation=allocation_of(modifier.take("global_sparsity", True)),
-        params=params_of(modifier.take("params")),
-    )
-    for key in ("start_epoch", "end_epoch", "mask_type"):
-        modifier.take(key)
-    return "handlers: TopKAST, over the whole run"
-
-
-def _frequency(modifier: Modifier) -> float:
-    every = number("update_frequency", modifier.take("update_frequency", -1))
-    return 1 if every <= 0 else every
-
-
-def _structured(draft: Draft, modifier: Modifier) -> str:
-    mask, coupled = modifier.take("mask_type", "filter"), modifier.take("param_groups")
-    if mask not in ("filter", "channel"):
-        raise ValueError(f"mask_type should be filter or channel, but given {mask!r}")
-    params = params_of(modifier.take("params"))
-    (schedule,) = schedule_of(modifier, [number("final_sparsity", modifier.take("final_sparsity"))], draft)
-    if coupled:
-        draft.settings["structure"] = "trace"
-        draft.group(
-            modifier.path,
-            params=params,
-            schedule=schedule,
-            pattern={"type": "Coupled", "norm": 1},
-            allocation="Uniform",
-        )
-        return "structure: trace, which finds the coupled groups itself; attach(..., example_inputs=)"
-    channel = {"type": "Channel", "dim": 0 if mask == "filter" else 1, "norm": 1}
-    draft.group(modifier.path, params=params, schedule=schedule, pattern=channel, allocation="Uniform")
-    return f"a parameter group with pattern Channel(dim={channel['dim']})"
-
-
-def _one_shot(saliency: Any, repair: Any) -> Callable[[Draft, Modifier], str]:
-    def read(draft: Draft, modifier: Modifier) -> str:
-        sparsity = modifier.take("sparsity", modifier.take("final_sparsity"))
-        profile = modifier.take("sparsity_profile")
-        pattern = pattern_of("unstructured", modifier.take("mask_structure"))
-        owl = {"type": "OWL", "threshold": modifier.take("owl_m", 5), "spread": modifier.take("owl_lmbda", 0.08)}
-        if profile not in (None, "owl"):
-            raise ValueError(f"sparsity_profile should be owl, but given {profile!r}")
-        fields = {}
-        if saliency == "SparseGPT":
-            fields = {
-                "block": modifier.take("block_size", 128),
-                "damping": modifier.take("dampening_frac", modifier.take("percdamp", 0.01)),
-            }
-        modifier.take("percdamp")
-        shared: dict[str, Any] = {
-            "saliency": {"type": saliency, **fields} if isinstance(saliency, str) else saliency,
-            "pattern": pattern,
-            "allocation": owl if profile == "owl" else "Uniform",
-        }
-        if repair is not None:
-            shared["repair"] = {"type": repair, **fields}
-        if modifier.take("preserve_sparsity_mask", False):
-            draft.settings["masks"] = "nonzero"
-        targets, ignore = modifier.take("targets", ["Linear"]), modifier.take("ignore")
-        targets = [targets] if isinstance(targets, str) else targets
-        several = list(zip(targets, sparsity)) if isinstance(sparsity, list) else [(targets, sparsity)]
-        if isinstance(sparsity, list) and len(sparsity) != len(targets):
-            raise ValueError(f"sparsity should have one number for each of the {len(targets)} targets")
-        for names, each in several:
-            schedule = {"type": "OneShot", "sparsity": number("sparsity", each), "at": 0}
-            draft.group(modifier.path, params=targets_of(names, ignore), schedule=schedule, **shared)
-        draft.settings["event"] = "started"
-        needs = "" if saliency == "Magnitude" else "; attach(..., data=) of calibration"
-        return f"one shot when the run starts, saliency {saliency}{needs}"
-
-    return read
-
-
 _PRUNING: dict[str, Callable[[Draft, Modifier], str]] = {
     "GMPruningModifier": _gradual(),
     "MagnitudePruningModifier": _gradual(),
@@ -275,10 +157,10 @@ _PRUNING: dict[str, Callable[[Draft, Modifier], str]] = {
     "OBSPruningModifier": _gradual(_fisher, is_global=True),
     "MFACPruningModifier": _gradual(_fisher),
     "ConstantPruningModifier": _constant,
-    "ACDCPruningModifier": _alternating,
-    "RigLPruningModifier": _rigl,
-    "TopKASTPruningModifier": _top_kast,
-    "StructuredPruningModifier": _structured,
-    "SparseGPTModifier": _one_shot("SparseGPT", "SparseGPT"),
-    "WandaPruningModifier": _one_shot("Wanda", None),
+    "ACDCPruningModifier": alternating,
+    "RigLPruningModifier": rigl,
+    "TopKASTPruningModifier": top_kast,
+    "StructuredPruningModifier": structured,
+    "SparseGPTModifier": one_shot("SparseGPT", "SparseGPT"),
+    "WandaPruningModifier": one_shot("Wanda", None),
 }

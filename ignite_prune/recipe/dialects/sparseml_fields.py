@@ -110,7 +110,10 @@ def schedule_of(modifier: Modifier, finals: list[float], draft: Draft) -> list[d
     end = number("end_epoch", modifier.take("end_epoch", modifier.take("end", -1)))
     end = start if end < 0 else end
     frequency = number("update_frequency", modifier.take("update_frequency", -1))
-    initial, shape = modifier.take("init_sparsity", 0), modifier.take("inter_func", "cubic")
+    initial, shape = (
+        modifier.take("init_sparsity", 0),
+        modifier.take("inter_func", modifier.take("update_scheduler", "cubic")),
+    )
     if initial == "__FROM_PARAM__":
         where = (*modifier.path, "init_sparsity")
         draft.report.add("not possible", "init_sparsity: __FROM_PARAM__", draft.line(where), "the ramp begins at 0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ignite_prune._utils.nested import mapped
+from ignite_prune._utils.nested import mapped, tensors_in
 
 Offload = Literal["cpu", "disk"]
 
@@ -22,8 +22,8 @@ class ActivationStore(ABC):
     """Values (tensors in containers) by batch and node."""
 
     @abstractmethod
-    def put(self, batch: int, node: int, value: Any) -> None:
-        """Store the value of a node for a batch."""
+    def put(self, batch: int, node: int, value: Any, dropped: Iterable[int] = ()) -> None:
+        """Store the value of a node for a batch; those of nodes in ``dropped`` are no longer needed."""
 
     @abstractmethod
     def get(self, batch: int, node: int) -> Any:
@@ -52,8 +52,19 @@ class MemoryActivationStore(ActivationStore):
         self._home, self._device = home, device
         self._values: dict[tuple[int, int], Any] = {}
 
-    def put(self, batch: int, node: int, value: Any) -> None:
-        self._values[batch, node] = mapped(value, lambda t: _own(t if self._home is None else t.to(self._home)))
+    def put(self, batch: int, node: int, value: Any, dropped: Iterable[int] = ()) -> None:
+        # Written over values that are no longer needed: new tensors between temporaries would fragment the memory.
+        old = [tensor for each in dropped for tensor in tensors_in(self._values.pop((batch, each), ()))]
+        free = list({tensor.data_ptr(): tensor for tensor in old if tensor.is_contiguous()}.values())
+
+        def kept(tensor: Tensor) -> Tensor:
+            home = tensor.device if self._home is None else self._home
+            for index, room in enumerate(free):
+                if (room.shape, room.dtype, room.device) == (tensor.shape, tensor.dtype, home):
+                    return free.pop(index).copy_(tensor)
+            return _own(tensor.to(home))
+
+        self._values[batch, node] = mapped(value, kept)
 
     def get(self, batch: int, node: int) -> Any:
         return mapped(self._values[batch, node], self._copy)
@@ -81,7 +92,7 @@ class DiskActivationStore(ActivationStore):
     def _path(self, batch: int, node: int) -> Path:
         return self._folder / f"{node}.{batch}.pt"
 
-    def put(self, batch: int, node: int, value: Any) -> None:
+    def put(self, batch: int, node: int, value: Any, dropped: Iterable[int] = ()) -> None:
         tensors: list[Tensor] = []
 
         def numbered(tensor: Tensor) -> Tensor:
@@ -99,6 +110,8 @@ class DiskActivationStore(ActivationStore):
         os.replace(temporary, path)
         if not is_plain_form(form):
             self._forms[batch, node] = form
+        for each in dropped:
+            self.drop(batch, each)
 
     def get(self, batch: int, node: int) -> Any:
         held = torch.load(self._path(batch, node), map_location=self._device, weights_only=True)

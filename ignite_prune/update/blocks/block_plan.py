@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from ignite_prune.allocation import OWL, Uniform
 from ignite_prune.allocation.base import Layer
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.evidence.evidence import Evidence
+from ignite_prune.saliency import Saliency
 from ignite_prune.update.param_groups import ParamGroup, pattern_of
 from ignite_prune.update.plan import (
     GroupUpdate,
@@ -59,7 +60,7 @@ def check_local(group: ParamGroup, evidence: Evidence | None) -> None:
 def plan_block(
     model: nn.Module, group: ParamGroup, target: float | None, store: MaskStore, evidence: Evidence | None
 ) -> UpdatePlan:
-    """Return what pruning one block changes; nothing is changed.
+    """Return what pruning one block changes; nothing is changed. The evidence is used up.
 
     Args:
         model: unwrapped.
@@ -71,25 +72,56 @@ def plan_block(
     Raises:
         TypeError, ValueError: see :func:`.prune_model`.
     """
-    update, before = _scored(group, target, store, evidence), store.so_far()
-    plan = UpdatePlan()
-    merge(plan.masks, plan_masks(update, store, before, evidence))
-    return repaired(model, [group], store, before, plan, evidence, None)
+    if evidence is not None:
+        evidence.sum_over_ranks()
+    saliency, plan, before = drawn(group, group["generator"]), UpdatePlan(), store.so_far()
+    for part in _parts(group):
+        update = _scored(part, target, saliency, store, evidence)
+        made = UpdatePlan()
+        merge(made.masks, plan_masks(update, store, before, evidence))
+        del update
+        made = repaired(model, [part], store, before, made, evidence, None)
+        plan.masks |= made.masks
+        plan.values |= made.values
+        _release(evidence, part["scored"])
+    return plan
+
+
+def _parts(group: ParamGroup) -> Iterator[ParamGroup]:
+    """Yield groups that can be planned one after another, so that scores and evidence of one are in memory."""
+    if not isinstance(group["allocation"], Uniform):
+        yield group
+        return
+    for name in group["scored"]:
+        yield {**group, "params": [name], "scored": [name], "shapes": {name: group["shapes"][name]}}
+
+
+def _release(evidence: Evidence | None, names: Sequence[str]) -> None:
+    """Free the evidence of some parameters."""
+    if evidence is None:
+        return
+    for need, collector in evidence.collectors.items():
+        sums, _ = evidence.totals(need)
+        for name in names:
+            collector.record.sums.pop(name, None)
+            if isinstance(sums, dict):
+                sums.pop(name, None)
 
 
 def _scored(
-    group: ParamGroup, target: float | None, store: MaskStore, evidence: Evidence | None, advance: bool = True
+    group: ParamGroup, target: float | None, saliency: Saliency, store: MaskStore, evidence: Evidence | None
 ) -> GroupUpdate:
-    if evidence is not None:
-        evidence.sum_over_ranks()
-    update = GroupUpdate(group, target, drawn(group, group["generator"], advance))
+    update = GroupUpdate(group, target, saliency)
     update.scores = bound_scores(group, update.saliency, store, store.so_far(), evidence)
     return update
 
 
 def block_layer(group: ParamGroup, store: MaskStore, evidence: Evidence | None) -> Layer:
     """Return a whole block as one layer of an allocation over blocks."""
-    layers = [each.layer() for each in _scored(group, None, store, evidence, advance=False).scores.values()]
+    if evidence is not None:
+        evidence.sum_over_ranks()
+    saliency = drawn(group, group["generator"], advance=False)
+    layers = [each.layer() for each in _scored(group, None, saliency, store, evidence).scores.values()]
     units = sum(layer.units for layer in layers)
     shape = (units,)
     return Layer(group["params"][0], shape, units, lambda: _joined(layers), None, units)

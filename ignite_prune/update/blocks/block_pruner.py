@@ -29,9 +29,10 @@ from ignite_prune.update.blocks.block_plan import (
     owl_targets,
     plan_block,
 )
+from ignite_prune.update.blocks.placeholders import placeholder, without_numbers
 from ignite_prune.update.blocks.progress import Advance
 from ignite_prune.update.blocks.relay import Relay, call, observable
-from ignite_prune.update.blocks.survey import Present, Route, check_output, placeholder, without_numbers
+from ignite_prune.update.blocks.survey import Present, Route, check_output
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.plan import UpdatePlan, write_values
 
@@ -203,23 +204,20 @@ class BlockPruner:
                 if keep:
                     check_output(self.names[place], output, plain=self.resumable and place >= self.route.first)
                     self.forms[batch, place] = placeholder(output)
-                    self.store.put(batch, place, output)
-                    if not self.resumable:
-                        self._drop(batch, place)
+                    self.store.put(batch, place, output, () if self.resumable else self._unneeded(place))
                 self.advance(f"{doing} {self.names[place]}")
 
     def _value(self, batch: int, node: int, place: int) -> Any:
         return self.store.get(batch, node) if node in self.route.needed[place] else self.forms[batch, node]
 
-    def _drop(self, batch: int, place: int) -> None:
-        """Drop what no node after this one needs, of one batch."""
-        for node in self.route.needed[place]:
-            if self.last_use[node] <= place:
-                self.store.drop(batch, node)
+    def _unneeded(self, place: int) -> list[int]:
+        """Return the nodes whose outputs no node after this one needs."""
+        return [node for node in self.route.needed[place] if self.last_use[node] <= place]
 
     def _drop_before(self, place: int) -> None:
         for batch in range(self.batches):
-            self._drop(batch, place)
+            for node in self._unneeded(place):
+                self.store.drop(batch, node)
             if place == self.route.input_use:
                 self.store.put(batch, INPUT, without_numbers(self.store.get(batch, INPUT)))
 

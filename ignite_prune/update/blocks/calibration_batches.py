@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -12,10 +13,13 @@ from torch import nn
 from ignite_prune._utils.distributed import raise_together
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.evidence.calibration import Batch, batches, undisturbed
+from ignite_prune.evidence.collectors.base import observer_of
 from ignite_prune.evidence.running_sums import FAILED
+from ignite_prune.saliency import MissingEvidence
 from ignite_prune.update.blocks.activation_store import ActivationStore
 from ignite_prune.update.blocks.block_plan import check_local, evidence_for_block
 from ignite_prune.update.blocks.block_pruner import INPUT, Weights
+from ignite_prune.update.blocks.relay import Forward, observable
 from ignite_prune.update.blocks.survey import Route, survey
 from ignite_prune.update.calibration import Calibration
 from ignite_prune.update.param_groups import ParamGroup
@@ -52,6 +56,7 @@ def prepared(
             one block is not enough for; ValueError if another rank failed.
     """
     error, number, route = None, 0, None
+    _check_device(device)
     needs_data = _needs_data(model, groups, weights)
     if calibration.data is None:
         if needs_data:
@@ -62,12 +67,36 @@ def prepared(
         route = known()
         with undisturbed(model), torch.no_grad(), weights.around():
             if route is None:
-                route = survey(model, blocks, [*islice(first.samples(), 1), first], weights)
+                observed = partial(_observed, model, blocks, groups)
+                route = survey(model, blocks, [*islice(first.samples(), 1), first], weights, observed)
     except Exception as raised:  # the other ranks must not wait for this one
         error = raised
     raise_together(error, FAILED)
     assert route is not None
     return number if needs_data else 0, route
+
+
+def _observed(
+    model: nn.Module,
+    blocks: Mapping[str, nn.Module],
+    groups: Mapping[str, ParamGroup],
+    name: str,
+    forward: Forward,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """Run a block; raise if it uses a weight in a way of which there is no evidence."""
+    evidence = evidence_for_block(model, groups[name], named_parameters(model)) if name in groups else None
+    if evidence is None:
+        return forward(*args, **kwargs)
+    root, collectors = observable(blocks[name]), list(evidence.collectors.values())
+    with observer_of(collectors).installed(root):
+        output = root(forward, args, kwargs)
+    for collector in collectors:
+        for unseen in (*collector.refused, *collector.unknown):
+            if not collector.record.counts.get(unseen):
+                raise MissingEvidence(f"There is no evidence for parameter {unseen!r}: {collector.reason(unseen)}")
+    return output
 
 
 def _needs_data(model: nn.Module, groups: Mapping[str, ParamGroup], weights: Weights) -> bool:
@@ -79,6 +108,13 @@ def _needs_data(model: nn.Module, groups: Mapping[str, ParamGroup], weights: Wei
     return evidence is not None
 
 
+def _check_device(device: torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"Argument device: {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
 def _keep(
     store: ActivationStore,
     calibration: Calibration,
@@ -88,7 +124,7 @@ def _keep(
 ) -> tuple[int, Batch]:
     """Store all batches; return their number and the first one."""
     number, first = 0, None
-    for batch in batches(model, calibration.data, None, calibration.prepare_batch, device):
+    for batch in batches(model, calibration.passes, None, calibration.prepare_batch, device):
         first = batch if first is None else first
         store.put(number, INPUT, batch.x)
         seen(batch.x)

@@ -7,16 +7,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from ignite_prune._utils.nested import mapped, tensors_in
+from ignite_prune._utils.nested import tensors_in
 from ignite_prune.evidence.calibration import Batch
+from ignite_prune.saliency import MissingEvidence
 from ignite_prune.update.blocks.activation_store import is_plain_form
-from ignite_prune.update.blocks.relay import Forward, Relay, call, handled
-
-_Presence = Callable[[str], AbstractContextManager[None]]
-Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
+from ignite_prune.update.blocks.placeholders import cloned
+from ignite_prune.update.blocks.relay import Forward, handled
+from ignite_prune.update.blocks.replay import Inputs, Replay
 
 
 class Present(Protocol):
@@ -51,7 +50,13 @@ class Route:
         return max((place for place, needed in enumerate(self.needed) if node in needed), default=node)
 
 
-def survey(model: nn.Module, blocks: Mapping[str, nn.Module], samples: Sequence[Batch], weights: Present) -> Route:
+def survey(
+    model: nn.Module,
+    blocks: Mapping[str, nn.Module],
+    samples: Sequence[Batch],
+    weights: Present,
+    run: Callable[..., Any] = lambda name, forward, args, kwargs: forward(*args, **kwargs),
+) -> Route:
     """Run the model once on a sample, and replay the way to each block; return what was found.
 
     Args:
@@ -59,6 +64,7 @@ def survey(model: nn.Module, blocks: Mapping[str, nn.Module], samples: Sequence[
         blocks: by name.
         samples: the first one that the model takes is used.
         weights: brings them.
+        run: called as ``run(name, forward, args, kwargs)`` to run a block the first time.
 
     Raises:
         TypeError: a block returns something that cannot be stored.
@@ -66,43 +72,48 @@ def survey(model: nn.Module, blocks: Mapping[str, nn.Module], samples: Sequence[
             again from the outputs of the nodes before it.
     """
     ahead = dict(_beside(model, blocks))
-    seen, sample = _first_run(blocks, ahead, samples, weights)
+    seen, sample = _first_run(_Recorder(blocks, weights, run), {**ahead, **blocks}, samples)
     _check_calls(list(blocks), seen.calls)
     nodes = {name: ahead[name] for name in _worth_storing(seen, ahead, next(iter(blocks)))} | dict(blocks)
     for name in blocks:
         check_output(name, seen.outputs[name])
     first = len(nodes) - len(blocks)
-    replay = _Replay(nodes, seen, sample, weights.present)
+    replay = Replay(nodes, seen.inputs, seen.outputs, sample, weights.present)
     needed = [frozenset[int]()] * first
     for place in range(first, len(nodes)):
         needed.append(replay.needed(place, needed[-1] if needed else frozenset()))
     return Route(nodes, first, tuple(needed), replay.input_use(needed, first))
 
 
-def _first_run(
-    blocks: Mapping[str, nn.Module], ahead: Mapping[str, nn.Module], samples: Sequence[Batch], weights: Present
-) -> tuple[_Recorder, Batch]:
+def _first_run(seen: _Recorder, nodes: Mapping[str, nn.Module], samples: Sequence[Batch]) -> tuple[_Recorder, Batch]:
     """Run the first sample that the model takes; if it takes none, with all weights outside of the blocks there."""
     while True:
         for sample in samples:
-            seen = _Recorder(blocks, weights)
+            seen = seen.new()
             try:
-                with handled({**ahead, **blocks}, seen):
+                with handled(nodes, seen):
                     sample.output()
                 return seen, sample
+            except MissingEvidence:
+                raise
             except Exception:
-                if sample is samples[-1] and not weights.complete():
+                if sample is samples[-1] and not seen.weights.complete():
                     raise
 
 
 class _Recorder:
     """Records the calls of nodes: their order, the inputs of the blocks, and all outputs."""
 
-    def __init__(self, blocks: Mapping[str, nn.Module], weights: Present) -> None:
+    def __init__(self, blocks: Mapping[str, nn.Module], weights: Present, run: Callable[..., Any]) -> None:
+        self.weights = weights
         self.calls: list[str] = []
         self.inputs: dict[str, Inputs] = {}
         self.outputs: dict[str, Any] = {}
-        self._blocks, self._weights = blocks, weights
+        self._blocks, self._run = blocks, run
+
+    def new(self) -> _Recorder:
+        """Return an empty one."""
+        return _Recorder(self._blocks, self.weights, self._run)
 
     def __call__(self, name: str, original: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         self.calls.append(name)
@@ -110,15 +121,10 @@ class _Recorder:
             output = original(*args, **kwargs)
         else:
             self.inputs[name] = (cloned(args), cloned(dict(kwargs)))
-            with self._weights.present(name):
-                output = original(*args, **kwargs)
+            with self.weights.present(name):
+                output = self._run(name, original, args, kwargs)
         self.outputs[name] = cloned(output)
         return output
-
-
-def cloned(value: Any) -> Any:
-    """Return a value with copies of its tensors."""
-    return mapped(value, lambda tensor: tensor.detach().clone())
 
 
 def _beside(model: nn.Module, blocks: Mapping[str, nn.Module], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -201,107 +207,3 @@ def _leaves_are_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_leaves_are_plain, value))
     return value is None or isinstance(value, (Tensor, bool, int, float, complex, str))
-
-
-def placeholder(value: Any) -> Any:
-    """Return a value whose numbers are NaN (integers 0), of the same shapes and without memory."""
-    return mapped(value, _unknown)
-
-
-def _unknown(tensor: Tensor) -> Tensor:
-    fill = torch.nan if tensor.is_floating_point() or tensor.is_complex() else 0
-    return torch.full((), fill, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
-
-
-def without_numbers(value: Any) -> Any:
-    """Return a value with placeholders of its floating-point tensors; others are as they were."""
-    return mapped(value, lambda tensor: _unknown(tensor) if tensor.is_floating_point() else tensor)
-
-
-class _Replay:
-    """Runs a sample up to blocks with some outputs real and the others unknown, and compares the blocks' inputs.
-
-    Inputs that earlier blocks write to, as a list that serves as a cache, differ in a replay. Blocks with such inputs
-    are run, and their outputs compared instead.
-    """
-
-    def __init__(self, nodes: Mapping[str, nn.Module], seen: _Recorder, sample: Batch, present: _Presence) -> None:
-        self._relay, self._sample, self._present = Relay(nodes), sample, present
-        self._outputs = [seen.outputs[name] for name in nodes]
-        self._inputs = [seen.inputs.get(name) for name in nodes]
-        self._runs = set[int]()  # places of blocks whose outputs are compared
-
-    def needed(self, place: int, before: frozenset[int]) -> frozenset[int]:
-        """Return the nodes whose outputs a block's inputs are made of.
-
-        Args:
-            place: of the block.
-            before: those of the node before it.
-
-        Raises:
-            ValueError: all together do not give the same inputs, or outputs, again.
-        """
-        last, every = frozenset((place - 1,) if place else ()), frozenset(range(place))
-        tried = [last, last | before, every]
-        found = next((real for real in tried if self._fits(place, real)), None)
-        if found is None:
-            self._runs.add(place)
-            found = next((real for real in tried if self._fits(place, real)), None)
-        if found is None:
-            raise ValueError(
-                f"Block {self._relay.names[place]!r} gives something else when the same sample is run again with the "
-                "same outputs of the blocks before it: the forward of the model is random, keeps a state, or passes "
-                "something between blocks that is not in their outputs"
-            )
-        for node in sorted(found - last):
-            if self._fits(place, found - {node}):
-                found -= {node}
-        return found
-
-    def input_use(self, needed: Sequence[frozenset[int]], first: int) -> int:
-        """Return the last place whose inputs are made of floating-point tensors of the batch."""
-        if not any(tensor.is_floating_point() for tensor in tensors_in(self._sample.x)):
-            return -1
-        unknown = self._sample.given(without_numbers(self._sample.x))
-        for place in range(len(needed) - 1, first, -1):
-            if not self._fits(place, needed[place], unknown):
-                return place
-        return first
-
-    def _fits(self, place: int, real: frozenset[int], sample: Batch | None = None) -> bool:
-        values = [cloned(each) if k in real else placeholder(each) for k, each in enumerate(self._outputs[:place])]
-        runs, batch = place in self._runs, self._sample if sample is None else sample
-        try:
-            with (
-                self._relay.at(place, call if runs else _inputs) as run,
-                self._present(self._relay.names[place] if runs else ""),
-            ):
-                found = run(batch, values)
-        except Exception:  # of numbers that are unknown
-            return False
-        return _equal(found, self._outputs[place] if runs else self._inputs[place])
-
-
-def _inputs(forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
-    return args, kwargs
-
-
-def _equal(given: Any, expected: Any) -> bool:
-    """Return whether two structures hold the same tensors and numbers; other objects are not compared."""
-    if isinstance(expected, Tensor):
-        if not isinstance(given, Tensor) or given.shape != expected.shape or given.dtype != expected.dtype:
-            return False
-        return torch.equal(given, expected) or (
-            torch.equal(given.isnan(), expected.isnan()) and torch.equal(given.nan_to_num(), expected.nan_to_num())
-        )
-    if isinstance(expected, Mapping):
-        return (
-            isinstance(given, Mapping)
-            and given.keys() == expected.keys()
-            and all(_equal(given[key], value) for key, value in expected.items())
-        )
-    if isinstance(expected, (tuple, list)):
-        return isinstance(given, (tuple, list)) and len(given) == len(expected) and all(map(_equal, given, expected))
-    if isinstance(expected, (bool, int, float, str)):
-        return bool(given == expected)
-    return True
