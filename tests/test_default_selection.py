@@ -187,7 +187,7 @@ def test_evidence_is_that_of_a_linear_layer_turned(formula):
     assert torch.equal(masks[0].t(), masks[1])
 
 
-def test_evidence_of_stacked_experts_is_refused_by_name():
+def test_stacked_experts_without_evidence_are_left_out_by_name():
     class Experts(nn.Module):
         def __init__(self):
             super().__init__()
@@ -198,7 +198,10 @@ def test_evidence_of_stacked_experts_is_refused_by_name():
 
     data = [(torch.randn(3, 4), torch.randn(3, 4))]
     net = nn.Sequential(nn.Linear(4, 4), Experts())
+    with pytest.warns(UserWarning, match=r"1.up_proj: it is used by getitem.*Wanda has no evidence; left out"):
+        masks = prune_model(net, sparsity=0.5, saliency=saliency.Wanda(), data=data)
+    assert bool(masks["1.up_proj"].all()) and masks["0.weight"].float().mean() == 0.5
     with pytest.raises(saliency.MissingEvidence, match=r"'1.up_proj'.*getitem"):
-        prune_model(net, sparsity=0.5, saliency=saliency.Wanda(), data=data)
+        prune_model(net, "1.up_proj", sparsity=0.5, saliency=saliency.Wanda(), data=data)
     masks = prune_model(net, sparsity=0.5, saliency=saliency.Wanda(), data=data, exclude="*.up_proj")
     assert masks.sparsity == 0.5

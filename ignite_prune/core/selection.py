@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.shard import is_sharded
 from ignite_prune.core.dense_report import warn_of_dense
-from ignite_prune.core.weight_kinds import ADAPTER, EMBEDDINGS, PRUNABLE, SELECTED, Kind, kind_of
+from ignite_prune.core.weight_kinds import ADAPTER, EMBEDDINGS, PRUNABLE, SELECTED, Kind, has_inputs_first, kind_of
 
 Rule = str | type[nn.Module]
 
@@ -57,6 +57,23 @@ def unwrap(model: nn.Module) -> nn.Module:
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the unwrapped model's parameters by name; a tied one once, under its first name."""
     return {name.replace(COMPILED, ""): parameter for name, parameter in unwrap(model).named_parameters()}
+
+
+def inputs_first(model: nn.Module) -> frozenset[str]:
+    """Return the names of the weights that store inputs in dim 0 and outputs in dim 1, for all layers that they are of.
+
+    Example:
+        >>> sorted(inputs_first(nn.Sequential(nn.ConvTranspose1d(2, 3, 1), nn.Conv1d(3, 2, 1))))
+        ['0.weight']
+    """
+    turned, straight = set[int](), set[int]()
+    for module in unwrap(model).modules():
+        if (weight := module._parameters.get("weight")) is not None:
+            (turned if has_inputs_first(module) else straight).add(id(weight))
+    turned -= straight
+    if not turned:
+        return frozenset()
+    return frozenset(name for name, each in named_parameters(model).items() if id(each) in turned)
 
 
 def is_number(parameter: Tensor) -> bool:

@@ -62,6 +62,23 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _KERNEL = 11  # the largest edge of a convolution's kernel that is recognised by shape
 
 
+def has_inputs_first(module: nn.Module) -> bool:
+    """Return whether a layer's weight has its inputs along dim 0 and its outputs along dim 1.
+
+    Transposed convolutions have, and transformers' ``Conv1D``. A depthwise transposed convolution has one input channel
+    for its outputs, which dim 0 numbers too.
+
+    Example:
+        >>> has_inputs_first(nn.ConvTranspose2d(2, 3, 1)), has_inputs_first(nn.Conv2d(2, 3, 1))
+        (True, False)
+    """
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return module.groups < module.in_channels or module.in_channels == 1
+    weight = module._parameters.get("weight")
+    named = type(module).__name__ == "Conv1D" and not isinstance(module, nn.modules.conv._ConvNd)
+    return named and weight is not None and weight.dim() == 2 and weight.shape[1] == vars(module).get("nf")
+
+
 class Kind(IntEnum):
     """What a parameter is; a parameter of several modules is the least of what it is in each."""
 

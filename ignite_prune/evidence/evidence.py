@@ -144,6 +144,11 @@ class Evidence:
         names = [name for name in collector.parameters if not collector.record.counts.get(name)]
         return {name: collector.reason(name) for name in names if not unreached or collector.is_unreached(name)}
 
+    def unusable(self, need: Need) -> dict[str, str]:
+        """Return the reasons why parameters have no evidence, of those that have none whatever the data."""
+        collector = self.collectors[need]
+        return {name: reason for name, reason in self.reasons(need).items() if collector.cannot(name)}
+
     def state_dict(self) -> list[dict[str, Any]]:
         """Return this rank's state of each need's collector, in order."""
         return [

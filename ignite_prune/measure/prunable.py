@@ -18,7 +18,7 @@ from ignite_prune.pattern import Coupled, Pattern, Unstructured
 from ignite_prune.saliency import Given, Saliency
 from ignite_prune.update.calibration import Calibration
 from ignite_prune.update.one_shot import prune_model, score
-from ignite_prune.update.param_groups import build
+from ignite_prune.update.param_groups import build, pattern_of
 
 if TYPE_CHECKING:
     from ignite_prune.structure import Structure
@@ -81,6 +81,7 @@ class Prunables:
         settings = {"pattern": pattern, "structure": structure, "saliency": saliency, "exclude": exclude}
         group = build(self.model, params, **{**_REST, **settings})[0]
         self.pattern: Pattern = group["pattern"]
+        self._group = group
         names = group["scored"] if structure is not None or params is not None else None
         found = score(
             self.model,
@@ -96,8 +97,10 @@ class Prunables:
         )
 
     def _weights(self, names: Mapping[str, Tensor]) -> list[Prunable]:
-        shapes = select(self.model, list(names))
-        units = {name: self.pattern.count(shape.shape) for name, shape in shapes.items()}
+        units = {
+            name: pattern_of(self._group, name).count(parameter.shape)
+            for name, parameter in select(self.model, list(names)).items()
+        }
         return [Prunable(name, (name,), size, size, self.pattern.share) for name, size in units.items() if size]
 
     def _coupled(self, structure: Structure, groups: Sequence[str], scored: Sequence[str]) -> list[Prunable]:

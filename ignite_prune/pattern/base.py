@@ -41,6 +41,13 @@ class Pattern(ABC):
     repeats: ClassVar[bool] = False
     share: float = 1.0
 
+    def inputs_first(self, ndim: int) -> Pattern:
+        """Return the pattern for a tensor of ``ndim`` dimensions that stores its inputs in dim 0, its outputs in dim 1.
+
+        The same pattern, unless its dimensions stand for outputs and inputs.
+        """
+        return self
+
     @abstractmethod
     def count(self, shape: Sequence[int]) -> int:
         """Return the number of units in a tensor of ``shape``.
@@ -72,6 +79,11 @@ class Pattern(ABC):
     @abstractmethod
     def spread(self, kept: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
         """Return the entry mask of a unit mask (bool, True = kept); entries pruned in ``mask`` stay pruned."""
+
+
+def exchanged(dim: int, ndim: int) -> int:
+    """Return the number of a dimension after dimensions 0 and 1 of ``ndim`` are exchanged."""
+    return {0: 1, 1: 0}.get(dim % ndim, dim) if ndim > 1 else dim
 
 
 def norms(slices: Tensor, order: float) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
-from ignite_prune.pattern.base import Grid, Pattern, both, living, norms
+from ignite_prune.pattern.base import Grid, Pattern, both, exchanged, living, norms
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,10 @@ class Channel(Pattern):
 
     On a Conv2d weight ``(out, in, kh, kw)``: ``dim=0`` a filter, ``dim=1`` an input channel, ``(0, 1)`` a kernel,
     ``(0, 1, 2)`` a row and ``(0, 1, 3)`` a column of a kernel, ``(1, 2, 3)`` one weight shared by all filters.
+
+    Layers that store inputs first (``nn.ConvTranspose*``, transformers' ``Conv1D``) are pruned by their own layout:
+    ``dim=0`` means their outputs, ``dim=1`` their inputs. In a transposed convolution with groups, a unit is the same
+    output of every group.
 
     Args:
         dim: the dimension or dimensions that index units; negative ones count from the end.
@@ -49,6 +53,11 @@ class Channel(Pattern):
             raise ValueError(f"Argument norm should be a number above 0 (math.inf too), but given {self.norm!r}")
         if not isinstance(self.dim, int):
             object.__setattr__(self, "dim", tuple(self.dim))
+
+    def inputs_first(self, ndim: int) -> Channel:
+        if isinstance(self.dim, int):
+            return replace(self, dim=exchanged(self.dim, ndim))
+        return replace(self, dim=tuple(exchanged(dim, ndim) for dim in self.dim))
 
     def _dims(self, ndim: int) -> tuple[int, ...]:
         dims = (self.dim,) if isinstance(self.dim, int) else self.dim

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ignite_prune._utils.small_groups import LARGEST, best_in_groups, least_in_groups
-from ignite_prune.pattern.base import Grid, Pattern, both, living
+from ignite_prune.pattern.base import Grid, Pattern, both, exchanged, living
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class NofM(Pattern):
 
     A unit is one group of ``of`` entries: pruning it removes its ``of - keep`` entries of least score, and its score is
     the sum of theirs. Along ``dim=1`` groups are over the inputs of a Linear and the input channels of a Conv (one
-    group per kernel position), the layout of sparse tensor cores. The full sparsity is ``1 - keep/of``; a smaller
-    target prunes a fraction of the groups, a larger one raises an error.
+    group per kernel position), the layout of sparse tensor cores; in layers that store inputs first
+    (``nn.ConvTranspose*``, transformers' ``Conv1D``) over the inputs too, in dimension 0 of the weight. The full
+    sparsity is ``1 - keep/of``; a smaller target prunes a fraction of the groups, a larger one raises an error.
 
     Args:
         keep: entries kept in a group, at least 1.
@@ -51,6 +52,9 @@ class NofM(Pattern):
         if not 1 <= self.keep < self.of:
             raise ValueError(f"NofM should have 1 <= keep < of, but given keep={self.keep}, of={self.of}")
         object.__setattr__(self, "share", (self.of - self.keep) / self.of)
+
+    def inputs_first(self, ndim: int) -> NofM:
+        return replace(self, dim=exchanged(self.dim, ndim))
 
     def count(self, shape: Sequence[int]) -> int:
         if not -len(shape) <= self.dim < len(shape):

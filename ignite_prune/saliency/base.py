@@ -36,6 +36,8 @@ class Saliency(ABC):
         randomised: scores are random; :meth:`draw` fixes them.
         at_init: made for a network that is neither trained nor pruned yet.
         some_layers: only defined for some kinds of layers.
+        by_slice: the formula compares slices of dim 0; where a layer stores inputs first, it is called with the
+            weight's first two dimensions exchanged.
         pointwise: each score depends on the value of its entry alone, so that an update can compute the scores in
             pieces, from 1-D parts of the weight; not inherited by a class that overrides ``__call__``.
         by_row: scores are only compared within a row, see :meth:`rows`.
@@ -47,6 +49,7 @@ class Saliency(ABC):
     randomised: ClassVar[bool] = False
     at_init: ClassVar[bool] = False
     some_layers: ClassVar[bool] = False
+    by_slice: ClassVar[bool] = False
     pointwise: ClassVar[bool] = False
     by_row: ClassVar[bool] = False
     once: bool = False

@@ -35,7 +35,7 @@ class FPGM(Saliency):
     """
 
     p: float = 2
-    by_unit: ClassVar[bool] = True
+    by_slice: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.p, float) or self.p != float("inf"):

@@ -43,7 +43,7 @@ class Inverted(Informed):
                 f"Argument saliency should be one of ignite_prune.saliency (as_saliency(function) for a plain "
                 f"function), but given {self.saliency!r}"
             )
-        for trait in ("data_dependent", "randomised", "at_init", "some_layers", "by_row", "once", "steps"):
+        for trait in ("data_dependent", "randomised", "at_init", "some_layers", "by_slice", "by_row", "once", "steps"):
             object.__setattr__(self, trait, getattr(self.saliency, trait))
 
     def __call__(self, name: str, parameter: Tensor) -> Tensor:

@@ -35,6 +35,31 @@ def attributes_of(indices: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict
     return indices.attributes if isinstance(indices, KeptIndices) else {}
 
 
+def entry_of(owner: Any, name: str) -> Any:
+    """Return an attribute, or with ``"name.0"`` an entry of one that is a list or tuple.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    name, _, number = name.partition(".")
+    value = getattr(owner, name)
+    if not number:
+        return value
+    if not isinstance(value, (list, tuple)) or not number.isdigit() or int(number) >= len(value):
+        raise AttributeError(f"{type(owner).__name__}.{name} has no entry {number}")
+    return value[int(number)]
+
+
+def with_entry(owner: Any, name: str, value: Any) -> tuple[str, Any]:
+    """Return the name and new value of the attribute in which :func:`entry_of` then finds a value."""
+    name, _, number = name.partition(".")
+    if not number:
+        return name, value
+    whole = list(getattr(owner, name))
+    whole[int(number)] = value
+    return name, type(getattr(owner, name))(whole)
+
+
 def value_at(model: nn.Module, path: str) -> Any:
     """Return the module, config or attribute at a path below a model; the model if the path is empty.
 

@@ -42,15 +42,18 @@ class UnitGroup:
         size: number of units.
         slots: the dimensions of parameters and buffers that the units index.
         maker: index in ``slots`` of the weight that produces the units.
+        multiple: the number of units left should be a multiple of this, as a kernel of torch needs it.
     """
 
     name: str
     size: int
     slots: tuple[Slot, ...]
     maker: int
+    multiple: int = 1
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {self.size} units", *(f"  {slot.told(self.size)}" for slot in self.slots)]
+        many = f" in multiples of {self.multiple}" if self.multiple > 1 else ""
+        lines = [f"{self.name}: {self.size} units{many}", *(f"  {slot.told(self.size)}" for slot in self.slots)]
         return "\n".join(lines)
 
     def sliced(self, kept: Tensor, stay: Mapping[tuple[str, int], Tensor]) -> UnitGroup:
@@ -66,7 +69,7 @@ class UnitGroup:
             left = stay.get((slot.name, slot.dim))
             units = slot.units if left is None else slot.units[left]
             slots.append(Slot(slot.name, slot.dim, torch.where(units >= 0, number[units], -1)))
-        return UnitGroup(self.name, int(kept.sum()), tuple(slots), self.maker)
+        return UnitGroup(self.name, int(kept.sum()), tuple(slots), self.maker, self.multiple)
 
 
 @dataclass(frozen=True, eq=False)

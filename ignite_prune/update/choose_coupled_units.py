@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from math import lcm
 
 from torch import Tensor
 
@@ -35,10 +37,12 @@ def choose_coupled_masks(
     structure, pattern = group["structure"], group["pattern"]
     assert structure is not None and isinstance(pattern, Coupled)
     units = [structure.groups[name] for name in group["units"]]
+    units = [each for each in units if any(slot.name in scores for slot in each.slots)]  # others are left out
     before = structure.kept({name: mask for name, mask in masks.items() if mask is not None})
     layers = [coupled_layer(each, structure, scores, before[each.name], pattern) for each in units]
     layers = comparable(layers, pattern.normalise)
-    choice = partial(_chosen, layers, pattern, group["allocation"])
+    patterns = {each.name: replace(pattern, round_to=lcm(pattern.round_to, each.multiple)) for each in units}
+    choice = partial(_chosen, layers, patterns, group["allocation"])
     fraction = 1.0 if target is None else target
     if group["target"] is None:
         chosen = choice(fraction)
@@ -50,10 +54,12 @@ def choose_coupled_masks(
     return _spread(structure, kept, chosen, masks)
 
 
-def _chosen(layers: Sequence[Layer], pattern: Coupled, allocation: Allocation, fraction: float) -> dict[str, Tensor]:
+def _chosen(
+    layers: Sequence[Layer], patterns: Mapping[str, Coupled], allocation: Allocation, fraction: float
+) -> dict[str, Tensor]:
     """Return which units stay, of each layer that gets smaller, with this fraction of the units pruned."""
-    found = choose(layers, allocation, fraction, least=lambda layer: pattern.left(0, layer.shape[0]))
-    return {layer.name: _rounded(layer, kept, pattern) for layer, kept in found}
+    found = choose(layers, allocation, fraction, least=lambda layer: patterns[layer.name].left(0, layer.shape[0]))
+    return {layer.name: _rounded(layer, kept, patterns[layer.name]) for layer, kept in found}
 
 
 def _to_cost(

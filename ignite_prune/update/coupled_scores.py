@@ -41,7 +41,8 @@ def coupled_layer(
 
     def compute() -> Tensor:
         wanted = {slot.name: scores[slot.name].compute() for slot in units.slots if slot.name in scores}
-        return unit_scores(units, wanted, pattern).cpu().masked_fill(~alive, 0)
+        outputs = {name: scores[name].outputs for name in wanted}
+        return unit_scores(units, wanted, pattern, outputs).cpu().masked_fill(~alive, 0)
 
     living = int(alive.count_nonzero())
     # Sparsity is a fraction of the units before any slicing.
@@ -88,18 +89,19 @@ def _kind(units: UnitGroup, structure: Structure) -> Hashable:
     return frozenset(found)
 
 
-def unit_scores(units: UnitGroup, scores: Mapping[str, Tensor], pattern: Coupled) -> Tensor:
+def unit_scores(units: UnitGroup, scores: Mapping[str, Tensor], pattern: Coupled, outputs: Mapping[str, int]) -> Tensor:
     """Return the score of each unit, ``(units,)``, float64, from the scores of the weights that have slices of it.
 
     Args:
         units: a group of units, and the slots that they lie in.
-        scores: by name, one for each entry in the weight's shape; or 1-D, one for each slice of dim 0.
+        scores: by name, one for each entry in the weight's shape; or 1-D, one for each output.
         pattern: how the scores of slices are combined.
+        outputs: by name, the dimension of the weight's outputs.
     """
     found = []
     for slot in units.slots:
         given = scores.get(slot.name)
-        if given is None or slot.dim >= given.dim():
+        if given is None or (slot.dim != outputs[slot.name] if given.dim() == 1 else slot.dim >= given.dim()):
             continue
         if given.dim() == 1 and len(given) == units.size:
             found.append(given.double())

@@ -15,7 +15,7 @@ from ignite_prune._utils.distributed import raise_together
 from ignite_prune._utils.shard import is_sharded
 from ignite_prune.allocation import Allocation, Global
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
-from ignite_prune.core.selection import named_parameters, select, unwrap
+from ignite_prune.core.selection import inputs_first, named_parameters, select, unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.repair.base import Repair
@@ -213,8 +213,9 @@ def _planned(model: nn.Module, groups: Sequence[ParamGroup], masks: MaskStore, c
     before, plan = masks.so_far(), UpdatePlan()
     for update in updates:
         update.scores = bound_scores(update.group, update.saliency, masks, before, evidence)
-        if update.group["unreached"] == "keep":
-            warn_of_left_out(update.group, leave_out(update, masks, evidence), set())
+        if update.saliency.needs:
+            training = masks if update.group["unreached"] == "keep" else None
+            warn_of_left_out(update.group, leave_out(update, training, evidence), set())
         merge(plan.masks, plan_masks(update, masks, before, evidence))
     passes = None if calibration.data is None else lambda: calibration.batches(model)
     return repaired(model, groups, masks, before, plan, evidence, passes)
@@ -300,18 +301,19 @@ def score(
             formula = bound
         scores = {}
         for name, parameter in parameters.items():
-            scores[name] = _checked(name, parameter, formula(name, parameter))
+            turned = parameter.transpose(0, 1) if name in inputs_first(model) else parameter
+            scores[name] = _checked(name, parameter, turned, formula(name, turned if formula.by_slice else parameter))
     return scores
 
 
-def _checked(name: str, parameter: Tensor, scores: Tensor) -> Tensor:
+def _checked(name: str, parameter: Tensor, turned: Tensor, scores: Tensor) -> Tensor:
     check_real(name, scores)
-    units = parameter.shape[0] if parameter.ndim else 0
+    units = turned.shape[0] if turned.ndim else 0
     by_unit = scores.ndim == 1 and (len(scores) == units or (len(scores) and units % len(scores) == 0))
     if scores.shape != parameter.shape and not by_unit:
         raise ValueError(
-            f"The saliency of parameter {name!r} should have its shape {tuple(parameter.shape)}, or be 1-D with one a "
-            f"unit of dim 0, but given {tuple(scores.shape)}"
+            f"The saliency of parameter {name!r} should have its shape {tuple(parameter.shape)}, or be 1-D with one an "
+            f"output ({units} of them), but given {tuple(scores.shape)}"
         )
     if not all_finite(scores):
         raise NonFiniteSaliency(f"The saliency of parameter {name!r} has values that are NaN or infinite")

@@ -13,7 +13,7 @@ from ignite_prune._utils.arguments import check_generator, near
 from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.allocation import Allocation, Layer
 from ignite_prune.core.check_report import SparsityWarning
-from ignite_prune.core.selection import as_rules, named_parameters, reparametrised, select
+from ignite_prune.core.selection import as_rules, inputs_first, named_parameters, reparametrised, select
 from ignite_prune.pattern import Coupled, Pattern, Unstructured
 from ignite_prune.repair.base import Repair, as_repairs
 from ignite_prune.saliency import Saliency, as_saliency
@@ -34,6 +34,7 @@ class ParamGroup(TypedDict):
         params: names of the parameters that are masked.
         scored: names of those that are scored: the same, unless a structure's units reach into other parameters.
         shapes: the shape of each of ``params``.
+        inputs_first: those of ``params`` that store inputs in dim 0 and outputs in dim 1.
         units: with a structure, the names of its unit groups that may shrink; otherwise empty.
         sparsity: the target of the next update; None only in one shot, with an allocation that sets its own.
         saliency, schedule, pattern, allocation, keep_dense, generator, repair, structure, target, unreached: see
@@ -43,6 +44,7 @@ class ParamGroup(TypedDict):
     params: list[str]
     scored: list[str]
     shapes: dict[str, tuple[int, ...]]
+    inputs_first: frozenset[str]
     units: list[str]
     sparsity: float | None
     saliency: Saliency
@@ -112,8 +114,15 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
             "pattern.Coupled() and structure= go together: PruneHandler(..., structure=trace(model, example_inputs))"
         )
     group["shapes"] = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    group["inputs_first"] = inputs_first(model)
     _check_fit(group)
     return group
+
+
+def pattern_of(group: ParamGroup, name: str) -> Pattern:
+    """Return a group's pattern for one of its parameters, by the layout of that parameter."""
+    pattern = group["pattern"]
+    return pattern.inputs_first(len(group["shapes"][name])) if name in group["inputs_first"] else pattern
 
 
 def _checked_settings(settings: Mapping[str, Any]) -> ParamGroup:
@@ -123,6 +132,7 @@ def _checked_settings(settings: Mapping[str, Any]) -> ParamGroup:
         "params": [],
         "scored": [],
         "shapes": {},
+        "inputs_first": frozenset(),
         "units": [],
         "sparsity": None if settings["sparsity"] is None else as_sparsity(settings["sparsity"]),
         "saliency": saliency if isinstance(saliency, Saliency) else as_saliency(saliency),
@@ -252,7 +262,7 @@ def _check_fit(group: ParamGroup) -> None:
     layers = []
     for name, shape in shapes.items():
         try:
-            units = pattern.count(shape)
+            units = (pattern if structure is not None else pattern_of(group, name)).count(shape)
         except ValueError as error:
             raise ValueError(f"Parameter {name!r}: {error}") from None
         layers.append(Layer(name, shape, units, lambda: torch.empty(0), None, units))

@@ -17,7 +17,7 @@ from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.repair.base import Passes, PrunedParameter, RepairContext
 from ignite_prune.saliency import Informed, Saliency
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_groups import ParamGroup, pattern_of
 from ignite_prune.update.scores import ParameterScores, choose_masks
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ def bound_scores(
     """Return the scores of a group's parameters by a saliency and its evidence."""
     bound = saliency if evidence is None else bind(saliency, group["scored"], evidence, masks)
     return {
-        name: ParameterScores(name, store.parameters[name], bound, group["pattern"], masks[name])
+        name: ParameterScores(
+            name, store.parameters[name], bound, pattern_of(group, name), masks[name], name in group["inputs_first"]
+        )
         for name in group["scored"]
     }
 
@@ -187,7 +189,8 @@ def _counted(group: ParamGroup, masks: Masks) -> tuple[int, int]:
         return sum(len(kept[name]) for name in group["units"]), sum(int(kept[name].sum()) for name in group["units"])
     units = living = 0
     for name in group["params"]:
-        count, mask = pattern.count(group["shapes"][name]), masks[name]
+        pattern, mask = pattern_of(group, name), masks[name]
+        count = pattern.count(group["shapes"][name])
         units += count
         living += count if mask is None else int(pattern.alive(mask).count_nonzero())
     return units, living

@@ -33,16 +33,25 @@ class ParameterScores:
         saliency: the formula, its randomness drawn and its evidence bound.
         pattern: which entries are pruned together.
         mask: the mask so far, None where nothing is pruned; scores of pruned entries may be anything.
+        inputs_first: whether dim 0 of the parameter holds inputs, and dim 1 outputs.
 
     Attributes:
+        outputs: the dimension of the outputs, which scores of units are of.
         cached: scores that depend on data, once they are computed.
     """
 
     def __init__(
-        self, name: str, parameter: Tensor, saliency: Saliency, pattern: Pattern, mask: Tensor | None = None
+        self,
+        name: str,
+        parameter: Tensor,
+        saliency: Saliency,
+        pattern: Pattern,
+        mask: Tensor | None = None,
+        inputs_first: bool = False,
     ) -> None:
         self.name = name
         self.shape = tuple(parameter.shape)
+        self.outputs = int(inputs_first)
         self.cached: Tensor | None = None
         self._parameter, self._saliency, self._pattern, self._mask = parameter, saliency, pattern, mask
         self._checked = False
@@ -65,7 +74,8 @@ class ParameterScores:
         """
         scores = self.cached
         if scores is None:
-            scores = self._saliency(self.name, self._parameter)
+            turns = self.outputs and self._saliency.by_slice
+            scores = self._saliency(self.name, self._parameter.transpose(0, 1) if turns else self._parameter)
             if not self._checked:
                 check_real(self.name, scores)
                 if tuple(scores.shape) != self.shape:

@@ -504,3 +504,36 @@ def test_lbfgs_goes_on():
     before = closure().item()
     optimizer.step(closure)
     assert closure().item() < before
+
+
+class Flat(torch.optim.SGD):
+    """Keeps a number for each entry of all parameters in a tensor of its own, which no slicing finds."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, 0.1)
+        self.all = torch.zeros(sum(each.numel() for each in self.param_groups[0]["params"]))
+
+    def step(self, closure=None):
+        self.all += torch.cat([each.grad.flatten() for each in self.param_groups[0]["params"]])
+        return super().step(closure)
+
+
+def test_an_optimizer_that_no_longer_steps_is_found_out():
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
+    optimizer = Flat(model.parameters())
+    with pytest.raises(ValueError, match="does not fit Flat, so it was put back.*size of tensor"):
+        shrink(model, {"0.weight": [0, 1]}, x, optimizer=optimizer)
+    assert model[0].out_features == 8 and float(optimizer.all.abs().sum()) == 0
+    model(x).sum().backward()
+    optimizer.step()
+
+
+def test_a_trial_step_changes_nothing():
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1, weight_decay=0.5)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # replaces optimizer.step
+    model(x).sum().backward()
+    optimizer.step()
+    before = model[2].bias.detach().clone(), optimizer.state[model[2].bias]["step"].clone()
+    shrink(model, {"0.weight": [0, 1]}, x, optimizer=optimizer)
+    assert torch.equal(model[2].bias, before[0]) and torch.equal(optimizer.state[model[2].bias]["step"], before[1])

@@ -6,6 +6,7 @@ from operator import attrgetter
 import pytest
 import torch
 
+from ignite_prune import PruneHandler
 from ignite_prune.structure import shrink, trace
 from ignite_prune.structure.slicing.model_edit import ModelEdit
 
@@ -339,3 +340,28 @@ def test_tracing_leaves_the_weights_alone():
     trace(model.train(), x)
     for name, tensor in model.state_dict(keep_vars=True).items():
         assert id(tensor) == held[name][0] and torch.equal(tensor, held[name][1])
+
+
+def test_experts_in_one_parameter():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 9}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 3}
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**shape))
+    x = {"input_ids": torch.arange(8)[None]}
+    structure = trace(model.eval(), x)
+    name = "model.layers.0.mlp.experts.gate_up_proj[1]"
+    assert (structure.groups[name].size, structure.groups[name].multiple) == (24, 8)
+    pruner = PruneHandler(model, structure=structure, params="*.experts.*")
+    pruner.step(0.4)
+    report = shrink(model, pruner, x)
+    assert report.units[name] == (24, 16) and report.error < 1e-5
+
+
+def test_a_config_that_cannot_describe_the_sliced_model_is_told():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 1, "vocab_size": 9}
+    model = transformers.LlamaModel(transformers.LlamaConfig(**shape, num_attention_heads=4)).eval()
+    x = {"input_ids": torch.arange(8)[None]}
+    with pytest.warns(UserWarning, match=r"LlamaConfig refuses its sizes .*not a multiple.*load_shrunk"):
+        shrink(model, {"layers.0.self_attn.q_proj.weight": [1]}, x)
+    assert model.config.num_attention_heads == 3

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ignite_prune.core.selection import inputs_first
 from ignite_prune.evidence.collectors.base import Collector, N, Scale, on_gradient
 from ignite_prune.evidence.forward.observer import ForwardObserver
 from ignite_prune.evidence.running_sums import Kept, kept_of, wide, zeros_over
@@ -17,11 +18,20 @@ from ignite_prune.saliency.needs import Activations, FollowingScale
 class ActivationCollector(Collector[N]):
     """Base of collectors of one number a unit."""
 
+    def prepare(self) -> None:
+        self._inputs_first = inputs_first(self.model)
+
+    def outputs(self, name: str) -> int:
+        """Return the dimension of a weight that numbers its outputs."""
+        return int(name in self._inputs_first)
+
     def zeros(self, name: str) -> Tensor:
-        return zeros_over(self.parameters[name], self.parameters[name].shape[:1])
+        dim = self.outputs(name)
+        return zeros_over(self.parameters[name], self.parameters[name].shape[dim : dim + 1])
 
     def cut(self, name: str, total: Tensor, kept: Kept) -> Tensor:
-        return kept_of(total, {0: kept[0]} if 0 in kept else {})
+        dim = self.outputs(name)
+        return kept_of(total, {0: kept[dim]} if dim in kept else {})
 
     def subscribe(self, observer: ForwardObserver, scale: Scale) -> None:
         on_activation = partial(self.on_activation, scale)
@@ -35,11 +45,12 @@ class ActivationMeans(ActivationCollector[Activations]):
     """Collects :class:`~ignite_prune.saliency.needs.Activations`: sums over samples, whose means are the evidence."""
 
     def prepare(self) -> None:
+        super().prepare()
         self.backward = self.need.gradient
 
     def on_activation(self, scale: Scale, name: str, z: Tensor, dim: int, samples: int) -> None:
-        if z.shape[dim] != self.parameters[name].shape[0]:
-            self.refused[name] = "its dim 0 does not number its outputs"
+        if z.shape[dim] != self.parameters[name].shape[self.outputs(name)]:
+            self.refused[name] = f"its dim {self.outputs(name)} does not number its outputs"
         elif self.need.maps and dim != -3:
             self.refused[name] = "its outputs have no maps of two dimensions"
         elif not self.need.gradient:
@@ -81,6 +92,7 @@ class FollowingScales(ActivationCollector[FollowingScale]):
     lasting = True
 
     def prepare(self) -> None:
+        super().prepare()
         self._norms: dict[str, Tensor] = {}
         self._seen: set[str] = set()
 
@@ -91,7 +103,7 @@ class FollowingScales(ActivationCollector[FollowingScale]):
         super().on_forward_end(observer)
         norms = {} if observer.points is None else observer.points.norms
         for name, scale in norms.items():
-            if name in self.parameters and scale.shape == self.parameters[name].shape[:1]:
+            if name in self.parameters and len(scale) == self.parameters[name].shape[self.outputs(name)]:
                 self._norms[name] = scale
                 self.running(name)
                 self.record.counts[name] = 1.0

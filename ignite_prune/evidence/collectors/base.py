@@ -118,6 +118,10 @@ class Collector(Generic[N]):
             return "its calls had no rows, as those of an expert without tokens"
         return self.unreached if self.record.counts else self.unseen
 
+    def cannot(self, name: str) -> bool:
+        """Return whether there is no evidence because of how the model uses a parameter, whatever the data."""
+        return name in self.refused or name in self.unknown
+
     def is_unreached(self, name: str) -> bool:
         """Return whether a parameter has no evidence because no data has reached it so far."""
         frozen = self.of_gradients and not self.parameters[name].requires_grad

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.shard import local
 from ignite_prune._utils.state import checked_mapping, checked_tensor
-from ignite_prune.core.selection import named_parameters
+from ignite_prune.core.selection import inputs_first, named_parameters
 from ignite_prune.evidence.collectors.base import Collector, N
 from ignite_prune.evidence.running_sums import Kept, wide, zeros_over
 from ignite_prune.saliency.needs import Fisher, FisherBlocks, Gradients
@@ -35,12 +35,14 @@ class GradientSums(GradientCollector[Gradients]):
 
     def prepare(self) -> None:
         self.lasting, self.per_sample = self.need.memory.lasting, self.need.per_sample
-        self._biases = _biases(self.model, self.parameters) if self.need.by_unit else {}
+        self._inputs_first = inputs_first(self.model) if self.need.by_unit else frozenset[str]()
+        self._biases = _biases(self.model, self.parameters, self._inputs_first) if self.need.by_unit else {}
         self.differentiated = {**self.parameters, **dict(self._biases.values())}
 
     def zeros(self, name: str) -> Tensor:
-        parameter = self.parameters[name]
-        return zeros_over(parameter, parameter.shape[:1] if self.need.by_unit else None, self.need.memory.dtype)
+        parameter, dim = self.parameters[name], int(name in self._inputs_first)
+        shape = parameter.shape[dim : dim + 1] if self.need.by_unit else None
+        return zeros_over(parameter, shape, self.need.memory.dtype)
 
     @torch.no_grad()
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
@@ -67,6 +69,7 @@ class GradientSums(GradientCollector[Gradients]):
     def _by_unit(self, name: str, gradient: Tensor, weight: Tensor, gradients: Mapping[str, Tensor]) -> Any:
         dtype = wide(weight)
         product = gradient.to(dtype) * weight.to(dtype)
+        product = product.transpose(0, 1) if name in self._inputs_first else product
         product = product.flatten(1).sum(1) if product.ndim > 1 else product  # a vector's units are its entries
         if name in self._biases and self._biases[name][0] in gradients:
             bias_name, bias = self._biases[name]
@@ -77,14 +80,17 @@ class GradientSums(GradientCollector[Gradients]):
         return total / count if self.need.mean else total
 
 
-def _biases(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[str, nn.Parameter]]:
-    """Return name and parameter of each weight's bias, if it has one entry for each slice of dim 0."""
+def _biases(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs_first: Collection[str]
+) -> dict[str, tuple[str, nn.Parameter]]:
+    """Return name and parameter of each weight's bias, if it has one entry for each output."""
     everything, found = named_parameters(model), {}
     for name, parameter in parameters.items():
         head, dot, leaf = name.rpartition(".")
         bias_name = f"{head}{dot}{leaf.replace('weight', 'bias')}"
         bias = everything.get(bias_name)
-        if bias is not None and bias_name != name and bias.shape == parameter.shape[:1]:
+        dim = int(name in inputs_first)
+        if bias is not None and bias_name != name and bias.shape == parameter.shape[dim : dim + 1]:
             found[name] = (bias_name, bias)
     return found
 

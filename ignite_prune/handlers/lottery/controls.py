@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.topk import keep_top
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.pattern import Pattern
 from ignite_prune.saliency import Random
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_groups import ParamGroup, pattern_of
 
 
 def shuffled(groups: Sequence[ParamGroup], masks: MaskStore, seed: int) -> dict[str, Tensor]:
@@ -57,18 +56,19 @@ def _for_each_layer(
 
 def _best(group: ParamGroup, masks: MaskStore, scores: Mapping[str, Tensor], sign: int = 1) -> dict[str, Tensor]:
     """Return masks with the best units of some layers; their total number is that of ``masks``."""
-    pattern: Pattern = group["pattern"]
+    patterns = {name: pattern_of(group, name) for name in scores}
     units, spreading = [], []
     for name, each in scores.items():
+        pattern = patterns[name]
         by_unit = each.shape != masks.parameters[name].shape
         spreading.append(masks.parameters[name].detach() if by_unit else sign * each)
         if by_unit:
             units.append(sign * each)
         else:  # a norm ignores signs, so the sign is applied to the norm
             units.append(sign * pattern.group(each, None) if pattern.by_unit else pattern.group(sign * each, None))
-    keep = sum(int(pattern.alive(masks[name]).count_nonzero()) for name in scores)
+    keep = sum(int(patterns[name].alive(masks[name]).count_nonzero()) for name in scores)
     kept = keep_top([partial(_itself, unit) for unit in units], [None] * len(units), [u.numel() for u in units], keep)
-    return {name: pattern.spread(*pair, None) for name, pair in zip(scores, zip(kept, spreading))}
+    return {name: patterns[name].spread(*pair, None) for name, pair in zip(scores, zip(kept, spreading))}
 
 
 def _itself(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from ignite_prune.core.selection import named_parameters, unwrap
+from ignite_prune.core.selection import inputs_first, named_parameters, unwrap
 from ignite_prune.handlers.regularisers.lasso import Lasso
 from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, build
 from ignite_prune.pattern import Coupled, Pattern
@@ -106,7 +106,10 @@ def _units(model: nn.Module, group: RegulariserGroup) -> list[Units]:
                 f"Argument pattern should be one of ignite_prune.pattern (for coupled units give structure= alone), "
                 f"but given {pattern!r}"
             )
-        return [_of_pattern(name, everything[name], pattern) for name in group["params"]]
+        turned, fit = inputs_first(model), dict[str, Pattern]()
+        for name in group["params"]:
+            fit[name] = pattern.inputs_first(everything[name].dim()) if name in turned else pattern
+        return [_of_pattern(name, everything[name], each) for name, each in fit.items()]
     if not is_structure(structure):
         raise TypeError(
             f"Argument structure should be what trace(model, example_inputs) gives, but given {structure!r:.60}"

@@ -14,6 +14,7 @@ from ignite_prune._utils.arguments import check_is, check_positive
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.allocation import Uniform
+from ignite_prune.core.selection import inputs_first
 from ignite_prune.core.step_hooks import grad_scale
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.sparse_training.base import MaskedHandler
@@ -83,6 +84,7 @@ class SRSTE(MaskedHandler):
                 check_positive("strength", strength)
             super().__init__(model, optimizer, params, None, Uniform(), exclude, shared, pattern)
             self._pattern, self._strength = pattern, float(strength)
+            self._inputs_first = inputs_first(self._model)
             self._masked_forward = MaskedForward(model, self._masks)
             self._hooks = BeforeStep(self._optimizers, self._hold_back)
             self._flips = dict.fromkeys(self._masks.parameters, 0)
@@ -112,8 +114,9 @@ class SRSTE(MaskedHandler):
         masks = {}
         for name in self._masks.parameters:
             scores = self._magnitudes(name)
-            none = torch.zeros(self._pattern.count(scores.shape), dtype=torch.bool, device=scores.device)
-            masks[name] = self._pattern.spread(none.view(self._pattern.group(scores, None).shape), scores, None)
+            pattern = self._pattern.inputs_first(scores.dim()) if name in self._inputs_first else self._pattern
+            none = torch.zeros(pattern.count(scores.shape), dtype=torch.bool, device=scores.device)
+            masks[name] = pattern.spread(none.view(pattern.group(scores, None).shape), scores, None)
         return masks
 
     def _publish(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ignite_prune._utils.pairs import from_pairs
 from ignite_prune._utils.state import is_plain
 from ignite_prune.core.selection import unwrap
-from ignite_prune.structure.kept_indices import KeptIndices, attributes_of, value_at
+from ignite_prune.structure.kept_indices import KeptIndices, attributes_of, entry_of, value_at
 from ignite_prune.structure.slicing.model_edit import Indices, ModelEdit, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
 
@@ -83,7 +83,7 @@ def _attributes(state: Any, model: nn.Module) -> dict[str, dict[str, int]]:
     for path, values in state.items():
         for name, value in values.items():
             try:
-                known = type(value_at(model, f"{path}.{name}" if path else name)) is int
+                known = type(entry_of(value_at(model, path), name)) is int
             except AttributeError:
                 known = False
             if not known or type(value) is not int:

@@ -22,7 +22,7 @@ from ignite_prune._utils.arguments import near
 from ignite_prune.core.optimizer_state import exchange
 from ignite_prune.core.optimizers import Optimizers, as_optimizers
 from ignite_prune.evidence.running_sums import kept_of
-from ignite_prune.structure.kept_indices import attributes_of, value_at
+from ignite_prune.structure.kept_indices import attributes_of, value_at, with_entry
 from ignite_prune.structure.slicing.module_attributes import counts, widths
 from ignite_prune.structure.slicing.slots import cut_slot
 from ignite_prune.structure.tracing.heads_attention import HeadsAttention
@@ -83,7 +83,8 @@ class ModelEdit:
             self._set(owner, name, value)
         for path, values in attributes_of(indices).items():
             for name, value in values.items():
-                self._set(value_at(self._model, path), name, value)
+                owner = value_at(self._model, path)
+                self._set(owner, *with_entry(owner, name, value))
         for path, rate in rates.items():
             self._set(self._model.get_submodule(path), "p", rate)
 

@@ -34,8 +34,10 @@ from ignite_prune.structure.slicing.compare import (
     runs_in_training,
     tolerance,
 )
+from ignite_prune.structure.slicing.config_check import configs_of, refusal_of, warn_of_configs
 from ignite_prune.structure.slicing.model_edit import Indices, ModelEdit, check_optimizers, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
+from ignite_prune.structure.slicing.trial_step import failing_step
 from ignite_prune.structure.structure import Structure
 from ignite_prune.structure.tracing.trace import misfit, trace
 from ignite_prune.structure.unit_group import Kept
@@ -87,8 +89,8 @@ def shrink(
     """Remove pruned units from a model, in place: its weights get smaller, its outputs equal the masked model's.
 
     Parameters, their gradients, buffers, optimizer slots and width attributes are sliced; tied weights stay tied,
-    ``requires_grad`` and the training modes stay the same. The sliced model is run and compared with the masked one; if
-    their outputs differ, the slicing is undone.
+    ``requires_grad`` and the training modes stay the same. The sliced model is run and compared with the masked one,
+    and a copy of each optimizer takes a step; if outputs differ or a step fails, the slicing is undone.
 
     Args:
         model: bare, or wrapped in ``torch.compile``; for a DDP model give ``model.module``, and wrap it again.
@@ -184,6 +186,8 @@ def sliced(
     counting = not structure.counts_flops
     expected, flops = run(masked, example_inputs, counting)
     trains = model.training and runs_in_training(masked, example_inputs)
+    described = [config for config in configs_of(model) if not refusal_of(config)]
+    stepping = [each for each in optimizers if not failing_step(each)]
     edits = [ModelEdit(model, optimizers), *(ModelEdit(each) for each in copies)]
     with undone_on_error(edits, undo):
         try:
@@ -203,9 +207,20 @@ def sliced(
                 f"{first_difference(masked, model, example_inputs)}"
                 + (f". It draws random numbers in eval mode ({', '.join(drawn)}), which were held" if drawn else "")
             )
+        _check_steps(stepping)
+        warn_of_configs(described)
         units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
         work = (flops, fewer) if counting else (structure.flops(), structure.flops(kept))
         yield Report(units, (before, _count(model)), work, error, indices)
+
+
+def _check_steps(optimizers: Sequence[Optimizer]) -> None:
+    """Raise ValueError if one of the optimizers can no longer step."""
+    for optimizer in optimizers:
+        if why := failing_step(optimizer):
+            raise ValueError(
+                f"The sliced state does not fit {type(optimizer).__name__}, so it was put back; in a step {why}"
+            )
 
 
 def _warn_of_change(model: nn.Module, masked: nn.Module, example_inputs: Any) -> None:

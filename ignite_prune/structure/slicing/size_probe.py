@@ -25,6 +25,7 @@ from ignite_prune.structure.slicing.compare import (
 )
 from ignite_prune.structure.slicing.model_edit import ModelEdit
 from ignite_prune.structure.structure import Structure
+from ignite_prune.structure.unit_group import UnitGroup
 
 
 class SizeProbe:
@@ -37,6 +38,7 @@ class SizeProbe:
 
     Attributes:
         failed_in: the modes in which a run without one unit of a single group has failed, True = in training.
+        multiples: by group, what the number of its units should be a multiple of, if that is not 1.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -46,6 +48,7 @@ class SizeProbe:
         self._modes: tuple[bool, ...] = (False, True)
         self._mode = False
         self.failed_in: set[bool] = set()
+        self.multiples: dict[str, int] = {}
 
     def failing(self, structure: Structure) -> dict[str, str]:
         """Return the groups that cannot lose a unit because the model then fails, with the error."""
@@ -76,7 +79,9 @@ class SizeProbe:
         return found | self._unlike(second, [*sound, *(name for name in first if name not in found)], structure)
 
     def _difference(self, groups: Sequence[str], structure: Structure) -> str:
-        kept = {name: torch.arange(structure.groups[name].size) >= structure.groups[name].size // 2 for name in groups}
+        kept = {
+            name: torch.arange(structure.groups[name].size) >= self._half(structure.groups[name]) for name in groups
+        }
         masked = masked_copy(self._model, structure.masks(kept), structure.normalised(kept))
         model = copy_of(self._model)
         ModelEdit(model).slice(structure.indices(kept))
@@ -87,6 +92,11 @@ class SizeProbe:
         except ValueError as problem:
             return str(problem).partition("\n")[0]
         return "" if error <= tolerance(model) else f"the outputs change by {error:.0e}"
+
+    def _half(self, group: UnitGroup) -> int:
+        """Return the number of units that a trial removes."""
+        multiple = self.multiples.get(group.name, 1)
+        return max(group.size // 2 // multiple, 1) * multiple
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         return run_with(model, *self._given)[0]
@@ -103,6 +113,11 @@ class SizeProbe:
         if not error:
             return {}
         if len(groups) == 1:
+            if _ALIGNED in error and structure.groups[groups[0]].size % _MULTIPLE == 0:
+                self.multiples[groups[0]] = _MULTIPLE
+                if not self._error([*sound, *groups], structure):
+                    return {}
+                del self.multiples[groups[0]]
             self.failed_in.add(self._mode)
             return {groups[0]: error}
         first, second = groups[: len(groups) // 2], groups[len(groups) // 2 :]
@@ -110,7 +125,7 @@ class SizeProbe:
         return found | self._among(second, [*sound, *(name for name in first if name not in found)], structure)
 
     def _error(self, groups: Sequence[str], structure: Structure) -> str:
-        kept = {name: torch.arange(structure.groups[name].size) > 0 for name in groups}
+        kept = {name: torch.arange(structure.groups[name].size) >= self.multiples.get(name, 1) for name in groups}
         model = self._copy(self._model)
         ModelEdit(model).slice(structure.indices(kept))
         for mode in self._modes:
@@ -119,6 +134,10 @@ class SizeProbe:
             if error:
                 return error
         return ""
+
+
+_ALIGNED = "strides should be multiple of 16 bytes"  # grouped_mm's words for experts
+_MULTIPLE = 8  # numbers of 2 bytes
 
 
 def _fails(model: nn.Module, inputs: Any) -> str:

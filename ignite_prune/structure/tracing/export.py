@@ -28,6 +28,7 @@ from ignite_prune._utils.copies import copy_of
 from ignite_prune.structure.tracing.attribute_reads import Reads, record_reads
 from ignite_prune.structure.tracing.failure import told
 from ignite_prune.structure.tracing.heads_attention import use_heads_attention
+from ignite_prune.structure.tracing.padded_sequences import PaddedSequences, use_padded_recurrent
 from ignite_prune.structure.tracing.plain_forward import with_plain_forward
 from ignite_prune.structure.tracing.propagation import Propagation, TracedModel
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
@@ -147,11 +148,12 @@ def _exported_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: Mappi
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], heads: bool = True, training: bool = False
 ) -> Export:
-    with warnings.catch_warnings(), _quiet(), torch.no_grad():
+    with warnings.catch_warnings(), _quiet(), torch.no_grad(), PaddedSequences():
         warnings.simplefilter("ignore")
         copied = _copy_sharing_memory(model).train(training)
         if heads:
             use_heads_attention(copied)
+        use_padded_recurrent(copied)
         reads = record_reads(copied)
         try:
             return torch.export.export(copied, with_plain_forward(copied, args, kwargs), strict=False), reads

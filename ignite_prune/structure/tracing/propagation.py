@@ -24,6 +24,7 @@ from ignite_prune.structure.tracing.unit_ids import TieOnly, UnitIds
 from ignite_prune.structure.tracing.work import Product, products
 
 _DEPTH = 4  # of graphs inside graphs
+_DIVIDES = ("div", "rsqrt", "sqrt", "reciprocal", "true_divide", "divide")
 _WRAPPERS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "tag_activation_checkpoint", "cond", "hints_wrapper")
 
 
@@ -44,6 +45,7 @@ class TracedModel:
         unused: dimensions that the forward pass does not use.
         attributes: dimensions whose size a module holds in an attribute, with its path and name.
         ambiguous: operations in which several sizes may be a number of units.
+        guessed: operations in which any of several sizes may be computed from a width.
     """
 
     units: UnitIds
@@ -58,6 +60,7 @@ class TracedModel:
     unused: list[Dim] = field(default_factory=list)
     attributes: list[tuple[str, str, Dim]] = field(default_factory=list)
     ambiguous: list[str] = field(default_factory=list)
+    guessed: list[str] = field(default_factory=list)
 
 
 class Propagation:
@@ -76,6 +79,7 @@ class Propagation:
     ) -> None:
         self._traced, self._modules, self._through_norms, self._reads = traced, modules, through_norms, reads
         self._last = last
+        self._dividing: set[str] = set()  # paths of modules
         self._sizes: dict[Any, int] = {}  # by symbol: a number for each size that depends on data
 
     def run(
@@ -94,6 +98,9 @@ class Propagation:
         values: dict[fx.Node, Any] = {}
         found: Any = None
         alive, given = _alive(graph), iter(inputs)
+        self._dividing |= {
+            _path(node) for node in graph.nodes if node.op == "call_function" and _name(node.target) in _DIVIDES
+        }
         for node in graph.nodes:
             if node.op == "placeholder":
                 value = next(given)
@@ -119,7 +126,7 @@ class Propagation:
         shapes = [self._shape(each) for each in (outputs if several else [outputs]) if isinstance(each, Tensor)]
         if not shapes:
             return self._fixed(outputs)
-        path = where.partition("@")[0]  # "@1": the module's second call
+        path = _path(node) or where.partition("@")[0]
         given = [each for each in node.all_input_nodes if isinstance(values[each], TracedTensor)]
         function: Any = node.target
         op = Op(
@@ -129,6 +136,7 @@ class Propagation:
             shapes,
             self._modules.get(path),
             self._through_norms,
+            path in self._dividing,
             _named(node.target, args, kwargs),
             function,
             several,
@@ -192,6 +200,7 @@ class Propagation:
         traced.fixed_sizes.extend((dim, op.label) for dim in op.fixed_sizes if not op.is_frozen(dim))
         traced.tried.extend((dim, op.label) for dim in op.tried if not op.is_frozen(dim))
         traced.ambiguous.extend([op.label] * op.ambiguous)
+        traced.guessed.extend([op.label] * op.guessed)
         traced.attributes.extend((path, name, dim) for name, dim in op.attributes if not op.is_frozen(dim))
         traced.work.extend(products(op.name, args, found))
         inputs = [each for each in tree_leaves(args) if isinstance(each, TracedTensor)]
@@ -266,6 +275,11 @@ def _name(target: Any) -> str:
         return str(getattr(target, "__name__", target))
     library, _, name = schema.name.partition("::")
     return str(name if library == "aten" else schema.name)
+
+
+def _path(node: fx.Node) -> str:
+    """Return the path of the module that a node was recorded in, which may be called several times."""
+    return _where(node).partition("@")[0]  # "@1": the module's second call
 
 
 def _where(node: fx.Node) -> str:

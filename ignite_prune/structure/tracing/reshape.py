@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,8 +11,13 @@ from torch import Tensor
 from ignite_prune.structure.tracing.traced_tensor import Dim, fixed
 from ignite_prune.structure.tracing.unit_ids import UnitIds
 
+Guess = Callable[[Sequence[int], Dim], int]
+"""Called with the sizes of several parts and the dimension that is split; returns which of them its units are along."""
 
-def reshaped(units: UnitIds, dims: Sequence[Dim], sizes: Sequence[int], free: int | None, why: str) -> tuple[Dim, ...]:
+
+def reshaped(
+    units: UnitIds, dims: Sequence[Dim], sizes: Sequence[int], free: int | None, why: str, guess: Guess | None = None
+) -> tuple[Dim, ...]:
     """Return the unit ids of a reshaped tensor's dimensions.
 
     Merged and split dimensions are handled in the smallest blocks of dimensions with equal products. At most one old
@@ -26,6 +31,7 @@ def reshaped(units: UnitIds, dims: Sequence[Dim], sizes: Sequence[int], free: in
         sizes: the sizes after, with the same product.
         free: index in ``sizes`` of the size that the program leaves open, if there is one.
         why: the operation, for the reason that frozen dimensions are recorded with.
+        guess: tells the new dimension where neither the ids nor the program do; None freezes the units then.
 
     Example:
         >>> units = UnitIds()
@@ -41,9 +47,8 @@ def reshaped(units: UnitIds, dims: Sequence[Dim], sizes: Sequence[int], free: in
             found += parts
             continue
         flat = _merged(units, parts, why)
-        found += _split(
-            units, flat, [sizes[j] for j in new], free - new[0] if free is not None and free in new else None, why
-        )
+        start = free - new[0] if free is not None and free in new else None
+        found += _split(units, flat, [sizes[j] for j in new], start, why, guess)
     return tuple(found)
 
 
@@ -84,7 +89,9 @@ def _merged(units: UnitIds, parts: Sequence[Dim], why: str) -> Dim:
     return parts[moving[0]].view(shape).expand(sizes).reshape(-1)
 
 
-def _split(units: UnitIds, flat: Dim, sizes: Sequence[int], free: int | None, why: str) -> list[Dim]:
+def _split(
+    units: UnitIds, flat: Dim, sizes: Sequence[int], free: int | None, why: str, guess: Guess | None
+) -> list[Dim]:
     """Return the ids of a dimension's parts after splitting it, with the units along one of them."""
     if not len(flat) or units.is_frozen(flat).all():
         return [fixed(size) for size in sizes]
@@ -92,6 +99,8 @@ def _split(units: UnitIds, flat: Dim, sizes: Sequence[int], free: int | None, wh
     wide = [k for k, size in enumerate(sizes) if size > 1]
     if len(wide) > 1:
         alone = [k for k in wide if _varies_alone(units.find(block), k)]
+        if not alone and free is None and guess is not None:
+            free = wide[guess([sizes[k] for k in wide], flat)]
         wide = alone[:1] or ([] if free is None else [free])
     if not wide:
         units.freeze(flat, f"{why} splits it into parts of sizes that are written in the program")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -74,15 +75,23 @@ def trace(
         _apply(found, places, kept)
         return found
 
+    def settled(found: TracedModel, in_training: bool) -> Structure:
+        structure = _settled(model, found, probe)
+        if found.guessed and any(each in reason for each in _BY_TRIAL for reason in structure.frozen.values()):
+            other = trace_units(exports, through_norms, in_training, last=True)
+            _apply(other, places, kept)
+            structure = min(structure, _settled(model, other, probe), key=_left)
+        return structure
+
     found = traced(in_training=False)
     unused = {id(dims) for dims in found.unused}
     if any(id(dim) in unused for name in named_parameters(model) for dim in found.held[name]):
         found = traced(in_training=True)
-        structure = _settled(model, found, probe)
+        structure = settled(found, in_training=True)
     else:
-        structure = _settled(model, found, probe)
+        structure = settled(found, in_training=False)
         if probe.failed_in == {True}:  # a branch that is taken in training alone
-            structure = _settled(model, traced(in_training=True), probe)
+            structure = settled(traced(in_training=True), in_training=True)
     _warn_of_norms(structure)
     return structure
 
@@ -90,6 +99,14 @@ def trace(
 def _free(traced: TracedModel) -> int:
     """Return how many indices of parameters and buffers may go."""
     return sum(int((~traced.units.is_frozen(ids)).sum()) for dims in traced.held.values() for ids in dims)
+
+
+_BY_TRIAL = _FAILS, _WRITTEN = "without one of its units the model fails", "writes its size in the program"
+
+
+def _left(structure: Structure) -> int:
+    """Return how many parameters are left if each group keeps one unit."""
+    return structure.parameters({group.name: torch.arange(group.size) < 1 for group in structure})
 
 
 def _apply(traced: TracedModel, places: Sequence[Sequence[tuple[str, int]]], kept: Sequence[str]) -> None:
@@ -110,7 +127,7 @@ def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structu
     while True:
         grouping = UnitGrouping(traced, list(shapes))
         structure = Structure(
-            grouping.groups,
+            [replace(each, multiple=probe.multiples.get(each.name, 1)) for each in grouping.groups],
             shapes,
             parameters,
             reasons(traced, parameters),
@@ -123,7 +140,7 @@ def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structu
         fixed_by = {name: op for dim, op in traced.fixed_sizes for name in grouping.along(dim)}
         tried = fixed_by | {name: op for dim, op in traced.tried for name in grouping.along(dim)}
         failing = probe.failing(structure) or probe.differing(structure, list(tried))
-        if not failing:
+        if not failing and all(group.multiple == probe.multiples.get(group.name, 1) for group in structure):
             return structure
         likely = _likeliest(grouping, failing, needed)
         if likely:
@@ -132,9 +149,9 @@ def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structu
         for name, error in failing.items():
             maker = structure.groups[name].slots[structure.groups[name].maker]
             ids = traced.held[maker.name][maker.dim][maker.units >= 0]
-            why = f"without one of its units the model fails, {error}"
+            why = f"{_FAILS}, {error}"
             if name in fixed_by:
-                why = f"{fixed_by[name]} writes its size in the program, where -1 would leave it open"
+                why = f"{fixed_by[name]} {_WRITTEN}, where -1 would leave it open"
             traced.units.freeze(ids, why)
 
 

@@ -48,6 +48,10 @@ def _matmul(out: TracedTensor, first: TracedTensor, second: TracedTensor) -> lis
     return [(2 * _numel(out) * first.shape[-1], (*out.dims, first.dims[-1]))]
 
 
+def _grouped_mm(out: TracedTensor, x: TracedTensor, weight: TracedTensor, *args: Any) -> list[Product]:
+    return [(2 * _numel(out) * weight.shape[1], (*out.dims, weight.dims[1]))]
+
+
 def _baddbmm(
     out: TracedTensor, added: TracedTensor, first: TracedTensor, second: TracedTensor, *args: Any
 ) -> list[Product]:
@@ -91,6 +95,7 @@ _WORK: dict[str, Callable[..., list[Product]]] = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
     **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
     "baddbmm": _baddbmm,
+    **dict.fromkeys(("_grouped_mm", "transformers::grouped_mm_fallback"), _grouped_mm),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),

@@ -13,7 +13,7 @@ from ignite_prune.allocation.base import Layer
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.evidence.evidence import Evidence
 from ignite_prune.saliency import Saliency
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_groups import ParamGroup, pattern_of
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,
@@ -140,7 +140,7 @@ def owl_targets(owl: OWL, ratios: Sequence[float], groups: Sequence[ParamGroup])
         groups: of the blocks.
     """
     pattern, sparsity = groups[0]["pattern"], groups[0]["sparsity"]
-    units = [sum(pattern.count(shape) for shape in group["shapes"].values()) for group in groups]
+    units = [sum(pattern_of(group, name).count(shape) for name, shape in group["shapes"].items()) for group in groups]
     counts = owl.counts(ratios, units, units, as_unit_fraction(pattern, sparsity or 0.0))
     return [(1 - count / max(number, 1)) * pattern.share for count, number in zip(counts, units)]
 

@@ -106,6 +106,18 @@ def _at_positions(op: Op, at: int, x: TracedTensor, index: TracedTensor) -> None
             op.freeze(its, "takes some with it")
 
 
+def scattered(op: Op, x: TracedTensor, source: TracedTensor, dim: int = 0, *args: Any, **kwargs: Any) -> TracedTensor:
+    """``select_scatter`` and ``slice_scatter``: a copy with a part along one dimension, which is frozen, replaced."""
+    at = dim % len(x.dims)
+    op.freeze(x.dims[at], "replaces a part of it")
+    rest = [ids for d, ids in enumerate(source.dims) if d != at] if op.name == "slice_scatter" else source.dims
+    for ids, its in zip((ids for d, ids in enumerate(x.dims) if d != at), rest):
+        op.tie(ids, its)
+    if op.name == "slice_scatter":
+        op.freeze(source.dims[at], "takes it for a part")
+    return TracedTensor(x.dims, min(x.zero, source.zero))
+
+
 def of_data(op: Op, *args: Any, **kwargs: Any) -> Any:
     """Results whose size depends on data: positions or entries of a tensor, all of whose dimensions are frozen."""
     values = [each for each in args if isinstance(each, TracedTensor)]
@@ -122,6 +134,7 @@ RULES: dict[str, Rule] = {
         (f"index_{kind}{place}" for kind in ("add", "copy", "fill", "reduce") for place in ("", "_")), index_written
     ),
     "gather": gather,
+    **dict.fromkeys(("select_scatter", "slice_scatter"), scattered),
     **dict.fromkeys((f"scatter{kind}{place}" for kind in ("", "_add", "_reduce") for place in ("", "_")), scatter),
     **dict.fromkeys(("nonzero", "masked_select", "bincount", "histc", "unique_dim", "_unique2", "bucketize"), of_data),
     **dict.fromkeys(("searchsorted", "isin", "nonzero_numpy", "argwhere"), of_data),

@@ -71,6 +71,12 @@ def conv_transpose(
     return _convolved(op, x, weight, batch, outputs, bias)
 
 
+def convolution(op: Op, x: TracedTensor, weight: TracedTensor, bias: TracedTensor | None, *args: Any) -> TracedTensor:
+    """Convolution of either kind, as torch has it in decomposed graphs."""
+    *_, transposed, _, groups = args
+    return (conv_transpose if transposed else conv)(op, x, weight, bias, groups=groups)
+
+
 def _convolved(
     op: Op, x: TracedTensor, weight: TracedTensor, batch: int, outputs: Dim, bias: TracedTensor | None
 ) -> TracedTensor:
@@ -118,6 +124,7 @@ def layer_norm(
             op.tie(dim, other)
     if op.through_norms and weight is not None and len(shape) == 1:
         op.normalised = x.dims[-1]
+        op.written(shape[0], x.dims[-1])
         return TracedTensor(x.dims, _zero(op, x.dims[:-1], weight, bias))
     for dim in x.dims[-len(shape) :]:
         op.freeze(dim, "normalises over it")
@@ -215,6 +222,7 @@ def weight_norm(op: Op, direction: TracedTensor, length: TracedTensor, dim: int 
 RULES: dict[str, Rule] = {
     "linear": linear,
     "addmm": addmm,
+    "convolution": convolution,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), batch_norm),

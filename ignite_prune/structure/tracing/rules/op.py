@@ -12,8 +12,6 @@ from ignite_prune.structure.slicing.module_attributes import size_from_attribute
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor, fixed
 from ignite_prune.structure.tracing.unit_ids import UnitIds
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-"""Norms whose normalised units may be removed with ``trace(through_norms=True)``."""
 Rule = Callable[..., Any]
 """``rule(op, *args, **kwargs)``: takes the operation's arguments with each tensor replaced by a :class:`TracedTensor`,
 and returns the output, a TracedTensor or a list of them."""
@@ -29,6 +27,7 @@ class Op:
         shapes: shapes of its outputs.
         module: the module that calls it.
         through_norms: whether units may be removed from a dimension that a norm normalises over.
+        divides: whether the module divides by some result, so that a mean may be part of a norm written out.
         named: its arguments by name, defaults included.
         function: the operation.
         several: whether it returns a sequence of tensors.
@@ -45,6 +44,7 @@ class Op:
         shapes: Sequence[tuple[int, ...]],
         module: nn.Module | None = None,
         through_norms: bool = False,
+        divides: bool = False,
         named: Mapping[str, Any] = MappingProxyType({}),
         function: Callable[..., Any] | None = None,
         several: bool = False,
@@ -54,12 +54,15 @@ class Op:
     ) -> None:
         self.units, self.name, self.where, self.shapes, self.module = units, name, where, shapes, module
         self.named, self.function, self.several, self._masks = named, function, several, masks
-        self.through_norms = through_norms and isinstance(module, NORMS)
+        self.through_norms = through_norms and bool(where)  # the whole model is not a norm
+        self.writes_norm = self.through_norms and divides
         self.normalised: Dim | None = None
         """The normalised dimension, if its units may be removed."""
         self._reads, self.prefers_last = sorted(reads), prefers_last
         self.ambiguous = False
         """Whether several sizes may be a number of units, as in ``view(b, t, 3, num_heads, d)`` with 3 heads."""
+        self.guessed = False
+        """Whether the program does not tell which of several sizes is computed from a width."""
         self.attributes: list[tuple[str, Dim]] = []
         """Attributes of the module that hold the size of a dimension."""
         self.makes: list[Dim] = []
@@ -79,9 +82,17 @@ class Op:
         return None if self.module is None else size_from_attribute(self.module, self.name, sizes)
 
     def holding(self, value: Any) -> list[str]:
-        """Return the attributes of the module that hold a value and that its forward pass reads."""
+        """Return the attributes of the module that hold a value and that its forward pass reads.
+
+        An entry of a list or a tuple is returned as ``"name.0"``.
+        """
         held = {} if self.module is None else vars(self.module)
-        return [name for name in self._reads if held.get(name) == value]
+        found = list[str]()
+        for name in self._reads:
+            its = held.get(name)
+            entries = enumerate(its) if isinstance(its, (list, tuple)) else ()
+            found += [name] if its == value else [f"{name}.{number}" for number, each in entries if each == value]
+        return found
 
     def written(self, asked: int, dim: Dim) -> None:
         """Record that the graph holds a size as a number: slicing may have to set the attributes that it is from."""

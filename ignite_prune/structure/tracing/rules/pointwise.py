@@ -101,6 +101,11 @@ def same(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
     return TracedTensor(x.dims, x.zero)
 
 
+def masked_same(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> list[TracedTensor]:
+    """The same tensor with some entries 0, and which."""
+    return [TracedTensor(x.dims, x.zero), TracedTensor(x.dims)]
+
+
 def filled(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
     """New values in the shape of another tensor."""
     return TracedTensor(x.dims)
@@ -128,7 +133,7 @@ _SAME = (
     "resolve_neg", "_conj", "_neg_view", "requires_grad_", "clone",
 )  # fmt: skip
 _FILLED = (
-    "alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_", "fill_", "ones_like",
+    "fill", "alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_", "fill_", "ones_like",
     "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_", "normal_",
     "uniform_", "exponential_",
 )  # fmt: skip
@@ -143,9 +148,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_SAME, same),
     **dict.fromkeys(_FILLED, filled),
     **dict.fromkeys(_POINTWISE, pointwise),
+    "native_dropout": masked_same,
     "where": where,
     **dict.fromkeys(("masked_fill", "masked_fill_"), where_filled),
-    "copy_": copied,
+    **dict.fromkeys(("copy_", "copy"), copied),
     **dict.fromkeys(("arange", "eye", "rand", "randn", "randint", "randperm", "linspace", "logspace"), made),
     **dict.fromkeys(("scalar_tensor", "tensor", "_tensor_constant"), made),
     **dict.fromkeys(("zeros", "ones", "full", "empty"), constant),

@@ -54,6 +54,16 @@ def baddbmm(op: Op, bias: TracedTensor, first: TracedTensor, second: TracedTenso
     return TracedTensor(broadcast(op, [bias.dims, product.dims]), min(bias.zero, product.zero))
 
 
+def grouped_mm(op: Op, x: TracedTensor, weight: TracedTensor, ends: TracedTensor, *args: Any) -> TracedTensor:
+    """Rows ``(rows, in)`` times one of several matrices ``(experts, in, out)`` each, by the last row of each expert."""
+    for dim in (x.dims[0], weight.dims[0], ends.dims[0]):
+        op.freeze(dim, "distributes rows over it")
+    op.tie(x.dims[1], weight.dims[1])
+    contracted(op, weight.dims[1], weight, x)
+    op.makes.append(weight.dims[2])
+    return TracedTensor((x.dims[0], weight.dims[2]), min(weight.zero, Zero.COMPUTED))
+
+
 def einsum(op: Op, equation: str, tensors: Sequence[TracedTensor], **kwargs: Any) -> TracedTensor:
     """Einsum: dimensions with the same letter are tied; contracted ones are treated as in ``matmul``."""
     inputs, letters = letters_of(equation, [len(each.dims) for each in tensors])
@@ -105,6 +115,14 @@ def letters_of(equation: str, ranks: Sequence[int] = ()) -> tuple[list[str], str
     return inputs, right.replace("...", widest) if arrow else widest + "".join(sorted(once))
 
 
+def distances(op: Op, first: TracedTensor, second: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
+    """Distances of all pairs of rows: a unit that is 0 in both adds nothing."""
+    op.tie(first.dims[-1], second.dims[-1])
+    contracted(op, first.dims[-1], min(first, second, key=lambda each: each.zero))
+    outer = broadcast(op, [first.dims[:-2], second.dims[:-2]])
+    return TracedTensor((*outer, first.dims[-2], second.dims[-2]))
+
+
 def bilinear(
     op: Op, first: TracedTensor, second: TracedTensor, weight: TracedTensor, bias: TracedTensor | None = None
 ) -> TracedTensor:
@@ -123,6 +141,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("matmul", "bmm", "mm", "mv"), matmul),
     **dict.fromkeys(("dot", "vdot", "inner"), dot),
     "baddbmm": baddbmm,
+    **dict.fromkeys(("_grouped_mm", "transformers::grouped_mm_fallback"), grouped_mm),
     "einsum": einsum,
+    **dict.fromkeys(("_cdist_forward", "cdist"), distances),
     "bilinear": bilinear,
 }

@@ -38,7 +38,7 @@ def _dims(op: Op, x: TracedTensor) -> set[int]:
 
 def reduce(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> Any:
     """Reductions (sum, mean, max, ...): units along a reduced dimension are frozen, unless they are summed and the
-    entries of pruned units are 0.
+    entries of pruned units are 0, or the statistics of a norm that is written out.
 
     ``min`` and ``max`` of two tensors are elementwise.
     """
@@ -46,7 +46,10 @@ def reduce(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> Any:
         return pointwise(op, x, *args)
     gone, keep = _dims(op, x), bool(op.named.get("keepdim"))
     for d in gone:
-        if _sums(op):
+        if op.name in _STATISTICS and op.writes_norm and len(gone) == 1 and op.normalised is None:
+            op.normalised = x.dims[d]
+            op.on_trial(x.dims[d])
+        elif _sums(op):
             contracted(op, x.dims[d], x)
         else:
             op.freeze(x.dims[d], "reduces it")
@@ -121,6 +124,7 @@ def col2im(op: Op, x: TracedTensor, size: Sequence[int], kernel: Sequence[int], 
 
 
 _NORMS = ("linalg_vector_norm", "norm", "frobenius_norm")
+_STATISTICS = ("mean", "var", "std", "var_mean", "std_mean")
 _OF_ZEROS = ("sum", "mean", "amax", "max", "nansum", "any", *_NORMS)
 _ALONG_ZEROS = (
     "cumsum", "cumprod", "cummax", "cummin", "sort", "topk", "kthvalue", "mode", "flip", "roll", "rot90", "fft_fft",
@@ -155,6 +159,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCE, reduce),
     **dict.fromkeys(_POOLS, spatial),
     **dict.fromkeys(_UPSAMPLES, spatial),
+    **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), spatial),
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), spatial),
     **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), sampled),
     "glu": glu,

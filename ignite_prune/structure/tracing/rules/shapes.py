@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,12 +26,21 @@ def reshape(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
         free = list(asked).index(-1)
     known = op.size_from_attribute(list(asked))
     free = _units_at(op, asked, free) if known is None else known
-    dims = reshaped(op.units, x.dims, sizes, free, op.label)
+    dims = reshaped(op.units, x.dims, sizes, free, op.label, partial(_guessed, op))
     if op.name != "flatten" and len(asked) == len(sizes):
         for size, ids in zip(asked, dims):
             if size != -1:
                 op.written(size, ids)
     return TracedTensor(dims, x.zero)
+
+
+def _guessed(op: Op, sizes: Sequence[int], dim: Dim) -> int:
+    """Return which of several sizes written in the graph a program may compute from a width: the largest, on trial."""
+    op.on_trial(dim)
+    op.fixed_sizes.append(dim)
+    op.guessed = True
+    order = sorted(range(len(sizes)), key=lambda k: (-sizes[k], k))
+    return order[1 if op.prefers_last else 0]
 
 
 def _units_at(op: Op, asked: Sequence[int], free: int | None) -> int | None:
@@ -234,6 +244,23 @@ def pad(op: Op, x: TracedTensor, padding: Sequence[int], *args: Any, **kwargs: A
     return TracedTensor(tuple(dims), x.zero)
 
 
+def diagonal(op: Op, x: TracedTensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> TracedTensor:
+    """Diagonal of two dimensions, which are frozen."""
+    gone = {dim1 % len(x.dims), dim2 % len(x.dims)}
+    for d in gone:
+        op.freeze(x.dims[d], "takes its diagonal")
+    rest = tuple(ids for d, ids in enumerate(x.dims) if d not in gone)
+    return TracedTensor((*rest, fixed(op.shapes[0][-1])), x.zero)
+
+
+def parts_of_complex(op: Op, x: TracedTensor) -> TracedTensor:
+    """Real and imaginary parts as a dimension, and back."""
+    if op.name == "view_as_real":
+        return TracedTensor((*x.dims, fixed(2)), x.zero)
+    op.freeze(x.dims[-1], "takes it as real and imaginary parts")
+    return TracedTensor(x.dims[:-1], x.zero)
+
+
 def narrow(op: Op, x: TracedTensor, dim: int, start: int, length: int) -> TracedTensor:
     return cut(op, x, dim, start, start + length)
 
@@ -280,6 +307,9 @@ RULES: dict[str, Rule] = {
     "select": select,
     "unbind": unbind,
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
+    **dict.fromkeys((f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)), pad),
+    "diagonal": diagonal,
+    **dict.fromkeys(("view_as_real", "view_as_complex"), parts_of_complex),
     "narrow": narrow,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
