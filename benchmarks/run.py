@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import blocks
 import dynamic
 import evidence
 import memory
@@ -43,6 +44,7 @@ MEASURES: dict[str, Measure] = {
     "sparsegpt": evidence.sparsegpt,
     "obs": evidence.obs,
     "shapley": evidence.shapley,
+    "blocks": blocks.blocks,
     "rewinding": rewinding.rewinding,
     "slicing": structured.slicing,
     "smaller": structured.smaller,

@@ -1,8 +1,8 @@
 """Train on handwritten digits twice from the same initial weights: dense, and pruned to 90 % during training.
 
 Each run writes a new folder (runs/digits/run-01, run-02, ...) with TensorBoard curves and mask pictures, checkpoints,
-the sparse model and a plot. An interrupted run can be resumed from a checkpoint and ends with the same numbers as an
-uninterrupted one:
+the sparse model, a plot and a report page. An interrupted run can be resumed from a checkpoint and ends with the same
+numbers as an uninterrupted one:
 
     python examples/digits.py
     python examples/digits.py --resume runs/digits/run-01/checkpoint_12.pt
@@ -281,7 +281,7 @@ def main() -> None:
     dense = train_dense(settings, data, folder) if checkpoint is None else checkpoint["trainer"]["dense"]
     model, pruner, sparse = train_sparse(settings, data, folder, dense, checkpoint)
     torch.save(model.state_dict(), folder / "model.pt")
-    report(model, pruner.masks, dense, sparse, folder)
+    report(model, pruner, dense, sparse, folder)
 
 
 if __name__ == "__main__":

@@ -17,19 +17,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ignite_prune import MaskStore
+from ignite_prune import MaskStore, PruneHandler
 from ignite_prune.loggers.picture import mask_picture
+from ignite_prune.report import report as write_page
 
 History = list[dict[str, Any]]  # one entry per epoch: accuracy, loss and, if pruned, sparsity by layer
 
 DENSE, SPARSE, LAYER = "#0072B2", "#D55E00", "#8C8C8C"  # distinguishable with every kind of colour vision
 
 
-def report(model: nn.Module, masks: MaskStore, dense: History, sparse: History, folder: Path) -> None:
-    """Print the table and the paths, and draw the plot."""
+def report(model: nn.Module, pruner: PruneHandler, dense: History, sparse: History, folder: Path) -> None:
+    """Print the table and the paths, draw the plot, and write the page."""
+    masks = pruner.masks
     before, after = dense[-1]["accuracy"], sparse[-1]["accuracy"]
     total, left = count(model)
     draw(dense, sparse, masks, folder / "picture.png")
+    page = write_page(pruner, folder / "report.html", history={"dense": dense, "sparse": sparse}, title=folder.name)
     console = Console(highlight=False)
     console.print(make_table(model, masks))
     tensorboard = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
@@ -37,6 +40,7 @@ def report(model: nn.Module, masks: MaskStore, dense: History, sparse: History, 
         f"accuracy     dense {before:.2%}, sparse {after:.2%} ({100 * (after - before):+.2f} points)",
         f"compression  {total:,} parameters / {left:,} non-zero = {total / max(left, 1):.2f}×",
         f"picture      {folder / 'picture.png'}",
+        f"page         {page}",
         f"model        {folder / 'model.pt'}",
         f"curves       {tensorboard} --logdir {folder}",
     ):

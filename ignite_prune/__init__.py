@@ -14,18 +14,23 @@ from ignite_prune.update.one_shot import prune_model, score
 
 if TYPE_CHECKING:
     from ignite_prune.export.networkx_graph import to_networkx
+    from ignite_prune.handlers.distillation.distillation import Distillation
     from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_engine
     from ignite_prune.handlers.lottery.lottery_ticket import LotteryTicket
     from ignite_prune.handlers.lottery.mode_connectivity import barrier
     from ignite_prune.handlers.lottery.rewind import Rewind
     from ignite_prune.handlers.shrink_handler import ShrinkHandler
+    from ignite_prune.report.page import report
     from ignite_prune.structure import load_shrunk, shrink, trace
+    from ignite_prune.update.blocks.prune_blocks import prune_blocks
+    from ignite_prune.update.blocks.prune_checkpoint import prune_checkpoint
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
     "CheckReport",
+    "Distillation",
     "LotteryTicket",
     "MaskStore",
     "PruneEvents",
@@ -41,8 +46,11 @@ __all__ = [
     "functional",
     "load_shrunk",
     "pattern",
+    "prune_blocks",
+    "prune_checkpoint",
     "prune_model",
     "repair",
+    "report",
     "saliency",
     "schedule",
     "score",
@@ -53,17 +61,21 @@ __all__ = [
 ]
 
 _FILES = {
+    "Distillation": "handlers.distillation.distillation",
     "LotteryTicket": "handlers.lottery.lottery_ticket",
     "Rewind": "handlers.lottery.rewind",
     "ShrinkHandler": "handlers.shrink_handler",
     "barrier": "handlers.lottery.mode_connectivity",
     "create_pruning_engine": "handlers.lottery.create_pruning_engine",
     "load_shrunk": "structure.slicing.checkpoint",
+    "prune_blocks": "update.blocks.prune_blocks",
+    "prune_checkpoint": "update.blocks.prune_checkpoint",
     "shrink": "structure.slicing.shrink",
     "to_networkx": "export.networkx_graph",
     "trace": "structure.tracing.trace",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES, rooms=("export", "measure", "recipe", "report"))
 sys.meta_path.append(
     RenamedModules(
         {

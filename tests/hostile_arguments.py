@@ -119,18 +119,22 @@ def calls() -> dict[str, tuple[Callable[..., Any], list[str]]]:
     return {**found, **made}
 
 
+def attack(call: Callable[..., Any], given: dict[str, Any]) -> str:
+    """Return "refused", "accepted" or the other exception of a call."""
+    try:
+        call(**given)
+    except (TypeError, ValueError):
+        return "refused"
+    except Exception as error:
+        return f"{type(error).__name__}: {error!s:.150}"
+    return "accepted"
+
+
 def attacked(name: str, every: int = 1) -> Iterator[tuple[str, str]]:
     """Yield "function(argument=value)" and "refused", "accepted" or the other exception, of every n-th value."""
     call, arguments = calls()[name]
     for argument, (told, value) in islice(product(arguments, VALUES), 0, None, every):
-        try:
-            call(**{argument: value})
-            outcome = "accepted"
-        except (TypeError, ValueError):
-            outcome = "refused"
-        except Exception as error:
-            outcome = f"{type(error).__name__}: {error!s:.150}"
-        yield f"{name}({argument}={told})", outcome
+        yield f"{name}({argument}={told})", attack(call, {argument: value})
 
 
 if __name__ == "__main__":

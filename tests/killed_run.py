@@ -54,8 +54,8 @@ def run(
     torch.save(run.result(), folder / "end.result")
 
 
-def in_a_process(*args: Any, **options: Any) -> int | None:
-    process = SERVER.Process(target=run, args=args, kwargs=options)
+def in_a_process(*args: Any, context: Any = SERVER, **options: Any) -> int | None:
+    process = context.Process(target=run, args=args, kwargs=options)
     process.start()
     process.join(120)
     return process.exitcode

@@ -37,7 +37,8 @@ def rank_main(rank: int, port: int, jobs: Connection) -> None:
         torch.manual_seed(100 + rank)  # each rank with a seed of its own, as data loading wants it
         try:
             answer = True, work(rank, *args)
-            idist.barrier()
+            if not getattr(work, "alone", False):
+                idist.barrier()
         except BaseException:
             answer = False, traceback.format_exc()
         jobs.send_bytes(pickle.dumps(answer))
@@ -46,14 +47,14 @@ def rank_main(rank: int, port: int, jobs: Connection) -> None:
 class Ranks:
     """Two processes that are one process group."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: Any = SERVER) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.ends, self.processes = [], []
         for rank in range(2):
-            end, other = SERVER.Pipe()
-            process = SERVER.Process(target=rank_main, args=(rank, port, other), daemon=True)
+            end, other = context.Pipe()
+            process = context.Process(target=rank_main, args=(rank, port, other), daemon=True)
             process.start()
             other.close()
             self.ends.append(end)
@@ -72,6 +73,16 @@ class Ranks:
                 fine, answers[rank] = pickle.loads(end.recv_bytes())
                 assert fine, f"rank {rank} failed:\n{answers[rank]}"
         return answers[0], answers[1]
+
+    def answer_of(self, rank: int, work: Callable[..., Any], args: tuple[Any, ...], patience: float) -> Any:
+        """Return the answer of one rank, whatever the other does; TimeoutError if there is none in time."""
+        for end in self.ends:
+            end.send_bytes(pickle.dumps((work, args)))
+        if not self.ends[rank].poll(patience):
+            raise TimeoutError
+        fine, answer = pickle.loads(self.ends[rank].recv_bytes())
+        assert fine, answer
+        return answer
 
     def kill(self) -> None:
         for process in self.processes:

@@ -58,6 +58,20 @@ def test_shrink_digits_help_and_refusals(tmp_path):
         assert "Traceback" not in told and option in told and str(value) in told
 
 
+def test_deploy_digits_end_to_end(tmp_path):
+    pytest.importorskip("jinja2")
+    told = run_example("deploy_digits", "--quick", "--width", 64, "--epochs", 2, "--output", tmp_path)
+    files = {"sparse.safetensors", "2-4.safetensors", "sliced.pt", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    for way in ("dense", "90 %, CSR layers", "2:4", "sliced by 75 %", "int8", "sliced, int8"):
+        assert f"│ {way} " in told
+    weights = torch.load(tmp_path / "sliced.pt")["model"]
+    assert {len(weights[f"{layer}.weight"]) for layer in (0, 2, 4)} == {16}
+    for option, value in (("--width", "3"), ("--epochs", "1"), ("--output", tmp_path / "sliced.pt")):
+        told = run_example("deploy_digits", option, value, ok=False)
+        assert "Traceback" not in told and option in told and str(value) in told
+
+
 def test_lottery_ticket_end_to_end(tmp_path):
     told = in_a_process("lottery_ticket", "--quick", "--seeds", 1, "--epochs", 1, "--workers", 1, "--output", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"picture.png", "figures.csv"}
@@ -92,6 +106,7 @@ SHORTER = {
         "levels = [0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]": "levels = [0.5, 0.7, 0.9, 0.95]",
     },
     "03_structured": {"EPOCHS, END = 24, 14": "EPOCHS, END = 10, 8"},
+    "06_delivery": {"EPOCHS = 12": "EPOCHS = 2", "evaluations=20": "evaluations=3", "0.8, 0.9, 0.95]": "0.9]"},
     "05_dynamic_sparse_training": {"EPOCHS, EVERY = 0.98, 30, 10": "EPOCHS, EVERY = 0.98, 12, 10"},
 }
 
@@ -145,3 +160,13 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     }
     for block in blocks:
         exec(compile(block, "README.md", "exec"), space)
+
+
+def test_one_shot_language_model_end_to_end(tmp_path):
+    few = ("--quick", "--steps", 2, "--more", 2, "--sequences", 8, "--pattern", "2:4")
+    told = run_example("one_shot_language_model", *few, "--checkpoint", "--output", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"dense.safetensors", "sparse.safetensors"}
+    rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in told.splitlines() if "│" in line}
+    assert rows["SparseGPT"] == rows["SparseGPT, through files"] and rows["SparseGPT, fine-tuned"][0].strip() == "0.500"
+    told = run_example("one_shot_language_model", "--sparsity", "1.5", "--output", tmp_path, ok=False)
+    assert "Traceback" not in told and "--sparsity" in told and "1.5" in told

@@ -1,4 +1,7 @@
-"""Pages whose code is run as it stands there, block after block in one space, as a reader would."""
+"""Every page's code is run as it stands there, block after block in one space, as a reader would; links lead somewhere.
+
+Some have tests of what they end with; ``quantization.md`` is run by tests/test_quantization.py.
+"""
 
 import re
 import warnings
@@ -32,10 +35,42 @@ def test_regimes_run_and_end_as_sparse_as_they_say(regimes):
         assert regimes[name].sparsity == pytest.approx(0.9, abs=0.01), name
 
 
-def test_links_of_regimes_lead_somewhere():
-    text = (DOCS / "regimes.md").read_text()
-    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
-        assert (DOCS / target).exists(), target
+PAGES = sorted(
+    path.relative_to(DOCS).as_posix()
+    for path in DOCS.rglob("*.md")
+    if path.relative_to(DOCS).parts[0] not in ("_build", "api", "tutorials")
+)
+ELSEWHERE = {
+    "regimes.md",
+    "quantization.md",
+    "optimizers.md",
+    "best_model.md",
+    "lora.md",
+    "selection.md",
+    "delivery.md",
+}
+NEEDS = {"howto/onnx.md": "onnx", "howto/transformers.md": "transformers", "howto/logging.md": "tensorboard"}
+
+
+@pytest.mark.parametrize("page", [each for each in PAGES if blocks_of(each) and each not in ELSEWHERE])
+@pytest.mark.filterwarnings("ignore:Pruning left less than 1 %", "ignore::ignite_prune.handlers.RunWarning")
+def test_blocks_run(page, tmp_path, monkeypatch):
+    pytest.importorskip(NEEDS.get(page, "torch"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    space = {"__name__": "page"}
+    with torch.random.fork_rng():
+        for index, block in enumerate(blocks_of(page)):
+            exec(compile(block, f"{page}, block {index + 1}", "exec"), space)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", (DOCS / page).read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\((?!\w+:)([^)#]+)", text):
+        path = (DOCS / page).parent / target
+        generated = {DOCS / "benchmarks.md", DOCS / "changelog.md"}
+        assert path.exists() or path in generated, target
 
 
 def test_the_page_on_optimizers_runs():
@@ -67,8 +102,30 @@ def test_short_pages_run(page, capsys):
     assert capsys.readouterr().out == shown[page]
 
 
+def test_the_page_on_one_shot_pruning_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for block in blocks_of("one_shot.md"):
+        exec(compile(block, "one_shot.md", "exec"), space)
+    assert "layers.2" in capsys.readouterr().out and space["pruner"].sparsity == space["report"].sparsity == 0.5
+    assert int((space["model"].layers[1].up.weight == 0).sum()) == 32 * 64 / 2
+
+
+@pytest.mark.filterwarnings("ignore:Pruning left less")
+def test_the_page_on_sensitivity_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib").use("agg")
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for block in blocks_of("sensitivity.md"):
+        exec(compile(block, "sensitivity.md", "exec"), space)
+    assert capsys.readouterr().out.endswith("\n0.8\n") and (tmp_path / "scan.json").exists()
+    space["found"].scan.plot().figure.clf()
+
+
 def test_the_page_on_delivery_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("safetensors")
+    pytest.importorskip("jinja2")
     monkeypatch.chdir(tmp_path)
     space = {}
     for block in blocks_of("delivery.md"):

@@ -1,13 +1,16 @@
 """Snapshots and what is rewound, on every optimizer; laws 4, 7, 9."""
 
+import copy
 import io
 
 import pytest
 import torch
+from ignite.handlers import PiecewiseLinear
 from torch import nn
 
 from ignite_prune import PruneHandler, Rewind
 from ignite_prune._utils.bits import masked_copy_
+from ignite_prune._utils.pairs import from_pairs
 from ignite_prune.activation import KWinners
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.handlers.lottery.snapshot import Snapshot
@@ -18,10 +21,10 @@ WHOLE = [row for row in OPTIMIZERS if not row.notes]
 
 
 def state_of(*things):
-    copy = io.BytesIO()  # as a checkpoint would hold it
-    torch.save([thing.state_dict() for thing in things], copy)
-    copy.seek(0)
-    return torch.load(copy, weights_only=True)
+    held = io.BytesIO()  # as a checkpoint would hold it
+    torch.save([thing.state_dict() for thing in things], held)
+    held.seek(0)
+    return torch.load(held, weights_only=True)
 
 
 @pytest.mark.parametrize("row", WHOLE, ids=str)
@@ -272,3 +275,51 @@ def test_masks_of_some_parameters():
     first = model[0].weight.detach().clone()
     snapshot.restore(store)
     assert torch.equal(model[0].weight, first) and int(model[1].weight.count_nonzero()) == 1
+
+
+HOSTILE = {  # a place in a snapshot's state, what stands there, and what is told
+    "flag": (("settings", 0, 0, "foreach"), torch.zeros(2), "settings do not fit a Adam: RuntimeError"),
+    "number": (("settings", 0, 0, "betas"), (-1.0, 0.9), "settings do not fit a Adam: ZeroDivisionError"),
+    "nothing": (("settings", 0, 0, "eps"), None, "settings do not fit a Adam: TypeError"),
+    "group": (("schedulers", 0, "param_group_index"), [None], "scheduler does not fit a PiecewiseLinear: TypeError"),
+    "values": (("schedulers", 0, "values"), [], "scheduler does not fit a PiecewiseLinear: IndexError"),
+    "period": (("schedulers", 1, "step_size"), 0, "scheduler does not fit a StepLR: ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_states_that_fail_later_are_refused_whole(name):
+    path, value, told = HOSTILE[name]
+    model = small_net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    schedulers = [PiecewiseLinear(optimizer, "lr", [(0, 0.1), (9, 0.0)]), torch.optim.lr_scheduler.StepLR(optimizer, 2)]
+    snapshot = Snapshot(Rewind(), model, optimizer, schedulers)
+    snapshot.take()
+    state = copy.deepcopy(snapshot.state_dict())
+    place = dict(from_pairs(state["held"]))
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    before = copy.deepcopy([optimizer.state_dict(), *(each.state_dict() for each in schedulers)])
+    snapshot.forget()
+    with pytest.raises(ValueError, match=told):
+        snapshot.load_state_dict(state)
+    assert not snapshot.taken
+    assert_same_bits([optimizer.state_dict(), *(each.state_dict() for each in schedulers)], before)
+
+
+def test_an_optimizer_that_cannot_be_tried_is_still_loaded():
+    class Own(torch.optim.SGD):
+        def step(self, closure=None):
+            return self.mine()
+
+    model = small_net()
+    optimizer = Own(model.parameters(), lr=0.1)
+    optimizer.mine = lambda: None  # which no copy has
+    snapshot = Snapshot(Rewind(), model, optimizer)
+    snapshot.take()
+    snapshot.load_state_dict(snapshot.state_dict())
+    lbfgs = torch.optim.LBFGS(model.parameters())
+    snapshot = Snapshot(Rewind(), model, lbfgs)
+    snapshot.take()
+    snapshot.load_state_dict(snapshot.state_dict())

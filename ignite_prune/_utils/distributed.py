@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_KNOWN = "raised_on_every_rank"  # an entry of the error's own dict
 
 
 def world_size() -> int:
@@ -23,15 +26,27 @@ def rank() -> int:
 def raise_together(error: Exception | None, message: str) -> None:
     """Raise on every rank if any rank has an error: ``error`` on a rank that has one, ``message`` on the others.
 
+    All ranks meet here, so one that fails between two meetings must come to the next, or the others would wait for it:
+    it calls this with its error where the others call it without. Every other collective of an update follows a
+    meeting directly, with nothing in between that may fail on one rank alone. An error that all ranks know, because a
+    meeting has raised it, is raised again without another meeting.
+
     Raises:
-        ValueError: another rank failed.
+        ValueError: another rank failed; the text ends with its number, and the type and message of its error.
     """
-    if world_size() > 1:
-        failed = all_reduce(torch.tensor(float(error is not None)))
-        if error is None and failed.item():
-            raise ValueError(message)
+    meets = world_size() > 1 and (error is None or not vars(error).get(_KNOWN))
+    if meets and all_reduce(torch.tensor(float(error is not None))).item():
+        causes = all_gather(None if error is None else _cause(error))
+        failed = next(each for each, cause in enumerate(causes) if cause)
+        error = error or ValueError(f"{message}: rank {failed} raised {causes[failed]}")
+        vars(error)[_KNOWN] = True
     if error is not None:
         raise error
+
+
+def _cause(error: Exception) -> str:
+    text = traceback.format_exception_only(error)[-1].strip()  # an error's own __str__ may fail
+    return f"{type(error).__name__}: {text.partition(': ')[2] or text}"[:1000]
 
 
 def all_reduce(tensor: Tensor) -> Tensor:

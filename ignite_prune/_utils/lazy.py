@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any
 
 
-def importer(package: str, files: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a ``__getattr__`` for a package.
+def importer(
+    package: str, files: Mapping[str, str], rooms: Collection[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a ``__getattr__`` and a ``__dir__`` for a package.
+
+    A package assigns them under ``if not TYPE_CHECKING``: a type checker that sees a module's ``__getattr__`` accepts
+    every name, also a misspelt one. ``__dir__`` lists the names that are not imported yet, for tab completion.
 
     Args:
         package: the package's ``__name__``.
         files: module of each public name, relative to the package.
+        rooms: names of subpackages.
     """
 
     def get(name: str) -> Any:
+        if name in rooms:
+            return import_module(f"{package}.{name}")
         if name not in files:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{files[name]}"), name)
 
-    return get
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *files, *rooms})
+
+    return get, names

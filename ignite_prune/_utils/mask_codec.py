@@ -61,7 +61,7 @@ def decode(params: Mapping[str, Any], data: Array, shape: Sequence[int]) -> Arra
 
     size = int(np.prod(shape, dtype=np.int64))
     code = params["code"]
-    if code == "constant":
+    if code == "constant" and isinstance(params["value"], bool) and not data.size:
         return np.full(shape, params["value"], dtype=bool)
     if code == "blocks":
         mask = decode(params["of"], data, [whole // part for whole, part in zip(shape, params["block"])])

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+_ENTRIES = 1 << 18  # sorted at once: a sort takes several times the memory of what it sorts
+
 
 def keep_top_by_row(scores: Tensor, alive: Tensor | None, keep: int, dim: int = 0) -> Tensor:
     """Return a bool mask of ``keep`` entries, equally many of each row (its largest); the first rows get the remainder.
@@ -28,9 +30,12 @@ def keep_top_by_row(scores: Tensor, alive: Tensor | None, keep: int, dim: int = 
     rows = moved.flatten(1)
     living = torch.ones_like(rows, dtype=torch.bool) if alive is None else alive.movedim(dim, 0).flatten(1)
     quota = _equal_shares(living.sum(1), keep)
-    order = rows.masked_fill(~living, -math.inf).sort(dim=1, descending=True, stable=True).indices
-    ranks = torch.arange(rows.shape[1], device=rows.device).expand_as(order)
-    kept = torch.zeros_like(living).scatter_(1, order, ranks < quota.unsqueeze(1))
+    kept, ranks = torch.zeros_like(living), torch.arange(rows.shape[1], device=rows.device)
+    at_once = max(1, _ENTRIES // max(1, rows.shape[1]))
+    parts = (torch.split(each, at_once) for each in (rows, living, quota, kept))
+    for part, alive_part, quota_part, out in zip(*parts):
+        order = part.masked_fill(~alive_part, -math.inf).sort(dim=1, descending=True, stable=True).indices
+        out.scatter_(1, order, ranks < quota_part.unsqueeze(1))
     return kept.view(moved.shape).movedim(0, dim).contiguous()
 
 

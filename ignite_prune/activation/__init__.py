@@ -30,4 +30,5 @@ _FILES = {
     "Sparsifier": "base",
     "TopK": "top_k",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

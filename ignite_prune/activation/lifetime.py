@@ -20,7 +20,7 @@ class Lifetime(Sparsifier):
         period: number of samples over which duty cycles are averaged.
 
     Raises:
-        TypeError, ValueError: an argument is out of range; in forward, the input is not (samples, units, *space).
+        TypeError, ValueError: an argument is out of range; in forward, the input is not ``(samples, units, *space)``.
 
     Example:
         >>> import torch

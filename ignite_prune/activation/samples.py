@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -30,6 +31,8 @@ class Samples:
 
     def __init__(self, pattern: Pattern, scores: Tensor) -> None:
         self.units = pattern.count(scores.shape[1:])
+        if isinstance(pattern, NofM):  # whose comparisons need numbers; NaN wins, as in the rows below
+            scores = scores.nan_to_num(nan=math.inf, posinf=math.inf)
         self._scores, self._pattern = scores, pattern
         self._batched = _over_batch(pattern, scores.ndim - 1)
         if self._batched is not None:

@@ -48,4 +48,5 @@ _FILES = {
     "StdThreshold": "std_threshold",
     "Uniform": "uniform",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

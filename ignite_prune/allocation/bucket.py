@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.sparsity import kept
 from ignite_prune.allocation.base import Allocation, Layer, Pool
 
@@ -24,6 +25,7 @@ class Bucket(Allocation):
         relative: interpret ``budget`` as a fraction in [0, 1].
 
     Raises:
+        TypeError: ``budget`` is not a number, or ``relative`` not a bool.
         ValueError: ``budget`` is negative, not finite, or above 1 although relative; or (from an update) a score is
             negative, for which a budget is not defined.
 
@@ -38,6 +40,7 @@ class Bucket(Allocation):
     relative: bool = False
 
     def __post_init__(self) -> None:
+        check_is("relative", self.relative, bool)
         if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)):
             raise TypeError(f"Argument budget should be a number, but given {self.budget!r}")
         if not 0 <= self.budget < math.inf or (self.relative and self.budget > 1):

@@ -57,18 +57,35 @@ class OWL(Allocation):
                 raise ValueError(f"Argument {name} should be {within}, but given {value!r}")
 
     def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
-        units = [layer.units for layer in layers]
-        ratios = [self._outliers(layer) for layer in layers]
+        ratios = [self.outliers(layer) for layer in layers]
+        counts = self.counts(ratios, [layer.units for layer in layers], [layer.living for layer in layers], sparsity)
+        return [Pool((layer,), count) for layer, count in zip(layers, counts)]
+
+    def counts(
+        self, ratios: Sequence[float], units: Sequence[int], living: Sequence[int], sparsity: float
+    ) -> list[int]:
+        """Return how many units each layer keeps.
+
+        Args:
+            ratios: of each layer, see :meth:`outliers`.
+            units: the number of each layer's units.
+            living: the number of those that are not pruned yet.
+            sparsity: of all units together.
+        """
         total = max(sum(units), 1)
         mean = sum(ratio * n for ratio, n in zip(ratios, units)) / total
         most = max((abs(ratio - mean) for ratio in ratios), default=0.0)
         scale = self.spread / most if most > 1e-12 else 0.0  # smaller deviations are rounding errors
         keep = kept(sum(units), sparsity)
         wanted = [n * (keep / total + scale * (ratio - mean)) for ratio, n in zip(ratios, units)]
-        counts = _fill(keep, wanted, units, [layer.living for layer in layers])
-        return [Pool((layer,), count) for layer, count in zip(layers, counts)]
+        return _fill(keep, wanted, units, living)
 
-    def _outliers(self, layer: Layer) -> float:
+    def outliers(self, layer: Layer) -> float:
+        """Return the fraction of a layer's alive units whose score exceeds ``threshold`` times their mean.
+
+        Raises:
+            ValueError: a score is negative.
+        """
         scores = layer.scores()
         living = (scores if layer.alive is None else scores[layer.alive]).flatten()
         if living.numel() == 0:  # all are pruned; or the target is checked before there are scores

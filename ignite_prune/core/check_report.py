@@ -51,7 +51,7 @@ def listed(alive: Mapping[str, tuple[int, int]]) -> str:
     return f"Pruned weights are not 0 in {', '.join(shown)}" + f", and {len(alive) - 5} more" * (len(alive) > 5)
 
 
-def likely_cause(owner: str, given: str, stepped: bool, trained: bool) -> tuple[str, str]:
+def likely_cause(owner: str, given: str, stepped: bool, trained: bool, between: bool = False) -> tuple[str, str]:
     """Return the kind of the likely cause, and a text about it without its full stop.
 
     Args:
@@ -59,7 +59,14 @@ def likely_cause(owner: str, given: str, stepped: bool, trained: bool) -> tuple[
         given: names of the optimizers that the handler was given; may be empty.
         stepped: whether one of them has stepped since the weights were last 0.
         trained: whether the engine has made an iteration since.
+        between: whether they were found before a step of one of the optimizers, which left them at 0 the last time.
     """
+    if between:
+        return "between", (
+            f"They were written between two steps of the optimizers that {owner} follows "
+            f"({given or 'those that hold them'}): weights were loaded that are dense or were saved at another time, "
+            f"as the best model is, or another optimizer or a wrapper wrote to them. {_TOGETHER}"
+        )
     if stepped:
         return "written", (
             f"They were written after a step of the optimizers that {owner} follows "

@@ -3,10 +3,12 @@
 - ``torch.autograd.grad`` does not accumulate gradients: hooks on ``.grad`` are not called, but tensor hooks are.
 - DistributedDataParallel writes the reduced gradients when the backward pass is over. A communication hook that
   compresses, such as PowerSGD's, gives pruned entries values; they are masked once more after that.
+- A parameter whose tensor is exchanged loses its hooks.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,3 +53,22 @@ def after_reduction(call: Callable[[], None]) -> None:
     """
     engine = Variable._execution_engine
     engine.queue_callback(lambda: engine.queue_callback(call))
+
+
+def when_freed(parameter: nn.Parameter, then: Callable[[], None]) -> Any:
+    """Call a function when the storage that a parameter has now is freed; return what is to be kept until then.
+
+    ``model.to()`` under ``torch.__future__.set_swap_module_params_on_conversion(True)`` exchanges the tensor below a
+    parameter, and its hooks go with the former one, whose storage is freed. A weak reference to the parameter itself
+    would forbid the exchange.
+    """
+    try:
+        return weakref.ref(parameter.untyped_storage(), lambda _: then())
+    except (NotImplementedError, RuntimeError):  # it has none
+        return None
+
+
+def install_again(parameter: nn.Parameter) -> None:
+    """Install a parameter's hooks on the tensor that is below it now."""
+    parameter._post_accumulate_grad_hooks = parameter._post_accumulate_grad_hooks
+    parameter._backward_hooks = parameter._backward_hooks

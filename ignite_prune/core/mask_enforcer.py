@@ -25,7 +25,8 @@ Hooks are used, not wrappers: the optimizer and the parameters stay the user's o
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -38,13 +39,14 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.bits import is_masked, zero_, zero_any_
-from ignite_prune.core.gradient_hooks import after_reduction, is_returned
+from ignite_prune.core.gradient_hooks import after_reduction, install_again, is_returned, when_freed
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.moments import MOMENTUM, is_known, keeps_zero, masks_changed, slots_to_repair, zero_slots_
 from ignite_prune.core.optimizers import Optimizers
 from ignite_prune.core.probes import Probes
 from ignite_prune.core.step_hooks import Closure, StepHooks
 
+_DISTRIBUTED = torch.distributed.is_available()
 _SMALL = 1 << 12  # entries of a weight that is masked as fast as probed
 _OWNERS: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
 """The ids of the parameters that each living object masks, and keeps alive.
@@ -52,6 +54,9 @@ _OWNERS: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
 Weak references to parameters or gradients would forbid ``torch.utils.swap_tensors``, and with it ``model.to()`` under
 ``torch.__future__.set_swap_module_params_on_conversion(True)``.
 """
+
+LENT: set[int] = set()
+"""The ids of parameters to which another handler has written values of its own for the step that is running."""
 
 
 class MaskEnforcer:
@@ -67,18 +72,20 @@ class MaskEnforcer:
             for what the next step makes of them.
         optimizers: those given.
         steps: number of optimizer steps that the hooks have followed.
+        on_alive: called before a step if pruned weights were written to since the last one, before they are masked.
     """
 
     def __init__(self, masks: MaskStore, optimizers: Sequence[Optimizer], *, weights: bool = True) -> None:
         self.passing: set[str] = set()
         self.steps = 0
+        self.on_alive: Callable[[], None] | None = None
         self.is_installed = False
         self._masks, self._weights = masks, weights
         self.optimizers: Sequence[Optimizer] = optimizers
         self._optimizers = [*optimizers, *(optimizers.wrappers if isinstance(optimizers, Optimizers) else ())]
         self._handles: list[RemovableHandle | StepHooks] = []
         self._hooked: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
-        self._hooked_at: dict[str, int] = {}  # where the data of hooked parameters was
+        self._storages: dict[str, Any] = {}  # of hooked parameters
         self._seen: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # not given: for which masks slots are 0
         self._mixing: dict[tuple[int, str], Tensor] = {}  # by optimizer: whether its steps move pruned weights
         self._awaits_reduction = False
@@ -144,6 +151,7 @@ class MaskEnforcer:
             handle.remove()
         self._handles.clear()
         self._hooked.clear()
+        self._storages.clear()
         self._clean.clear()
 
     @torch.no_grad()
@@ -202,21 +210,16 @@ class MaskEnforcer:
 
     def _hook_gradient(self, name: str, parameter: nn.Parameter) -> None:
         if not parameter.requires_grad or name in self._hooked:
-            if name in self._hooked and self._hooked_at.get(name) != parameter.data_ptr():  # swapping loses hooks
-                self._hooked_at[name] = parameter.data_ptr()
-                parameter._post_accumulate_grad_hooks = parameter._post_accumulate_grad_hooks
-                parameter._backward_hooks = parameter._backward_hooks
             return
 
-        distributed = torch.distributed.is_available()
+        # Python's garbage collector does not see what a post-accumulate hook refers to: a strong reference from there
+        # would keep the model for ever. The other hook, which it sees, keeps this object alive.
+        itself = weakref.ref(self)
 
         def mask_gradient(parameter: Tensor) -> None:
-            mask = self._masks.pruned(name)
-            if mask is not None and parameter.grad is not None and name not in self.passing:
-                self._zero_gradient(name, parameter.grad, mask)
-                if distributed and not self._awaits_reduction and torch.distributed.is_initialized():
-                    self._awaits_reduction = True
-                    after_reduction(self._mask_reduced)
+            enforcer = itself()
+            if enforcer is not None:
+                enforcer._mask_accumulated(name, parameter.grad)
 
         def mask_returned(grad: Tensor) -> Tensor | None:
             mask = self._masks.pruned(name)
@@ -226,7 +229,27 @@ class MaskEnforcer:
 
         handle = parameter.register_post_accumulate_grad_hook(mask_gradient)  # type: ignore[no-untyped-call]
         handles = handle, parameter.register_hook(mask_returned)  # type: ignore[no-untyped-call]
-        self._hooked[name], self._hooked_at[name] = handles, parameter.data_ptr()
+        self._hooked[name] = handles
+        self._follow_storage(name, parameter)
+
+    def _follow_storage(self, name: str, parameter: nn.Parameter) -> None:
+        enforcer = weakref.ref(self)
+
+        def exchanged() -> None:
+            held = enforcer()
+            if held is not None and name in held._hooked:
+                install_again(parameter)
+                held._follow_storage(name, parameter)
+
+        self._storages[name] = when_freed(parameter, exchanged)
+
+    def _mask_accumulated(self, name: str, grad: Tensor | None) -> None:
+        mask = self._masks.pruned(name)
+        if mask is not None and grad is not None and name not in self.passing:
+            self._zero_gradient(name, grad, mask)
+            if _DISTRIBUTED and not self._awaits_reduction and torch.distributed.is_initialized():
+                self._awaits_reduction = True
+                after_reduction(self._mask_reduced)
 
     @torch.no_grad()
     def _mask_reduced(self) -> None:
@@ -251,14 +274,35 @@ class MaskEnforcer:
         self._awaits_reduction = False  # of a backward pass that raised
         if self._applied != self._masks.changes:  # the masks were changed without apply()
             self.apply()
+        told, pruned = False, list(self._pruned(optimizer))
         if self._loaded:
+            told = self._tell_of_alive(any(self._is_alive(*each) for each in pruned))
             self.settle()
-        for name, parameter, mask in self._pruned(optimizer):
-            if self._weights and parameter._version != self._zeroed.get(name):  # decay would move a weight's slots
+        for index, (name, parameter, mask) in enumerate(pruned):
+            written = parameter._version != self._zeroed.get(name)
+            # Writes through .data are not counted: one parameter after the other is read.
+            due = written or (parameter.is_cpu and index == self.steps % len(pruned))
+            if self._weights and due and self._is_alive(name, parameter, mask, whole=written):
+                told = told or self._tell_of_alive()
+                zero_(parameter.detach(), mask)  # decay would move a weight's slots
+            elif self._weights and id(parameter) in LENT:
                 zero_(parameter.detach(), mask)
             grad = parameter.grad
             if grad is not None and name not in self.passing and not self._is_clean(name, grad, mask):
                 self._zero_gradient(name, grad, mask)
+
+    def _is_alive(self, name: str, parameter: Tensor, mask: Tensor, whole: bool = True) -> bool:
+        """Return whether pruned weights are not 0; on an accelerator and without ``whole`` a few are read."""
+        if id(parameter) in LENT:
+            return False
+        if whole and parameter.is_cpu:
+            return not is_masked(parameter, mask)
+        return bool(parameter.detach().take(self._probed(name, mask)).any())
+
+    def _tell_of_alive(self, alive: bool = True) -> bool:
+        if alive and self._weights and self.on_alive is not None:
+            self.on_alive()
+        return alive
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:

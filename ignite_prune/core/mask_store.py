@@ -14,7 +14,7 @@ from ignite_prune._utils.arguments import near
 from ignite_prune._utils.bits import count_true, zero_
 from ignite_prune._utils.state import is_plain
 from ignite_prune.core.adapted_names import names_in
-from ignite_prune.core.mask_state import packed, unpacked
+from ignite_prune.core.mask_state import compressed, packed, unpacked
 from ignite_prune.core.selection import COMPILED, is_number, named_parameters, select
 
 
@@ -247,9 +247,13 @@ class MaskStore(Mapping[str, Tensor]):
         flips = {name: numel - self._kept[name] for name, numel in kept.items()}
         self.put({"_masks": {}, "_kept": kept, "flips": flips, "changes": self.changes + 1})
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return names, shapes and all masks in one uint8 tensor: one bit for each entry, each mask starts a byte."""
-        return packed(self)
+    def state_dict(self, compress: bool = False) -> dict[str, Any]:
+        """Return names, shapes and all masks in one uint8 tensor: one bit for each entry, each mask starts a byte.
+
+        Args:
+            compress: with an entropy code instead, 0.48 bits for each entry at 90 % (requires NumPy).
+        """
+        return compressed(self) if compress else packed(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the masks of a :meth:`state_dict`, on the parameters' devices.

@@ -6,7 +6,8 @@ A state of another optimizer, or a damaged one, is accepted by torch and raises 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +64,49 @@ def check_by_trial(what: str, optimizer: Optimizer, state: Any) -> None:
         ) from error
 
 
+def stand_in(optimizer: Optimizer) -> Optimizer:
+    """Return a copy of an optimizer, without slots, over parameters of one entry each with gradients of 0."""
+    memo: dict[int, Any] = {id(optimizer.state): defaultdict(dict)}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            small = torch.zeros((1,) * parameter.dim(), dtype=parameter.dtype, requires_grad=True)
+            small.grad = torch.zeros_like(small)
+            memo[id(parameter)] = small
+    made = copy.deepcopy(optimizer, memo)
+    if isinstance(made, LBFGS):  # its copies lack these
+        vars(made).update(_params=made.param_groups[0]["params"], _numel_cache=None)
+    return made
+
+
+def check_settings(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Raise unless the optimizer can step with the settings of its groups; tried on :func:`stand_in`.
+
+    Raises:
+        ValueError: says why.
+    """
+    for group, saved in zip(optimizer.param_groups, settings):
+        check_alike("settings", saved, {key: value for key, value in group.items() if key != "params"})
+    failure = _failure(optimizer, settings)
+    if failure is not None and _failure(optimizer, None) is None:  # not one that cannot be copied and stepped at all
+        raise ValueError(
+            f"The checkpoint's settings do not fit a {type(optimizer).__name__}: {type(failure).__name__}: {failure}"
+        ) from failure
+
+
+def _failure(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]] | None) -> Exception | None:
+    """Return the error of two steps of a stand-in with other settings; None: it can make them."""
+    closure: Any = (lambda: 0.0) if isinstance(optimizer, LBFGS) else None
+    try:
+        trial = stand_in(optimizer)
+        for group, saved in zip(trial.param_groups, settings or ()):
+            group.update(copy.deepcopy(dict(saved)))
+        for _ in range(2):
+            trial.step(closure)
+    except Exception as error:
+        return error
+    return None
+
+
 def _is_settled(optimizer: Optimizer) -> bool:
     """Return whether an optimizer's first step makes all of its slots."""
     return type(optimizer).__module__.startswith("torch.optim.") and not isinstance(optimizer, LBFGS)
@@ -90,6 +134,9 @@ def check_slots(optimizer: Optimizer, slots: Any) -> None:
             if isinstance(value, Tensor):
                 checked_tensor(what, value)
             check_alike(what, value, present.get(name))
+            held = present.get(name)
+            if isinstance(value, list) and isinstance(held, list) and None in value and None not in held:
+                raise TypeError(f"The checkpoint's {what} should have no None among its entries")
             if value is None and isinstance(present.get(name), Tensor) and name != "momentum_buffer":
                 raise TypeError(f"The checkpoint's {what} should be a tensor, but is None")
             if name in COUNTERS and not float(value) >= 0:

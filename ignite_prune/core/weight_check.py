@@ -45,7 +45,7 @@ class WeightCheck:
     enforcer: MaskEnforcer
     owner: str
     strict: bool = False
-    clock: Callable[[], int] | None = None
+    clock: Callable[[], int | None] | None = None
     warned: set[str] = field(default_factory=set)
     _steps: int = field(default=0, init=False)  # of the enforcer, when all was last right
     _iteration: int | None = field(default=None, init=False)  # when all was last right
@@ -53,6 +53,17 @@ class WeightCheck:
     _drawn_at: int = field(default=-1, init=False)  # which state of the masks the samples are of
     _calls: int = field(default=0, init=False)
     _generator: torch.Generator | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.enforcer.on_alive = self.before_step
+
+    def before_step(self) -> None:
+        """Warn of weights that were written between two steps of the optimizers, before the hook masks them again.
+
+        Raises:
+            PrunedWeightsAlive: with ``strict``; nothing is changed then.
+        """
+        self._tell(self._alive(), between=True)
 
     def report(self) -> CheckReport:
         """Compare all weights with the masks; nothing is changed."""
@@ -110,7 +121,7 @@ class WeightCheck:
         else:
             self._is_right()
 
-    def follow(self, clock: Callable[[], int] | None) -> None:
+    def follow(self, clock: Callable[[], int | None] | None) -> None:
         """Take the iterations of another engine; the weights have just been masked."""
         self.clock = clock
         self._is_right()
@@ -150,8 +161,8 @@ class WeightCheck:
     def _pruned(self, name: str) -> int:
         return self.masks.parameters[name].numel() - self.masks.kept(name)
 
-    def _tell(self, alive: Mapping[str, tuple[int, int]]) -> None:
-        kind, cause = self._cause()
+    def _tell(self, alive: Mapping[str, tuple[int, int]], between: bool = False) -> None:
+        kind, cause = self._cause(between)
         text = f"{listed(alive)}. {cause}"
         if self.strict:
             raise PrunedWeightsAlive(f"{text}. Nothing was changed; masks.apply_() masks them again")
@@ -159,8 +170,8 @@ class WeightCheck:
             self.warned.add(kind)
             warnings.warn(f"{text}. They have been masked again", SparsityWarning, stacklevel=2)
 
-    def _cause(self) -> tuple[str, str]:
+    def _cause(self, between: bool = False) -> tuple[str, str]:
         given = ", ".join(dict.fromkeys(type(each).__name__ for each in self.enforcer.optimizers))
         now = None if self.clock is None else self.clock()
         trained = now is not None and self._iteration is not None and now > self._iteration
-        return likely_cause(self.owner, given, self.enforcer.steps > self._steps, trained)
+        return likely_cause(self.owner, given, self.enforcer.steps > self._steps, trained, between)

@@ -11,4 +11,5 @@ if TYPE_CHECKING:
 __all__ = ["Evidence", "shapley_values"]
 
 _FILES = {"Evidence": "evidence", "shapley_values": "shapley"}
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

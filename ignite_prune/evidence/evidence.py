@@ -116,8 +116,10 @@ class Evidence:
     def sum_over_ranks(self, averaged: bool = False) -> None:
         """Reduce the evidence for :meth:`found`, on every rank; ``averaged``: gradients are means over ranks."""
         self._totals.clear()
-        for need, each in self.collectors.items():
+        for each in self.collectors.values():
             each.settle()
+        raise_together(None, FAILED)
+        for need, each in self.collectors.items():
             replicated = averaged and each.replicated
             self._totals[need] = each.record.totals(each.zeros, need.key, replicated, each.shared)
 
@@ -130,10 +132,11 @@ class Evidence:
         record = self.collectors[need].record
         return self._totals.get(need, (record.sums, record.counts))
 
-    def reasons(self, need: Need) -> dict[str, str]:
-        """Return the reasons why parameters have no evidence."""
+    def reasons(self, need: Need, unreached: bool = False) -> dict[str, str]:
+        """Return the reasons why parameters have no evidence; ``unreached``: of those that data may reach alone."""
         collector = self.collectors[need]
-        return {name: collector.reason(name) for name in collector.parameters if not collector.record.counts.get(name)}
+        names = [name for name in collector.parameters if not collector.record.counts.get(name)]
+        return {name: collector.reason(name) for name in names if not unreached or collector.is_unreached(name)}
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return this rank's state of each need's collector, in order."""
@@ -226,8 +229,9 @@ def _one_pass(batch: Batch, collectors: Sequence[Collector]) -> None:
     with torch.set_grad_enabled(backward), observer_of(collectors).installed(batch.model):
         output = batch.output()
     if backward:
-        # The gradients of activations need a backward pass past them, whether or not a weight's is wanted.
-        targets = wanted or {n: p for n, p in batch.model.named_parameters() if p.requires_grad}
+        # The gradients of activations need a backward pass past them, whichever weights' gradients are wanted.
+        past = not wanted or any(each.backward and not each.differentiated for each in collectors)
+        targets = wanted | {n: p for n, p in batch.model.named_parameters() if p.requires_grad} if past else wanted
         found = gradients_of(batch.loss(output), targets)
         for each in collectors:
             if each.differentiated:

@@ -14,8 +14,10 @@ from ignite_prune._utils.interleaved import interleaved
 from ignite_prune._utils.table import as_table, shown_seconds
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.export.sparse_conv import SparseConv, is_pointwise
 from ignite_prune.export.sparse_formats import formats_for
-from ignite_prune.export.sparse_linear import FORMATS, SparseLinear
+from ignite_prune.export.sparse_linear import SparseLinear
+from ignite_prune.export.sparse_weight import FORMATS, SparseWeight
 from ignite_prune.structure.model_io import as_arguments, checked_device
 from ignite_prune.structure.slicing.compare import run
 
@@ -25,7 +27,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What was measured of one linear layer.
+    """What was measured of one layer.
 
     Attributes:
         name: of the layer.
@@ -49,7 +51,7 @@ class SparseReport:
     """What :func:`sparse_inference` measured and replaced; ``print(report)`` shows it as a table.
 
     Attributes:
-        layers: one result for each linear layer.
+        layers: one result for each linear layer and 1×1 convolution.
         dense: seconds of the whole model before.
         sparse: seconds of the whole model with the sparse layers; equal to ``dense`` if nothing was replaced.
         replaced: names of the layers that were replaced.
@@ -74,9 +76,9 @@ class SparseReport:
 def sparse_inference(
     model: nn.Module, example_inputs: Any, *, formats: Sequence[str] = FORMATS, min_gain: float = 1.1
 ) -> SparseReport:
-    """Replace linear layers by sparse ones, in place, where these are measured to be faster on this machine.
+    """Replace linear layers and 1×1 convolutions by sparse ones, in place, where these are measured to be faster here.
 
-    Each ``nn.Linear`` is measured with the inputs that it has in a forward pass over the example, as dense and in each
+    Each is measured with the inputs that it has in a forward pass over the example, as dense and in each
     format. It is replaced by the fastest if that is at least ``min_gain`` times as fast and its outputs are equal to
     float tolerance (1e-5 of the largest output in float32). If the whole model is not faster in the end, all layers are
     put back. Names and the state_dict do not change; a replaced model is for inference, and put in eval mode.
@@ -105,7 +107,7 @@ def sparse_inference(
     checked_device(bare, example_inputs)
     inputs, expected = _observed(bare, example_inputs)
     results: list[LayerResult] = []
-    chosen: dict[nn.Module, SparseLinear] = {}
+    chosen: dict[nn.Module, SparseWeight] = {}
     with undisturbed(bare), torch.no_grad():
         for name, layer in inputs.names.items():
             result, sparse = _measured(name, layer, inputs, formats, min_gain)
@@ -116,24 +118,30 @@ def sparse_inference(
 
 
 def to_dense(model: Module) -> Module:
-    """Put an ``nn.Linear`` in the place of every :class:`SparseLinear`, in place, and return the model.
+    """Put the dense layer in the place of every sparse one, in place, and return the model.
 
     Example:
         >>> model = to_dense(nn.Sequential(SparseLinear(nn.Linear(4, 2))))
         >>> type(model[0]).__name__
         'Linear'
     """
-    if isinstance(model, SparseLinear):
-        raise TypeError("Argument model is a SparseLinear itself, which cannot be replaced in place; use model.dense()")
-    _exchange(model, {each: each.dense() for each in unwrap(model).modules() if isinstance(each, SparseLinear)})
+    if isinstance(model, SparseWeight):
+        raise TypeError(
+            f"Argument model is a {type(model).__name__} itself, which cannot be replaced in place; use model.dense()"
+        )
+    _exchange(model, {each: each.dense() for each in unwrap(model).modules() if isinstance(each, SparseWeight)})
     return model
 
 
+def _is_matrix(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear or is_pointwise(layer)
+
+
 class _Inputs:
-    """The linear layers that a forward pass calls, and the first input of each."""
+    """The linear layers and 1×1 convolutions that a forward pass calls, and the first input of each."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.names = {name: each for name, each in model.named_modules() if type(each) is nn.Linear}
+        self.names = {name: each for name, each in model.named_modules() if _is_matrix(each)}
         self.first: dict[nn.Module, Tensor] = {}
         self.hooked = {each for each in self.names.values() if each._forward_hooks or each._forward_pre_hooks}
         held: dict[Tensor, int] = {}
@@ -168,8 +176,8 @@ def _observed(model: nn.Module, example_inputs: Any) -> tuple[_Inputs, list[Tens
 
 
 def _measured(
-    name: str, layer: nn.Linear, inputs: _Inputs, formats: Sequence[str], min_gain: float
-) -> tuple[LayerResult, SparseLinear | None]:
+    name: str, layer: Any, inputs: _Inputs, formats: Sequence[str], min_gain: float
+) -> tuple[LayerResult, SparseWeight | None]:
     """Return a layer's result, and its sparse form if that is to replace it."""
     nan, weight = float("nan"), layer.weight.detach()
     sparsity = 1 - int(weight.count_nonzero()) / max(weight.numel(), 1)
@@ -179,10 +187,10 @@ def _measured(
     if reason:
         return LayerResult(name, sparsity, "dense", nan, nan, reason), None
     x = inputs.first[layer]
-    candidates: list[SparseLinear] = []
+    candidates: list[SparseWeight] = []
     refusals: list[str] = []
-    for form, block in formats_for(weight, formats, refusals):
-        sparse = SparseLinear(layer, form, block).eval()
+    for form, block in formats_for(weight.flatten(1), formats, refusals):
+        sparse = (SparseLinear if type(layer) is nn.Linear else SparseConv)(layer, form, block).eval()
         try:
             fits = _equal(sparse(x), layer(x))
         except (RuntimeError, NotImplementedError) as error:
@@ -223,7 +231,7 @@ def _replaced(
     example_inputs: Any,
     expected: list[Tensor],
     results: list[LayerResult],
-    chosen: dict[nn.Module, SparseLinear],
+    chosen: dict[nn.Module, SparseWeight],
 ) -> SparseReport:
     """Exchange the layers, and put them back unless the whole model is equal and not slower."""
     args, kwargs = as_arguments(model, example_inputs)

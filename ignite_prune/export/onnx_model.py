@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import undisturbed
 from ignite_prune.export.extras import needed
-from ignite_prune.export.sparse_linear import SparseLinear
+from ignite_prune.export.sparse_weight import check_dense
 from ignite_prune.structure.model_io import as_arguments, checked_device, tensors_of
 from ignite_prune.structure.slicing.compare import run
 
@@ -62,9 +62,7 @@ def to_onnx(
     model, path = unwrap(model), Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"Argument path: {str(path)!r} exists; use another name, or overwrite=True")
-    sparse = next((name for name, each in model.named_modules() if isinstance(each, SparseLinear)), None)
-    if sparse is not None:
-        raise ValueError(f"Layer {sparse!r} is a SparseLinear, which ONNX does not have; call export.to_dense(model)")
+    check_dense(model)
     if checked_device(model, example_inputs).type != "cpu":
         raise ValueError("The model should be on the CPU: call model.cpu(), and move the example inputs too")
     expected, _ = run(model, example_inputs)  # names the layer in which a forward pass fails

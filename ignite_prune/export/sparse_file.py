@@ -20,6 +20,7 @@ from ignite_prune._utils.arguments import near
 from ignite_prune.core.selection import unwrap
 from ignite_prune.export.container import read_container, write_container
 from ignite_prune.export.packed_tensor import is_storable, pack, unpack
+from ignite_prune.structure.kept_indices import attributes_of
 from ignite_prune.structure.slicing.checkpoint import load_shrunk, to_plain
 from ignite_prune.structure.slicing.model_edit import Indices
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
@@ -36,12 +37,14 @@ class Contents:
         masks: bool masks (True = kept) of the tensors that are stored sparse.
         left: indices that slicing left, by name and dimension; empty for a model that was not sliced.
         rates: rates of the Dropout modules of a sliced model.
+        attributes: sizes that modules of a sliced model store, by path and name.
     """
 
     tensors: dict[str, Tensor]
     masks: dict[str, Tensor]
     left: dict[str, dict[str, Tensor]]
     rates: dict[str, float]
+    attributes: dict[str, dict[str, int]]
 
 
 def save(
@@ -75,8 +78,8 @@ def save(
         ImportError: safetensors is not installed.
         FileExistsError: ``path`` exists.
         TypeError: an argument is of another type, or the state_dict holds something that is not a tensor.
-        ValueError: a mask does not fit the model, or prunes a weight that is not 0; a tensor is on the meta device or
-            quantized. No file is written then.
+        ValueError: a mask or the indices do not fit the model; a mask prunes a weight that is not 0; a tensor is on the
+            meta device or quantized. No file is written then.
 
     Example:
         >>> import tempfile
@@ -95,9 +98,14 @@ def save(
     if path.exists() and not overwrite:
         raise FileExistsError(f"Argument path: {str(path)!r} exists; use another name, or overwrite=True")
     state = _checked_state(model)
+    if indices is not None:
+        check_indices(state, indices)
     tensors, index = _packed(state, _checked_masks(state, masks))
     if indices is not None:
         index["rates"] = dropout_rates(model)
+        attributes = attributes_of(indices)
+        if attributes:
+            index["attributes"] = attributes
         for name, dims in to_plain(indices).items():
             tensors.update({f"{name}::left::{dim}": stay.cpu().contiguous() for dim, stay in dims.items()})
     write_container(tensors, index, path)
@@ -128,7 +136,8 @@ def load(model: Module | Callable[[], Module], path: str | PathLike[str]) -> Mod
     target = unwrap(built)
     fits = _misfit(target.state_dict(), contents.tensors)
     if contents.left and fits is not None:
-        load_shrunk(target, {"left": contents.left, "rates": contents.rates, "model": contents.tensors})
+        parts = {"left": contents.left, "rates": contents.rates, "attributes": contents.attributes}
+        load_shrunk(target, {**parts, "model": contents.tensors})
     elif fits is not None:
         raise ValueError(f"{str(path)!r} is of another model: {fits}")
     else:
@@ -160,7 +169,15 @@ def read(path: str | PathLike[str]) -> Contents:
             tensors[name] = tensor
     for name, first in index.get("tied", {}).items():
         tensors[name] = tensors[first]
-    return Contents(tensors, masks, left, index.get("rates", {}))
+    return Contents(tensors, masks, left, index.get("rates", {}), index.get("attributes", {}))
+
+
+def packed_bytes(state: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> tuple[int, int]:
+    """Return how many bytes the tensors of a file of :func:`save` take, and how many of these are masks'."""
+    tensors, _ = _packed(state, {name: mask for name, mask in (masks or {}).items() if name in state})
+    return sum(each.nbytes for each in tensors.values()), sum(
+        each.nbytes for name, each in tensors.items() if name.endswith("::mask")
+    )
 
 
 def _as_path(path: Any) -> Path:
@@ -207,6 +224,22 @@ def _checked_masks(state: Mapping[str, Tensor], masks: Mapping[str, Tensor] | No
                 "model was trained without them; call masks.apply_(model) first"
             )
     return dict(masks)
+
+
+def check_indices(state: Mapping[str, Tensor], indices: Any) -> None:
+    """Raise unless indices are what slicing left of the model with this state_dict."""
+    if not isinstance(indices, Mapping) or not all(isinstance(dims, Mapping) for dims in indices.values()):
+        raise TypeError(f"Argument indices should be report.indices of shrink, but given {indices!r:.80}")
+    for name, dims in indices.items():
+        if name not in state:
+            raise ValueError(f"Argument indices: the model has no {name!r}; {near(str(name), list(state))}")
+        shape = tuple(state[name].shape)
+        for dim, stay in dims.items():
+            if not isinstance(stay, Tensor) or not 0 <= int(dim) < len(shape) or shape[int(dim)] != len(stay):
+                raise ValueError(
+                    f"Argument indices: {name!r} has shape {shape}, and the indices of dimension {dim} are those of "
+                    "another model, or of an earlier slicing: give ShrinkHandler.left after several"
+                )
 
 
 def _packed(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,6 +8,8 @@ from ignite_prune.handlers.prune_handler import PruneHandler
 
 if TYPE_CHECKING:
     from ignite_prune.handlers.activation_sparsity import ActivationSparsity
+    from ignite_prune.handlers.distillation.distillation import Distillation
+    from ignite_prune.handlers.distillation.terms import AttentionMSE, HiddenMSE, LogitsMSE, SoftTargets
     from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_engine
     from ignite_prune.handlers.lottery.lottery_ticket import Control, LotteryTicket
     from ignite_prune.handlers.lottery.pruning_engine import PruningEngine
@@ -28,10 +30,14 @@ if TYPE_CHECKING:
 _FILES = {
     "ActivationSparsity": "activation_sparsity",
     "AlternatingSparse": "sparse_training.alternating_sparse",
+    "AttentionMSE": "distillation.terms",
     "Control": "lottery.lottery_ticket",
+    "Distillation": "distillation.distillation",
     "DynamicSparse": "sparse_training.dynamic_sparse",
     "GroupLasso": "regularisers.group_lasso",
+    "HiddenMSE": "distillation.terms",
     "LearntSparsity": "regularisers.learnt_sparsity",
+    "LogitsMSE": "distillation.terms",
     "LotteryTicket": "lottery.lottery_ticket",
     "ProgressiveMasks": "progressive_masks",
     "PruningEngine": "lottery.pruning_engine",
@@ -42,6 +48,7 @@ _FILES = {
     "SRigL": "sparse_training.rigl",
     "ShrinkHandler": "shrink_handler",
     "Slimming": "regularisers.slimming",
+    "SoftTargets": "distillation.terms",
     "SparseMomentum": "sparse_training.sparse_momentum",
     "TopKAST": "sparse_training.top_kast",
     "create_pruning_engine": "lottery.create_pruning_engine",
@@ -51,10 +58,14 @@ __all__ = [
     "SRSTE",
     "ActivationSparsity",
     "AlternatingSparse",
+    "AttentionMSE",
     "Control",
+    "Distillation",
     "DynamicSparse",
     "GroupLasso",
+    "HiddenMSE",
     "LearntSparsity",
+    "LogitsMSE",
     "LotteryTicket",
     "ProgressiveMasks",
     "PruneEvents",
@@ -66,9 +77,11 @@ __all__ = [
     "SRigL",
     "ShrinkHandler",
     "Slimming",
+    "SoftTargets",
     "SparseMomentum",
     "TopKAST",
     "create_pruning_engine",
 ]
 
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
 
+from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune.core.mask_enforcer import claim
 from ignite_prune.core.mask_store import check_same, warn_of_nearly_empty
 from ignite_prune.core.weight_check import WeightCheck
@@ -21,7 +22,7 @@ from ignite_prune.handlers.run_warning import AGAIN, NEVER_ATTACHED, NOT_UPDATED
 from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
-from ignite_prune.update.agreement import check_alike
+from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_alike
 from ignite_prune.update.pruner import REMAKE, Pruner
 from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 
@@ -42,7 +43,8 @@ class AttachedPruner(TargetHandler):
         pruning: the groups, masks and hooks; another one after the model has been sliced.
     """
 
-    VERSION = 4  # 1 had no evidence; 2 named evidence by the representation of its fields; 3 had no lists of pairs
+    # 1 had no evidence; 2 named it by the representation of its fields; 3 had no lists of pairs; 4 no compressed masks
+    VERSION = 5
     KEYS = ("progress", "masks", "sparsities", "generators", "dense", "evidence", "reached")
     VARYING = ("dense",)
     MAIN = "global"
@@ -50,6 +52,7 @@ class AttachedPruner(TargetHandler):
     _feed: EvidenceFeed | None = None
     _scaler: torch.amp.GradScaler | None = None
     _synced = False  # DDP broadcasts buffers before a forward pass
+    _compress_masks = False  # in checkpoints
     _warned: set[str]  # parameters that a warning has named
     _restored = False  # what was pruned has been brought back
     _at: float | None = None  # the schedule's step of the last update, where this object made it
@@ -114,8 +117,13 @@ class AttachedPruner(TargetHandler):
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self.pruning.masks.parameters
 
-    def _check_ranks(self) -> None:
-        check_alike(self.pruning.masks)
+    def _check_ranks(self, error: Exception | None, where: str) -> None:
+        raise_together(error, NOT_ATTACHED)
+        if world_size() > 1:
+            from ignite_prune.update.rank_settings import settings_of  # slow to import
+
+            settings = settings_of(self.pruning.groups, self.pruning.given[1])
+            check_alike(self.pruning.masks, {**settings, "a pruner": where}, NOT_ATTACHED)
 
     def _check_parameters(self) -> None:
         check_same(self.pruning.model, self.pruning.masks.parameters, REMAKE)
@@ -181,7 +189,9 @@ class AttachedPruner(TargetHandler):
             done()
 
         try:
-            self.pruning.update(self.pruning.targets(step), done=record)
+            with announced():
+                targets = self.pruning.targets(step)
+            self.pruning.update(targets, done=record)
         except NonFiniteSaliency as error:
             if not engine.should_terminate:
                 raise
@@ -203,7 +213,7 @@ class AttachedPruner(TargetHandler):
     # Checkpoints
 
     def _state(self) -> dict[str, Any]:
-        return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict())
+        return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict(), self._compress_masks)
 
     def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         return (

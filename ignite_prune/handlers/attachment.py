@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from ignite.engine import CallableEventWithFilter, Engine, Events, EventsList, State
 
@@ -257,3 +257,18 @@ def _name(event: Any) -> str:
 
 def _is_ignites(event: Any) -> bool:
     return _name(event) in Events.__members__
+
+
+def clock_of(engine: Engine) -> Callable[[], int | None]:
+    """Return a function that returns an engine's iteration, and None when the engine is no more.
+
+    What masks a model lives as long as the model. It must not keep the engine alive, and with it a handler that nobody
+    else refers to.
+    """
+    held = ref(engine)
+
+    def iteration() -> int | None:
+        engine = held()
+        return None if engine is None else int(engine.state.iteration)
+
+    return iteration

@@ -14,7 +14,7 @@ from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune.core.mask_enforcer import check_free, claim, release
 from ignite_prune.core.weight_check import WeightCheck
-from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update
+from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update, clock_of
 from ignite_prune.handlers.events import register
 from ignite_prune.handlers.run_check import RunCheck, is_trial, iterations_of, last_count
 from ignite_prune.schedule import Schedule
@@ -109,8 +109,15 @@ class BaseHandler(ABC):
                 self._publish()
             weights.some()
 
-    def _check_ranks(self) -> None:
-        """Raise ValueError on every rank if the ranks cannot update together."""
+    def _check_ranks(self, error: Exception | None, where: str) -> None:
+        """Raise ValueError on every rank if one cannot be attached, or if the ranks cannot update together.
+
+        Args:
+            error: the reason why this rank cannot.
+            where: what it is attached to.
+        """
+        if error is not None:
+            raise error
 
     def _trained_by(self) -> Sequence[Optimizer]:
         """Return the optimizers one of which should step in the engine; none: that is not known."""
@@ -177,16 +184,19 @@ class BaseHandler(ABC):
             name: the attribute of ``engine.state``.
             update: what to call on the event; None for :meth:`_update_at`.
         """
-        self._check_usable()
-        if not isinstance(engine, Engine):
-            raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
-        if self._attachment is not None:
-            raise ValueError(f"This {type(self).__name__} is attached already; detach() it first")
-        self._check_parameters()
-        self._check_free()
-        self._check_ranks()
-        register(engine)
-        self._attachment = Attachment(engine, event, self._progress, update or self._update_at, name)
+        try:
+            self._check_attach(engine)
+            register(engine)
+            attachment = Attachment(engine, event, self._progress, update or self._update_at, name)
+        except Exception as error:
+            self._check_ranks(error, "")
+            raise
+        try:
+            self._check_ranks(None, str(attachment))
+        except BaseException:
+            attachment.remove()
+            raise
+        self._attachment = attachment
         try:
             self._start(self._attachment)
             self._attachment.add(Events.STARTED, self._has_started)
@@ -195,7 +205,7 @@ class BaseHandler(ABC):
             self._own()
             self._publish()
             if (weights := self._checker()) is not None:
-                weights.follow(lambda: int(engine.state.iteration))
+                weights.follow(clock_of(engine))
                 for each in (Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
                     self._attachment.add(each, self._verify)
                 for each in (Events.EPOCH_STARTED, Events.ITERATION_COMPLETED):
@@ -203,6 +213,15 @@ class BaseHandler(ABC):
         except BaseException:
             self.detach()
             raise
+
+    def _check_attach(self, engine: Any) -> None:
+        self._check_usable()
+        if not isinstance(engine, Engine):
+            raise TypeError(f"Argument engine should be an ignite.engine.Engine, but given {type(engine)}")
+        if self._attachment is not None:
+            raise ValueError(f"This {type(self).__name__} is attached already; detach() it first")
+        self._check_parameters()
+        self._check_free()
 
     def _has_started(self, engine: Engine) -> None:
         if self._attachment is not None and not is_trial(engine):

@@ -17,7 +17,7 @@ from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.regularise.progressive import part_way
-from ignite_prune.update.agreement import agreed
+from ignite_prune.update.agreement import agreed, announced
 from ignite_prune.update.plan import UpdatePlan
 
 
@@ -73,7 +73,11 @@ class ProgressiveMasks(BaseHandler):
 
     def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str = "sparsity") -> None:
         """Attach the pruner to ``engine``, a sub-step each ``event``; as :meth:`PruneHandler.attach` otherwise."""
-        self._check_usable()
+        try:
+            self._check_usable()
+        except Exception as error:
+            self._pruner._check_ranks(error, "")
+            raise
         self._pruner._attach(engine, event, name, self._update_at)
 
     @property
@@ -102,7 +106,8 @@ class ProgressiveMasks(BaseHandler):
     def _update_at(self, step: int, done: Callable[[], None]) -> None:
         pruning = self._pruner.pruning
         left, towards = self._left or self._steps, self._towards
-        targets = self._targets if self._left else pruning.targets(step)
+        with announced():
+            targets = self._targets if self._left else pruning.targets(step)
 
         def plan(targets: Sequence[float]) -> UpdatePlan:
             nonlocal towards

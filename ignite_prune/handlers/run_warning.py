@@ -21,3 +21,19 @@ NOTHING = (
 UNUSED = "finalize(): the PruneHandler has never pruned anything, so the model is dense. {why}"
 NEVER_ATTACHED = "Call pruner.attach(trainer) before trainer.run(), or pruner.step() in a loop of your own"
 NOT_UPDATED = "Its schedule had not begun: let it begin and end within the run"
+OUT_OF_REACH = (
+    "The target of {target:.4g} is out of reach: in the last round, {rounds}, the schedule gives {last:.4g}. Run for "
+    "more rounds, run(max_epochs=...), or give a schedule that rises faster"
+)
+STATIC = (
+    "finalize(): this {who} was never attached to a trainer that ran, so its masks are those of its construction. Call "
+    "attach(trainer) before trainer.run()"
+)
+UNMOVED = (
+    "{who} moves no connection in this run: it has {iterations} iterations, the first update is due at iteration "
+    "{every} (every={every}), and none from iteration {last:g} on (end=). Give a smaller every=, or run for longer"
+)
+BEYOND = (
+    "{who} moves connections until the end of the run, as end={end} is behind its last iteration, {iterations}: those "
+    "that grow last are not trained. Give end= in iterations, or None for three quarters of the run"
+)

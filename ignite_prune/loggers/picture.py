@@ -11,13 +11,15 @@ from torch.nn.functional import adaptive_avg_pool2d
 _KEPT = (0.98, 0.83, 0.24)  # yellow on dark blue: distinguishable with any colour vision, and in greyscale
 _PRUNED = (0.09, 0.09, 0.31)
 _GRID = 0.5
+_LONGEST = 4  # how long a picture may be, in widths
 
 
 def mask_picture(mask: Tensor, largest: int = 512, smallest: int = 128) -> Tensor:
     """Return a mask as a colour image, with one row per output and one column per input.
 
     The kernels of a convolution are small tiles at (output, input), separated by lines if there is room. Masks larger
-    than ``largest`` are pooled (the colour of a pixel then shows its density); small ones are magnified.
+    than ``largest`` are pooled (the colour of a pixel then shows its density); small ones are magnified. The shorter
+    side of a long mask is stretched until the picture is at most four times as long as wide.
 
     Args:
         mask: bool, any shape.
@@ -37,11 +39,17 @@ def mask_picture(mask: Tensor, largest: int = 512, smallest: int = 128) -> Tenso
     density = adaptive_avg_pool2d(density[None], (min(largest, density.shape[0]), min(largest, density.shape[1])))[0]
     pooled = density.shape != (rows * height, columns * width)
     factor = max(1, min(smallest // max(density.shape), largest // (max(density.shape) + max(rows, columns))))
-    density = density.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    down, across = (factor * stretch for stretch in _stretches(*density.shape))
+    density = density.repeat_interleave(down, 0).repeat_interleave(across, 1)
     picture = torch.stack([density * kept + (1 - density) * pruned for kept, pruned in zip(_KEPT, _PRUNED)])
     if height * width > 1 and factor > 1 and not pooled:
-        picture = _with_lines(_with_lines(picture, 1, height * factor), 2, width * factor)
+        picture = _with_lines(_with_lines(picture, 1, height * down), 2, width * across)
     return picture.contiguous()
+
+
+def _stretches(height: int, width: int) -> tuple[int, int]:
+    """Return the whole factors by which the sides are stretched; one of them is 1."""
+    return max(1, math.ceil(width / _LONGEST / height)), max(1, math.ceil(height / _LONGEST / width))
 
 
 def _as_tiles(mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.table import as_table, shown_seconds
 from ignite_prune.core.selection import unwrap
-from ignite_prune.export.sparse_linear import SparseLinear
+from ignite_prune.export.sparse_weight import SparseWeight
 from ignite_prune.measure.layer_cost import LayerCosts, measure_layers
 from ignite_prune.measure.pattern_name import pattern_name
 
@@ -197,7 +197,7 @@ def _row(
     for name, parameter in module.named_parameters(recurse=False):
         if not nn.parameter.is_lazy(parameter):
             own[name] = parameter
-    if isinstance(module, SparseLinear):
+    if isinstance(module, SparseWeight):
         own["weight"] = module.weight
     if not own:
         return None

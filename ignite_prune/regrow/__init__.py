@@ -50,4 +50,5 @@ _FILES = {
     "drop_smallest": "base",
     "grow_best": "base",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

@@ -19,8 +19,8 @@ from ignite_prune.regrow.growth import ByMomentum, Growth, _magnitude
 class Redistribute(Move):
     """Drops the ``ceil(fraction * active)`` smallest weights of each layer and redistributes their number over layers.
 
-    The share of a layer is proportional to its importance, the mean |momentum| of its active weights; a share that
-    exceeds the layer's free entries goes to the others. The total number of connections stays exactly the same.
+    The share of a layer is proportional to its importance, the mean absolute momentum of its active weights; a share
+    that exceeds the layer's free entries goes to the others. The total number of connections stays exactly the same.
 
     Args:
         growth: scores of the entries to grow within a layer.
@@ -54,7 +54,7 @@ class Redistribute(Move):
 
 
 def importance(layer: Connections) -> float:
-    """Return the mean |momentum| of a layer's active weights, 0 if it has none."""
+    """Return the mean absolute momentum of a layer's active weights, 0 if it has none."""
     momentum = _magnitude(layer, "the dense momentum")[layer.mask]
     return float(momentum.double().mean()) if momentum.numel() else 0.0
 

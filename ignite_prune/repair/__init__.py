@@ -25,4 +25,5 @@ _FILES = {
     "Repair": "base",
     "SparseGPT": "sparsegpt",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

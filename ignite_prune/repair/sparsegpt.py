@@ -62,23 +62,32 @@ class SparseGPT(Repair):
                 [None] * len(moments.sums) if before is None else form.rows(before).chunk(len(moments.sums)),
                 moments.sums,
             )
+            pattern = parameter.pattern
+            along = isinstance(pattern, NofM) and pattern.dim % weight.ndim == (0 if moments.transposed else 1)
             swept = [
-                self._sweep(part, kept, earlier, form.hessian(sums.to(weight.device) * moments.scale), parameter)
+                self._sweep(part, kept, earlier, form.hessian(sums.to(weight.device) * moments.scale), parameter, along)
                 for part, kept, earlier, sums in parts
             ]
             context.values[parameter.name] = form.back(torch.cat([new for new, _ in swept]))
             context.masks[parameter.name] = form.back(torch.cat([kept for _, kept in swept]))
 
     def _sweep(
-        self, weight: Tensor, mask: Tensor, before: Tensor | None, hessian: Tensor, parameter: PrunedParameter
+        self,
+        weight: Tensor,
+        mask: Tensor,
+        before: Tensor | None,
+        hessian: Tensor,
+        parameter: PrunedParameter,
+        along: bool,
     ) -> tuple[Tensor, Tensor]:
+        """Sweep a matrix; ``along``: groups of N:M are along its inputs."""
         pattern, rows = parameter.pattern, tuple(weight.shape)
         selects = isinstance(parameter.saliency, saliency.SparseGPT)
         if selects and isinstance(pattern, Unstructured):
             counts = block_counts(int((~mask).sum()), (rows[0], rows[1]), self.block, before)
             choose = by_count(counts, self.block, before)
             return sweep(weight, hessian, damping=self.damping, block=self.block, choose=choose)
-        if selects and isinstance(pattern, NofM) and pattern.dim == 1 and _all_done(mask, pattern):
+        if selects and along and isinstance(pattern, NofM) and _all_done(mask, pattern):
             choose = by_group(pattern.keep, before)
             return sweep(weight, hessian, damping=self.damping, block=self.block, choose=choose, group=pattern.of)
         return sweep(weight, hessian, damping=self.damping, block=self.block, mask=mask)

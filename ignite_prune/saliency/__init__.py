@@ -116,4 +116,5 @@ _FILES = {
     "SynFlow": "synflow",
     "Wanda": "wanda",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

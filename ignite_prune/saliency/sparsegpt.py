@@ -95,22 +95,22 @@ def _factor(hessian: Tensor, damping: float) -> Tensor | None:
     lower, failed = torch.linalg.cholesky_ex(flipped)
     if bool(failed):
         return None
-    factor = _inverse_of_lower(lower).flip(0, 1)
-    return factor if bool(torch.isfinite(factor).all()) else None
+    del flipped  # as large as the result, as every temporary here would be
+    _invert_lower(lower)
+    factor = lower.flip(0, 1)
+    return factor if bool(torch.isfinite(factor.sum())) or bool(torch.isfinite(factor).all()) else None
 
 
-def _inverse_of_lower(lower: Tensor) -> Tensor:
-    """Invert by recursive halving: a third of the work of solving against the identity."""
+def _invert_lower(lower: Tensor) -> None:
+    """Invert in place by recursive halving: a third of the work of solving against the identity."""
     n, half = len(lower), len(lower) // 2
     if n <= _BASE:
         eye = torch.eye(n, dtype=lower.dtype, device=lower.device)
-        base: Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
-        return base
-    inverse = torch.zeros_like(lower)
-    inverse[:half, :half] = _inverse_of_lower(lower[:half, :half])
-    inverse[half:, half:] = _inverse_of_lower(lower[half:, half:])
-    inverse[half:, :half] = (inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])).neg_()
-    return inverse
+        lower.copy_(torch.linalg.solve_triangular(lower, eye, upper=False))
+        return
+    _invert_lower(lower[:half, :half])
+    _invert_lower(lower[half:, half:])
+    lower[half:, :half] = (lower[half:, half:] @ (lower[half:, :half] @ lower[:half, :half])).neg_()
 
 
 @dataclass(frozen=True)

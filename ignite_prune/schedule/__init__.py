@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from ignite_prune.schedule.dense_sparse import DenseSparse
     from ignite_prune.schedule.exponential import Exponential
     from ignite_prune.schedule.geometric import Geometric
+    from ignite_prune.schedule.held import Held
+    from ignite_prune.schedule.in_epochs import InEpochs
     from ignite_prune.schedule.linear import Linear
     from ignite_prune.schedule.one_cycle import OneCycle
     from ignite_prune.schedule.one_shot import OneShot
     from ignite_prune.schedule.polynomial import Polynomial
+    from ignite_prune.schedule.power import Power
+    from ignite_prune.schedule.quarter_cosine import QuarterCosine
     from ignite_prune.schedule.steps import Steps
 
 __all__ = [
@@ -31,10 +35,14 @@ __all__ = [
     "DenseSparse",
     "Exponential",
     "Geometric",
+    "Held",
+    "InEpochs",
     "Linear",
     "OneCycle",
     "OneShot",
     "Polynomial",
+    "Power",
+    "QuarterCosine",
     "Ramp",
     "Schedule",
     "Steps",
@@ -53,5 +61,10 @@ _FILES = {
     "Polynomial": "polynomial",
     "Cosine": "cosine",
     "OneCycle": "one_cycle",
+    "Held": "held",
+    "InEpochs": "in_epochs",
+    "Power": "power",
+    "QuarterCosine": "quarter_cosine",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

@@ -58,4 +58,5 @@ _FILES = {
     "declare": "declared",
     "trace": "tracing.trace",
 }
-__getattr__ = importer(__name__, _FILES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

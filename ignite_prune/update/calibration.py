@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ignite_prune._utils.arguments import check_callable
+from ignite_prune._utils.arguments import check_callable, check_is
 from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches
 from ignite_prune.evidence.endless import warned_if_endless
 from ignite_prune.saliency import Saliency
@@ -30,9 +30,11 @@ class Calibration:
             transformers), and as one argument otherwise. None where evidence is gathered from training.
         loss_fn: ``(output, target) -> scalar``, a mean over the batch; for evidence that is made of gradients.
         prepare_batch: Ignite's ``(batch, device, non_blocking) -> (x, y)``.
+        progress: show a progress bar on stderr during each pass over the data (requires tqdm).
 
     Raises:
-        TypeError: ``loss_fn`` or ``prepare_batch`` is not callable.
+        TypeError: ``loss_fn`` or ``prepare_batch`` is not callable, or ``progress`` not a bool.
+        ImportError: a progress bar is asked for, and tqdm is not installed.
 
     Example:
         >>> import torch
@@ -46,8 +48,12 @@ class Calibration:
     data: Iterable[Any] | None = None
     loss_fn: LossFn | None = None
     prepare_batch: PrepareBatch | None = None
+    progress: bool = False
 
     def __post_init__(self) -> None:
+        if self.progress is not False:
+            check_is("progress", self.progress, bool)
+            import tqdm  # noqa: F401  # is installed
         for name, value in (("loss_fn", self.loss_fn), ("prepare_batch", self.prepare_batch)):
             if value is not None:
                 check_callable(name, value)
@@ -72,10 +78,19 @@ class Calibration:
             else self
         )
 
+    @property
+    def passes(self) -> Iterable[Any] | None:
+        """The data, with a progress bar if one is asked for."""
+        if not self.progress or self.data is None:
+            return self.data
+        from ignite_prune.update.shown_batches import ShownBatches  # for progress bars alone
+
+        return ShownBatches(self.data)
+
     def batches(self, model: nn.Module) -> Iterator[Batch]:
         """Yield the batches on the model's device."""
         device = next(model.parameters()).device
-        return batches(model, self.data, self.loss_fn, self.prepare_batch, device)
+        return batches(model, self.passes, self.loss_fn, self.prepare_batch, device)
 
 
 NO_CALIBRATION = Calibration()
@@ -112,4 +127,4 @@ def is_at_init(saliencies: Iterable[Saliency]) -> bool:
 def calibrate(evidence: Evidence, calibration: Calibration, saliencies: Iterable[Saliency]) -> None:
     """Gather evidence for some saliencies from calibration data."""
     batch_statistics = is_at_init(saliencies)
-    evidence.calibrate(calibration.data or (), calibration.loss_fn, calibration.prepare_batch, batch_statistics)
+    evidence.calibrate(calibration.passes or (), calibration.loss_fn, calibration.prepare_batch, batch_statistics)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_generator
 from ignite_prune._utils.copies import copy_of
+from ignite_prune._utils.distributed import raise_together
 from ignite_prune.allocation import Allocation, Global
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.selection import named_parameters, select, unwrap
@@ -17,7 +19,9 @@ from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.repair.base import Repair
 from ignite_prune.saliency import Informed, Magnitude, NonFiniteSaliency, Saliency, as_saliency
+from ignite_prune.update.agreement import REFUSED, announced
 from ignite_prune.update.calibration import Calibration, as_calibration, calibrate
+from ignite_prune.update.left_out import leave_out, warn_of_left_out
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
     GroupUpdate,
@@ -55,6 +59,7 @@ def prune_model(
     repair: Repair | Sequence[Repair] | None = ...,
     structure: Structure | None = ...,
     target: Cost | None = ...,
+    unreached: Literal["raise", "keep"] = ...,
     inplace: Literal[True] = ...,
 ) -> MaskStore: ...
 @overload
@@ -75,6 +80,7 @@ def prune_model(
     repair: Repair | Sequence[Repair] | None = ...,
     structure: Structure | None = ...,
     target: Cost | None = ...,
+    unreached: Literal["raise", "keep"] = ...,
     inplace: Literal[False],
 ) -> tuple[nn.Module, MaskStore]: ...
 def prune_model(
@@ -94,6 +100,7 @@ def prune_model(
     repair: Repair | Sequence[Repair] | None = None,
     structure: Structure | None = None,
     target: Cost | None = None,
+    unreached: Literal["raise", "keep"] = "raise",
     inplace: bool = True,
 ) -> MaskStore | tuple[nn.Module, MaskStore]:
     """Prune a model in one shot, without an engine: its weights are zeroed, and the masks returned.
@@ -119,6 +126,7 @@ def prune_model(
         repair: one of ``ignite_prune.repair``, or several in order: compensates for what was pruned.
         structure: from :func:`ignite_prune.trace`: whole units are pruned, in all parameters that they lie in.
         target: what the sparsity is a fraction of, instead of units: ``structure.Parameters()``, ``Flops()``, ...
+        unreached: as of :class:`~ignite_prune.PruneHandler`.
         inplace: prune ``model`` itself; otherwise a deep copy.
 
     Returns:
@@ -135,29 +143,31 @@ def prune_model(
     """
     if not isinstance(inplace, bool):
         raise TypeError(f"Argument inplace should be a bool, but given {inplace!r}")
-    calibration = as_calibration(calibration, data, loss_fn, prepare_batch)
-    pruned = unwrap(model) if inplace else copy_of(unwrap(model))
-    groups = build(
-        pruned,
-        params_or_groups,
-        sparsity=sparsity,
-        saliency=saliency,
-        pattern=pattern,
-        allocation=allocation,
-        exclude=exclude,
-        generator=generator,
-        repair=repair,
-        structure=structure,
-        target=target,
-        schedule=None,
-        keep_dense=False,
-    )
-    for group in groups:
-        if group["sparsity"] is None and not group["allocation"].sets_own:
-            raise ValueError(f"Argument sparsity should be given for the group of {group['params'][0]!r}")
-    parameters = named_parameters(pruned)
-    masks = MaskStore({name: parameters[name] for group in groups for name in group["params"]})
-    plan = _planned(pruned, groups, masks, calibration)
+    with _met(data is not None or calibration is not None):
+        calibration = as_calibration(calibration, data, loss_fn, prepare_batch)
+        pruned = unwrap(model) if inplace else copy_of(unwrap(model))
+        groups = build(
+            pruned,
+            params_or_groups,
+            sparsity=sparsity,
+            saliency=saliency,
+            pattern=pattern,
+            allocation=allocation,
+            exclude=exclude,
+            generator=generator,
+            repair=repair,
+            structure=structure,
+            target=target,
+            unreached=unreached,
+            schedule=None,
+            keep_dense=False,
+        )
+        for group in groups:
+            if group["sparsity"] is None and not group["allocation"].sets_own:
+                raise ValueError(f"Argument sparsity should be given for the group of {group['params'][0]!r}")
+        parameters = named_parameters(pruned)
+        masks = MaskStore({name: parameters[name] for group in groups for name in group["params"]})
+        plan = _planned(pruned, groups, masks, calibration)
     masks.put(masks.replaced(plan.masks))
     write_values(pruned, plan.values)
     masks.apply_()
@@ -178,9 +188,22 @@ def _planned(model: nn.Module, groups: Sequence[ParamGroup], masks: MaskStore, c
     before, plan = masks.so_far(), UpdatePlan()
     for update in updates:
         update.scores = bound_scores(update.group, update.saliency, masks, before, evidence)
+        if update.group["unreached"] == "keep":
+            warn_of_left_out(update.group, leave_out(update, masks, evidence), set())
         merge(plan.masks, plan_masks(update, masks, before, evidence))
     passes = None if calibration.data is None else lambda: calibration.batches(model)
     return repaired(model, groups, masks, before, plan, evidence, passes)
+
+
+@contextmanager
+def _met(together: bool) -> Iterator[None]:
+    """Raise an error of the ``with`` statement on all ranks, if they are together: each has given its data."""
+    if not together:
+        yield
+        return
+    with announced():
+        yield
+        raise_together(None, REFUSED)
 
 
 def score(
@@ -228,28 +251,31 @@ def score(
         >>> scores["weight"].shape
         torch.Size([2, 3])
     """
-    check_generator(generator)
-    calibration = as_calibration(calibration, data, loss_fn, prepare_batch)
-    model, formula = unwrap(model), as_saliency(saliency)
-    parameters = select(model, params, exclude)
-    if formula.randomised:
-        formula = formula.draw(torch.default_generator if generator is None else generator)
-    if formula.needs and isinstance(formula, Informed):
-        from ignite_prune.evidence import Evidence  # slow to import
+    with _met(data is not None or calibration is not None):
+        check_generator(generator)
+        calibration = as_calibration(calibration, data, loss_fn, prepare_batch)
+        model, formula = unwrap(model), as_saliency(saliency)
+        parameters = select(model, params, exclude)
+        if formula.randomised:
+            formula = formula.draw(torch.default_generator if generator is None else generator)
+        if formula.needs and isinstance(formula, Informed):
+            from ignite_prune.evidence import Evidence  # slow to import
 
-        evidence = Evidence(model, {formula.need: parameters})
-        evidence.reset(start=True)
-        if calibration.data is not None:
-            evidence.calibrate(calibration.data, calibration.loss_fn, calibration.prepare_batch, formula.at_init)
-        evidence.sum_over_ranks()
-        bound = bind(formula, list(parameters), evidence, dict.fromkeys(parameters))
-        if formula.some_layers and params is None:
-            found = evidence.found(formula.need, dict.fromkeys(parameters))
-            parameters = {name: p for name, p in parameters.items() if name in found} or parameters
-        formula = bound
-    scores = {}
-    for name, parameter in parameters.items():
-        scores[name] = _checked(name, parameter, formula(name, parameter))
+            evidence = Evidence(model, {formula.need: parameters})
+            evidence.reset(start=True)
+            if calibration.data is not None:
+                evidence.calibrate(
+                    calibration.passes or (), calibration.loss_fn, calibration.prepare_batch, formula.at_init
+                )
+            evidence.sum_over_ranks()
+            bound = bind(formula, list(parameters), evidence, dict.fromkeys(parameters))
+            if formula.some_layers and params is None:
+                found = evidence.found(formula.need, dict.fromkeys(parameters))
+                parameters = {name: p for name, p in parameters.items() if name in found} or parameters
+            formula = bound
+        scores = {}
+        for name, parameter in parameters.items():
+            scores[name] = _checked(name, parameter, formula(name, parameter))
     return scores
 
 

@@ -36,7 +36,7 @@ class ParamGroup(TypedDict):
         shapes: the shape of each of ``params``.
         units: with a structure, the names of its unit groups that may shrink; otherwise empty.
         sparsity: the target of the next update; None only in one shot, with an allocation that sets its own.
-        saliency, schedule, pattern, allocation, keep_dense, generator, repair, structure, target: see
+        saliency, schedule, pattern, allocation, keep_dense, generator, repair, structure, target, unreached: see
             :class:`~ignite_prune.PruneHandler`.
     """
 
@@ -54,6 +54,7 @@ class ParamGroup(TypedDict):
     repair: tuple[Repair, ...]
     structure: Structure | None
     target: Cost | None
+    unreached: str
 
 
 def build(model: nn.Module, params: Any, **defaults: Any) -> list[ParamGroup]:
@@ -132,6 +133,7 @@ def _checked_settings(settings: Mapping[str, Any]) -> ParamGroup:
         "repair": () if repair is None else as_repairs(repair),
         "structure": settings["structure"],
         "target": settings["target"],
+        "unreached": settings.get("unreached", "raise"),
     }
     for key, given, kind in (
         ("pattern", group["pattern"], Pattern),
@@ -144,6 +146,8 @@ def _checked_settings(settings: Mapping[str, Any]) -> ParamGroup:
             )
     if not isinstance(group["keep_dense"], bool):
         raise TypeError(f"Argument keep_dense should be a bool, but given {group['keep_dense']!r}")
+    if group["unreached"] != "raise" and group["unreached"] != "keep":
+        raise ValueError(f"Argument unreached should be 'raise' or 'keep', but given {group['unreached']!r:.60}")
     if group["generator"] is not None:
         check_generator(group["generator"])
     if group["schedule"] is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.commit import to_the_end
+from ignite_prune._utils.distributed import raise_together
 from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_enforcer import MaskEnforcer
@@ -18,9 +19,9 @@ from ignite_prune.core.mask_store import MaskStore, check_same
 from ignite_prune.core.optimizers import check_held
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.core.weight_check import WeightCheck
-from ignite_prune.update.agreement import agree, average_scores, check_alike
+from ignite_prune.update.agreement import REFUSED, agree, average_scores, check_alike
 from ignite_prune.update.calibration import Calibration, calibrate
-from ignite_prune.update.frozen import leave_out_frozen, warn_of_left_out
+from ignite_prune.update.left_out import leave_out, warn_of_left_out
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import (
     GroupUpdate,
@@ -147,20 +148,24 @@ class Pruner:
         """
         states = self.generator_states() if any(group["generator"] for group in self.groups) else []
         former, partial = [group["sparsity"] for group in self.groups], self.partial
+        ready = False
         try:
             planned = (plan or self.plan)(targets)
             planned.replaced = self.masks.replaced(planned.masks)
             if self.dense is not None:
                 planned.dense = self.dense.remembered(planned.replaced["_masks"])
                 planned.values |= self.dense.revived(planned.replaced["_masks"], planned.values)
-        except BaseException:
+            raise_together(None, REFUSED)  # the last meeting: what follows is done on every rank
+            ready = True
+            carry_out(self, planned, targets, former, whole, done)
+        except BaseException as error:
+            if ready:  # everything is computed: what was cut short is repeated to its end
+                carry_out(self, planned, targets, former, whole, done)
+                raise
             self.set_generator_states(states)
             self.partial = partial
-            raise
-        try:
-            carry_out(self, planned, targets, former, whole, done)
-        except BaseException:  # everything is computed: what was cut short is repeated to its end
-            carry_out(self, planned, targets, former, whole, done)
+            if isinstance(error, Exception):
+                raise_together(error, REFUSED)
             raise
 
     def plan(self, targets: Sequence[float]) -> UpdatePlan:
@@ -175,55 +180,46 @@ class Pruner:
         before, plan = self.masks.so_far(), UpdatePlan()
         if any(mask is not None for mask in before.values()):
             self.weights.all()
-        updates, error = list[GroupUpdate](), None
         if ranks:
-            check_alike(self.masks)
-        try:
-            updates = self._scored(targets, before, ranks)
-            for update in updates:
-                if not (update.is_due or update.lifts) and update.saliency.needs:
-                    continue  # nothing can be pruned, and the evidence may be used up
-                merge(plan.masks, plan_masks(update, self.masks, before, self.evidence))
-            if any(group["repair"] for group in self.groups):
-                again = None if self.calibration.data is None else lambda: self.calibration.batches(self.model)
-                plan = repaired(self.model, self.groups, self.masks, before, plan, self.evidence, again)
-        except Exception as raised:
-            error = raised
+            due = [self._is_due(group, target) for group, target in zip(self.groups, targets)]
+            check_alike(self.masks, {"targets": f"{list(targets)}", "due": f"{due}"})
+        updates = self._scored(targets, before, ranks)
+        for update in updates:
+            if not (update.is_due or update.lifts) and update.saliency.needs:
+                continue  # nothing can be pruned, and the evidence may be used up
+            merge(plan.masks, plan_masks(update, self.masks, before, self.evidence))
+        repairs = any(group["repair"] for group in self.groups)
+        if repairs:
+            again = None if self.calibration.data is None else lambda: self.calibration.batches(self.model)
+            plan = repaired(self.model, self.groups, self.masks, before, plan, self.evidence, again)
         if ranks:
-            plan = agree(plan, self.masks, error)
-        elif error is not None:
-            raise error
+            plan = agree(plan, self.masks, repairs)
         self._drawn = [update.saliency if update.group["saliency"].randomised else None for update in updates]
         self._cached |= {s.name: s.cached for u in updates for s in u.scores.values() if s.cached is not None}
         return plan
 
     def _scored(self, targets: Sequence[float], before: Mapping[str, Tensor | None], ranks: bool) -> list[GroupUpdate]:
         """Return each group's update with its scores; data-dependent scores are averaged over ranks."""
-        updates, error = list[GroupUpdate](), None
-        try:
-            for group, target in zip(self.groups, targets):
-                saliency, schedule = group["saliency"], group["schedule"]
-                if saliency.randomised:
-                    saliency = drawn(group, group["generator"])
-                dense_phase = schedule is not None and schedule.regrows and target < (group["sparsity"] or 0.0)
-                updates.append(GroupUpdate(group, target, saliency, {}, dense_phase, self._is_due(group, target)))
-            if self.evidence is not None and any(update.is_due for update in updates):
-                if self.calibration.data is not None:
-                    calibrate(self.evidence, self.calibration, [group["saliency"] for group in self.groups])
-                self.evidence.sum_over_ranks(averaged=self.calibration.data is None)
-            for update in updates:
-                evidence = self.evidence if update.is_due else None
-                update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
-                if update.is_due and update.saliency.needs:
-                    first, names = update.group["scored"][0], leave_out_frozen(update, self.masks)
-                    self.partial = self.partial | {first} if names else self.partial - {first}
-                    warn_of_left_out(update.group, names, self._left_out)
-        except Exception as raised:
-            error = raised
+        updates = []
+        for group, target in zip(self.groups, targets):
+            saliency, schedule = group["saliency"], group["schedule"]
+            if saliency.randomised:
+                saliency = drawn(group, group["generator"])
+            dense_phase = schedule is not None and schedule.regrows and target < (group["sparsity"] or 0.0)
+            updates.append(GroupUpdate(group, target, saliency, {}, dense_phase, self._is_due(group, target)))
+        if self.evidence is not None and any(update.is_due for update in updates):
+            if self.calibration.data is not None:
+                calibrate(self.evidence, self.calibration, [group["saliency"] for group in self.groups])
+            self.evidence.sum_over_ranks(averaged=self.calibration.data is None)
+        for update in updates:
+            evidence = self.evidence if update.is_due else None
+            update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
+            if update.is_due and update.saliency.needs:
+                first, names = update.group["scored"][0], leave_out(update, self.masks, evidence)
+                self.partial = self.partial | {first} if names else self.partial - {first}
+                warn_of_left_out(update.group, names, self._left_out)
         if ranks:
-            average_scores([scores for update in updates for scores in update.scores.values()], error)
-        elif error is not None:
-            raise error
+            average_scores([scores for update in updates for scores in update.scores.values()])
         return updates
 
     def _is_due(self, group: ParamGroup, target: float) -> bool:

@@ -13,10 +13,10 @@ from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.pruner import Pruner
 
 
-def state_of(pruner: Pruner, evidence: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a pruner's masks (one bit for each entry), targets, generators, kept values and evidence as plain data."""
+def state_of(pruner: Pruner, evidence: list[dict[str, Any]], compress: bool = False) -> dict[str, Any]:
+    """Return a pruner's masks, targets, generators, kept values and evidence as plain data."""
     return {
-        "masks": pruner.masks.state_dict(),
+        "masks": pruner.masks.state_dict(compress),
         "sparsities": [float(group["sparsity"] or 0.0) for group in pruner.groups],
         "generators": pruner.generator_states(),
         "dense": {} if pruner.dense is None else pruner.dense.state_dict(),

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from ignite_prune import PruneHandler, activation, handlers, regularise, saliency, schedule, trace
 from ignite_prune import pattern as patterns
 from tests.catalogue.row import Row
-from tests.models import batches
+from tests.models import batches, small_net
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class HandlerRow(Row):
     attached: tuple[str, ...] = ("handler",)
     first: str | None = None
     published: str | None = "sparsity"
+
+    def loss_fn(self, objects: dict[str, Any]) -> Any:
+        """Return the loss that the trainer takes: a distillation's own mixes its teacher in."""
+        handler = objects.get("handler")
+        return handler.wrap(cross_entropy) if isinstance(handler, handlers.Distillation) else cross_entropy
 
     def objects(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return what a checkpoint holds, in the order in which it is loaded."""
@@ -78,12 +84,17 @@ def _progressive(steps: int) -> Callable[..., dict[str, Any]]:
     return make
 
 
+def _teacher() -> nn.Module:
+    return nn.Sequential(*small_net(5)[:5], nn.Linear(128, 24), nn.Tanh(), nn.Linear(24, 4))
+
+
 def _moving() -> dict[str, Any]:
     return {"sparsity": 0.5, "every": 3, "end": 14, "generator": torch.Generator().manual_seed(7)}
 
 
 ITERATION = Events.ITERATION_COMPLETED
 RISE = schedule.Linear(0.5, begin=0, end=12)  # in iterations
+_TERMS = [handlers.SoftTargets(4.0), handlers.HiddenMSE("5", project=True), handlers.HiddenMSE("0", normalised=True)]
 _channels = patterns.Channel()
 
 # make() -> gate
@@ -167,5 +178,16 @@ HANDLERS = [
         "k_winners",
         _alone(lambda m, o: handlers.ActivationSparsity(m, {"5": activation.KWinners(density=0.25)}, boost_decay=0.9)),
         published="activation",
+    ),
+    HandlerRow(
+        "distilled",
+        _alone(lambda m, o: handlers.Distillation(_teacher(), m, optimizer=o, losses=_TERMS, hardness=RISE)),
+        event=ITERATION,
+        published="distillation",
+    ),
+    HandlerRow(
+        "distilled_from_itself",
+        _alone(lambda m, o: handlers.Distillation("self", m, losses=handlers.LogitsMSE(), hardness=0.5)),
+        published="distillation",
     ),
 ]

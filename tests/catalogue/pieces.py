@@ -160,6 +160,8 @@ RAMPS = [
     Row("exponential", schedule.Exponential),
     Row("cosine", schedule.Cosine),
     Row("one_cycle", schedule.OneCycle),
+    Row("power", schedule.Power),
+    Row("quarter_cosine", schedule.QuarterCosine),
 ]
 # make() -> schedule over steps 0 to 6 that ends at 0.75
 SCHEDULES = [
@@ -168,5 +170,7 @@ SCHEDULES = [
     Row("one_shot", lambda: schedule.OneShot(0.75, at=3)),
     Row("geometric", lambda: schedule.Geometric(rate=0.5, every=2.5)),
     Row("steps", lambda: schedule.Steps({1: 0.25, 4: 0.75})),
+    Row("held", lambda: schedule.Held(schedule.Linear(0.75, begin=1, end=5), every=1.5, begin=1)),
+    Row("in_epochs", lambda: schedule.InEpochs(schedule.Linear(0.75, begin=0.5, end=2.5), length=2)),
     Row("dense_sparse", lambda: schedule.DenseSparse(0.75, begin=1, end=5), {"regrows": True}),
 ]

@@ -16,6 +16,7 @@ from ignite_prune import PruneEvents, PruneHandler, Rewind, ShrinkHandler, alloc
 from ignite_prune.handlers import (
     SRSTE,
     ActivationSparsity,
+    Distillation,
     DynamicSparse,
     GroupLasso,
     LearntSparsity,
@@ -45,6 +46,7 @@ from tests.structure.zoo import Residual, image
 Handlers = (
     PruneHandler,
     ActivationSparsity,
+    Distillation,
     DynamicSparse,
     GroupLasso,
     LearntSparsity,
@@ -166,10 +168,8 @@ def _handler(
 ) -> Run:
     row, model = find(HANDLERS, handler), small_net(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True, weight_decay=0.01)
-    trainer = create_supervised_trainer(
-        model, optimizer, nn.functional.cross_entropy, gradient_accumulation_steps=accumulate
-    )
     objects = row.objects(model, optimizer)
+    trainer = create_supervised_trainer(model, optimizer, row.loss_fn(objects), gradient_accumulation_steps=accumulate)
     if pruned:
         objects["beside"] = PruneHandler(model, optimizer, schedule=schedule.Linear(0.5, begin=0, end=12), shared=True)
 

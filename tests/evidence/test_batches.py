@@ -125,5 +125,5 @@ def test_a_call_without_rows_is_no_evidence(make, formula):
     model, data = Experts(make), [(torch.randn(16, 4), torch.zeros(16, dtype=torch.long))]
     found = score(model, "experts.[01].weight", saliency=formula, data=data, loss_fn=nn.functional.cross_entropy)
     assert all(scores.any() for scores in found.values())
-    with pytest.raises(MissingEvidence, match=r"'experts.2.weight': the data never reached it"):
+    with pytest.raises(MissingEvidence, match=r"'experts.2.weight': (its calls had no rows|the data never reached it)"):
         score(model, "experts.*.weight", saliency=formula, data=data, loss_fn=nn.functional.cross_entropy)

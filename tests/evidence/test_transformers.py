@@ -120,3 +120,70 @@ def test_wanda_and_sparsegpt_on_a_weight_that_lies_the_other_way_round():
         prune_model(fresh, name, sparsity=0.5, saliency=saliency.SparseGPT(), repair=repairing, data=[batch])
         errors[repairing] = float((x @ (fresh.get_parameter(name).detach() - before)).norm())
     assert errors[repair.SparseGPT()] < errors[None]
+
+
+GUIDE = """
+pruning:
+  approach:
+    weight_compression:
+      start_epoch: 0
+      end_epoch: 1
+      pruners:
+        - !Pruner
+            prune_type: gradient_sensitivity
+            names: ['encoder.layer.*.attention.self.query.weight', 'encoder.layer.*.attention.self.query.bias',
+                    'encoder.layer.*.attention.self.key.weight', 'encoder.layer.*.attention.self.value.weight']
+            parameters: {target: 3, normalize: True, stride: 4, transpose: False, importance_inputs: ['head_mask'],
+                         importance_metric: abs_gradient}
+        - !Pruner
+            prune_type: gradient_sensitivity
+            names: ['encoder.layer.*.attention.output.dense.weight']
+            parameters: {target: 3, normalize: True, stride: 4, transpose: True, importance_inputs: ['head_mask'],
+                         importance_metric: abs_gradient}
+        - !Pruner
+            prune_type: gradient_sensitivity
+            names: ['encoder.layer.*.intermediate.dense.weight', 'encoder.layer.*.intermediate.dense.bias']
+            parameters: {target: 20, normalize: False, stride: 1, transpose: False, importance_inputs: [a, b],
+                         importance_metric: weighted_gradient}
+        - !Pruner
+            prune_type: gradient_sensitivity
+            names: ['encoder.layer.*.output.dense.weight']
+            parameters: {target: 20, normalize: False, stride: 1, transpose: True, importance_inputs: [a, b],
+                         importance_metric: weighted_gradient}
+"""
+
+
+def test_heads_and_neurons_go_by_the_guide_of_neural_compressor():
+    from ignite.engine import Engine
+
+    from ignite_prune import recipe
+
+    torch.manual_seed(0)
+    model, batch, _, _ = bert("sdpa")
+    model.eval()
+    importance = score(
+        model, saliency=saliency.HeadImportance(per_sample=False), data=[batch], loss_fn=loss
+    )  # the first epoch's only step, from the weights before it
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def step(engine, inputs):
+        optimizer.zero_grad()
+        loss(model(**inputs), None).backward()
+        optimizer.step()
+
+    trainer, found = Engine(step), recipe.read(GUIDE)
+    assert not found.report.not_possible and len(found.report.translated) == 4
+    widths = [layer.intermediate.dense.out_features for layer in model.encoder.layer]
+    attached = found.attach(
+        trainer, model=model, optimizer=optimizer, loader=[batch], example_inputs=batch, loss_fn=loss, data=[batch]
+    )
+    query = model.encoder.layer[0].attention.self.query.weight.detach().clone()
+    trainer.run([batch], max_epochs=2)
+    assert min(widths) > 20
+    for layer in model.encoder.layer:
+        assert layer.attention.self.query.out_features == layer.attention.output.dense.in_features == 12
+        assert layer.intermediate.dense.out_features == layer.output.dense.in_features == 20
+    scores = importance["encoder.layer.0.attention.self.query.weight"]
+    kept = sorted(scores.argsort()[1:].tolist())
+    assert torch.equal(model.encoder.layer[0].attention.self.query.weight, query.view(4, 4, -1)[kept].flatten(0, 1))
+    assert attached.pruner.units["encoder.layer.0.attention.self.query.weight"] == (4, 3)

@@ -130,6 +130,10 @@ def test_a_sliced_model(tmp_path):
     model, x = build(), torch.randn(2, 8)
     report = shrink(model, trace(model, x).masks({"0.weight": torch.arange(64) % 3 > 0}), x)
     prune_model(model, sparsity=0.5)
+    other = {name: {dim: stay[:-1] for dim, stay in dims.items()} for name, dims in report.indices.items()}
+    for error, wrong in ((ValueError, other), (ValueError, {"other": {}}), (TypeError, [1])):
+        with pytest.raises(error, match="Argument indices"):
+            export.save(model, tmp_path / "a", indices=wrong)
     path = export.save(model, tmp_path / "a", indices=report.indices)
     for target in (build, build(), export.load(build(), path)):  # a function, a full-size model, one that is sliced
         assert same(export.load(target, path).state_dict(), model.state_dict())

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ignite_prune import allocation, export, pattern, prune_model
-from ignite_prune.export import SparseLinear, inference
+from ignite_prune.export import SparseConv, SparseLinear, inference
 
 BIG = nn.Sequential(nn.Linear(512, 768), nn.ReLU(), nn.Linear(768, 512))
 
@@ -50,6 +50,43 @@ def test_a_sparse_layer_is_the_dense_one(dtype, form, block, bias):
     for other in (copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse)), sparse.dense()):
         assert torch.allclose(other(x), layer(x), atol=1e-5)
     assert type(sparse.dense()) is nn.Linear and torch.equal(sparse.dense().weight, layer.weight)
+
+
+@pytest.mark.parametrize("form, block", [("csr", (1, 1)), ("bsr", (4, 4))])
+@pytest.mark.parametrize("dims, stride", [(1, 1), (2, 1), (2, 2), (3, 1), (2, (1, 3))])
+def test_a_sparse_convolution_is_the_dense_one(form, block, dims, stride):
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    layer = kind(8, 16, 1, stride=stride, bias=dims != 3)
+    prune_model(layer, sparsity=0.75, pattern=pattern.Block(block))
+    sparse = SparseConv(layer.eval(), form, block)
+    assert list(sparse.state_dict()) == list(layer.state_dict()) and torch.equal(sparse.weight, layer.weight)
+    for shape in ((3, 8), (1, 8), (0, 8), (8,)):
+        x = torch.randn(*shape, *(4, 5, 7)[:dims])
+        assert sparse(x).shape == layer(x).shape and torch.allclose(sparse(x), layer(x), atol=1e-5)
+    if dims == 2:
+        x = x.unsqueeze(0).to(memory_format=torch.channels_last)
+        assert torch.allclose(sparse(x), layer(x), atol=1e-5)
+    dense, x = copy.deepcopy(sparse).dense(), torch.randn(2, 8, *(4, 5, 7)[:dims])
+    assert type(dense) is kind and torch.equal(dense(x), layer(x)) and dense.stride == layer.stride
+    other = kind(8, 16, 1, stride=stride, bias=dims != 3)
+    sparse.load_state_dict(other.state_dict())
+    assert torch.equal(sparse.weight, other.weight)
+
+
+def test_a_convolution_is_replaced_and_put_back(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 1, groups=2)).eval()
+    prune_model(model, sparsity=0.9, allocation=allocation.Uniform())
+    x = torch.randn(2, 8, 9, 9)
+    expected, layer = model(x), model[2]
+    quick(monkeypatch, [3.0, 1.0, 5.0, 3.0])
+    report = export.sparse_inference(model, x, formats=["csr"])
+    assert report.replaced == ("2",) and [each.name for each in report.layers] == ["2"]
+    assert type(model[2]) is SparseConv and torch.allclose(model(x), expected, atol=1e-5)
+    export.to_dense(model)
+    assert type(model[2]) is nn.Conv2d and torch.equal(model[2].weight, layer.weight)
+    for odd in (nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 1, padding=1), nn.Linear(8, 8)):
+        with pytest.raises(ValueError, match="1×1 convolution"):
+            SparseConv(odd)
 
 
 def test_a_sparse_layer_is_loaded_moved_and_cast():

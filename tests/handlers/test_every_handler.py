@@ -35,6 +35,7 @@ OTHERS = {
     "slimming": lambda m, o: handlers.Slimming(m, strength=0.1),
     "activation": lambda m, o: handlers.ActivationSparsity(m, {"0": activation.KWinners(density=0.5)}, boost_decay=0.9),
     "progressive": lambda m, o: handlers.ProgressiveMasks(PruneHandler(m, o, schedule=schedule.Linear(0.5, 0, 3))),
+    "distillation": lambda m, o: handlers.Distillation("self", m, optimizer=o, hardness=0.0),
     "shrink": lambda m, o: handlers.ShrinkHandler(PruneHandler(m, o, structure=trace(m, X)), X),
 }
 ROWS = MASKING | OTHERS

@@ -12,7 +12,7 @@ from ignite.handlers import Checkpoint, EarlyStopping, FastaiLRFinder, Piecewise
 from torch import nn
 
 from ignite_prune import PruneHandler, allocation, saliency, schedule
-from ignite_prune.handlers import RigL, RunWarning
+from ignite_prune.handlers import SET, RigL, RunWarning, create_pruning_engine
 
 DATA = [(torch.randn(8, 16), torch.randint(0, 4, (8,))) for _ in range(4)]
 RISE = schedule.Linear(0.5, begin=0, end=4)
@@ -124,7 +124,52 @@ def resumed_without_it():
         saved = copy.deepcopy({name: each.state_dict() for name, each in objects.items()})
 
 
+def dynamic(finalize=False, **settings):
+    model, optimizer, trainer, _ = parts()
+    handler = SET(model, optimizer, sparsity=0.5, **settings)
+    if not finalize:
+        handler.attach(trainer)
+    trainer.run(DATA, max_epochs=3)
+    if finalize:
+        handler.finalize()
+
+
+def too_rare():
+    dynamic()
+
+
+def ends_before_it_begins():
+    dynamic(every=4, end=3)
+
+
+def grows_to_the_end():
+    dynamic(every=2, end=100)
+
+
+def sparse_but_never_attached():
+    dynamic(finalize=True)
+
+
+def rounds(made=RISE, number=3, **settings):
+    _, _, trainer, pruner = parts(made)
+    create_pruning_engine(trainer, pruner, DATA, epochs=1, **settings).run(max_epochs=number)
+
+
+def too_few_rounds():
+    rounds()
+
+
+def target_out_of_reach():
+    rounds(schedule.Geometric(rate=0.2, every=1), target=0.9)
+
+
 WRONG = {
+    too_rare: r"SET moves no connection in this run: it has 12 iterations, the first .* at iteration 100 .every=100.",
+    ends_before_it_begins: r"moves no connection .* none from iteration 3 on",
+    grows_to_the_end: r"until the end of the run, as end=100 is behind its last iteration, 12",
+    sparse_but_never_attached: r"this SET was never attached",
+    too_few_rounds: r"ends at step 4, and its last step in this run is 3 \(in rounds\): .* 0\.375 instead of 0\.5",
+    target_out_of_reach: r"target of 0\.9 is out of reach: in the last round, 3, the schedule gives 0\.488",
     short: r"ends at step 4, and its last step in this run is 3 \(in epochs\): .* 0\.375 instead of 0\.5\. Run for 4 ",
     meant_in_iterations: r"If begin and end are meant in iterations: attach\(trainer, Events.ITERATION_COMPLETED\)",
     spaced_too_far: r"last step in this run is 4 .* 0\.4 instead of 0\.5",
@@ -232,6 +277,12 @@ def rewired():
     model, optimizer, trainer, _ = parts()
     RigL(model, optimizer, sparsity=0.5, every=2).attach(trainer)
     trainer.run(DATA, max_epochs=3)
+    dynamic(every=2, end=12)
+
+
+def enough_rounds():
+    rounds(number=4)
+    rounds(schedule.Linear(0.9, begin=0, end=9), 5, target=0.5)  # it stops where the target is reached
 
 
 @pytest.mark.parametrize(
@@ -245,6 +296,7 @@ def rewired():
         pruned_after_dense_training,
         own_filter_and_event,
         rewired,
+        enough_rounds,
     ],
 )
 def test_nothing_is_told_where_all_is_right(act):

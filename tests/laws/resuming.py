@@ -13,6 +13,8 @@ from tests.catalogue.runs import Run, build
 from tests.models import assert_same_bits
 
 OTHER_SEED = 5  # of the model that a checkpoint is loaded into
+BOTH = ("first", "last")  # before and after the piece, at every moment
+ALTERNATING = ("last", "first")  # at even and at odd iterations
 
 
 def saved(state: Any) -> bytes:
@@ -26,10 +28,13 @@ def loaded(state: bytes) -> Any:
 
 
 class Checkpoints:
-    """A state of each moment of a run, those that are equal once."""
+    """A state of each moment of a run, those that are equal once.
+
+    With the orders ``ALTERNATING``, a moment of an even iteration is taken after the piece, one of an odd before it.
+    """
 
     def __init__(self, run: Run, moments: tuple[str, ...], orders: tuple[str, ...], every: int = 1) -> None:
-        self.run, self.moments, self.every = run, moments, every
+        self.run, self.moments, self.every, self.alternating = run, moments, every, orders == ALTERNATING
         self.states: dict[bytes, str] = {}
         self.iterations: list[int] = []
         run.trainer.add_event_handler(
@@ -49,7 +54,8 @@ class Checkpoints:
 
     def take(self, engine: Any, told: str) -> None:
         iteration = self.run.trainer.state.iteration
-        if iteration % self.every == 0:
+        in_turn = not self.alternating or told.startswith(ALTERNATING[iteration % 2]) or told.endswith("masks_updated")
+        if iteration % self.every == 0 and in_turn:
             self.states.setdefault(saved(self.run.state()), f"{told} at iteration {iteration}")
 
 
@@ -69,7 +75,7 @@ def resumed(states: dict[bytes, str], at_the_end: bytes, **options: Any) -> Iter
 
 def assert_resumes(
     moments: tuple[str, ...] = ("iteration_completed",),
-    orders: tuple[str, ...] = ("first", "last"),
+    orders: tuple[str, ...] = ALTERNATING,
     every: int = 1,
     **options: Any,
 ) -> int:

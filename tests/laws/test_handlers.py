@@ -19,6 +19,7 @@ from tests.ranks import on_two_ranks
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Pruning left less than 1 %"),
 ]
+PENALTIES = ("group_lasso", "slimming", "learnt_sparsity")
 rows = pytest.mark.parametrize("row", HANDLERS, ids=str)
 
 
@@ -99,7 +100,7 @@ def test_a_loaded_handler_is_the_saved_one(row):
     run.detach()
 
 
-@pytest.mark.parametrize("row", [row for row in HANDLERS if row.published not in ("sparsity", "activation")], ids=str)
+@pytest.mark.parametrize("row", [row for row in HANDLERS if row.published in PENALTIES], ids=str)
 def test_a_strength_that_was_set_comes_back_in_a_handwritten_loop(row):
     data, ends, states = batches(6), [], []
     for half in (False, True):
@@ -171,9 +172,9 @@ def footprint(model, optimizer, trainer):
 def test_detached_nothing_is_left(row):
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
-    before = footprint(model, optimizer, trainer)
     objects = row.objects(model, optimizer)
+    trainer = create_supervised_trainer(model, optimizer, row.loss_fn(objects))
+    before = footprint(model, optimizer, trainer)
     for _ in range(2):
         row.attach(objects, trainer)
         assert footprint(model, optimizer, trainer) != before
@@ -192,8 +193,8 @@ def on_a_rank(rank, name):
     row, model = find(HANDLERS, name), small_net()
     parallel = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.Adam(parallel.parameters(), lr=0.01)
-    trainer = create_supervised_trainer(parallel, optimizer, nn.functional.cross_entropy)
     objects = row.objects(model, optimizer)
+    trainer = create_supervised_trainer(parallel, optimizer, row.loss_fn(objects))
     row.attach(objects, trainer)
     start = {key: value.clone() for key, value in model.state_dict().items()}
     trainer.run(batches(4, seed=rank), max_epochs=3)  # other data on each rank
@@ -202,7 +203,8 @@ def on_a_rank(rank, name):
     for each in row.attached:
         objects[each].detach()
     weights = {key: parameter.tolist() for key, parameter in model.named_parameters()}
-    return moved, weights, {key: mask.tolist() for key, mask in masks.items()}
+    learnt = owner_of_masks(row, objects).state_dict().get("projections", {})  # which DDP does not reduce
+    return moved, weights, {key: each.tolist() for key, each in {**masks, **learnt}.items()}
 
 
 @pytest.mark.parametrize("row", [row for row in HANDLERS if row.name != "shrunk"], ids=str)

@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ignite_prune import MaskStore, PrunedWeightsAlive, PruneHandler, SparsityWarning, schedule, shrink
+from ignite_prune.handlers import SET
 from tests.catalogue import HANDLERS, OPTIMIZERS, PATTERNS, SCHEDULES
 from tests.catalogue.runs import build
-from tests.models import batches, small_net, train_step
+from tests.models import assert_same_bits, batches, small_net, train_step
 
 IN_FORWARD = ("top_kast", "sr_ste")  # masks are in the forward pass alone until finalize()
 SPARSE = [row for row in HANDLERS if row.published in ("sparsity", "learnt_sparsity")]
@@ -86,6 +87,151 @@ def test_masks_of_the_forward_pass_are_in_the_weights_at_the_end(row):
     handler, found = run.objects["handler"], dict(run.trainer.state.sparsity)
     handler.finalize()
     assert_published(found, handler.masks, run.objects["model"])
+
+
+RUNS = {
+    "rounds": {"rounds": 2},
+    "rounds_without_rewinding": {"rounds": 2, "rewind": None, "saliency": "taylor"},
+    "shrinks": {"shrinks": "taylor"},
+    "coupled": {"coupled": "coupled", "epochs": 2},
+    "repaired": {"repair": "three", "event": "spaced"},
+    "kept_dense": {"keep_dense": True, "schedule": "dense_sparse", "epochs": 2},
+    "accumulated": {"handler": "rigl", "accumulate": 2},
+    "beside_learnt": {"handler": "learnt_threshold", "pruned": True},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_publish_what_is(name):
+    run = build(**RUNS[name])
+    run.attach()
+    owner = run.objects[next(each for each in ("beside", "pruner", "handler") if each in run.objects)]
+    published = "learnt_sparsity" if name == "beside_learnt" else "sparsity"
+    if name == "beside_learnt":  # what is pruned beside it is 0 too
+        owner = run.objects["handler"]
+    assert max(follow(run, lambda: owner.masks, published)) > 0
+
+
+def backward(model, batch):
+    loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+    loss.backward()
+    return loss
+
+
+def in_a_closure(model):
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+
+    def step(batch):
+        def closure():
+            optimizer.zero_grad()
+            return backward(model, batch)
+
+        optimizer.step(closure)
+
+    return step, optimizer
+
+
+def scaled(model):
+    optimizer, scaler = torch.optim.Adam(model.parameters(), lr=0.01), torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    def step(batch):
+        optimizer.zero_grad()
+        scaler.scale(nn.functional.cross_entropy(model(batch[0]), batch[1])).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step, optimizer
+
+
+def in_backward(model):
+    """An optimizer for each parameter, which steps as soon as its gradient is there."""
+    each = {p: torch.optim.Adam([p], lr=0.01) for p in model.parameters()}
+
+    def step_at_once(p):
+        each[p].step()
+        p.grad = None
+
+    for p in each:
+        p.register_post_accumulate_grad_hook(step_at_once)
+    return lambda batch: backward(model, batch), list(each.values())
+
+
+def by_returned_gradients(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def step(batch):
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        for p, gradient in zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters()))):
+            p.grad = gradient
+        optimizer.step()
+
+    return step, optimizer
+
+
+def two_in_turn(model):
+    first = torch.optim.Adam(model[:5].parameters(), lr=0.01)
+    second = torch.optim.SGD(model[5:].parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+
+    def step(batch):
+        for optimizer in (first, second):
+            optimizer.zero_grad()
+            backward(model, batch)
+            optimizer.step()
+
+    return step, [first, second]
+
+
+def accumulated(model):
+    optimizer, seen = torch.optim.AdamW(model.parameters(), lr=0.01), []
+
+    def step(batch):
+        seen.append(batch)
+        backward(model, batch)
+        if len(seen) % 3 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step, optimizer
+
+
+def averaged(model):
+    """Weights are exchanged for their average in evaluation, and back."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    average = AveragedModel(model)
+
+    def step(batch):
+        train_step(model, optimizer, batch)
+        average.update_parameters(model)
+        held = copy.deepcopy(model.state_dict())
+        with torch.no_grad():
+            for p, q in zip(model.parameters(), average.parameters()):
+                p.copy_(q.where(p != 0, 0))
+            model(batch[0])
+        model.load_state_dict(held)
+
+    return step, optimizer
+
+
+LOOPS = (in_a_closure, scaled, in_backward, by_returned_gradients, two_in_turn, accumulated, averaged)
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__)
+@pytest.mark.parametrize("given", [True, False])
+def test_own_loops_are_what_they_say_after_every_step(loop, given):
+    model = small_net()
+    step, optimizer = loop(model)
+    pruner = PruneHandler(model, optimizer if given else None, strict=True)
+    for index, batch in enumerate(batches(6)):
+        if index % 2 == 0:
+            pruner.step(0.3 + 0.1 * index)
+        step(batch)
+        report = pruner.check()
+        assert report and report.sparsity == pruner.sparsity == report.pruned / pruner.masks.numel
+        found = {"global": pruner.sparsity, "model": pruner.model_sparsity, **pruner.masks.sparsities()}
+        assert_published(found, pruner.masks, model)
 
 
 # Other ways to write to weights: function of (model, optimizer that was given) -> step of a batch.
@@ -295,3 +441,90 @@ def test_shrink_tells_that_no_unit_is_pruned():
     pruner = PruneHandler(model)
     with pytest.warns(SparsityWarning, match="no whole unit.*structure="):
         shrink(model, pruner, torch.randn(1, 4))
+
+
+def load(model, dense):
+    model.load_state_dict(dense)
+
+
+def load_by_data(model, dense):
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(dense[name])
+
+
+@pytest.mark.parametrize("way", [load, load_by_data], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("kind", ["engine", "loop", "loop_strict", "no_optimizer", "set"])
+def test_weights_loaded_between_two_steps_are_told_before_they_are_masked(way, kind):
+    model = small_net()
+    dense = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
+    if kind == "set":
+        pruner = SET(model, optimizer, sparsity=0.5, end=3)
+    else:
+        pruner = PruneHandler(model, None if kind == "no_optimizer" else optimizer, strict="strict" in kind)
+        pruner.step(0.5)
+    gone = {name: (~mask).sum().item() for name, mask in pruner.masks.items()}
+    match = rf"0.weight \({gone['0.weight']} of {gone['0.weight']}\), 5.weight .*between two steps.*weights were loaded"
+    if kind in ("engine", "set"):
+        pruner.attach(trainer)
+        trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: way(model, dense))
+        with pytest.warns(SparsityWarning, match=match):
+            trainer.run(batches(4), max_epochs=1)
+    else:
+        for batch in batches(3):
+            train_step(model, optimizer, batch)
+        way(model, dense)
+        before = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+        with (
+            pytest.raises(PrunedWeightsAlive, match=match)
+            if "strict" in kind
+            else pytest.warns(SparsityWarning, match=match)
+        ):
+            train_step(model, optimizer, batches(1)[0])
+        if "strict" in kind:
+            assert torch.equal(model[5].weight, before[0]["5.weight"])
+            assert_same_bits(optimizer.state_dict(), before[1])
+            return
+    assert pruner.check()
+    for batch in batches(5):  # told once, and nothing more to tell
+        train_step(model, optimizer, batch)
+
+
+def test_writes_that_leave_zeros_are_not_told():
+    model, optimizer, pruner = trained_and_pruned()
+    kept = copy.deepcopy([each.state_dict() for each in (model, optimizer, pruner)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SparsityWarning)
+        for act in (
+            lambda: [p.mul_(0.9) for p in model.parameters()],
+            lambda: [p.data.clamp_(-0.1, 0.1) for p in model.parameters()],
+            lambda: model.load_state_dict(copy.deepcopy(kept[0])),
+            lambda: optimizer.load_state_dict(copy.deepcopy(kept[1])),
+            lambda: [model.load_state_dict(dense_of(model)), pruner.load_state_dict(kept[2])],
+            lambda: pruner.masks.update({"5.weight": torch.rand(16, 128) > 0.3}),
+            lambda: [pruner.restore(), model.load_state_dict(dense_of(model)), pruner.step(0.7)],
+            lambda: [pruner.detach(), model.load_state_dict(dense_of(model)), pruner.load_state_dict(kept[2])],
+            lambda: [model.double(), optimizer.state.clear(), model.float()],
+        ):
+            with torch.no_grad():
+                act()
+            for batch in batches(5):
+                train_step(model, optimizer, batch)
+            assert pruner.check()
+
+
+def dense_of(model):
+    return {
+        name: torch.randn_like(value) if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
+
+
+def trained_and_pruned():
+    model = small_net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    pruner = PruneHandler(model, optimizer)
+    pruner.step(0.5)
+    train_step(model, optimizer, batches(1)[0])
+    return model, optimizer, pruner

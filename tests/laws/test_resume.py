@@ -1,7 +1,8 @@
 """Law 5: a run that goes on from a checkpoint ends with the same bits as one that was never stopped.
 
 Checkpoints are taken at every iteration, by a handler attached before the piece and by one attached after it: what
-the first misses of its event is made up for.
+the first misses of its event is made up for. Over the events and the rounds both are taken at every iteration, over all
+other rows one of them in turn.
 """
 
 import pytest
@@ -21,7 +22,7 @@ from tests.catalogue import (
     find,
 )
 from tests.catalogue.runs import build
-from tests.laws.resuming import assert_resumes
+from tests.laws.resuming import ALTERNATING, BOTH, assert_resumes
 from tests.models import assert_same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
@@ -34,14 +35,14 @@ def test_events(row):
     # What is written in the middle of an iteration leaves out its second half: Ignite goes on with the next.
     moments = ENDS if row.name == "iteration_started" else ALL_MOMENTS
     # The step counts epochs for epoch events: a schedule over 6 steps ends in both.
-    assert assert_resumes(moments, event=row.name) > 11
+    assert assert_resumes(moments, BOTH, event=row.name) > 11
 
 
 @pytest.mark.parametrize("row", SALIENCIES, ids=str)
 def test_saliencies(row):
     # A callable that reads gradients finds them only where the checkpoint did not come between: law 5's evidence is
     # what a saliency keeps, and a bare callable keeps none.
-    orders = ("last",) if row.name == "callable" else ("first", "last")
+    orders = ("last",) if row.name == "callable" else ALTERNATING
     assert_resumes(orders=orders, saliency=row.name, event="spaced", keep_dense=True)
 
 
@@ -107,7 +108,7 @@ ROUND_MOMENTS = ("iteration_completed", "epoch_completed", "masks_updated", "rou
 
 def test_rounds():
     # 6, 3, 3 and 3 iterations: every round, the last fine-tuning and every border.
-    assert_resumes((*ROUND_MOMENTS, "rewound", "round"), rounds=3)
+    assert_resumes((*ROUND_MOMENTS, "rewound", "round"), BOTH, rounds=3)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def spoiled():
         return change
 
     return [
-        (edit("version", value=5), ValueError, r"version 5, this one reads versions up to 4; update ignite_prune"),
+        (edit("version", value=6), ValueError, r"version 6, this one reads versions up to 5; update ignite_prune"),
         (edit("version", value="1"), TypeError, r"whole 'version'"),
         (lambda state: state.pop("masks"), ValueError, r"damaged: it lacks \['masks'\]"),
         (lambda state: state.pop("dense"), ValueError, r"damaged: it lacks \['dense'\]"),

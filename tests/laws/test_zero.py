@@ -158,6 +158,7 @@ def test_without_an_optimizer_masks_are_applied_every_iteration():
     assert pruner.sparsity == 0.8
 
 
+@pytest.mark.filterwarnings("ignore:Pruned weights are not 0")
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_gradients_and_weights_written_by_hand(set_to_none):
     model = small_net()
@@ -246,6 +247,7 @@ def test_the_model_moves_to_another_type():
         assert_zero(pruner, optimizer)
 
 
+@pytest.mark.filterwarnings("ignore:Pruned weights are not 0")
 @pytest.mark.parametrize("row", [row for row in OPTIMIZERS if not row.notes], ids=str)
 def test_a_weight_written_before_a_step_leaves_no_trace(row):
     """A model's checkpoint loaded, weights clipped or averaged: decay would put the weight into the slots."""
@@ -265,6 +267,7 @@ def test_a_weight_written_before_a_step_leaves_no_trace(row):
         assert_zero(pruner, optimizer)
 
 
+@pytest.mark.filterwarnings("ignore::ignite_prune.SparsityWarning")
 @pytest.mark.parametrize("row", [row for row in OPTIMIZERS if not row.notes], ids=str)
 def test_large_weights_stay_zero_and_a_write_through_data_is_masked(row):
     """The pass over the weight after a step is left out where the optimizer leaves a zero at zero."""

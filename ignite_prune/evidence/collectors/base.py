@@ -39,6 +39,7 @@ class Collector(Generic[N]):
         record: the running sums.
         unknown: by weight, the function that uses it if it is not a layer call.
         refused: by parameter, the reason why nothing can be collected.
+        without_rows: parameters of layers that were called with no rows.
     """
 
     probes: ClassVar[bool] = False
@@ -59,6 +60,7 @@ class Collector(Generic[N]):
         self.record = RunningSums(self.parameters)
         self.unknown: dict[str, str] = {}
         self.refused: dict[str, str] = {}
+        self.without_rows: set[str] = set()
         self.prepare()
 
     @property
@@ -112,7 +114,14 @@ class Collector(Generic[N]):
         if name in self.unknown:
             used = self.unknown[name]
             return f"it is used by {used}, not by a linear layer or a convolution: leave it out with exclude="
+        if name in self.without_rows:
+            return "its calls had no rows, as those of an expert without tokens"
         return self.unreached if self.record.counts else self.unseen
+
+    def is_unreached(self, name: str) -> bool:
+        """Return whether a parameter has no evidence because no data has reached it so far."""
+        frozen = self.of_gradients and not self.parameters[name].requires_grad
+        return not (frozen or name in self.refused or name in self.unknown)
 
     def reset(self) -> None:
         """Drop everything collected."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,10 +38,12 @@ class HeadGateMeans(Collector[HeadGates]):
         self._seen = True
         context = attention.context
         if context.requires_grad:
-            held, at_once = context.detach().clone(), scale()  # the next operation may overwrite it
-            on_gradient(context, at_once, lambda gradient: self._add(attention, held, gradient, at_once))
+            # A copy: the next operation may overwrite it, and a hook that refers to its own tensor is never freed.
+            held, at_once = replace(attention, context=context.detach().clone()), scale()
+            on_gradient(context, at_once, lambda gradient: self._add(held, gradient, at_once))
 
-    def _add(self, attention: Attention, context: Tensor, gradient: Tensor, scale: float) -> None:
+    def _add(self, attention: Attention, gradient: Tensor, scale: float) -> None:
+        context = attention.context
         wanted = wide(context)
         gates = (context.to(wanted) * gradient.to(wanted) / scale).sum((-2, -1))  # (samples, heads)
         # The gradient of a sample's own loss is `samples` times its part of the batch's mean.

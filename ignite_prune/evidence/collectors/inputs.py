@@ -57,6 +57,8 @@ class InputCollector(Collector[N]):
             parameter = self.parameters[name]  # without entries there is nothing to score
             added = self.add(running, call, tuple(parameter.shape[2:])) if parameter.numel() else 1.0
             self.record.count(name, added)
+        else:
+            self.without_rows.add(name)
 
     def add(self, running: Tensor, call: LayerCall, kernel: tuple[int, ...]) -> float:
         """Add the inputs of a layer call to its sum; return how many it adds to the count."""

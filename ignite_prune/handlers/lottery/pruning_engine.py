@@ -18,6 +18,8 @@ from ignite_prune.handlers.lottery.results import Evaluate, Result, as_plain, ch
 from ignite_prune.handlers.lottery.snapshot import Snapshot
 from ignite_prune.handlers.lottery.training_segment import TrainingSegment, forget_failure
 from ignite_prune.handlers.prune_handler import PruneHandler
+from ignite_prune.handlers.run_check import RunCheck
+from ignite_prune.handlers.run_warning import OUT_OF_REACH
 
 VERSION = 2  # 1 had a list of results
 BETWEEN, TRAINING, TRAINED, PRUNED, TUNING = PHASES = ("between", "training", "trained", "pruned", "tuning")
@@ -51,6 +53,7 @@ class PruningEngine(Engine):
         self._phase, self._completed, self._loaded = BETWEEN, 0, False
         self.state.epoch_length = 1  # a round is an epoch of one iteration
         self._results: list[Result] = []
+        self._check = RunCheck()
         register(self, PruningEvents)
         self.add_event_handler(Events.STARTED, PruningEngine._start)
         self.add_event_handler(Events.EPOCH_COMPLETED, PruningEngine._stop_where_due)
@@ -140,8 +143,21 @@ class PruningEngine(Engine):
             if self.snapshot is not None:
                 self.snapshot.forget()
         self._publish()
+        self._check_run()
         if self._completed and self._phase == BETWEEN:
             self._stop_where_due()
+
+    def _check_run(self) -> None:
+        """Warn of rounds that cannot end as asked."""
+        self._check.last = rounds = int(self.state.max_epochs or getattr(self.state, "max_iters", None) or 0)
+        schedules = [group["schedule"] for group in self.pruner.param_groups if group["schedule"] is not None]
+        if self._target is None:
+            for schedule in schedules:
+                self._check.check_schedule(schedule, "rounds")
+        elif len(schedules) == len(self.pruner.param_groups):
+            last = max(schedule(rounds) for schedule in schedules)
+            if last < self._target - 1e-9:
+                self._check.tell("target", OUT_OF_REACH.format(target=self._target, rounds=rounds, last=last))
 
     def _round(self) -> Result | None:
         try:
@@ -311,6 +327,10 @@ class PruningEngine(Engine):
         if (state["snapshot"] is None) != (self.snapshot is None):
             raise ValueError("The checkpoint's pruning engine and this one should both rewind, or neither")
         load_snapshot = None if self.snapshot is None else self.snapshot.loader_of(state["snapshot"])
+        iteration = place["iteration"] - place["first"] * place["epoch_length"]
+        due = self.snapshot is not None and (phase != TRAINING or iteration > self.snapshot.rewind.iteration)
+        if due and (results or phase != BETWEEN) and state["snapshot"].get("held") is None:
+            raise ValueError("The checkpoint's pruning engine is damaged: it lacks the snapshot that it rewinds to")
         rounds = {key: value for key, value in state_dict.items() if key != "pruning"}
         done = rounds.get("iteration")
         if type(done) is not int or not 0 <= done < 2**62:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from ignite.handlers.param_scheduler import BaseParamScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ignite_prune._utils.bits import masked_copy_
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune._utils.state import check_alike, checked_tensor
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.core.optimizer_loading import check_slots
+from ignite_prune.core.optimizer_loading import check_settings, check_slots, stand_in
 from ignite_prune.core.optimizer_state import put_slots, slots_of
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.handlers.lottery.rewind import Rewind
 
 VERSION = 2  # 1 had no list of pairs
+_TRIED = 3  # steps of a learning-rate scheduler whose state is checked
 
 
 @runtime_checkable
@@ -222,21 +226,43 @@ class Snapshot:
             for optimizer, slots in zip(self._optimizers, held.get("slots", [])):
                 check_slots(optimizer, slots)
             for optimizer, settings in zip(self._optimizers, held.get("settings", [])):
-                check_alike("snapshot's settings", settings, _settings(optimizer))
+                check_settings(optimizer, settings)
             for scheduler, saved in zip(self.schedulers, held.get("schedulers", [])):
                 _check_scheduler(scheduler, saved, self._optimizers)
 
 
 def _check_scheduler(scheduler: Stateful, state: Any, optimizers: Sequence[Optimizer]) -> None:
-    """Raise ValueError unless a learning-rate scheduler takes a state of the form of its present one."""
+    """Raise ValueError unless a learning-rate scheduler takes a state and can go on from it."""
     check_alike("learning-rate scheduler", state, scheduler.state_dict())
-    trial = copy.deepcopy(scheduler, {id(each): each for each in optimizers})
+    trial = copy.deepcopy(scheduler, {id(each): stand_in(each) for each in optimizers})
     try:
         trial.load_state_dict(copy.deepcopy(state))
+        for _ in range(_TRIED):
+            _advance(trial)
+    except _Ended:
+        return
     except Exception as error:
         raise ValueError(
-            f"The checkpoint's learning-rate scheduler does not fit a {type(scheduler).__name__}: {error}"
+            f"The checkpoint's learning-rate scheduler does not fit a {type(scheduler).__name__}: "
+            f"{type(error).__name__}: {error}"
         ) from error
+
+
+class _Ended(Exception):
+    """A scheduler is at its end, as ``OneCycleLR`` is after its last step."""
+
+
+def _advance(scheduler: Stateful) -> None:
+    """Make a step of a scheduler of torch or Ignite; nothing is known of others."""
+    if isinstance(scheduler, BaseParamScheduler):
+        scheduler(None)  # type: ignore[operator]  # its subclasses are callable
+    elif isinstance(scheduler, LRScheduler):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # there was no step of the optimizer before it
+            try:
+                scheduler.step(0.0) if isinstance(scheduler, ReduceLROnPlateau) else scheduler.step()
+            except ValueError as error:
+                raise _Ended from error
 
 
 def reread_buffers(model: nn.Module) -> None:

@@ -10,13 +10,14 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
 
+from ignite_prune._utils.plain_repr import plain_repr
 from ignite_prune.core.mask_store import check_same
 from ignite_prune.core.optimizers import as_optimizers, check_held
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.core.step_hooks import Closure, StepHooks
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.base import BaseHandler
-from ignite_prune.handlers.describe import counted, plain
+from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, as_strength
 
 
@@ -116,7 +117,7 @@ class Regulariser(BaseHandler):
     def _describe(self) -> list[str]:
         groups = [
             f"{counted(len(group['params']), 'parameter')} at strength {group['strength']:.4g}"
-            + (f" by {plain(group['schedule'])}" if group["schedule"] else "")
+            + (f" by {plain_repr(group['schedule'])}" if group["schedule"] else "")
             for group in self._groups
         ]
         return [type(self._model).__name__, *groups]

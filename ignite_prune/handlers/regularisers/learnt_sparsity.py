@@ -14,13 +14,14 @@ from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.inert_hook import InertHook
+from ignite_prune._utils.plain_repr import plain_repr
 from ignite_prune._utils.state import checked_mapping, checked_tensor
+from ignite_prune.core.mask_enforcer import LENT
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_loading import as_saved, check_by_trial, from_saved
 from ignite_prune.core.selection import is_number, unwrap
 from ignite_prune.core.step_hooks import Closure, grad_scale
 from ignite_prune.handlers.attachment import Attachment
-from ignite_prune.handlers.describe import plain
 from ignite_prune.handlers.regularisers.base import Regulariser
 from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, build
 from ignite_prune.regularise import Gate, SoftThreshold
@@ -178,7 +179,7 @@ class LearntSparsity(Regulariser):
         self._whole.clear()
 
     def _describe(self) -> list[str]:
-        gates = dict.fromkeys(plain(group["gate"]) for group in self._groups)
+        gates = dict.fromkeys(plain_repr(group["gate"]) for group in self._groups)
         return [*super()._describe(), *gates, f"sparsity {self.sparsity:.4g}"]
 
     # Around a step
@@ -213,7 +214,7 @@ class LearntSparsity(Regulariser):
         for name in self._stepping:
             self._let_through(name)
             self._learnt[name].grad = None
-        self._stepping.clear()
+        self._have_stepped()
 
     @torch.no_grad()
     def _to_whole(self, name: str, optimizer: Optimizer) -> None:
@@ -233,6 +234,7 @@ class LearntSparsity(Regulariser):
                 "step is not made. Has training diverged?"
             )
         self._stepping.append(name)
+        LENT.add(id(parameter))
         pruned = (parameter == 0) & (work != 0)
         self._whole[name].masked_fill_(pruned, 0)
         learnt.grad = of_learnt / (1.0 if scale is None else scale) + group["strength"] * of_penalty
@@ -259,6 +261,10 @@ class LearntSparsity(Regulariser):
         self.learner.zero_grad()
         for name in held:
             self._let_through(name)
+        self._have_stepped()
+
+    def _have_stepped(self) -> None:
+        LENT.difference_update(id(self._parameters[name]) for name in self._stepping)
         self._stepping.clear()
 
     # Checkpoints

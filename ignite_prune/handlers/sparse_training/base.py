@@ -13,7 +13,7 @@ from torch.optim import LBFGS, Optimizer
 from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune._utils.arguments import check_is, near
-from ignite_prune._utils.distributed import world_size
+from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune.allocation import Allocation
 from ignite_prune.core.mask_store import MaskStore, check_same
 from ignite_prune.core.optimizers import as_optimizers, check_held
@@ -21,9 +21,10 @@ from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.events import PruneEvents, fire
+from ignite_prune.handlers.run_warning import STATIC
 from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
-from ignite_prune.update.agreement import agreed, check_alike
+from ignite_prune.update.agreement import NOT_ATTACHED, NOT_MADE, agreed, announced, check_alike
 from ignite_prune.update.param_groups import ParamGroup, build
 from ignite_prune.update.plan import UpdatePlan
 from ignite_prune.update.scores import all_finite
@@ -79,7 +80,7 @@ class MaskedHandler(TargetHandler):
         everything = named_parameters(self._model)
         self._masks = MaskStore({name: everything[name] for group in self._groups for name in group["params"]})
         check_held(self._masks.parameters, self._optimizers)
-        check_alike(self._masks)
+        check_alike(self._masks, refused=NOT_MADE)
         self._check_free()
 
     def _check_optimizers(self) -> None:
@@ -132,6 +133,11 @@ class MaskedHandler(TargetHandler):
     def param_groups(self) -> list[ParamGroup]:
         """The groups, each with its ``"params"``, ``"sparsity"`` and ``"allocation"``; they cannot be changed."""
         return [cast(ParamGroup, _Fixed(group)) for group in self._groups]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, unwrapped."""
+        return self._model
 
     @property
     def model_sparsity(self) -> float:
@@ -188,10 +194,11 @@ class MaskedHandler(TargetHandler):
         if isinstance(event, str):
             name = event
         elif event is not Events.ITERATION_COMPLETED:
-            raise TypeError(
+            error = TypeError(
                 f"{type(self).__name__} updates on ITERATION_COMPLETED when it is due, and takes no event, but given "
                 f"{event!r:.60}"
             )
+            self._check_ranks(error, "")
         self._attach(engine, self._event(), name)
 
     def _start(self, attachment: Attachment) -> None:
@@ -203,8 +210,21 @@ class MaskedHandler(TargetHandler):
         self._own()
         self._install()
 
+    def _check_ranks(self, error: Exception | None, where: str) -> None:
+        raise_together(error, NOT_ATTACHED)
+        if world_size() > 1:
+            from ignite_prune.update.rank_settings import settings_of  # slow to import
+
+            own = {f"setting {number}:": part for number, part in enumerate(self._describe())}
+            settings = {**settings_of(self._groups, {}), **own, "a handler": where}
+            check_alike(self._masks, settings, NOT_ATTACHED)
+
     def _trained_by(self) -> list[Optimizer]:
         return self._optimizers
+
+    def _check_final(self) -> None:
+        if not self._progress.done and self._progress.since is None:
+            self._check.tell("unused", STATIC.format(who=type(self).__name__))
 
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self._masks.parameters
@@ -213,8 +233,9 @@ class MaskedHandler(TargetHandler):
         self._masks.apply_()
 
     def _update_at(self, step: int, done: Callable[[], None]) -> None:
-        self._check_parameters()
-        self._verify()
+        with announced():
+            self._check_parameters()
+            self._verify()
         self._update(step, done)
         self._publish()
         if self._attachment is not None:

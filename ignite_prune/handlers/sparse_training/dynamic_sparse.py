@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_generator, check_generator_state, check_positive
-from ignite_prune._utils.commit import to_the_end
+from ignite_prune._utils.plain_repr import plain_repr
 from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.core.check_report import CheckReport
@@ -21,13 +21,15 @@ from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
-from ignite_prune.handlers.describe import plain
+from ignite_prune.handlers.run_check import iterations_of
+from ignite_prune.handlers.run_warning import BEYOND, UNMOVED
 from ignite_prune.handlers.sparse_training.base import MaskedHandler
 from ignite_prune.handlers.sparse_training.gradient_listener import GradientListener, NoListener
 from ignite_prune.handlers.sparse_training.initial_masks import checked_sparsity, start
 from ignite_prune.regrow.base import Connections, Move
 from ignite_prune.regrow.fraction import CosineDrop, DropFraction
 from ignite_prune.saliency import NonFiniteSaliency
+from ignite_prune.update.agreement import NOT_MADE, announced
 from ignite_prune.update.scores import all_finite
 
 
@@ -76,22 +78,23 @@ class DynamicSparse(MaskedHandler):
         masks: Mapping[str, Tensor] | None = None,
         shared: bool = False,
     ) -> None:
-        super().__init__(model, optimizer, params, sparsity, allocation, exclude, shared)
-        check_positive("every", every, whole=True)
-        if end is not None:
-            check_positive("end", end, whole=True)
-        check_generator(generator)
-        self._every, self._end = every, end
-        self._fraction = drop_fraction if isinstance(drop_fraction, DropFraction) else self._falling(drop_fraction)
-        self._generator = generator or torch.Generator().manual_seed(torch.initial_seed())
-        self._stepped: int | None = None  # the last iteration with an optimizer step
-        self._window = 1  # iterations from one step to the next
-        self._due = False  # an update is due at a step, and has not been made
-        self._enforcer = MaskEnforcer(self._masks, self._optimizers)
-        self._weight_check = WeightCheck(self._model, self._masks, self._enforcer, type(self).__name__)
-        self._listening = self._listens(self._masks, self._enforcer, self._optimizers)
-        self._listening.is_due = self._sees_step
-        first = self._agreed(lambda: self._first(masks))
+        with announced(NOT_MADE):
+            super().__init__(model, optimizer, params, sparsity, allocation, exclude, shared)
+            check_positive("every", every, whole=True)
+            if end is not None:
+                check_positive("end", end, whole=True)
+            check_generator(generator)
+            self._every, self._end = every, end
+            self._fraction = drop_fraction if isinstance(drop_fraction, DropFraction) else self._falling(drop_fraction)
+            self._generator = generator or torch.Generator().manual_seed(torch.initial_seed())
+            self._stepped: int | None = None  # the last iteration with an optimizer step
+            self._window = 1  # iterations from one step to the next
+            self._due = False  # an update is due at a step, and has not been made
+            self._enforcer = MaskEnforcer(self._masks, self._optimizers)
+            self._weight_check = WeightCheck(self._model, self._masks, self._enforcer, type(self).__name__)
+            self._listening = self._listens(self._masks, self._enforcer, self._optimizers)
+            self._listening.is_due = self._sees_step
+            first = self._agreed(lambda: self._first(masks))
         self._check_room(first)
         self._masks.update(first)
         self._budgets = {name: self._masks.kept(name) for name in self._masks}
@@ -173,6 +176,17 @@ class DynamicSparse(MaskedHandler):
             )
         return 0.75 * whole
 
+    def _check_start(self, engine: Engine, attachment: Attachment) -> None:
+        super()._check_start(engine, attachment)
+        iterations, last, who = iterations_of(engine), self._last(engine), type(self).__name__
+        if iterations is None:
+            return
+        if self._every >= min(last, iterations + 1):
+            unmoved = UNMOVED.format(who=who, iterations=iterations, every=self._every, last=min(last, iterations + 1))
+            self._check.tell("never", unmoved)
+        elif last > iterations:
+            self._check.tell("short", BEYOND.format(who=who, end=self._end, iterations=iterations))
+
     def _expect(self, engine: Engine) -> None:
         """Collect gradients if an update is due at the next optimizer step.
 
@@ -222,7 +236,7 @@ class DynamicSparse(MaskedHandler):
             planned.update(self._plan(fraction))
             return {name: mask for name, (_, mask) in planned.items()}
 
-        held = self._generator.get_state()
+        held, ready = self._generator.get_state(), False
 
         def commit() -> None:
             self._masks.put(replaced)
@@ -234,10 +248,11 @@ class DynamicSparse(MaskedHandler):
         try:
             replaced = self._masks.replaced(self._agreed(plan))
             survivors = self._agreed(lambda: {name: stays for name, (stays, _) in planned.items()})
-        except BaseException:
-            self._generator.set_state(held)
+            ready = True
+            commit()
+        except BaseException:  # what was cut short is not done, or repeated to its end
+            commit() if ready else self._generator.set_state(held)
             raise
-        to_the_end(commit)
 
     def _plan(self, fraction: float) -> dict[str, tuple[Tensor, Tensor]]:
         """Return survivors and new masks, by name."""
@@ -265,7 +280,7 @@ class DynamicSparse(MaskedHandler):
     # Checkpoints
 
     def _describe(self) -> list[str]:
-        return [*super()._describe(), f"every {self._every}", plain(self._fraction)]
+        return [*super()._describe(), f"every {self._every}", plain_repr(self._fraction)]
 
     def _state(self) -> dict[str, Any]:
         return {

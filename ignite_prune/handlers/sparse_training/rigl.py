@@ -15,6 +15,7 @@ from ignite_prune.regrow.base import Move
 from ignite_prune.regrow.fan_in import ConstantFanIn
 from ignite_prune.regrow.growth import ByGradient
 from ignite_prune.regrow.per_layer import PerLayer
+from ignite_prune.update.agreement import NOT_MADE, announced
 
 
 class RigL(DynamicSparse):
@@ -89,5 +90,6 @@ class SRigL(RigL):
         min_salient: float | None = 0.3,
         **settings: Any,
     ) -> None:
-        self._move = ConstantFanIn(min_salient)
+        with announced(NOT_MADE):
+            self._move = ConstantFanIn(min_salient)
         super().__init__(model, optimizer, params, **settings)

@@ -12,9 +12,10 @@ from ignite_prune.regrow.redistribute import Redistribute
 class SparseMomentum(DynamicSparse):
     """Sparse momentum: the smallest weights of each layer are dropped; layers and weights of large momentum grow.
 
-    A layer's share of the growth is the mean |momentum| of its active weights, so connections move between layers; the
-    model keeps its exact number of them. The momentum is that of dense gradients, m or Adam's m / (√v + 1e-8), with the
-    optimizer's coefficients; it takes one or two more copies of the weights, in memory and in the checkpoint, and
+    A layer's share of the growth is the mean absolute momentum of its active weights, so connections move between
+    layers; the model keeps its exact number of them. The momentum is that of dense gradients, m or Adam's
+    m / (√v + 1e-8), with the optimizer's coefficients; it takes one or two more copies of the weights, in memory and in
+    the checkpoint, and
     gradient clipping is applied to dense gradients throughout. A ``drop_fraction`` that is a number falls along half a
     cosine, to a hundredth. As published: ``drop_fraction=0.5``, ``every`` an epoch's iterations. Arguments and errors
     are those of :class:`DynamicSparse`, and an optimizer without momentum is refused.

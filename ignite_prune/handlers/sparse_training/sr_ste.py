@@ -20,6 +20,7 @@ from ignite_prune.handlers.sparse_training.base import MaskedHandler
 from ignite_prune.handlers.sparse_training.before_step import BeforeStep
 from ignite_prune.handlers.sparse_training.masked_forward import MaskedForward
 from ignite_prune.pattern import NofM
+from ignite_prune.update.agreement import NOT_MADE, announced
 
 
 class SRSTE(MaskedHandler):
@@ -76,15 +77,16 @@ class SRSTE(MaskedHandler):
         exclude: Any = (),
         shared: bool = False,
     ) -> None:
-        check_is("pattern", pattern, NofM)
-        if not isinstance(strength, int | float) or strength != 0:
-            check_positive("strength", strength)
-        super().__init__(model, optimizer, params, None, Uniform(), exclude, shared, pattern)
-        self._pattern, self._strength = pattern, float(strength)
-        self._masked_forward = MaskedForward(model, self._masks)
-        self._hooks = BeforeStep(self._optimizers, self._hold_back)
-        self._flips = dict.fromkeys(self._masks.parameters, 0)
-        self._masks.update(self._agreed(self._chosen))
+        with announced(NOT_MADE):
+            check_is("pattern", pattern, NofM)
+            if not isinstance(strength, int | float) or strength != 0:
+                check_positive("strength", strength)
+            super().__init__(model, optimizer, params, None, Uniform(), exclude, shared, pattern)
+            self._pattern, self._strength = pattern, float(strength)
+            self._masked_forward = MaskedForward(model, self._masks)
+            self._hooks = BeforeStep(self._optimizers, self._hold_back)
+            self._flips = dict.fromkeys(self._masks.parameters, 0)
+            self._masks.update(self._agreed(self._chosen))
         self._hold()
 
     @property

@@ -23,6 +23,7 @@ from ignite_prune.handlers.sparse_training.base import MaskedHandler
 from ignite_prune.handlers.sparse_training.before_step import BeforeStep
 from ignite_prune.handlers.sparse_training.initial_masks import checked_sparsity, start
 from ignite_prune.handlers.sparse_training.masked_forward import MaskedForward
+from ignite_prune.update.agreement import NOT_MADE, announced
 from ignite_prune.update.param_groups import ParamGroup
 
 
@@ -81,24 +82,25 @@ class TopKAST(MaskedHandler):
         exclude: Any = (),
         shared: bool = False,
     ) -> None:
-        super().__init__(model, optimizer, params, sparsity, allocation, exclude, shared)
-        check_positive("every", every, whole=True)
-        if not isinstance(strength, int | float) or strength != 0:
-            check_positive("strength", strength)
-        for group in self._groups:
-            if backward_sparsity is not None and as_sparsity(backward_sparsity) > checked_sparsity(group):
-                raise ValueError(
-                    f"Argument backward_sparsity should be at most the sparsity, {group['sparsity']}, but given "
-                    f"{backward_sparsity!r}"
-                )
-        self._backward, self._every, self._strength = backward_sparsity, every, float(strength)
-        self._explored = MaskStore(self._masks.parameters)
-        self._enforcer = MaskEnforcer(self._explored, self._optimizers, weights=False)
-        self._masked_forward = MaskedForward(model, self._masks)
-        self._hooks = BeforeStep(self._optimizers, self._hold_back)
-        self._handles: list[RemovableHandle] = []
-        self._unused: dict[str, Tensor] = {}  # during a step: weights that it must not change
-        self._chosen()()
+        with announced(NOT_MADE):
+            super().__init__(model, optimizer, params, sparsity, allocation, exclude, shared)
+            check_positive("every", every, whole=True)
+            if not isinstance(strength, int | float) or strength != 0:
+                check_positive("strength", strength)
+            for group in self._groups:
+                if backward_sparsity is not None and as_sparsity(backward_sparsity) > checked_sparsity(group):
+                    raise ValueError(
+                        f"Argument backward_sparsity should be at most the sparsity, {group['sparsity']}, but given "
+                        f"{backward_sparsity!r}"
+                    )
+            self._backward, self._every, self._strength = backward_sparsity, every, float(strength)
+            self._explored = MaskStore(self._masks.parameters)
+            self._enforcer = MaskEnforcer(self._explored, self._optimizers, weights=False)
+            self._masked_forward = MaskedForward(model, self._masks)
+            self._hooks = BeforeStep(self._optimizers, self._hold_back)
+            self._handles: list[RemovableHandle] = []
+            self._unused: dict[str, Tensor] = {}  # during a step: weights that it must not change
+            self._chosen()()
         self._hold()
 
     @property

@@ -1,0 +1,1 @@
+"""Distillation: a teacher's outputs and hidden states are part of the loss."""

@@ -1,0 +1,39 @@
+"""Law 12: a handler that is dropped, with or without ``detach()``, is freed with its model, optimizer and engine.
+
+The hooks of a pruner keep it alive as long as its model: masks are enforced although nobody holds the handler. That
+makes cycles, which Python's garbage collector must be able to see: it does not follow what C++ refers to.
+"""
+
+import gc
+import weakref
+
+import pytest
+
+from tests.catalogue import COUPLED, HANDLERS, REPAIRS, SALIENCIES, SPARSIFIERS
+from tests.catalogue.runs import build
+
+pytestmark = pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
+RUNS = {
+    **{f"saliency {row.name}": {"saliency": row.name, "epochs": 1, "event": "spaced"} for row in SALIENCIES},
+    **{f"repair {row.name}": {"repair": row.name, "epochs": 1} for row in REPAIRS},
+    **{f"handler {row.name}": {"handler": row.name, "epochs": 1} for row in HANDLERS},
+    **{f"sparsifier {row.name}": {"sparsifier": row.name} for row in SPARSIFIERS},
+    "coupled": {"coupled": COUPLED[0].name, "epochs": 1},
+    "shrinking": {"shrinks": "magnitude"},
+    "rounds": {"rounds": 2},
+}
+
+
+def objects_of(options):
+    """Run, and return weak references to all objects of the run."""
+    run = build(**options)
+    run.attach()
+    run.start()
+    return [weakref.ref(each) for each in (*run.objects.values(), run.trainer)]
+
+
+def test_what_is_dropped_is_freed():
+    alive = {name: objects_of(options) for name, options in RUNS.items()}
+    gc.collect()
+    lost = {name: [type(each()).__name__ for each in refs if each() is not None] for name, refs in alive.items()}
+    assert not {name: types for name, types in lost.items() if types}
