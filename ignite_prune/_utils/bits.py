@@ -7,13 +7,35 @@ by 0 or 1 gives 0.0 or the unchanged value for any content, in one pass: twice a
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ignite_prune._utils.shard import local
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PIECE = 1 << 17  # entries that stay in a core's cache
+_LARGE = 1 << 20
+
+
+@cache
+def _numpy() -> ModuleType | None:
+    try:
+        import numpy
+    except ImportError:  # not a dependency of PyTorch
+        return None
+    return numpy
+
+
+def numpy_for(tensor: Tensor) -> ModuleType | None:
+    """Return NumPy where it is installed and can read the tensor, for what it does several times as fast as PyTorch."""
+    plain = type(tensor) is Tensor and tensor.is_cpu and tensor.layout == torch.strided
+    return _numpy() if plain and not tensor.requires_grad else None
 
 
 def zero_(tensor: Tensor, mask: Tensor) -> Tensor:
@@ -31,15 +53,19 @@ def zero_(tensor: Tensor, mask: Tensor) -> Tensor:
     bits = _SAME_SIZE.get(tensor.element_size())
     if bits is None:  # complex128
         return tensor.detach().masked_fill_(~mask, 0)
-    tensor.detach().view(bits).mul_(mask)
+    # In pieces, as the product converts the mask to a temporary of the tensor's size first.
+    if tensor.numel() > _LARGE and tensor.is_cpu and tensor.is_contiguous() and mask.is_contiguous():
+        for piece, kept in zip(torch.split(tensor.detach().view(-1), _LARGE), torch.split(mask.view(-1), _LARGE)):
+            piece.view(bits).mul_(kept)
+    else:
+        tensor.detach().view(bits).mul_(mask)
     return tensor
 
 
 def is_masked(tensor: Tensor, mask: Tensor) -> bool:
     """Return whether every entry of ``tensor`` whose mask is False is 0 (or −0.0).
 
-    On the CPU its bits are compared with their masked copy, piece by piece, which takes a third of the time of
-    ``tensor.ne(0)``.
+    On the CPU its bits are compared piece by piece, in the cache: reading all of it is what takes the time then.
 
     Example:
         >>> mask = torch.tensor([False, True])
@@ -48,11 +74,20 @@ def is_masked(tensor: Tensor, mask: Tensor) -> bool:
     """
     tensor, bits = local(tensor).detach(), _SAME_SIZE.get(tensor.element_size())
     if bits is not None and tensor.is_cpu and tensor.is_contiguous() and mask.is_contiguous():
-        pieces = zip(torch.split(tensor.view(bits).view(-1), _PIECE), torch.split(mask.view(-1), _PIECE))
-        masked = torch.empty(min(tensor.numel(), _PIECE), dtype=bits)
-        if all(torch.equal(torch.mul(piece, kept, out=masked[: len(piece)]), piece) for piece, kept in pieces):
-            return True
+        pieces = torch.split(tensor.view(bits).view(-1), _PIECE), torch.split(mask.view(-1), _PIECE)
+        found = torch.empty(min(tensor.numel(), _PIECE), dtype=torch.bool)
+        if not any(_is_nonzero_outside(*pair, found) for pair in zip(*pieces)):
+            return True  # else it may be −0.0
     return not bool(tensor.ne(0).gt(mask).any())
+
+
+def _is_nonzero_outside(bits: Tensor, mask: Tensor, found: Tensor) -> bool:
+    """Return whether an integer is not 0 where the mask is False; ``found`` is memory for as many bools."""
+    numpy, found = numpy_for(bits), found[: len(bits)]
+    if numpy is None:
+        return bool(torch.ne(bits, 0, out=found).gt(mask).any())
+    nonzero, kept = numpy.not_equal(bits.numpy(), 0, out=found.numpy()).view("u1"), mask.view(torch.uint8).numpy()
+    return bool(numpy.greater(nonzero, kept, out=found.numpy()).any())
 
 
 def masked_copy_(target: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
@@ -104,6 +139,10 @@ def pack(mask: Tensor) -> Tensor:
         tensor([5], dtype=torch.uint8)
     """
     flat = mask.reshape(-1)
+    numpy = numpy_for(flat)
+    if numpy is not None:
+        found: Tensor = torch.from_numpy(numpy.packbits(flat.numpy(), bitorder="little"))
+        return found
     whole = flat.numel() // 8 * 8
     packed = _pack_whole(flat[:whole])
     if whole < flat.numel():
@@ -133,6 +172,10 @@ def unpack(packed: Tensor, entries: int) -> Tensor:
         >>> unpack(torch.tensor([5], dtype=torch.uint8), 3)
         tensor([ True, False,  True])
     """
+    numpy = numpy_for(packed)
+    if numpy is not None:
+        bits = numpy.unpackbits(packed.numpy(), count=entries, bitorder="little")
+        return torch.from_numpy(bits).view(torch.bool)
     flat = torch.empty(packed.numel(), 8, dtype=torch.bool, device=packed.device)
     for bit in range(8):
         flat[:, bit] = packed.bitwise_and(1 << bit) != 0

@@ -6,22 +6,12 @@ times as long as NumPy's for 32 and 64 bits. NumPy is used where it is installed
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.bits import numpy_for
+
 _NUMPY = {torch.float32, torch.float64, torch.uint8}
-
-
-@cache
-def _numpy() -> Any:
-    try:
-        import numpy
-    except ImportError:  # not a dependency of PyTorch
-        return None
-    return numpy
 
 
 def above(values: Tensor, bound: float | Tensor, out: Tensor) -> Tensor:
@@ -35,7 +25,7 @@ def below(values: Tensor, bound: float | Tensor, out: Tensor) -> Tensor:
 
 
 def _compare(name: str, values: Tensor, bound: float | Tensor, out: Tensor) -> Tensor:
-    numpy = _numpy() if type(values) is Tensor and values.is_cpu and values.dtype in _NUMPY else None
+    numpy = numpy_for(values) if values.dtype in _NUMPY else None
     if numpy is None:
         return (torch.gt if name == "greater" else torch.lt)(values, bound, out=out)
     array = values.numpy()
@@ -51,7 +41,7 @@ def places_of(mask: Tensor) -> Tensor:
         >>> places_of(torch.tensor([True, False, True]))
         tensor([0, 2])
     """
-    numpy = _numpy() if mask.is_cpu else None
+    numpy = numpy_for(mask)
     if numpy is None:
         return mask.nonzero().squeeze(1)
     return torch.from_numpy(numpy.flatnonzero(mask.numpy()))
@@ -64,7 +54,7 @@ def kth_smallest(values: Tensor, *ranks: int) -> list[Tensor]:
         >>> kth_smallest(torch.tensor([3.0, 1.0, 2.0]), 1, 3)
         [tensor(1.), tensor(3.)]
     """
-    numpy = _numpy() if values.is_cpu and values.dtype in _NUMPY else None
+    numpy = numpy_for(values) if values.dtype in _NUMPY else None
     if numpy is None:
         return [values.kthvalue(rank).values for rank in ranks]
     ordered = torch.from_numpy(numpy.partition(values.numpy(), [rank - 1 for rank in ranks]))

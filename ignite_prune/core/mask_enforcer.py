@@ -6,7 +6,11 @@ skips a step; a user, a scheduler or a loaded checkpoint writes to any of these 
 is cheapest and early enough:
 
 - Gradients are masked as soon as they are accumulated, while they are in the cache and before anything clips them.
-- Weights are masked after every optimizer step, whatever the optimizer did to them.
+- Weights are masked after every optimizer step, whatever the optimizer did to them. On the CPU that pass is left out
+  where it would change nothing: after the step of an optimizer that leaves a weight at 0 whose gradient and slots are 0
+  (``moments`` knows which), if the gradient is still masked and some hundred pruned entries, other ones each time, are
+  0. All entries are read at every mask update, before a state is saved, at the end of an epoch (``weight_check``) and
+  when the hooks are removed, and masked again where a write through ``.data`` has escaped the reading until then.
 - Both are masked again before a step if they were written to since: tensors count their in-place writes (``_version``),
   and a few pruned entries are read as well, because writes through ``.data`` are not counted.
 - Slots are masked when the masks change, and after a step those that the optimizer moves although gradient, weight and
@@ -38,12 +42,13 @@ from ignite_prune._utils.bits import is_masked, zero_, zero_any_
 from ignite_prune._utils.shard import is_sharded, like, local
 from ignite_prune.core.gradient_hooks import after_reduction, install_again, is_returned, when_freed
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.core.moments import MOMENTUM, is_known, masks_changed, slots_to_repair, zero_slots_
+from ignite_prune.core.moments import MOMENTUM, is_known, keeps_zero, masks_changed, slots_to_repair, zero_slots_
 from ignite_prune.core.optimizers import Optimizers
+from ignite_prune.core.probes import Probes
 from ignite_prune.core.step_hooks import Closure, StepHooks
 
 _DISTRIBUTED = torch.distributed.is_available()
-_PROBES = 128
+_SMALL = 1 << 12  # entries of a weight that is masked as fast as probed
 _OWNERS: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
 """The ids of the parameters that each living object masks, and keeps alive.
 
@@ -86,7 +91,8 @@ class MaskEnforcer:
         self._mixing: dict[tuple[int, str], Tensor] = {}  # by optimizer: whether its steps move pruned weights
         self._awaits_reduction = False
         self._clean: dict[str, tuple[StorageWeakRef, int]] = {}  # gradients masked, at which version
-        self._probes: dict[str, Tensor] = {}  # a few pruned positions, by name
+        self._probes: Probes | None = None  # for these masks, once some are needed
+        self._unread: set[str] = set()  # weights that a step may be trusted to have left at 0
         self._zeroed: dict[str, int] = {}  # at which version weights were masked
         self._loaded = False  # slots have been loaded since they were last masked
         self._applied = -1  # which state of the masks the slots were masked for
@@ -138,7 +144,9 @@ class MaskEnforcer:
         return self._hooked.keys()
 
     def remove(self) -> None:
-        """Remove every hook."""
+        """Remove every hook; weights that were not masked as a whole after the last step are masked now."""
+        if self._unread:
+            self.mask_weights()
         self.is_installed = False
         for handle in (*self._handles, *(each for pair in self._hooked.values() for each in pair)):
             handle.remove()
@@ -155,7 +163,7 @@ class MaskEnforcer:
             kept: masks of the entries whose weights and slots are kept, by name; a subset of the mask where entries
                 that have just been regrown start from 0.
         """
-        self._probes.clear()
+        self._probes = None
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
             if mask is not None and parameter.grad is not None:
@@ -183,10 +191,11 @@ class MaskEnforcer:
         """
         for name, parameter in self._masks.parameters.items():
             mask = self._masks.pruned(name)
-            if mask is not None and not self._is_untouched(name, parameter, mask):
+            if mask is not None and (name in self._unread or not self._is_untouched(name, parameter, mask)):
                 if not is_masked(parameter, mask):
                     zero_(parameter, mask)
                 self._zeroed[name] = parameter._version
+        self._unread.clear()
 
     def settle(self) -> None:
         """Mask pruned entries that are not 0, after a state was loaded; everything else keeps its bits."""
@@ -197,7 +206,7 @@ class MaskEnforcer:
             mask = self._masks.pruned(name)
             if self._weights and mask is not None and not is_masked(parameter, mask):
                 zero_(parameter.detach(), mask)
-        self._probes.clear()
+        self._probes = None
         self._applied, self._loaded = self._masks.changes, False
 
     def _hook_gradient(self, name: str, parameter: nn.Parameter) -> None:
@@ -308,10 +317,27 @@ class MaskEnforcer:
             if slots is None and self._weights and not is_known(optimizer):
                 own = self._watch(optimizer, name, parameter, mask)
             if self._weights:
-                zero_(parameter, mask)
+                stays_zero = self._stays_zero(optimizer, name, parameter, mask)
+                if stays_zero:
+                    self._unread.add(name)
+                else:
+                    zero_(parameter, mask)
+                    self._unread.discard(name)
+                if stays_zero is False:  # something wrote to the weight, and decay may have moved it into any slot
+                    slots = None
                 self._zeroed[name] = parameter._version
             if slots != () and own is not None:
                 zero_slots_(optimizer, parameter, own, slots)
+
+    def _stays_zero(self, optimizer: Optimizer, name: str, parameter: nn.Parameter, mask: Tensor) -> bool | None:
+        """Return whether the optimizer has just left the pruned weights at 0, as some of them show; None: not known."""
+        held = local(parameter)
+        if not held.is_cpu or held.numel() <= _SMALL or not keeps_zero(optimizer, parameter):
+            return None
+        grad, positions = parameter.grad, self._probed(name, mask)
+        if grad is None or name in self.passing or not len(positions) or not self._is_unwritten(name, local(grad)):
+            return None
+        return not bool(held.detach().take(positions).any())
 
     def _watch(self, optimizer: Optimizer, name: str, parameter: nn.Parameter, mask: Tensor) -> Tensor | None:
         """Return the mask for the slots of an optimizer that is not known; None or all True if they are left alone."""
@@ -343,29 +369,29 @@ class MaskEnforcer:
         again costs less than reading the answer.
         """
         grad = local(grad)
+        return self._is_unwritten(name, grad) and not grad.take(self._probed(name, mask)).any()
+
+    def _is_unwritten(self, name: str, grad: Tensor) -> bool:
         seen, version = self._clean.get(name, (None, -1))
-        if (
-            seen is None
-            or version != grad._version
-            or grad.device.type != "cpu"
-            or grad.layout != torch.strided
-            or seen.cdata != grad.untyped_storage()._cdata
-        ):
-            return False
-        return not grad.take(self._probed(name, mask)).any()
+        return (
+            seen is not None
+            and version == grad._version
+            and grad.device.type == "cpu"
+            and grad.layout == torch.strided
+            and seen.cdata == grad.untyped_storage()._cdata
+        )
+
+    def _probed(self, name: str, mask: Tensor) -> Tensor:
+        """Return the positions of a few pruned entries."""
+        if self._probes is None:
+            self._probes = Probes()
+        return self._probes(name, mask)
 
     def _is_untouched(self, name: str, parameter: Tensor, mask: Tensor) -> bool:
         """Return whether nothing has written to a weight since it was masked, as for gradients."""
         if self._zeroed.get(name) != parameter._version:
             return False
         return not local(parameter).detach().take(self._probed(name, mask)).any()
-
-    def _probed(self, name: str, mask: Tensor) -> Tensor:
-        """Return the positions of a few pruned entries."""
-        if name not in self._probes:
-            spread = torch.arange(0, mask.numel(), max(1, mask.numel() // _PROBES), device=mask.device)
-            self._probes[name] = spread[~mask.take(spread)]
-        return self._probes[name]
 
 
 def claim(owner: Any, parameters: Mapping[str, nn.Parameter], shared: bool = False, check: bool = True) -> bool:

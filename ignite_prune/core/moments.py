@@ -43,6 +43,8 @@ AFTER_STEP: dict[str, tuple[str, ...]] = {
     "SGD": (),
     "SparseAdam": (),
 }
+KEEP_ZERO = frozenset(AFTER_STEP) - {"Adafactor", "LBFGS", "Muon", "SparseAdam"}
+"""Optimizers whose step treats each entry alone, and leaves a weight at 0 whose gradient and slots are 0."""
 COUNTERS = {"step", "eta", "mu", "mu_product"}  # one number per parameter, even for a parameter of one entry
 MOMENTS = frozenset(
     (  # noqa: SIM905
@@ -67,6 +69,12 @@ def slots_to_repair(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[str,
     if not is_known(optimizer) or (isinstance(eps, float | int) and eps < torch.finfo(parameter.dtype).tiny):
         return None
     return AFTER_STEP[type(optimizer).__name__]
+
+
+def keeps_zero(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    """Return whether a step leaves a weight at 0 where it is 0 before, as are its gradient and slots."""
+    known = slots_to_repair(optimizer, parameter) is not None and type(optimizer).__name__ in KEEP_ZERO
+    return known and not optimizer.defaults.get("differentiable")
 
 
 def is_known(optimizer: Any) -> bool:

@@ -265,3 +265,26 @@ def test_a_weight_written_before_a_step_leaves_no_trace(row):
             model[5].weight.add_(1.0)
         optimizer.step()
         assert_zero(pruner, optimizer)
+
+
+@pytest.mark.filterwarnings("ignore::ignite_prune.SparsityWarning")
+@pytest.mark.parametrize("row", [row for row in OPTIMIZERS if not row.notes], ids=str)
+def test_large_weights_stay_zero_and_a_write_through_data_is_masked(row):
+    """The pass over the weight after a step is left out where the optimizer leaves a zero at zero."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 32), nn.Tanh(), nn.Linear(32, 4))
+    optimizer = row.make(model.parameters())
+    pruner = PruneHandler(model, optimizer, "1.weight")
+    pruner.step(0.5)
+    pruned = (~pruner.masks["1.weight"]).flatten().nonzero().flatten()
+    for index, batch in enumerate(batches() * 2):
+        if index in (2, 5):  # all pruned entries, so that any reading sees it
+            model[1].weight.data.view(-1)[pruned] = float("nan") if index == 5 else 1.0
+        if index == 3:
+            optimizer.state[model[1].weight]["momentum_buffer"] = torch.ones_like(model[1].weight)
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        train_step(model, optimizer, batch)
+        assert_zero(pruner, optimizer)
+    model[1].weight.data.view(-1)[pruned[7]] = 1.0  # one entry: seen at the latest when the hooks go
+    train_step(model, optimizer, batches()[0])
+    pruner.detach()
+    assert not model[1].weight.detach().view(-1)[pruned].any()
