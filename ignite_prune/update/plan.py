@@ -230,7 +230,7 @@ def repaired(
 def _pruned(group: ParamGroup, plan: UpdatePlan, before: Masks) -> list[PrunedParameter]:
     """Return the parameters in which an update prunes something; there may be no evidence for one that it fills up."""
     names = [name for name in group["scored"] if name in plan.masks and _is_sparser(plan.masks[name], before[name])]
-    return [PrunedParameter(name, group["saliency"], group["pattern"]) for name in names]
+    return [PrunedParameter(name, group["saliency"], pattern_of(group, name)) for name in names]
 
 
 def _is_sparser(mask: Tensor, before: Tensor | None) -> bool:
