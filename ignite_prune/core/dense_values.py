@@ -47,11 +47,11 @@ class DenseValues:
         self._values = self.remembered({name: self._masks[name] for name in names}, all_new=True)
 
     def revived(self, masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the parameters in which entries that are pruned now get their values back under other masks.
+        """Return new values of parameters: pruned entries that ``masks`` keep have their stored values.
 
         Args:
-            masks: of the parameters of which something will be pruned.
-            values: other new values of parameters, by name, that the result begins with.
+            masks: the new masks by name; a parameter that is absent keeps all of its entries.
+            values: new values of parameters by name, which replace the present ones before stored values are filled in.
         """
         found = {}
         for name, held in self._values.items():

@@ -14,7 +14,7 @@ from ignite_prune.update.pruner import Pruner
 
 
 def state_of(pruner: Pruner, evidence: list[dict[str, Any]], compress: bool = False) -> dict[str, Any]:
-    """Return a pruner's masks , targets, generators, kept values and evidence as plain data.
+    """Return a pruner's masks, targets, generators, kept values and evidence as plain data.
 
     Those of sharded parameters are DTensors: see :mod:`~ignite_prune.update.sharded_state`.
     """

@@ -37,7 +37,7 @@ def inverted(groups: Sequence[ParamGroup], masks: MaskStore, scores: Mapping[str
 
 
 def drawn(groups: Sequence[ParamGroup], masks: MaskStore, seed: int) -> dict[str, Tensor]:
-    """Return random masks that keep the same number of units in each group as ``masks``, over its layers."""
+    """Return random masks that keep, in each group over all of its layers, as many units as ``masks`` does."""
     random, found = Random(seed), dict[str, Tensor]()
     for group in groups:
         found |= _best(group, masks, {name: random(name, masks.parameters[name]) for name in group["params"]})

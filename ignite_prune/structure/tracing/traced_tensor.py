@@ -15,7 +15,7 @@ Dim = Tensor
 
 
 def fixed(size: int) -> Dim:
-    """Return a dimension whose size depends on no weight, such as a batch."""
+    """Return the ids of a dimension that no pruning changes, such as the batch: all 0."""
     return torch.zeros(size, dtype=torch.int64)
 
 
