@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 
 import blocks
+import counts
 import dynamic
 import evidence
 import memory
@@ -42,6 +43,7 @@ MEASURES: dict[str, Measure] = {
     "scale": updates.scale,
     "step": steps.stack_step,
     "resnet": steps.resnet_step,
+    "counts": counts.counts,
     "checkpoint": sizes.checkpoint,
     "import": sizes.imports,
     "others": updates.others,
