@@ -80,7 +80,7 @@ class _Net(nn.Module):
 
 
 def step_counts(parameters: int) -> tuple[int, int]:
-    """Return calls and waits that the enforcement adds to the second training step of a pruned model on an accelerator."""
+    """Return calls and waits that the enforcement adds to the second training step on an accelerator."""
     pruned, dense = _second_step(parameters, True), _second_step(parameters, False)
     return pruned.calls - dense.calls, pruned.waits - dense.waits
 
