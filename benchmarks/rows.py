@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -49,6 +50,18 @@ class Missing:
 
     what: str
     note: str
+
+
+def plain(row: Row | Missing) -> dict[str, Any]:
+    """Return a row as a dict for JSON, with its target and verdict."""
+    return asdict(row) | ({"met": row.met} if isinstance(row, Row) else {})
+
+
+def from_plain(found: dict[str, Any]) -> Row | Missing:
+    """Return the row of which :func:`plain` has made a dict."""
+    if "value" not in found:
+        return Missing(**found)
+    return Row(**{key: value for key, value in found.items() if key != "met"})
 
 
 def ratio_row(what: str, ratios: Sequence[float], unit: str, note: str = "", **target: float) -> Row:

@@ -1,21 +1,27 @@
 """Measure the package and print one table of ratios; see README.md in this folder.
 
-Speed is not asserted: the exit code is 0 even if a target is missed.
+Each row is measured in a process of its own, because the memory that one row leaves to the allocator changes the time
+of the next. Speed is not asserted: the exit code is 0 even if a target is missed, and 1 if a row could not be measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import blocks
+import counts
 import dynamic
 import evidence
 import memory
@@ -25,7 +31,8 @@ import sizes
 import steps
 import structured
 import updates
-from rows import Missing, Row, Settings, number
+from rows import Missing, Row, Settings, from_plain, plain
+from tables import Rows, missed, show, write_json
 
 Measure = Callable[[Settings], Iterable[Row | Missing]]
 MEASURES: dict[str, Measure] = {
@@ -36,6 +43,7 @@ MEASURES: dict[str, Measure] = {
     "scale": updates.scale,
     "step": steps.stack_step,
     "resnet": steps.resnet_step,
+    "counts": counts.counts,
     "checkpoint": sizes.checkpoint,
     "import": sizes.imports,
     "others": updates.others,
@@ -48,30 +56,49 @@ MEASURES: dict[str, Measure] = {
     "rewinding": rewinding.rewinding,
     "slicing": structured.slicing,
     "smaller": structured.smaller,
+    "billion": updates.billion,
     "group_lasso": regularisers.group_lasso,
-    "dynamic": dynamic.every_hundred,  # last, because it configures the allocator to keep freed memory
+    "dynamic": dynamic.every_hundred,
 }
 
 
-def main() -> None:
-    options, load = _options(), _load()
+def main() -> int:
+    options, load, start = _options(), _load(), time.perf_counter()
+    if options.child:
+        _measure(options)
+        return 0
+    console, rows, failed = Console(), {}, []
+    names = [options.only] if options.only else [name for name in MEASURES if name != "billion" or options.billion]
+    for name in names:
+        with console.status(f"measuring {name} ..."):
+            rows[name], succeeded = _in_its_own_process(name)
+        failed += [] if succeeded else [name]
+    show(console, rows)
+    about = _about(options, load, time.perf_counter() - start)
+    if options.json:
+        write_json(options.json, rows, about)
+    console.print(_summary(rows, failed, about), soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _in_its_own_process(name: str) -> tuple[list[Row | Missing], bool]:
+    """Return the rows of one measurement, and whether it succeeded."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "rows.json"
+        command = [sys.executable, __file__, *sys.argv[1:], "--only", name, "--child", str(found)]
+        answer = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        if answer.returncode:
+            last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
+            return [Missing(name, f"failed, exit code {answer.returncode}: {last}")], False
+        return [from_plain(each) for each in json.loads(found.read_text(encoding="utf-8"))], True
+
+
+def _measure(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     settings = Settings(torch.device(options.device), rounds=3 if options.quick else 11)
-    chosen = {options.only: MEASURES[options.only]} if options.only else dict(MEASURES)
-    if options.billion:
-        chosen["billion"] = updates.billion
-    console, start = Console(), time.perf_counter()
-    table, missed = _table(), []
-    for name, measure in chosen.items():
-        with console.status(f"measuring {name} ..."):
-            rows = list(measure(settings))
-        for index, row in enumerate(rows):
-            _add(table, "" if index else name, row)
-            missed += [row.what.strip()] if isinstance(row, Row) and row.met is False else []
-        table.add_section()
-    console.print(table)
-    console.print(_summary(settings, missed, load, time.perf_counter() - start))
+    rows = [plain(row) for row in MEASURES[options.only](settings)]
+    options.child.write_text(json.dumps(rows), encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
@@ -81,29 +108,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--billion", action="store_true", help="also update 1 billion parameters (12 GiB of memory)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
     parser.add_argument("--threads", type=int, default=2, help="torch.set_num_threads (default 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)  # this process measures one row into this file
     return parser.parse_args()
-
-
-def _table() -> Table:
-    table = Table(
-        title="ignite_prune, measured", caption="copy = time to copy these weights once", caption_justify="left"
-    )
-    table.add_column("row", style="dim", no_wrap=True)
-    table.add_column("what")
-    table.add_column("target", justify="right", no_wrap=True)
-    table.add_column("measured", justify="right", no_wrap=True)
-    table.add_column("met?", no_wrap=True)
-    table.add_column("middle half", justify="right", style="dim", no_wrap=True)
-    return table
-
-
-def _add(table: Table, name: str, row: Row | Missing) -> None:
-    what = f"{row.what}\n[dim]{row.note}[/dim]" if row.note else row.what
-    if isinstance(row, Missing):
-        table.add_row(name, what, "", "n/a")
-        return
-    verdict = {True: "[green]yes", False: "[bold red]missed", None: ""}[row.met]
-    table.add_row(name, what, row.target, f"{number(row.value)} {row.unit}", verdict, row.half)
 
 
 def _load() -> float:
@@ -111,17 +118,28 @@ def _load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
-def _summary(settings: Settings, missed: list[str], load: float, seconds: float) -> str:
-    verdict = f"[bold red]Missed[/]: {'; '.join(missed)}." if missed else "Every target is met."
-    where = f"{settings.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    busy = (
-        f"\nThe machine was busy before the start (load {load:.1f}): repeat the measurement when it is idle."
-        if load > 0.7
-        else ""
-    )
-    rounds = f"at most {settings.rounds} rounds, {seconds:.0f} s"
-    return f"{verdict}\n{where}, Python {platform.python_version()}; {rounds}.{busy}"
+def _about(options: argparse.Namespace, load: float, seconds: float) -> dict[str, object]:
+    return {
+        "device": options.device,
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "rounds": 3 if options.quick else 11,
+        "load_before": round(load, 2),
+        "seconds": round(seconds),
+    }
+
+
+def _summary(rows: Rows, failed: list[str], about: dict[str, object]) -> str:
+    failures = f"[bold red]Failed[/]: {', '.join(failed)}.\n" if failed else ""
+    below = missed(rows)
+    verdict = f"[bold red]Missed[/]: {'; '.join(below)}." if below else "No target is missed."
+    where = f"{about['device']}, {about['threads']} threads, torch {about['torch']}, Python {about['python']}"
+    busy = "\nThe machine was busy before the start (load {:.1f}): repeat the measurement when it is idle."
+    rounds = f"at most {about['rounds']} rounds, {about['seconds']} s"
+    load = about["load_before"]
+    return f"\n{failures}{verdict}\n{where}; {rounds}.{busy.format(load) if load > 0.7 else ''}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import torch
 from torch.nn.utils import prune
 
@@ -107,6 +108,7 @@ def peer(settings: Settings) -> Iterator[Row]:
         "copy": Contestant(stack.copy, times=5),
         "ours": ours.contestant(),
         "torch": Contestant(with_torch, plain_again),
+        "numpy": Contestant(lambda: _by_partition(theirs), plain_again),
     }
     rounds = 1 if settings.rounds < 5 else 2
     times = race({name: contestants[name] for name in ("copy", "ours")}, 1, settings.device)  # warm
@@ -114,6 +116,20 @@ def peer(settings: Settings) -> Iterator[Row]:
     copies = f"torch takes {times.median('torch') / times.median('copy'):.0f} copies"
     what = "  speed-up over torch's global_unstructured, dense → 90 %"
     yield ratio_row(what, times.ratios("torch", "ours"), "×", copies, at_least=40)
+    copies = f"numpy.partition takes {times.median('numpy') / times.median('copy'):.0f} copies"
+    yield ratio_row("  speed-up over a plain program with numpy.partition", times.ratios("numpy", "ours"), "×", copies)
+
+
+def _by_partition(stack: Stack) -> None:
+    """Prune globally as a plain program does, without ties: partition all magnitudes, compare, multiply."""
+    weights = [layer.weight.detach().cpu().float().numpy() for layer in stack.layers]
+    magnitudes = numpy.concatenate([abs(weight).ravel() for weight in weights])
+    pruned = round(len(magnitudes) * SPARSITY)
+    threshold = numpy.partition(magnitudes, pruned)[pruned]
+    with torch.no_grad():
+        for layer, weight in zip(stack.layers, weights):
+            mask = torch.from_numpy(abs(weight) >= threshold)
+            layer.weight.mul_(mask.to(layer.weight.device))
 
 
 def dtypes(settings: Settings) -> Iterator[Row]:

