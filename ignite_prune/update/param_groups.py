@@ -122,7 +122,7 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
 def pattern_of(group: ParamGroup, name: str) -> Pattern:
     """Return a group's pattern for one of its parameters, by the layout of that parameter."""
     pattern = group["pattern"]
-    return pattern.inputs_first(len(group["shapes"][name])) if name in group["inputs_first"] else pattern
+    return pattern.inputs_first(len(group["shapes"][name])) if name in group.get("inputs_first", ()) else pattern
 
 
 def _checked_settings(settings: Mapping[str, Any]) -> ParamGroup:

@@ -51,6 +51,7 @@ def test_a_sliced_model_that_the_config_describes(tmp_path):
     assert not saved.reason and torch.equal(loaded(**IDS).logits, model(**IDS).logits)
 
 
+@pytest.mark.filterwarnings("ignore:The sliced model runs, but LlamaConfig refuses its sizes")
 @pytest.mark.parametrize("make, share", [(llama, 0.75), (bert, 0.5)])
 def test_a_sliced_model_that_it_does_not_describe(make, share, tmp_path):
     model = make()

@@ -172,9 +172,9 @@ def footprint(model, optimizer, trainer):
 def test_detached_nothing_is_left(row):
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    before = footprint(model, optimizer, create_supervised_trainer(model, optimizer, nn.functional.cross_entropy))
     objects = row.objects(model, optimizer)
     trainer = create_supervised_trainer(model, optimizer, row.loss_fn(objects))
-    before = footprint(model, optimizer, trainer)
     for _ in range(2):
         row.attach(objects, trainer)
         assert footprint(model, optimizer, trainer) != before

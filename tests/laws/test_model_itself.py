@@ -131,7 +131,8 @@ def test_a_hundred_updates_use_no_more_memory_than_one():
         pruner.step(0.5 + index / 300)
         train_step(model, optimizer, batches(1)[0])
         optimizer.zero_grad()
-    assert live_bytes() <= after_one + 4 * 1024
+    probes = 2 * 4096 * 8  # at most 4096 positions of each of the two weights, drawn at the first step
+    assert live_bytes() <= after_one + probes + 4 * 1024
     size = io.BytesIO()
     torch.save(model.state_dict(), size)
     plain = io.BytesIO()
