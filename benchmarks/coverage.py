@@ -59,6 +59,7 @@ KEEPS = {
 """By the name of a rule's function: the dimensions that keep their size."""
 
 FREEZES = {
+    "resize_": "it changes a tensor's size in place",
     "_adaptive_avg_pool2d_backward": "backward",
     "_adaptive_avg_pool3d_backward": "backward",
     "_local_scalar_dense": "it gives a number that depends on data",
@@ -92,7 +93,9 @@ There are rules for {more} other operations too, such as `linear`, `scaled_dot_p
 def core_operations() -> dict[str, bool]:
     """Return the names of torch's core operations on tensors, and whether they are tagged as elementwise."""
     found = dict[str, bool]()
-    for name in dir(torch.ops.aten):
+    # dir(torch.ops.aten) lists those that have been used in this process alone
+    registered = (each.removeprefix("aten::") for each in torch._C._dispatch_get_all_op_names() if each[:6] == "aten::")
+    for name in sorted({each.partition(".")[0] for each in registered}):
         packet = getattr(torch.ops.aten, name)
         if not isinstance(packet, torch._ops.OpOverloadPacket):
             continue
