@@ -54,6 +54,11 @@ def all_reduce(tensor: Tensor) -> Tensor:
     return tensor if world_size() == 1 else _exchanged(tensor, dist.all_reduce)
 
 
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the mean of a tensor over ranks."""
+    return all_reduce(tensor) / world_size()
+
+
 def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     """Return the tensor of rank ``source``."""
     return tensor if world_size() == 1 else _exchanged(tensor, lambda held: dist.broadcast(held, src=source))

@@ -53,6 +53,11 @@ class Exchange:
             )
         self.ranks, self.rank = dist.get_world_size(), dist.get_rank()
 
+    @property
+    def traffic(self) -> Traffic:
+        """What was exchanged so far."""
+        return Traffic(self.messages, self.bytes)
+
     def sum(self, tensor: Tensor, what: str = "counts") -> Tensor:
         """Return the sum of a tensor over ranks, in the tensor's own dtype."""
         if self.ranks == 1:

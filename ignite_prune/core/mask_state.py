@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.bits import pack, packed_size, unpack
-from ignite_prune._utils.mask_codec import decode, encode
 from ignite_prune._utils.state import checked_mapping, checked_tensor, is_plain
 
 
@@ -32,6 +31,8 @@ def compressed(masks: Mapping[str, Tensor]) -> dict[str, Any]:
 
     A code has another size at each update: a list of pairs is not flattened by ``torch.distributed.checkpoint``.
     """
+    from ignite_prune._utils.mask_codec import encode  # slow to import
+
     codes = []
     for mask in masks.values():
         params, data = encode(mask.detach().cpu().numpy())
@@ -88,6 +89,8 @@ def _checked_codes(state: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
 
 
 def _decoded(name: str, code: tuple[str, Tensor], shape: list[int]) -> Tensor:
+    from ignite_prune._utils.mask_codec import decode  # slow to import
+
     text, data = code
     try:
         mask = torch.from_numpy(decode(json.loads(text), data.cpu().numpy(), shape))

@@ -130,7 +130,7 @@ def moments(optimizer: Optimizer, parameter: nn.Parameter) -> Mapping[str, Tenso
 def _is_basis(name: str, slot: Any, parameter: Tensor) -> bool:
     """Return whether a slot may be what moments are projected or rotated with, or is of a kind that is not known."""
     if not isinstance(slot, Tensor):
-        return any(True for _ in _matrices(slot)) or not _is_plain_data(slot)
+        return any(True for _ in _matrices(slot)) or not is_plain_data(slot)
     if slot.shape == parameter.shape:
         square = parameter.dim() == 2 and parameter.shape[0] == parameter.shape[1]
         return square and name not in MOMENTS and slot.is_floating_point()
@@ -142,9 +142,10 @@ def _is_basis(name: str, slot: Any, parameter: Tensor) -> bool:
     return (slot.dim() == 2 and slot.shape[0] == slot.shape[1]) or not all(size in sizes for size in slot.shape)
 
 
-def _is_plain_data(value: Any) -> bool:
+def is_plain_data(value: Any) -> bool:
+    """Return whether an entry of an optimizer's state holds numbers, texts and the like alone, and no tensor."""
     if isinstance(value, list | tuple):
-        return all(_is_plain_data(each) for each in value)
+        return all(is_plain_data(each) for each in value)
     return value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.Size)
 
 

@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
-from ignite_prune._utils.distributed import all_reduce, world_size
+from ignite_prune._utils.distributed import mean_over_ranks, world_size
 from ignite_prune.activation.after_activation import AfterActivation
 from ignite_prune.activation.base import Sparsifier
 from ignite_prune.activation.k_winners import KWinners
@@ -102,7 +102,7 @@ class ActivationSparsity(BaseHandler):
             for each in self._inserted:
                 each.install()
         if world_size() > 1 and not self._gradients:  # DDP reduces those of its model only
-            self._gradients = [p.register_hook(_mean) for p in self.parameters()]  # type: ignore[no-untyped-call]
+            self._gradients = [p.register_hook(mean_over_ranks) for p in self.parameters()]  # type: ignore[no-untyped-call]
 
     def attach(self, engine: Engine, event: AnyEvent = Events.EPOCH_COMPLETED, name: str = "activation") -> None:
         """Make the layers' outputs sparse, and on ``event`` of ``engine`` set scheduled amounts and publish.
@@ -230,7 +230,3 @@ class ActivationSparsity(BaseHandler):
             self._epochs.__dict__.update(vars(epochs))
 
         return load
-
-
-def _mean(gradient: Tensor) -> Tensor:
-    return all_reduce(gradient) / world_size()

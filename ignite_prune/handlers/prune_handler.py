@@ -17,7 +17,6 @@ from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune._utils.arguments import check_is
-from ignite_prune._utils.exchange import Traffic
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.mask_enforcer import claim, release
@@ -40,6 +39,7 @@ from ignite_prune.update.param_groups import UNSET, ParamGroup, warn_of_unset
 from ignite_prune.update.pruner import Pruner
 
 if TYPE_CHECKING:
+    from ignite_prune._utils.exchange import Traffic
     from ignite_prune.structure import Cost, Structure
 
 
@@ -208,7 +208,7 @@ class PruneHandler(AttachedPruner):
     def traffic(self) -> Traffic | None:
         """What the ranks exchanged in the last mask update of sharded parameters; None for others."""
         exchange = self.masks.exchange
-        return None if exchange is None else Traffic(exchange.messages, exchange.bytes)
+        return None if exchange is None else exchange.traffic
 
     def check(self) -> CheckReport:
         """Compare the weights with the masks, with and without an engine; nothing is changed.

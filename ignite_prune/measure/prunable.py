@@ -14,7 +14,7 @@ from ignite_prune._utils.sparsity import as_unit_fraction
 from ignite_prune.allocation import Allocation, Global
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import select, unwrap
-from ignite_prune.pattern import Coupled, Pattern, Unstructured
+from ignite_prune.pattern import Coupled, Pattern
 from ignite_prune.saliency import Given, Saliency
 from ignite_prune.update.calibration import Calibration
 from ignite_prune.update.one_shot import prune_model, score
@@ -79,7 +79,7 @@ class Prunables:
         if isinstance(params, Mapping) or (isinstance(params, (list, tuple)) and any(map(_is_group, params))):
             raise TypeError("Argument params should be rules such as names and globs; groups are made one per layer")
         settings = {"pattern": pattern, "structure": structure, "saliency": saliency, "exclude": exclude}
-        group = build(self.model, params, **{**_REST, **settings})[0]
+        group = build(self.model, params, sparsity=0.0, allocation=Global(), **settings)[0]
         self.pattern: Pattern = group["pattern"]
         self._group = group
         names = group["scored"] if structure is not None or params is not None else None
@@ -164,19 +164,6 @@ class Prunables:
         """Raise ValueError if the pattern does not reach one of the sparsities."""
         for each in sparsities:
             as_unit_fraction(self.pattern, each)
-
-
-_REST = {
-    "sparsity": 0.0,
-    "schedule": None,
-    "allocation": Global(),
-    "keep_dense": False,
-    "generator": None,
-    "repair": None,
-    "unreached": "raise",
-    "target": None,
-    "pattern": Unstructured(),
-}
 
 
 def _is_group(value: Any) -> bool:

@@ -112,6 +112,39 @@ class Ramp(Schedule):
         return self.initial + (self.final - self.initial) * fraction
 
 
+@dataclass(frozen=True)
+class PowerRamp(Ramp):
+    """A ramp whose curve has an exponent, a finite number above 0."""
+
+    power: float = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.power, bool) or not isinstance(self.power, (int, float)) or not 0 < self.power < math.inf:
+            raise ValueError(f"Argument power should be a finite number above 0, but given {self.power!r}")
+
+
+@dataclass(frozen=True)
+class OfSchedule(Schedule):
+    """A schedule made of another one; what it does at its end is that one's."""
+
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(f"Argument schedule should be one of ignite_prune.schedule, but given {self.schedule!r}")
+
+    @property
+    def regrows(self) -> bool:  # type: ignore[override]
+        """That of the schedule."""
+        return self.schedule.regrows
+
+    @property
+    def ends(self) -> bool:  # type: ignore[override]
+        """That of the schedule."""
+        return self.schedule.ends
+
+
 def check_sparsity(name: str, value: object) -> None:
     """Raise TypeError or ValueError unless ``value`` is a number in [0, 1]; NaN is not."""
     if isinstance(value, bool) or not isinstance(value, Real):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ignite_prune.schedule.base import Schedule, check_steps
+from ignite_prune.schedule.base import OfSchedule, check_steps
 
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Held(Schedule):
+class Held(OfSchedule):
     r"""The value that a schedule had at the last of the steps :math:`begin + k \cdot every`.
 
     This is what a pruner does that updates its masks at a frequency, and holds them in between. Before ``begin`` the
@@ -34,30 +34,18 @@ class Held(Schedule):
         [0.0, 0.0, 0.2, 0.2, 0.4, 0.5, 0.5]
     """
 
-    schedule: Schedule
     every: float
     begin: float = 0
     to_end: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"Argument schedule should be one of ignite_prune.schedule, but given {self.schedule!r}")
+        super().__post_init__()
         check_steps(every=self.every)
         check_steps(begin=self.begin)
         if self.every == 0:
             raise ValueError("Argument every should be a number of steps above 0, but given 0")
         if not isinstance(self.to_end, bool):
             raise TypeError(f"Argument to_end should be a bool, but given {self.to_end!r}")
-
-    @property
-    def regrows(self) -> bool:  # type: ignore[override]
-        """That of the schedule."""
-        return self.schedule.regrows
-
-    @property
-    def ends(self) -> bool:  # type: ignore[override]
-        """That of the schedule."""
-        return self.schedule.ends
 
     @property
     def horizon(self) -> float:

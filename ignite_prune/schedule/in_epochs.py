@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ignite_prune.schedule.base import Schedule
+from ignite_prune.schedule.base import OfSchedule
 
 
 @dataclass(frozen=True)
-class InEpochs(Schedule):
+class InEpochs(OfSchedule):
     """A schedule whose steps are epochs, for an event that counts iterations: its step is ``iteration / length``.
 
     Args:
@@ -25,26 +25,14 @@ class InEpochs(Schedule):
         [0.0, 0.125, 0.25, 0.375, 0.5]
     """
 
-    schedule: Schedule
     length: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"Argument schedule should be one of ignite_prune.schedule, but given {self.schedule!r}")
+        super().__post_init__()
         if type(self.length) is not int:
             raise TypeError(f"Argument length should be a number of iterations, an int, but given {self.length!r}")
         if self.length < 1:
             raise ValueError(f"Argument length should be at least 1 iteration, but given {self.length}")
-
-    @property
-    def regrows(self) -> bool:  # type: ignore[override]
-        """That of the schedule."""
-        return self.schedule.regrows
-
-    @property
-    def ends(self) -> bool:  # type: ignore[override]
-        """That of the schedule."""
-        return self.schedule.ends
 
     @property
     def horizon(self) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from ignite_prune.schedule.base import Ramp
+from ignite_prune.schedule.base import PowerRamp
 
 
 @dataclass(frozen=True)
-class Polynomial(Ramp):
+class Polynomial(PowerRamp):
     r"""Gradual pruning of Zhu and Gupta, :math:`s = s_f + (s_i - s_f)(1 - x)^{power}`.
 
     Prunes fast at first, while there is much redundancy, and slowly near the end. The same as ``PolynomialDecay`` of
@@ -34,13 +33,6 @@ class Polynomial(Ramp):
     References:
         Zhu, Gupta, "To prune, or not to prune", 2017, arXiv 1710.01878, equation 1.
     """
-
-    power: float = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.power, bool) or not isinstance(self.power, (int, float)) or not 0 < self.power < math.inf:
-            raise ValueError(f"Argument power should be a finite number above 0, but given {self.power!r}")
 
     def _inside(self, step: float) -> float:
         return float(self.final + (self.initial - self.final) * (1 - self._progress(step)) ** self.power)

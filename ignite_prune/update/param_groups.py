@@ -59,6 +59,19 @@ class ParamGroup(TypedDict):
     unreached: str
 
 
+_REST = {
+    "exclude": (),
+    "schedule": None,
+    "keep_dense": False,
+    "generator": None,
+    "repair": None,
+    "structure": None,
+    "target": None,
+    "unreached": "raise",
+}
+"""The settings of a group where :func:`build` is given no default for them; its groups cannot set these."""
+
+
 def build(model: nn.Module, params: Any, sharded: bool = False, **defaults: Any) -> list[ParamGroup]:
     """Return the groups of ``params``, each setting checked; missing ones are taken from ``defaults``.
 
@@ -99,7 +112,7 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
     for key in given:
         if key != "params" and key not in defaults:
             raise ValueError(f"Unknown setting {key!r} in a parameter group; {near(str(key), [*defaults, 'params'])}")
-    settings = {**defaults, **given}
+    settings = {**_REST, **defaults, **given}
     group = _checked_settings(settings)
     chosen, structure = settings["params"], group["structure"]
     if chosen is None and structure is not None:
@@ -144,7 +157,7 @@ def _checked_settings(settings: Mapping[str, Any]) -> ParamGroup:
         "repair": () if repair is None else as_repairs(repair),
         "structure": settings["structure"],
         "target": settings["target"],
-        "unreached": settings.get("unreached", "raise"),
+        "unreached": settings["unreached"],
     }
     for key, given, kind in (
         ("pattern", group["pattern"], Pattern),

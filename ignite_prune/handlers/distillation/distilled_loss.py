@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from ignite_prune._utils.distributed import all_reduce, world_size
+from ignite_prune._utils.distributed import mean_over_ranks, world_size
 from ignite_prune.handlers.distillation.forward_capture import Call, ForwardCapture
 from ignite_prune.handlers.distillation.pair_features import PairFeatures
 from ignite_prune.handlers.distillation.teacher import Teacher
@@ -151,8 +151,4 @@ class DistilledLoss:
         """Average the projections' gradients over ranks: DDP reduces those of its model only."""
         for each in self._features.parameters() if world_size() > 1 else ():
             if each not in self._averaged:
-                self._averaged[each] = each.register_hook(_mean)  # type: ignore[no-untyped-call]
-
-
-def _mean(gradient: Tensor) -> Tensor:
-    return all_reduce(gradient) / world_size()
+                self._averaged[each] = each.register_hook(mean_over_ranks)  # type: ignore[no-untyped-call]

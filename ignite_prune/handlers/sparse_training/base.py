@@ -277,14 +277,5 @@ def _groups(
         for key in group if isinstance(group, Mapping) else ():
             if key not in _SETTINGS:
                 raise ValueError(f"Unknown setting {key!r} in a parameter group; {near(str(key), list(_SETTINGS))}")
-    fixed: dict[str, Any] = {
-        "saliency": saliencies.Magnitude(),
-        "schedule": None,
-        "pattern": pattern,
-        "keep_dense": False,
-        "generator": None,
-        "repair": None,
-        "structure": None,
-        "target": None,
-    }
-    return build(model, given, sparsity=sparsity, allocation=allocation, exclude=exclude, **fixed)
+    settings: dict[str, Any] = {"sparsity": sparsity, "allocation": allocation, "exclude": exclude, "pattern": pattern}
+    return build(model, given, saliency=saliencies.Magnitude(), **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ignite_prune.recipe.dialects import steps
 from ignite_prune.recipe.dialects.draft import Draft
 from ignite_prune.recipe.dialects.modifiers import Modifier
 
@@ -41,9 +42,9 @@ def number(name: str, value: Any) -> float:
     Raises:
         ValueError: it is missing, or no number.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} {'is missing' if value is None else f'should be a number, but given {value!r:.60}'}")
-    return value
+    if value is None:
+        raise ValueError(f"{name} is missing")
+    return steps.number(name, value)
 
 
 def params_of(value: Any) -> Any:

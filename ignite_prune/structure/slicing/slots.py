@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ignite_prune.core.moments import is_plain_data
 from ignite_prune.evidence.running_sums import kept_of
 
 Ranges = tuple[tuple[int, int] | None, ...]
@@ -30,7 +31,7 @@ def cut_slot(name: str, slot: Any, parameter: Tensor, dims: Mapping[int, Tensor]
         ValueError: how to slice the slot is not known.
     """
     if not isinstance(slot, Tensor):
-        if _is_plain(slot):
+        if is_plain_data(slot):
             return slot
         raise ValueError(f"slot {name!r}, of {type(slot)}, cannot be sliced with its parameter")
     if slot.numel() == 1:
@@ -48,12 +49,6 @@ def cut_slot(name: str, slot: Any, parameter: Tensor, dims: Mapping[int, Tensor]
             f"{tuple(parameter.shape)}: which dimensions it stands for is not known"
         )
     return _cut(slot, ways[0], parameter.shape, dims)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_is_plain(each) for each in value)
-    return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 
 def _matchings(sizes: Sequence[int], shape: Sequence[int], start: int = 0) -> Iterator[Ranges]:

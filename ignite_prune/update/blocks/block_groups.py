@@ -55,10 +55,9 @@ def block_groups(
             f"No parameter of the blocks {', '.join(list(blocks)[:4])} is selected; name some with params="
         )
     check_unshared(model, blocks, names)
-    defaults = {"exclude": (), "structure": None, "target": None, "schedule": None, "keep_dense": False}
     groups = {}
     for block, chosen in names.items():
-        (groups[block],) = build(model, chosen, False, **settings, **defaults)
+        (groups[block],) = build(model, chosen, **settings)
         if groups[block]["sparsity"] is None and not groups[block]["allocation"].sets_own:
             raise ValueError("Argument sparsity should be given")
     return groups
