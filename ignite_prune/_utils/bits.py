@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ignite_prune._utils.shard import local
+from ignite_prune._utils.shard import PLAIN, local
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -47,7 +47,8 @@ def zero_(tensor: Tensor, mask: Tensor) -> Tensor:
         >>> zero_(torch.tensor([float("nan"), -1.0, 2.0]), torch.tensor([False, False, True]))
         tensor([0., 0., 2.])
     """
-    tensor = local(tensor)
+    if type(tensor) not in PLAIN:
+        tensor = local(tensor)
     if tensor.requires_grad and torch.is_grad_enabled():
         return tensor.mul_(mask)
     bits = _SAME_SIZE.get(tensor.element_size())

@@ -40,7 +40,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.bits import is_masked, zero_, zero_any_
 from ignite_prune._utils.shard import is_sharded, like, local
-from ignite_prune.core.gradient_hooks import after_reduction, install_again, is_returned, when_freed
+from ignite_prune.core.gradient_hooks import after_reduction, install_again, is_returned
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.moments import MOMENTUM, is_known, keeps_zero, masks_changed, slots_to_repair, zero_slots_
 from ignite_prune.core.optimizers import Optimizers
@@ -242,7 +242,14 @@ class MaskEnforcer:
                 install_again(parameter)
                 held._follow_storage(name, parameter)
 
-        self._storages[name] = when_freed(parameter, exchanged)
+        # After ``torch.__future__.set_swap_module_params_on_conversion(True)``, ``model.to()`` exchanges the tensor below
+        # a parameter, and its hooks go with the former one, whose storage is freed then. A weak reference to the
+        # parameter itself would forbid the exchange.
+        held = parameter if type(parameter) is nn.Parameter else local(parameter)
+        try:
+            self._storages[name] = weakref.ref(held.untyped_storage(), lambda _: exchanged())
+        except (NotImplementedError, RuntimeError):  # it has no storage
+            self._storages[name] = None
 
     def _mask_accumulated(self, name: str, grad: Tensor | None) -> None:
         mask = self._masks.pruned(name)

@@ -17,6 +17,7 @@ from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune._utils.arguments import check_is
+from ignite_prune._utils.distributed import raise_together
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.mask_enforcer import claim, release
@@ -32,7 +33,7 @@ from ignite_prune.handlers.events import PruneEvents
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import Saliency
 from ignite_prune.schedule.base import check_steps
-from ignite_prune.update.agreement import announced
+from ignite_prune.update.agreement import REFUSED
 from ignite_prune.update.at_target import is_at_target
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
 from ignite_prune.update.param_groups import UNSET, ParamGroup, warn_of_unset
@@ -279,10 +280,13 @@ class PruneHandler(AttachedPruner):
             TypeError, ValueError: a bad argument, or a saliency that is not finite. Nothing is changed then.
         """
         owned = self._owns
-        with announced():
+        try:
             targets = self._targets(sparsity, at)
             if not owned:
                 self._owns = claim(self, self.pruning.masks.parameters, self._shared)
+        except Exception as error:
+            raise_together(error, REFUSED)
+            raise
         try:
             self.pruning.update(targets, done=partial(setattr, self, "_at", at))
         except BaseException:

@@ -20,6 +20,7 @@ from ignite_prune.core.mask_store import MaskStore, check_same
 from ignite_prune.core.optimizers import check_held
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.core.weight_check import WeightCheck
+from ignite_prune.saliency import Informed
 from ignite_prune.update.agreement import REFUSED, agree, average_scores, check_alike
 from ignite_prune.update.calibration import Calibration, calibrate
 from ignite_prune.update.left_out import leave_out, warn_of_left_out
@@ -95,7 +96,7 @@ class Pruner:
             whole = self.structure.masks(self.structure.kept(masks))
             masks = {name: whole[name] for name in chosen}
         store = MaskStore
-        if any(is_sharded(parameter) for parameter in chosen.values()):
+        if any(type(each) is not nn.Parameter and is_sharded(each) for each in chosen.values()):
             from ignite_prune.core.sharded_mask_store import ShardedMaskStore as store  # slow to import
             from ignite_prune.update.sharded import check_settings
 
@@ -105,7 +106,10 @@ class Pruner:
         self.dense = DenseValues(self.masks, kept) if kept else None
         self.enforcer = MaskEnforcer(self.masks, optimizers)
         self.weights = WeightCheck(model, self.masks, self.enforcer, "PruneHandler", strict)
-        self.evidence: Evidence | None = evidence_of(model, self.groups, chosen, calibration.data is not None)
+        self.enforcer.on_alive = self.weights.before_step
+        self.evidence: Evidence | None = None
+        if any(isinstance(group["saliency"], Informed) or group["repair"] for group in self.groups):
+            self.evidence = evidence_of(model, self.groups, chosen, calibration.data is not None)
         self.is_informed = self.evidence is not None or any(group["repair"] for group in self.groups)
         self._drawn: list[Saliency | None] = [None] * len(self.groups)
         self._cached: dict[str, Tensor] = {}
@@ -166,7 +170,8 @@ class Pruner:
                 planned.values |= self.dense.revived(planned.replaced["_masks"], planned.values)
             if self.verify == "update":
                 self.check_equal(planned.replaced["_masks"])
-            raise_together(None, REFUSED)  # the last meeting: what follows is done on every rank
+            if _has_ranks():
+                raise_together(None, REFUSED)  # the last meeting: what follows is done on every rank
             ready = True
             carry_out(self, planned, targets, former, whole, done)
         except BaseException as error:
@@ -191,7 +196,7 @@ class Pruner:
         check_same(self.model, self.masks.parameters, REMAKE)
         for group, target in zip(self.groups, targets):
             as_unit_fraction(group["pattern"], target)
-        ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
+        ranks = _has_ranks()
         before, plan = self.masks.so_far(), UpdatePlan()
         if any(mask is not None for mask in before.values()):
             self.weights.all()
@@ -229,7 +234,7 @@ class Pruner:
         for update in updates:
             evidence = self.evidence if update.is_due else None
             update.scores = bound_scores(update.group, update.saliency, self.masks, before, evidence)
-            if update.is_due and update.saliency.needs:
+            if evidence is not None and update.saliency.needs:
                 self.leave_out(update, evidence)
         if ranks:
             average_scores([scores for update in updates for scores in update.scores.values()])
@@ -327,3 +332,8 @@ class Pruner:
             for group, target in zip(self.groups, reached)
             if target is not None
         }
+
+
+def _has_ranks() -> bool:
+    """Return whether there is a process group, whose ranks update together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
