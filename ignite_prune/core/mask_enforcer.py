@@ -242,7 +242,7 @@ class MaskEnforcer:
                 install_again(parameter)
                 held._follow_storage(name, parameter)
 
-        # ``torch.__future__.set_swap_module_params_on_conversion(True)`` lets ``model.to()`` exchange the tensor below a
+        # With torch.__future__.set_swap_module_params_on_conversion(True), model.to() exchanges the tensor below a
         # parameter: its hooks go with the former one, whose storage is freed then. A weak reference to the parameter
         # would forbid the exchange.
         held = parameter if type(parameter) is nn.Parameter else local(parameter)
