@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.distributed import raise_together, world_size
-from ignite_prune.core.mask_enforcer import claim
+from ignite_prune.core.claims import claim
 from ignite_prune.core.mask_store import check_same, warn_of_nearly_empty
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import Attachment

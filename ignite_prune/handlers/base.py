@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.pairs import as_pairs, from_pairs
-from ignite_prune.core.mask_enforcer import check_free, claim, release
+from ignite_prune.core.claims import check_free, claim, release
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update, clock_of
 from ignite_prune.handlers.events import register

@@ -20,7 +20,7 @@ from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.distributed import raise_together
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.check_report import CheckReport
-from ignite_prune.core.mask_enforcer import claim, release
+from ignite_prune.core.claims import claim, release
 from ignite_prune.core.mask_state import check_compression
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.optimizers import as_optimizers
