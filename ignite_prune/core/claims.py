@@ -4,7 +4,8 @@ Two handlers that mask the same weights with different masks undo each other's w
 sparsity that the other one breaks. So a handler claims its parameters when it begins to mask them (when it is attached,
 or at its first update or load), and a second one that would mask one of them is refused by name, unless it was made
 with ``shared=True``. The record keeps nobody alive: a handler that is dropped without ``detach()`` gives its parameters
-free as soon as it is collected.
+free as soon as it is collected. The parameters of a model may be replaced by other objects meanwhile; a handler that
+would then mask what no forward pass reads refuses to act (:func:`check_same`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
+
+from ignite_prune.core.selection import COMPILED
 
 _OWNERS: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
 """The ids of the parameters that each living object masks, and keeps alive.
@@ -70,3 +73,23 @@ def check_free(owner: Any, parameters: Mapping[str, nn.Parameter]) -> None:
                     f"{type(owner).__name__} would fight it: detach() or finalize() that one first, or allow it with "
                     f"{type(owner).__name__}(..., shared=True)"
                 )
+
+
+def check_same(model: nn.Module, parameters: Mapping[str, nn.Parameter], handler: str) -> None:
+    """Raise if the model's parameters are no longer the objects that a handler acts on.
+
+    Args:
+        model: unwrapped.
+        parameters: by name, as they were when the handler was made.
+        handler: which handler to make again, for the message.
+
+    Raises:
+        ValueError: names a parameter.
+    """
+    now = {name.replace(COMPILED, ""): parameter for name, parameter in model.named_parameters()}
+    replaced = [name for name, parameter in parameters.items() if now.get(name) is not parameter]
+    if replaced:
+        raise ValueError(
+            f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged or "
+            f"sliced, the model sharded, or a state_dict loaded with assign=True); make a new {handler}"
+        )
