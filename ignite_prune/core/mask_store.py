@@ -63,9 +63,8 @@ class MaskStore(Mapping[str, Tensor]):
     ) -> None:
         chosen = select(parameters) if isinstance(parameters, nn.Module) else parameters
         if not isinstance(chosen, Mapping) or not all(isinstance(p, Tensor) for p in chosen.values()):
-            raise TypeError(
-                f"Argument parameters should be a model or {{name: Parameter}}, but given {type(parameters)}"
-            )
+            given = type(parameters)
+            raise TypeError(f"Argument parameters should be a model or {{name: Parameter}}, but given {given}")
         self.parameters: Mapping[str, nn.Parameter] = dict(chosen)
         self.name_of = {parameter: name for name, parameter in chosen.items()}
         self._masks: dict[str, Tensor] = {}  # only where something is pruned
@@ -200,8 +199,7 @@ class MaskStore(Mapping[str, Tensor]):
         """Return what :meth:`put` takes to change to masks of the right shape, which the store will own."""
         held, kept, flips = dict(self._masks), dict(self._kept), dict.fromkeys(self.parameters, 0)
         for name, given in masks.items():
-            fits = given.stride() == self.parameters[name].stride()
-            mask = given if fits else self._owned(name, given, copy=False)
+            mask = given if given.stride() == self.parameters[name].stride() else self._owned(name, given, copy=False)
             earlier, numel, count = self.pruned(name), mask.numel(), count_true(mask)
             flips[name] = numel - count if earlier is None else count_true(mask ^ earlier)
             kept[name] = count

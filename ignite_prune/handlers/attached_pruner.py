@@ -16,6 +16,7 @@ from ignite_prune.core.claims import check_same, claim
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import Attachment
+from ignite_prune.handlers.describe import describe_group
 from ignite_prune.handlers.events import PruneEvents, fire
 from ignite_prune.handlers.run_check import may_be_driven
 from ignite_prune.handlers.run_warning import AGAIN, NEVER_ATTACHED, NOT_UPDATED, NOTHING, UNUSED
@@ -24,6 +25,7 @@ from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
 from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_alike
 from ignite_prune.update.at_target import is_at_target
+from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
 from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 
@@ -67,6 +69,16 @@ class AttachedPruner(TargetHandler):
     def structure(self) -> Structure | None:
         """The structure whose units are pruned, as it is now; None where single entries or patterns are."""
         return self.pruning.structure
+
+    @property
+    def units(self) -> dict[str, tuple[int, int]]:
+        """How many units of a structure's groups there were, and are left; empty without a structure."""
+        return self.pruning.units
+
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """The groups, each with its ``"sparsity"`` and settings; Ignite's ParamSchedulers can drive it."""
+        return self.pruning.groups
 
     @property
     def reached(self) -> bool:
@@ -227,6 +239,12 @@ class AttachedPruner(TargetHandler):
 
     def _report(self) -> dict[str, float]:
         return self.pruning.sparsities()
+
+    def _describe(self) -> list[str]:
+        groups = [
+            f"group {index}: {describe_group(group, self._masked())}" for index, group in enumerate(self.pruning.groups)
+        ]
+        return [f"model: {type(self.pruning.model).__name__}", *groups, f"sparsity: {self.masks.sparsity:.4g}"]
 
     # Checkpoints
 

@@ -28,14 +28,13 @@ from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.handlers.attached_pruner import AttachedPruner
 from ignite_prune.handlers.attachment import AnyEvent
-from ignite_prune.handlers.describe import describe_group
 from ignite_prune.handlers.events import PruneEvents
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import Saliency
 from ignite_prune.schedule.base import check_steps
 from ignite_prune.update.agreement import REFUSED
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
-from ignite_prune.update.param_groups import UNSET, ParamGroup, warn_of_unset
+from ignite_prune.update.param_groups import UNSET, warn_of_unset
 from ignite_prune.update.pruner import Pruner
 
 if TYPE_CHECKING:
@@ -207,16 +206,6 @@ class PruneHandler(AttachedPruner):
         """
         return self.pruning.weights.report()
 
-    @property
-    def units(self) -> dict[str, tuple[int, int]]:
-        """How many units of a structure's groups there were, and are left; empty without a structure."""
-        return self.pruning.units
-
-    @property
-    def param_groups(self) -> list[ParamGroup]:
-        """The groups, each with its ``"sparsity"`` and settings; Ignite's ParamSchedulers can drive it."""
-        return self.pruning.groups
-
     def scores(self) -> dict[str, Tensor]:
         """Return every selected parameter's saliency as of now.
 
@@ -307,9 +296,3 @@ class PruneHandler(AttachedPruner):
         self.pruning.restore()
         self._restored = True
         self._publish()
-
-    def _describe(self) -> list[str]:
-        groups = [
-            f"group {index}: {describe_group(group, self._masked())}" for index, group in enumerate(self.param_groups)
-        ]
-        return [f"model: {type(self.pruning.model).__name__}", *groups, f"sparsity: {self.sparsity:.4g}"]
