@@ -25,7 +25,7 @@ from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
 from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_alike
 from ignite_prune.update.at_target import is_at_target
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
 from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 

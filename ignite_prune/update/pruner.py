@@ -15,7 +15,7 @@ from ignite_prune.core.claims import check_same
 from ignite_prune.update.agreement import REFUSED, agree, average_scores, check_alike
 from ignite_prune.update.calibration import calibrate
 from ignite_prune.update.left_out import leave_out, warn_of_left_out
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,

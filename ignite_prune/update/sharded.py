@@ -43,7 +43,7 @@ from ignite_prune.saliency.from_callable import FromCallable
 from ignite_prune.saliency.given import Given
 from ignite_prune.saliency.needs import Gradients, Initial
 from ignite_prune.update.calibration import Calibration, calibrate
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.part_saliency import PartSaliency
 from ignite_prune.update.plan import GroupUpdate, Masks, UpdatePlan, drawn, merge
 from ignite_prune.update.scores import ParameterScores

@@ -114,9 +114,10 @@ class PruningEngine(Engine):
         if self._loaded and self._phase == BETWEEN and self._completed == rounds:
             return self.state  # Ignite would start a finished run again from round 1
         forget_failure(self)
-        if max_iters is not None:  # which Ignite takes from 0.5.5 on
-            return super().run(max_epochs=max_epochs, max_iters=max_iters, epoch_length=1)
-        return super().run(max_epochs=max_epochs, epoch_length=1)
+        limit: dict[str, Any] = (
+            {} if max_iters is None else {"max_iters": max_iters}
+        )  # which Ignite takes from 0.5.5 on
+        return super().run(max_epochs=max_epochs, epoch_length=1, **limit)
 
     def train(self, epochs: int | None = None) -> dict[str, Any]:
         """Train the present model once more, outside the rounds, and return the evaluator's metrics.
@@ -208,8 +209,7 @@ class PruningEngine(Engine):
         check_taken(self.snapshot, self._segment)
         metrics = as_plain(self._evaluate())
         check_floor(self._floor, metrics)
-        number = self._completed + 1
-        result = {"round": number, "stage": stage, "sparsity": self.pruner.sparsity, "metrics": metrics}
+        result = {"round": self._completed + 1, "stage": stage, "sparsity": self.pruner.sparsity, "metrics": metrics}
         self._results.append(result)
         self.state.metrics.update({name: value for name, value in metrics.items() if isinstance(value, float)})
         self._enter(then)
@@ -296,8 +296,7 @@ class PruningEngine(Engine):
             if load_snapshot is not None:
                 load_snapshot()
             self._segment.load_state_dict(place)
-            self._phase, self._completed, self._results = phase, self.state.iteration, results
-            self._loaded = True
+            self._phase, self._completed, self._results, self._loaded = phase, self.state.iteration, results, True
 
         to_the_end(commit)
         self._publish()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ignite_prune.allocation import Layer
 from ignite_prune.allocation.base import once
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.scores import choose
 
 
