@@ -114,9 +114,7 @@ class PruningEngine(Engine):
         if self._loaded and self._phase == BETWEEN and self._completed == rounds:
             return self.state  # Ignite would start a finished run again from round 1
         forget_failure(self)
-        limit: dict[str, Any] = (
-            {} if max_iters is None else {"max_iters": max_iters}
-        )  # which Ignite takes from 0.5.5 on
+        limit: dict[str, Any] = {} if max_iters is None else {"max_iters": max_iters}  # Ignite 0.5.5
         return super().run(max_epochs=max_epochs, epoch_length=1, **limit)
 
     def train(self, epochs: int | None = None) -> dict[str, Any]:
