@@ -193,7 +193,8 @@ class Recipe(RecipeModel):
             optimizer: those that train it.
             loader: the trainer's data; its length is that of an epoch.
             steps_per_epoch: the number of iterations of an epoch, instead.
-            max_epochs: of the run, if neither the recipe nor the trainer says so; schedules that end later are refused.
+            max_epochs: of the run; by default the recipe's ``epochs``, or the trainer's. Schedules that end later are
+                refused.
             more: ``example_inputs`` (for structures, slicing and latency), ``data``, ``loss_fn``, ``prepare_batch`` or
                 ``calibration`` (for evidence), ``teacher`` (for distillation), ``masks`` (instead
                 of those that ``masks: nonzero`` finds), ``scaler``, ``ema``, and ``evaluator``.
