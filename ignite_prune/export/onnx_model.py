@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.extras import needed
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import undisturbed
-from ignite_prune.export.extras import needed
 from ignite_prune.export.sparse_weight import check_dense
 from ignite_prune.structure.model_io import as_arguments, checked_device, tensors_of
 from ignite_prune.structure.slicing.compare import run
@@ -56,7 +56,7 @@ def to_onnx(
         ValueError: the model has sparse layers, cannot be exported, or the file computes other outputs.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        needed(package, "onnx")
+        needed(package)
     import onnx
 
     model, path = unwrap(model), Path(path)

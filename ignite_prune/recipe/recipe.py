@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import near
-from ignite_prune.export.extras import needed
+from ignite_prune._utils.extras import needed
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.recipe.annotations import Number
 from ignite_prune.recipe.calibration_model import CalibrationModel
@@ -166,7 +166,7 @@ class Recipe(RecipeModel):
         Raises:
             ValueError: a file cannot hold a part of it.
         """
-        needed("yaml", "recipe")
+        needed("yaml")
         import yaml
 
         text: str = yaml.safe_dump(self.data(), sort_keys=False, default_flow_style=None, width=100)

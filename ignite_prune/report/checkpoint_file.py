@@ -67,10 +67,10 @@ def _read(held: Any, source: Source) -> Source:
 
 
 def _safetensors(path: Path, source: Source) -> Source:
-    from ignite_prune.export.extras import needed
+    from ignite_prune._utils.extras import needed
     from ignite_prune.export.sparse_file import read
 
-    needed("safetensors", "export")
+    needed("safetensors")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -207,7 +207,7 @@ def test_the_narrower_of_two_overlapping_modifiers_wins():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     engine = Engine(lambda engine, batch: None)
     attached = found.recipe.attach(engine, model=model, optimizer=optimizer, steps_per_epoch=4)
-    assert [group["params"] for group in attached.pruner.param_groups] == [("1.weight",), ("0.weight",)]
+    assert [group["params"] for group in attached.pruner.param_groups] == [["1.weight"], ["0.weight", "0.bias"]]
 
 
 def test_what_does_not_prune_has_a_report_and_no_recipe():
