@@ -91,7 +91,7 @@ def test_a_lazy_name_names_its_extra(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pydantic", None)
     with pytest.raises(ImportError, match=r"recipe.load needs pydantic, .*'ignite-prune\[recipe\]'"):
-        recipe.load  # noqa: B018
+        recipe.load
 
 
 def test_every_extra_is_on_the_page_of_dependencies():
