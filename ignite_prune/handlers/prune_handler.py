@@ -18,10 +18,10 @@ from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.distributed import raise_together
+from ignite_prune._utils.extras import needed
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.claims import claim, release
-from ignite_prune.core.mask_state import check_compression
 from ignite_prune.core.mask_store import warn_of_nearly_empty
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
@@ -140,7 +140,7 @@ class PruneHandler(AttachedPruner):
             check_is("strict", strict, bool)
         if compress_masks is not False:
             check_is("compress_masks", compress_masks, bool)
-            check_compression()
+            needed("numpy", "compress_masks=True")
             self._compress_masks = True
         self._shared = shared
         settings = {
