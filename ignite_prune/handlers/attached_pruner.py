@@ -27,7 +27,6 @@ from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_alike
 from ignite_prune.update.at_target import is_at_target
 from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
-from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 
 if TYPE_CHECKING:
     from ignite_prune.handlers.evidence_feed import EvidenceFeed
@@ -251,6 +250,8 @@ class AttachedPruner(TargetHandler):
     def _state(self) -> dict[str, Any]:
         if self.pruning.verify == "checkpoint":
             self.pruning.check_equal(self.masks.held)
+        from ignite_prune.update.pruner_state import state_of  # slow to import
+
         return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict(), self._compress_masks)
 
     def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -264,6 +265,8 @@ class AttachedPruner(TargetHandler):
             from ignite_prune.update.sharded_state import joined  # slow to import
 
             state = joined(state)
+        from ignite_prune.update.pruner_state import PrunerState, loader_of  # slow to import
+
         fitting = PrunerState.checked(state, self.pruning.groups)
         load_masks = loader_of(self.pruning, fitting)
         evidence = self._checked_evidence(fitting.evidence, state["version"])

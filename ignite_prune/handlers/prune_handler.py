@@ -25,7 +25,6 @@ from ignite_prune.core.claims import claim, release
 from ignite_prune.core.mask_store import warn_of_nearly_empty
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.handlers.attached_pruner import AttachedPruner
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.events import PruneEvents
@@ -40,6 +39,7 @@ from ignite_prune.update.pruner import Pruner
 
 if TYPE_CHECKING:
     from ignite_prune._utils.exchange import Traffic
+    from ignite_prune.evidence.calibration import LossFn, PrepareBatch
     from ignite_prune.structure import Cost, Structure
 
 
