@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ignite_prune import structure
-from ignite_prune._utils.copies import Reusable, copy_of
+from ignite_prune._utils.copies import copy_of
+from ignite_prune._utils.reusable_copy import ReusableCopy
 from ignite_prune.structure.slicing.model_edit import ModelEdit
 
 
@@ -48,7 +49,7 @@ def assert_alike(one, other):
 
 def test_a_reused_copy_is_a_new_one_each_time():
     model = Odd()
-    again = Reusable(lambda: copy_of(model))
+    again = ReusableCopy(lambda: copy_of(model))
     first = again()
     for _ in range(3):
         tried = again()
@@ -68,7 +69,7 @@ def test_a_reused_copy_is_a_new_one_each_time():
 def test_what_a_reset_cannot_restore_is_copied_again(damage):
     model = Odd()
     model.helper = object() if damage == "object" else None
-    again = Reusable(lambda: copy_of(model))
+    again = ReusableCopy(lambda: copy_of(model))
     first = again()
     if damage == "parameter":
         with torch.no_grad():

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ignite_prune._utils.copies import Reusable, copy_of
+from ignite_prune._utils.copies import copy_of
+from ignite_prune._utils.reusable_copy import ReusableCopy
 from ignite_prune.structure.slicing.compare import (
     difference,
     difference_without_chance,
@@ -44,7 +45,7 @@ class SizeProbe:
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._model, self._given = model, (args, dict(kwargs))
-        self._copy = Reusable(lambda: _on_meta(model))
+        self._copy = ReusableCopy(lambda: _on_meta(model))
         self._inputs = tree_map_only(Tensor, lambda each: each.to("meta"), self._given)
         self._modes: tuple[bool, ...] = (False, True)
         self._mode = False
@@ -108,7 +109,7 @@ class SizeProbe:
 
     def _use_data(self) -> None:
         """Switch to real data, as devices may not match on the meta device, in the modes that the model supports."""
-        self._copy, self._inputs = Reusable(lambda: copy_of(self._model)), self._given
+        self._copy, self._inputs = ReusableCopy(lambda: copy_of(self._model)), self._given
         whole = self._copy()
         self._modes = tuple(mode for mode in (False, True) if not _fails(whole.train(mode), self._inputs))
 
