@@ -10,7 +10,8 @@ shares are closer than the rounding errors can be, all scores are sorted after a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,26 +25,15 @@ _SPREADS = 4.0, 40.0  # standard errors of a rank
 _ROUNDING = 2.0**-50
 
 
+@dataclass(frozen=True)
 class TailShares(ScoreSource):
-    """The shares of one tensor's scores.
+    """The shares of one tensor's scores; ``whole`` sorts all scores, and is called only if the selection needs it.
 
     Args:
         scores: the scores, at least 0.
-        shares: returns the shares by sorting all scores; called once, and only if the selection needs it.
     """
 
-    def __init__(self, scores: ScoreSource, shares: Callable[[], Tensor]) -> None:
-        super().__init__(shares)
-        self.scores = scores
-        self._found: Tensor | None = None
-
-    def __call__(self) -> Tensor:
-        if self._found is None:
-            self._found = self._whole()
-        return self._found
-
-    def empty(self) -> Tensor:
-        return self.scores.empty()
+    scores: ScoreSource
 
 
 class _Cut:

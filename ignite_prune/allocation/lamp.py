@@ -11,7 +11,7 @@ from torch import Tensor
 from ignite_prune._utils.score_source import source_of
 from ignite_prune._utils.sparsity import kept
 from ignite_prune._utils.tail_shares import TailShares, descending
-from ignite_prune.allocation.base import Allocation, Layer, Pool
+from ignite_prune.allocation.base import Allocation, Layer, Pool, once
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class LAMP(Allocation):
 
 
 def _normalised(layer: Layer) -> TailShares:
-    return TailShares(source_of(layer.scores), lambda: lamp_scores(layer.scores(), layer.alive))
+    scores = source_of(layer.scores)
+    return TailShares(once(lambda: lamp_scores(scores(), layer.alive)), scores.shape, scores.device, scores)
 
 
 def lamp_scores(scores: Tensor, alive: Tensor | None = None) -> Tensor:
