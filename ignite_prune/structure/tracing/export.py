@@ -11,13 +11,15 @@ runs the model with one unit removed (``SizeProbe``) and freezes the groups for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import config
 from torch.utils._pytree import tree_leaves
 
 from ignite_prune._utils.copies import copy_of
@@ -31,6 +33,8 @@ from ignite_prune.structure.tracing.propagation import Propagation, TracedModel
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
 from ignite_prune.structure.tracing.unit_ids import UnitIds
 from ignite_prune.structure.tracing.zero import Zero
+
+_NO_TRACES = "do_not_emit_stack_traces"
 
 Export = tuple[Any, Reads]
 """An exported program, and the attributes that its forward pass has read."""
@@ -145,7 +149,7 @@ def _exported_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: Mappi
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], heads: bool = True, training: bool = False
 ) -> Export:
-    with quiet(), torch.no_grad(), PaddedSequences():
+    with quiet(), _without_stack_traces(), torch.no_grad(), PaddedSequences():
         copied = _copy_sharing_memory(model).train(training)
         if heads:
             use_heads_attention(copied)
@@ -155,6 +159,17 @@ def _export(
             return torch.export.export(copied, with_plain_forward(copied, args, kwargs), strict=False), reads
         except Exception as error:
             raise ValueError(told(error, copied)) from None
+
+
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Let exports leave out the stack trace of each node, which takes a fifth of the time and is not needed."""
+    before = vars(config).get(_NO_TRACES)  # an option of torch from 2.8 on; without effect before
+    vars(config)[_NO_TRACES] = True
+    try:
+        yield
+    finally:
+        vars(config)[_NO_TRACES] = before
 
 
 def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
