@@ -97,7 +97,7 @@ class Pruner:
         store = MaskStore
         if any(is_sharded(parameter) for parameter in chosen.values()):
             from ignite_prune.core.sharded_mask_store import ShardedMaskStore as store  # slow to import
-            from ignite_prune.update.sharded import check_settings
+            from ignite_prune.update.sharded.settings import check_settings
 
             check_settings(self.groups)
         self.masks = store(chosen, masks, {name: shapes[name].numel() for name in chosen if name in shapes})
@@ -185,7 +185,7 @@ class Pruner:
         It raises the errors of :func:`.choose_masks` and :class:`.WeightCheck`.
         """
         if self.masks.is_sharded:
-            from ignite_prune.update.sharded import planned_over_shards  # slow to import
+            from ignite_prune.update.sharded.plan_shards import planned_over_shards  # slow to import
 
             return planned_over_shards(self, targets)
         check_same(self.model, self.masks.parameters, REMAKE)
@@ -275,7 +275,7 @@ class Pruner:
     def scores(self) -> dict[str, Tensor]:
         """Return every scored parameter's saliency as of now; drawn and cached scores are the last update's."""
         if self.masks.is_sharded:
-            from ignite_prune.update.sharded import scores_over_shards  # slow to import
+            from ignite_prune.update.sharded.plan_shards import scores_over_shards  # slow to import
 
             return scores_over_shards(self, self._drawn)
         answer = {}

@@ -16,11 +16,11 @@ from ignite_prune.update.pruner import Pruner
 def state_of(pruner: Pruner, evidence: list[dict[str, Any]], compress: bool = False) -> dict[str, Any]:
     """Return a pruner's masks, targets, generators, kept values and evidence as plain data.
 
-    Those of sharded parameters are DTensors: see :mod:`~ignite_prune.update.sharded_state`.
+    Those of sharded parameters are DTensors: see :mod:`~ignite_prune.update.sharded.state`.
     """
     dense = {} if pruner.dense is None else pruner.dense.state_dict()
     if pruner.masks.is_sharded:
-        from ignite_prune.update.sharded_state import apart  # slow to import
+        from ignite_prune.update.sharded.state import apart  # slow to import
 
         collectors = [] if pruner.evidence is None else list(pruner.evidence.collectors.values())
         names = [] if pruner.dense is None else pruner.dense.names
