@@ -164,11 +164,10 @@ def _around(rows: Sequence[ScoreSums], keep: int) -> list[tuple[int, int]]:
         found[1:].clamp_(min=5e-324)  # a square that underflows is not that of 0, which is below the edge
         edges.append(found.cummax(0).values)
         counts.append(row.above[0] + table[0])
-    every = torch.cat(edges).unique()
-    least = sum(_padded(count)[torch.searchsorted(edge, every)] for edge, count in zip(edges, counts))
-    most = sum(
-        count[(torch.searchsorted(edge, every, right=True) - 1).clamp(min=0)] for edge, count in zip(edges, counts)
-    )
+    every, pairs = torch.unique(torch.cat(edges)), list(zip(edges, counts))
+    least = torch.stack([_padded(count)[torch.searchsorted(edge, every)] for edge, count in pairs]).sum(0)
+    below = [(torch.searchsorted(edge, every, right=True) - 1).clamp(min=0) for edge in edges]
+    most = torch.stack([count[at] for count, at in zip(counts, below)]).sum(0)
     low = every[least >= keep].max() * (1 - _SLACK) if bool((least >= keep).any()) else every[0]
     high = every[most < keep].min() * (1 + _SLACK) if bool((most < keep).any()) else torch.tensor(math.inf)
     bins = [len(edge) - 1 for edge in edges]

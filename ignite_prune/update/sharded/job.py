@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ignite_prune._utils.exchange import Exchange
 from ignite_prune._utils.sharded_top import Scored
@@ -24,17 +25,26 @@ class Job:
 
     Args:
         update: its group's.
+        parameter: the whole parameter, sharded or not.
         scores: of this rank's part.
         tensor: its units here and over all ranks.
         layer: its units over all ranks.
         slices: of a pattern whose units several ranks may hold parts of.
+        rows: the dimension that indexes rows, of a saliency whose scores are only compared within a row.
     """
 
     update: GroupUpdate
+    parameter: Tensor
     scores: ParameterScores
     tensor: Scored
     layer: Layer
     slices: ShardedChannels | None = None
+    rows: int | None = None
+
+    def masked(self, units: Tensor) -> Tensor:
+        """Return the new mask of this rank's part from the units that stay, of all that lie on several ranks."""
+        own = units if self.slices is None else self.slices.own(units)
+        return self.scores.spread(own.to(self.scores.device))
 
 
 def jobs_of(update: GroupUpdate, store: ShardedMaskStore, before: Masks) -> list[Job]:
@@ -45,19 +55,19 @@ def jobs_of(update: GroupUpdate, store: ShardedMaskStore, before: Masks) -> list
     """
     pattern, jobs = update.group["pattern"], []
     for name, scores in update.scores.items():
-        part, mask = store.parts[name], before[name]
+        part, mask, parameter = store.parts[name], before[name], store.parameters[name]
         if isinstance(pattern, Channel):
-            slices = ShardedChannels(pattern, store.parameters[name], part, scores, mask)
+            slices = ShardedChannels(pattern, parameter, part, scores, mask)
             tensor = Scored(scores.compute, None, 0, part, 0)
             layer = Layer(name, part.shape, slices.size, scores.compute, None, 0)
-            jobs.append(Job(update, scores, tensor, layer, slices))
+            jobs.append(Job(update, parameter, scores, tensor, layer, slices))
             continue
         units, here = unit_part(name, pattern, part), scores.layer()
         count = pattern.count(part.shape)
         total = count if mask is None else store.kept(name) if pattern.streams else -1
         tensor = Scored(here.scores, here.alive, here.living, units, total)
         layer = Layer(name, part.shape, count, here.scores, here.alive, 0)
-        jobs.append(Job(update, scores, tensor, layer))
+        jobs.append(Job(update, parameter, scores, tensor, layer, rows=scores.rows if pattern.streams else None))
     return jobs
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ignite_prune._utils.shard import Part, is_sharded, local
 from ignite_prune.saliency import Random
-from ignite_prune.saliency.base import Saliency
+from ignite_prune.saliency.base import Bound, Saliency
 from ignite_prune.saliency.from_callable import FromCallable
 from ignite_prune.saliency.given import Given
+from ignite_prune.saliency.needs import Moments
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +34,15 @@ class PartSaliency(Saliency):
 
     @property
     def data_dependent(self) -> bool:  # type: ignore[override]
-        """Whether the source's scores are."""
-        return self.source.data_dependent
+        """Whether scores are kept: the source's depend on data, or take long."""
+        return self.source.data_dependent or (isinstance(self.source, Bound) and self._moments is not None)
+
+    @property
+    def _moments(self) -> Moments | None:
+        """The second moments of the layer's inputs, if they are the evidence."""
+        assert isinstance(self.source, Bound)
+        found = next(iter(self.source.found.values()), None)
+        return found if isinstance(found, Moments) else None
 
     @property
     def evident(self) -> Saliency:
@@ -46,6 +54,8 @@ class PartSaliency(Saliency):
     def __call__(self, name: str, parameter: Tensor) -> Tensor:
         if isinstance(self.source, Random):
             return self.source.part(name, self.part).to(parameter.device)
+        if isinstance(self.source, Bound) and name in self.source.found:
+            return self._informed(self.source, name, parameter)
         if not isinstance(self.source, (FromCallable, Given)):
             return self.source(name, parameter)
         scores: Any = self.source(name, self.whole.detach())
@@ -60,3 +70,23 @@ class PartSaliency(Saliency):
                 return local(scores.redistribute(given.device_mesh, given.placements))
             scores = scores.full_tensor()
         return self.part.of(scores).to(parameter.device) if tuple(scores.shape) == self.part.shape else scores
+
+    def _informed(self, source: Bound, name: str, parameter: Tensor) -> Tensor:
+        """Return the scores by evidence, of which a layer's inputs have the whole shape, and gradients the part's."""
+        evidence = source.found[name]
+        if isinstance(evidence, Moments):
+            return self._by_moments(source, name, parameter, evidence)
+        if isinstance(evidence, Tensor) and evidence.ndim == len(self.part.shape) + 1:
+            for dim, (first, size) in enumerate(zip(self.part.start, self.part.size), start=1):
+                evidence = evidence.narrow(dim, first if size else 0, size) if evidence.shape[dim] > 1 else evidence
+        return replace(source, found={name: evidence})(name, parameter)
+
+    def _by_moments(self, source: Bound, name: str, parameter: Tensor, evidence: Moments) -> Tensor:
+        """Return the scores of whole rows, of which this rank's columns are its part's; other columns are 0."""
+        rows, start, size = int(evidence.transposed), list(self.part.start), list(self.part.shape)
+        if len(evidence.sums) == 1:  # of a grouped convolution, the group of a row is seen from all rows
+            start[rows], size[rows] = 0, self.part.size[rows]
+        place = replace(self.part, shape=tuple(size), start=tuple(start))
+        whole = parameter.new_zeros(size)
+        place.of(whole).copy_(parameter.detach())
+        return place.of(source(name, whole)).contiguous()

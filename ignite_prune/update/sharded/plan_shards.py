@@ -103,9 +103,8 @@ def planned_over_shards(pruner: Planned, targets: Sequence[float]) -> UpdatePlan
         if update.lifts:
             held = {name: local(store.parameters[name]) for name in update.group["params"]}
             merge(plan.masks, {name: torch.ones_like(each, dtype=torch.bool) for name, each in held.items()})
-    for job, units in chosen(jobs, exchange):
-        own = units if job.slices is None else job.slices.own(units).to(local(store.parameters[job.scores.name]).device)
-        merge(plan.masks, {job.scores.name: job.scores.spread(own)})
+    for job, mask in chosen(jobs, exchange):
+        merge(plan.masks, {job.scores.name: mask})
     pruner.has_drawn([update.saliency if update.group["saliency"].randomised else None for update in updates])
     return plan
 

@@ -16,16 +16,19 @@ from ignite_prune.saliency import (
     Random,
     Saliency,
     SNIPMomentum,
+    SparseGPT,
     Taylor,
+    Wanda,
 )
 from ignite_prune.saliency.from_callable import FromCallable
 from ignite_prune.saliency.given import Given
-from ignite_prune.saliency.needs import Gradients, Initial
+from ignite_prune.saliency.needs import Gradients, Initial, InputMoments, InputNorms
 from ignite_prune.update.param_groups import ParamGroup
 
 _SALIENCIES = (
     *(Magnitude, Random, Given, FromCallable, Change),
     *(Gradient, Taylor, SNIP, SNIPMomentum, Movement, OBD),
+    *(Wanda, SparseGPT),
 )
 _ALLOCATIONS = (Global, Uniform, ERK, Isomorphic, LAMP, OWL, StdThreshold, Bucket)
 _PATTERNS = (Unstructured, NofM, Block, Channel)
@@ -52,11 +55,12 @@ def check_settings(groups: Sequence[ParamGroup]) -> None:
 
 def _check_needs(saliency: Saliency) -> None:
     for need in saliency.needs:
-        if not isinstance(need, Gradients | Initial) or (isinstance(need, Gradients) and need.by_unit):
+        by_unit = isinstance(need, Gradients) and need.by_unit
+        if by_unit or not isinstance(need, Gradients | Initial | InputNorms | InputMoments):
             raise ValueError(
                 f"Argument saliency={saliency!r:.80} needs {type(need).__name__} of whole parameters, but some of them "
-                "are sharded (DTensors). With shards evidence is one number for each weight, of gradients in training: "
-                "Taylor(), Movement(), OBD(EmpiricalFisher()), ..."
+                "are sharded (DTensors). With shards evidence is of gradients, one number for each weight, or of the "
+                "inputs of layers: Taylor(), Movement(), OBD(EmpiricalFisher()), Wanda(), SparseGPT(), ..."
             )
 
 
