@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ignite_prune._utils.arguments import check_generator_state
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.dense_values import DenseValues
+from ignite_prune.core.mask_state import unpacked
 from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.pruner import Pruner
 
@@ -42,7 +44,8 @@ def loader_of(pruner: Pruner, state: PrunerState) -> Callable[[], None]:
     """Check a state against a pruner and return the function that loads it; nothing changes before it is called."""
     dense = DenseValues(pruner.masks, []) if pruner.dense is None else pruner.dense
     masks = pruner.masks.unpacked(state.masks)
-    values, replaced = dense.unpacked(state.dense, masks), pruner.masks.replaced(masks)
+    whole = partial(unpacked, state.masks, pruner.masks.parameters)
+    values, replaced = dense.unpacked(state.dense, masks, whole), pruner.masks.replaced(masks)
 
     def load() -> None:
         pruner.masks.put(replaced)
