@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ignite_prune._utils.exchange import Exchange
 from ignite_prune._utils.shard import is_sharded, like, local, reshard
 from ignite_prune._utils.sparsity import as_unit_fraction
-from ignite_prune.core.mask_store import MaskStore, check_same
+from ignite_prune.core.claims import check_same
+from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.sharded_mask_store import ShardedMaskStore
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.saliency import Bound, Informed, Saliency
