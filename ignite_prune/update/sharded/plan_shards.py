@@ -7,7 +7,7 @@ The same settings choose the same masks as in one process that holds the whole w
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -26,6 +26,7 @@ from ignite_prune.update.param_groups import ParamGroup
 from ignite_prune.update.plan import GroupUpdate, Masks, UpdatePlan, drawn, merge
 from ignite_prune.update.scores import ParameterScores
 from ignite_prune.update.sharded.choice import chosen
+from ignite_prune.update.sharded.coupled_units import CoupledUpdate, coupled_masks, coupled_update
 from ignite_prune.update.sharded.division import check_scores
 from ignite_prune.update.sharded.job import Job, count_units, jobs_of
 from ignite_prune.update.sharded.part_saliency import PartSaliency
@@ -56,6 +57,9 @@ class Planned(Protocol):
     def leave_out(self, update: GroupUpdate, evidence: Evidence | None) -> None:
         """Leave frozen parameters without evidence out of an update."""
 
+    def kept_units(self) -> Mapping[str, Tensor]:
+        """Return which units of a structure are left."""
+
     def has_drawn(self, drawn: list[Saliency | None]) -> None:
         """Keep what was drawn."""
 
@@ -69,7 +73,7 @@ def planned_over_shards(pruner: Planned, targets: Sequence[float]) -> UpdatePlan
     store = pruner.masks
     assert isinstance(store, ShardedMaskStore)
     exchange = store.exchange = Exchange()
-    jobs, updates, error = list[Job](), list[GroupUpdate](), None
+    jobs, coupled, updates, error = list[Job](), list[CoupledUpdate](), list[GroupUpdate](), None
     store.settle()
     _same_generators(pruner, exchange)
     try:
@@ -91,7 +95,10 @@ def planned_over_shards(pruner: Planned, targets: Sequence[float]) -> UpdatePlan
                 update.scores = scores_of_parts(update.group, update.saliency, store, seen, pruner.evidence)
                 if update.saliency.needs:
                     pruner.leave_out(update, pruner.evidence)
-                jobs += jobs_of(update, store, seen)
+                if update.group["structure"] is None:
+                    jobs += jobs_of(update, store, seen)
+                else:
+                    coupled.append(coupled_update(update, store))
         for job in jobs if any(update.is_due for update in updates) else ():
             job.tensor.scores()  # raises if they are not finite
             check_scores(job.update.group["allocation"], job.tensor)
@@ -106,6 +113,8 @@ def planned_over_shards(pruner: Planned, targets: Sequence[float]) -> UpdatePlan
             merge(plan.masks, {name: torch.ones_like(each, dtype=torch.bool) for name, each in held.items()})
     for job, mask in chosen(jobs, exchange):
         merge(plan.masks, {job.scores.name: mask})
+    for masks in coupled_masks(coupled, pruner.kept_units(), store, exchange) if coupled else ():
+        merge(plan.masks, masks)
     pruner.has_drawn([update.saliency if update.group["saliency"].randomised else None for update in updates])
     return plan
 

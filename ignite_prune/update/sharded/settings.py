@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ignite_prune.allocation import ERK, LAMP, OWL, Bucket, Global, Isomorphic, StdThreshold, Uniform
-from ignite_prune.pattern import Block, Channel, NofM, Unstructured
+from ignite_prune.pattern import Block, Channel, Coupled, NofM, Unstructured
 from ignite_prune.saliency import (
     OBD,
     SNIP,
@@ -31,7 +31,7 @@ _SALIENCIES = (
     *(Wanda, SparseGPT),
 )
 _ALLOCATIONS = (Global, Uniform, ERK, Isomorphic, LAMP, OWL, StdThreshold, Bucket)
-_PATTERNS = (Unstructured, NofM, Block, Channel)
+_PATTERNS = (Unstructured, NofM, Block, Channel, Coupled)
 
 
 def check_settings(groups: Sequence[ParamGroup]) -> None:
@@ -45,12 +45,11 @@ def check_settings(groups: Sequence[ParamGroup]) -> None:
         _check_needs(group["saliency"])
         _check_kind("allocation", group["allocation"], _ALLOCATIONS)
         _check_kind("pattern", group["pattern"], _PATTERNS)
-        for key in ("repair", "structure", "target"):
-            if group[key]:
-                raise ValueError(
-                    f"Argument {key} needs whole parameters, but some of them are sharded (DTensors, of fully_shard or "
-                    "parallelize_module): leave it out, or prune before the model is sharded"
-                )
+        if group["repair"]:
+            raise ValueError(
+                "Argument repair needs whole parameters, but some of them are sharded (DTensors, of fully_shard or "
+                "parallelize_module): leave it out, or prune before the model is sharded"
+            )
 
 
 def _check_needs(saliency: Saliency) -> None:
