@@ -28,10 +28,11 @@ class RunningSums:
     Attributes:
         forms: what the shape of a sum depends on if only data shows it; ranks without data get it from the others.
         stale: whether a mask update has used the sums; the next addition starts from zeros then.
+        by_part: whether the sums over sharded parameters are of this rank's parts, complete there.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.parameters, self.stale = parameters, False
+    def __init__(self, parameters: Mapping[str, nn.Parameter], by_part: bool = False) -> None:
+        self.parameters, self.stale, self.by_part = parameters, False, by_part
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
         self.forms: dict[str, tuple[int, ...]] = {}
@@ -64,8 +65,8 @@ class RunningSums:
             replicated: all ranks have the same sums (of averaged gradients), so the result is their mean.
             shared: all ranks have the same sums (of the model's own values), so the result is one rank's.
         """
-        if world_size() == 1 or any(map(is_sharded, self.parameters.values())):
-            return self.sums, self.counts  # of shards: gradients are averaged already, and each rank has its part
+        if world_size() == 1 or (self.by_part and any(map(is_sharded, self.parameters.values()))):
+            return self.sums, self.counts
         sums: dict[str, Tensor] = {}
         counts: dict[str, float] = {}
         ranks = self._counted()
@@ -119,7 +120,7 @@ class RunningSums:
     def _as_sharded(self, name: str, held: Tensor) -> Tensor:
         """Return a sum over this rank's part of a sharded parameter as a DTensor, any other as it is."""
         parameter = self.parameters[name]
-        is_part = is_sharded(parameter) and held.shape == local(parameter).shape
+        is_part = self.by_part and is_sharded(parameter) and held.shape == local(parameter).shape
         return like(held, parameter) if is_part else held
 
     def checked(self, state: Any, zeros: Zeros | None) -> dict[str, Any]:
@@ -132,7 +133,7 @@ class RunningSums:
             what, wanted = f"evidence of {name!r}", checked_tensor(f"evidence of {name!r}", held)
             wanted = wanted if zeros is None else zeros(name)
             parameter = self.parameters[name]
-            if is_sharded(parameter) and held.shape == parameter.shape:
+            if self.by_part and is_sharded(parameter) and held.shape == parameter.shape:
                 part = local(held) if is_sharded(held) else part_of(name, parameter).of(held)
                 sums[name] = part.clone(memory_format=torch.contiguous_format)
             sums[name] = checked_tensor(what, sums.get(name, held), shape=wanted.shape, dtype=wanted.dtype)

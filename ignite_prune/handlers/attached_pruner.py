@@ -261,7 +261,7 @@ class AttachedPruner(TargetHandler):
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         self._check_free()
         if isinstance(state["masks"], Mapping) and "shards" in state["masks"]:
-            from ignite_prune.update.sharded_state import joined  # slow to import
+            from ignite_prune.update.sharded.state import joined  # slow to import
 
             state = joined(state)
         fitting = PrunerState.checked(state, self.pruning.groups)

@@ -195,7 +195,8 @@ def _prune_shards(
     _check_sparsities(pruner.groups)
     if pruner.evidence is not None and calibration.data is None:
         raise ValueError(f"{pruner.groups[0]['saliency']} needs evidence: give data= and loss_fn=")
-    pruner.update([group["sparsity"] or 0.0 for group in pruner.groups])
+    own = [group["pattern"].share if group["allocation"].sets_own else 0.0 for group in pruner.groups]
+    pruner.update([most if group["sparsity"] is None else group["sparsity"] for most, group in zip(own, pruner.groups)])
     pruner.enforcer.remove()
     warn_of_nearly_empty(pruner.masks, set())
     return pruner.masks

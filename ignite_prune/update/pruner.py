@@ -88,7 +88,7 @@ class Pruner(PrunedModel):
         It raises the errors of :func:`.choose_masks` and :class:`.WeightCheck`.
         """
         if self.masks.is_sharded:
-            from ignite_prune.update.sharded import planned_over_shards  # slow to import
+            from ignite_prune.update.sharded.plan_shards import planned_over_shards  # slow to import
 
             return planned_over_shards(self, targets)
         check_same(self.model, self.masks.parameters, REMAKE)
@@ -158,7 +158,7 @@ class Pruner(PrunedModel):
     def scores(self) -> dict[str, Tensor]:
         """Return every scored parameter's saliency as of now; drawn and cached scores are the last update's."""
         if self.masks.is_sharded:
-            from ignite_prune.update.sharded import scores_over_shards  # slow to import
+            from ignite_prune.update.sharded.plan_shards import scores_over_shards  # slow to import
 
             return scores_over_shards(self, self.last.drawn or [None] * len(self.groups))
         return self.last.scores(self.groups, self.masks, self.evidence)

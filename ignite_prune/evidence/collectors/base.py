@@ -28,6 +28,7 @@ class Collector(Generic[N]):
         probes: whether it runs passes of its own, in :meth:`on_batch`.
         replicated: whether all ranks collect the same values in training, because gradients are averaged there.
         shared: whether all ranks always collect the same values, because they are the model's own.
+        by_part: whether the sums over sharded parameters are of this rank's parts, complete there.
         initial: whether it is collected at construction, in :meth:`prepare`.
         any_form: whether only data shows the form of a sum, so that a loaded one may have any.
         of_gradients: whether there is nothing for a parameter without ``requires_grad``.
@@ -45,6 +46,7 @@ class Collector(Generic[N]):
     probes: ClassVar[bool] = False
     replicated: ClassVar[bool] = False
     shared: ClassVar[bool] = False
+    by_part: ClassVar[bool] = False
     initial: ClassVar[bool] = False
     any_form: ClassVar[bool] = False
     of_gradients: ClassVar[bool] = False
@@ -57,7 +59,7 @@ class Collector(Generic[N]):
     def __init__(self, need: N, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         self.need, self.parameters, self.model = need, dict(parameters), model
         self.differentiated: Mapping[str, nn.Parameter] = {}
-        self.record = RunningSums(self.parameters)
+        self.record = RunningSums(self.parameters, self.by_part)
         self.unknown: dict[str, str] = {}
         self.refused: dict[str, str] = {}
         self.without_rows: set[str] = set()

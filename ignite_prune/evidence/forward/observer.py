@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.inert_hook import InertHook
 from ignite_prune._utils.nested import tensors_in
+from ignite_prune._utils.shard import is_sharded
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.forward.attention_tracker import AttentionTracker
 from ignite_prune.evidence.forward.evaluation_points import EvaluationPoints
@@ -26,6 +27,7 @@ from ignite_prune.evidence.forward.layer_calls import LayerCall, derive, read_la
 from ignite_prune.evidence.forward.op_tables import READING, Call, enter_attention, op_name
 from ignite_prune.evidence.forward.root_forward import RootForward
 from ignite_prune.evidence.forward.tensor_tags import TensorTags
+from ignite_prune.evidence.forward.unsharded_weights import UnshardedWeights
 
 Callback = Callable[..., object]
 _ATTENTION = frozenset(("softmax", "scaled_dot_product_attention"))
@@ -89,7 +91,7 @@ class ForwardObserver(TorchFunctionMode):
         self._model = nn.Module()
         self._buffers: set[int] | None = None
         self._batches: list[tuple[int | None, int]] = []  # samples and heads of running F.multi_head_attention_forward
-        self._handles: list[RemovableHandle | RootForward] = []
+        self._handles: list[RemovableHandle | RootForward | UnshardedWeights] = []
 
     # Subscribers
 
@@ -156,6 +158,8 @@ class ForwardObserver(TorchFunctionMode):
             self._handles.append(unwrap(model).register_forward_pre_hook(hook, with_kwargs=True))
         if self.parameters:
             self._handles.append(RootForward(model, self._begin, self._end))
+            if any(map(is_sharded, self.parameters.values())):
+                self._handles.append(UnshardedWeights(unwrap(model), self.tags))
 
     def remove(self) -> None:
         """Stop observing, and leave the mode if an interrupted forward pass did not."""
