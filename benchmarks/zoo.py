@@ -1,6 +1,6 @@
 """How much of real architectures can go, whether slicing is right, and how long tracing takes; beside torch-pruning.
 
-Every model runs in a process of its own with a time limit. ``python benchmarks/zoo.py --only "timm:*" --json zoo.jsonl``;
+Every model runs in a process of its own with a time limit. ``python benchmarks/zoo.py --only "timm:*" --json FILE``; 
 what the file has already is not measured again.
 """
 
@@ -237,6 +237,11 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def _told(part: Row) -> str:
+    fails = "LATE" if part.get("late") else repr(part.get("fails", ""))[:150]
+    return f"{part.get('free', 0):4.0%} {part.get('seconds', 0):4.1f}s {fails}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=["*"], help="globs of names, family:model")
@@ -253,12 +258,8 @@ def main() -> None:
             continue
         row = _in_process(name, options.parts, options.limit)
         rows.append(row)
-        both = [row.get(kind, {}) for kind in ("plain", "norms")]
-        told = [
-            f"{its.get('free', 0):4.0%} {its.get('seconds', 0):4.1f}s {'LATE' if its.get('late') else its.get('fails', '')[:150]!r}"
-            for its in both
-        ]
-        print(f"{name:40} {row.get('missing') or ' | '.join(told)}", flush=True)
+        both = [_told(row.get(kind, {})) for kind in ("plain", "norms")]
+        print(f"{name:40} {row.get('missing') or ' | '.join(both)}", flush=True)
         if options.json:
             with options.json.open("a") as file:
                 file.write(json.dumps(row) + "\n")

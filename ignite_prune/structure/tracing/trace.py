@@ -139,13 +139,14 @@ def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structu
         )
         fixed_by = {name: op for dim, op in traced.fixed_sizes for name in grouping.along(dim)}
         tried = fixed_by | {name: op for dim, op in traced.tried for name in grouping.along(dim)}
-        failing = probe.failing(structure) or probe.differing(structure, list(tried))
+        failing = probe.failing(structure, by_kind=True) or probe.differing(structure, list(tried))
         if not failing and all(group.multiple == probe.multiples.get(group.name, 1) for group in structure):
             return structure
         likely = _likeliest(grouping, failing, needed)
         if likely:
             needed |= likely
             continue
+        failing = probe.failing(structure) or failing
         for name, error in failing.items():
             maker = structure.groups[name].slots[structure.groups[name].maker]
             ids = traced.held[maker.name][maker.dim][maker.units >= 0]
