@@ -1,6 +1,6 @@
 """How much of real architectures can go, whether slicing is right, and how long tracing takes; beside torch-pruning.
 
-Every model runs in a process of its own with a time limit. ``python benchmarks/zoo.py --only "timm:*" --json FILE``; 
+Every model runs in a process of its own with a time limit. ``python benchmarks/zoo.py --only "timm:*" --json FILE``;
 what the file has already is not measured again.
 """
 
