@@ -25,6 +25,7 @@ from ignite_prune.structure.tracing.work import Product, products
 
 _DEPTH = 4  # of graphs inside graphs
 _DIVIDES = ("div", "rsqrt", "sqrt", "reciprocal", "true_divide", "divide")
+_ASKS = ("item", "_local_scalar_dense")  # the program goes by a value
 _WRAPPERS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "tag_activation_checkpoint", "cond", "hints_wrapper")
 
 
@@ -250,7 +251,12 @@ def _alive(graph: fx.Graph) -> set[fx.Node]:
     """Return the nodes that an output or a mutation depends on; the rest is dead code."""
     alive: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op != "call_function" or node.is_impure() or any(user in alive for user in node.users):
+        if (
+            node.op != "call_function"
+            or node.is_impure()
+            or _name(node.target) in _ASKS
+            or any(user in alive for user in node.users)
+        ):
             alive.add(node)
     return alive
 
