@@ -81,6 +81,11 @@ def trace_units(
     model, units = exports.model, UnitIds()
     traced = TracedModel(units, _new_ids(model, units))
     units.given = len(units)
+    for path, module in model.named_modules():  # a program may reshape a weight before its layer uses it
+        if isinstance(module, nn.modules.conv._ConvNd) and f"{path}.weight" in traced.held:
+            kernel = traced.held[f"{path}.weight"][2:]
+            for dim in kernel:
+                units.freeze(dim, f"conv{len(kernel)}d in {path} uses it as a kernel dimension")
     used = _followed(*exports.in_eval, traced, model, through_norms, last)
     if in_training:
         exported = exports.in_training
