@@ -9,7 +9,7 @@ on such operations are compared with the masked model, too.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,19 +59,23 @@ class SizeProbe:
         self.failed_in: set[bool] = set()
         self.multiples: dict[str, int] = {}
 
-    def failing(self, structure: Structure, by_kind: bool = False) -> dict[str, str]:
+    def failing(
+        self, structure: Structure, by_kind: bool = False, among: Collection[str] | None = None
+    ) -> dict[str, str]:
         """Return the groups that cannot lose a unit because the model then fails, with the error.
 
         Args:
             structure: of the model.
             by_kind: whether to try groups whose names differ in numbers alone together, which takes fewer trials; if
                 one of them fails, all are returned.
+            among: groups that may fail, if the others are known not to.
         """
         groups = [group.name for group in structure if group.size > 1]
         kinds: dict[str, list[str]] = {}
-        for name in groups:
+        for name in groups if among is None else [each for each in groups if each in among]:
             kinds.setdefault(re.sub(r"\d+", "*", name) if by_kind else name, []).append(name)
-        return self._among(list(kinds.values()), [], structure)
+        sound = [] if among is None else [name for name in groups if name not in among]
+        return self._among(list(kinds.values()), sound, structure)
 
     def differing(self, structure: Structure, names: Sequence[str]) -> dict[str, str]:
         """Return those of the named groups that cannot lose half of their units because the outputs then differ.

@@ -44,6 +44,7 @@ def followed_run(model: nn.Module, given: Sequence[Tensor]) -> Graph:
     )
     places = [node for node in made.graph.nodes if node.op == "placeholder"]
     _check_questions(made.graph, {node for node in places if _is_real(node)})
+    _check_constants(made)
     _check_layers(model, {name for name, node in zip(names, places) if node.users})
     return Graph(made.graph, made, [*names, *(None for _ in given)])
 
@@ -61,6 +62,14 @@ def _check_questions(graph: fx.Graph, real: set[fx.Node]) -> None:
             depends.add(node)
             if getattr(node.target, "__name__", "").partition(".")[0] in _ASKS:
                 raise ValueError("the branch depends on weights or on real numbers")
+
+
+def _check_constants(made: fx.GraphModule) -> None:
+    """Raise ValueError if the graph holds real numbers that were computed outside torch."""
+    for node in made.graph.nodes:
+        value = node.meta.get("val") if node.op == "get_attr" else None
+        if isinstance(value, Tensor) and value.numel() > 1 and _is_real(node):
+            raise ValueError("the graph holds numbers that were computed outside torch")
 
 
 def _check_layers(model: nn.Module, used: set[str]) -> None:

@@ -20,7 +20,7 @@ from ignite_prune.structure.tracing.attribute_reads import unit_rank
 from ignite_prune.structure.tracing.propagation import TracedModel
 from ignite_prune.structure.tracing.unit_grouping import UnitGrouping, reasons
 
-BY_TRIAL = _FAILS, _WRITTEN = "without one of its units the model fails", "writes its size in the program"
+_BY_TRIAL = _FAILS, _WRITTEN = "without one of its units the model fails", "writes its size in the program"
 
 
 def settled_by_trial(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structure:
@@ -55,12 +55,14 @@ def settled_by_trial(model: nn.Module, traced: TracedModel, probe: SizeProbe) ->
         if likely:
             needed |= likely
             continue
-        failing = probe.failing(structure) or failing
         tied = _tied(traced, grouping, failing)
         if tied is not None:
             found = settled_by_trial(model, tied, probe)
+            if not is_frozen_by_trial(found):
+                return found
             traced = replace(traced, same_size=[])
             return min(found, settled_by_trial(model, traced, probe), key=parameters_left)
+        failing = probe.failing(structure, among=failing) or failing
         for name, error in failing.items():
             maker = structure.groups[name].slots[structure.groups[name].maker]
             ids = traced.held[maker.name][maker.dim][maker.units >= 0]
@@ -98,6 +100,11 @@ def _tied(traced: TracedModel, grouping: UnitGrouping, failing: Collection[str])
             ties += not torch.equal(units.find(written), units.find(read))
             units.tie(written, read)
     return replace(traced, units=units, same_size=[]) if ties else None
+
+
+def is_frozen_by_trial(structure: Structure) -> bool:
+    """Return whether a dimension keeps its size because a trial failed."""
+    return any(each in reason for each in _BY_TRIAL for reason in structure.frozen.values())
 
 
 def parameters_left(structure: Structure) -> int:

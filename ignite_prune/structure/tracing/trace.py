@@ -17,7 +17,7 @@ from ignite_prune.structure.slicing.size_probe import SizeProbe
 from ignite_prune.structure.structure import Structure
 from ignite_prune.structure.tracing.export import Exports, trace_units
 from ignite_prune.structure.tracing.propagation import TracedModel
-from ignite_prune.structure.tracing.settling import BY_TRIAL, parameters_left, settled_by_trial, shapes_of
+from ignite_prune.structure.tracing.settling import is_frozen_by_trial, parameters_left, settled_by_trial, shapes_of
 
 
 def trace(
@@ -75,7 +75,7 @@ def trace(
 
     def settled(found: TracedModel, in_training: bool) -> Structure:
         structure = settled_by_trial(model, found, probe)
-        if found.guessed and any(each in reason for each in BY_TRIAL for reason in structure.frozen.values()):
+        if found.guessed and is_frozen_by_trial(structure):
             other = trace_units(exports, through_norms, in_training, last=True)
             _apply(other, places, kept)
             structure = min(structure, settled_by_trial(model, other, probe), key=parameters_left)
