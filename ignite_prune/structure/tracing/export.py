@@ -11,13 +11,11 @@ runs the model with one unit removed (``SizeProbe``) and freezes the groups for 
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from io import StringIO
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ignite_prune._utils.copies import copy_of
+from ignite_prune._utils.quiet import quiet
 from ignite_prune.structure.tracing.attribute_reads import Reads, record_reads
 from ignite_prune.structure.tracing.failure import told
 from ignite_prune.structure.tracing.followed_run import followed_run
@@ -158,8 +157,7 @@ def _exported_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: Mappi
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], heads: bool = True, training: bool = False
 ) -> Export:
-    with warnings.catch_warnings(), _quiet(), torch.no_grad(), PaddedSequences():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.no_grad(), PaddedSequences():
         copied = _copy_sharing_memory(model).train(training)
         if heads:
             use_heads_attention(copied)
@@ -182,24 +180,12 @@ def _graph_of(exported: Any) -> Graph:
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Export:
     """Return the graph of a run with these arguments, of a model that cannot be exported."""
-    with _quiet(), torch.no_grad(), torch.random.fork_rng(), PaddedSequences():
+    with quiet(), torch.no_grad(), torch.random.fork_rng(), PaddedSequences():
         copied = copy_of(model).eval()
         use_heads_attention(copied)
         use_padded_recurrent(copied)
         reads = record_reads(copied)
         return followed_run(copied, with_plain_forward(copied, args, kwargs)), reads
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from logging and printing the whole graph of a model that it cannot export."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stderr(StringIO()):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
