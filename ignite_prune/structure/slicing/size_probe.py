@@ -48,7 +48,8 @@ class SizeProbe:
         kwargs: keyword arguments of its forward pass.
 
     Attributes:
-        failed_in: the modes in which a run without one unit of a single group has failed, True = in training.
+        stops: whether to search no further if only the run in training fails, as its graph is to be followed then.
+        stopped: whether the last search was not finished for that reason.
         multiples: by group, what the number of its units should be a multiple of, if that is not 1.
     """
 
@@ -56,7 +57,7 @@ class SizeProbe:
         self._model, self._given = model, (args, dict(kwargs))
         self._trial: Trial | None = None
         self._mode = False
-        self.failed_in: set[bool] = set()
+        self.stops = self.stopped = False
         self.multiples: dict[str, int] = {}
 
     def failing(
@@ -75,6 +76,13 @@ class SizeProbe:
         for name in groups if among is None else [each for each in groups if each in among]:
             kinds.setdefault(re.sub(r"\d+", "*", name) if by_kind else name, []).append(name)
         sound = [] if among is None else [name for name in groups if name not in among]
+        self.stopped = False
+        if self.stops:
+            if not self._error(groups, structure):
+                return {}
+            if self._mode:
+                self.stopped = True
+                return {}
         return self._among(list(kinds.values()), sound, structure)
 
     def differing(self, structure: Structure, names: Sequence[str]) -> dict[str, str]:
@@ -158,8 +166,6 @@ class SizeProbe:
                     return {}
                 for name in groups:
                     del self.multiples[name]
-            if len(groups) == 1:
-                self.failed_in.add(self._mode)
             return dict.fromkeys(groups, error)
         first, second = kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :]
         found = self._among(first, sound, structure)

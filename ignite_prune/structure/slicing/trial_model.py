@@ -24,8 +24,16 @@ _HELD = ("_parameters", "_buffers", "_modules")
 class TrialModel:
     """A model that is as it was after each trial, whatever its forward pass stores on its modules.
 
+    Example:
+        >>> trial = TrialModel(nn.Linear(3, 4))
+        >>> with trial.sliced({"weight": {0: torch.tensor([0])}, "bias": {0: torch.tensor([0])}}) as model:
+        ...     model.out_features
+        1
+        >>> model.out_features
+        4
+
     Args:
-        model: a copy that nothing else uses. Values that a forward pass writes into its tensors stay.
+        model: a copy that nothing else uses. Values that a forward pass writes into parameters stay.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -33,6 +41,9 @@ class TrialModel:
         modules = list(model.modules())
         self._values = [(module, dict(vars(module))) for module in modules]
         self._held = [(held, dict(held)) for each in modules for held in (vars(each)[name] for name in _HELD) if held]
+        bare = [each for _, values in self._values for each in values.values() if isinstance(each, Tensor)]
+        written = [each for each in (*model.buffers(), *bare) if not each.is_meta]
+        self._written = [(each, each.clone()) for each in written]
         self._same = {id(each): each for each in (*modules, *model.parameters(), *model.buffers())}
         others = [(k, name) for k, (_, values) in enumerate(self._values) for name in values if name not in _HELD]
         self._empty = [self._values[k][1][name] for k, name in others if _is_empty(self._values[k][1][name])]
@@ -51,6 +62,7 @@ class TrialModel:
         edit.undo()
         self._restore()
 
+    @torch.no_grad()
     def _restore(self) -> None:
         for module, values in self._values:
             vars(module).clear()
@@ -58,6 +70,8 @@ class TrialModel:
         for held, values in self._held:
             held.clear()
             held.update(values)
+        for tensor, value in self._written:  # BatchNorm's statistics change without a new version
+            tensor.copy_(value)
         for each in self._empty:
             each.clear()
         if self._others:

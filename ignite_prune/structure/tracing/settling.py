@@ -48,7 +48,10 @@ def settled_by_trial(model: nn.Module, traced: TracedModel, probe: SizeProbe) ->
         )
         fixed_by = {name: op for dim, op in traced.fixed_sizes for name in grouping.along(dim)}
         tried = fixed_by | {name: op for dim, op in traced.tried for name in grouping.along(dim)}
-        failing = probe.failing(structure, by_kind=True) or probe.differing(structure, list(tried))
+        failing = probe.failing(structure, by_kind=True)
+        if probe.stopped:
+            return structure
+        failing = failing or probe.differing(structure, list(tried))
         if not failing and all(group.multiple == probe.multiples.get(group.name, 1) for group in structure):
             return structure
         likely = _likeliest(grouping, failing, needed)

@@ -87,8 +87,10 @@ def trace(
         found = traced(in_training=True)
         structure = settled(found, in_training=True)
     else:
+        probe.stops = True
         structure = settled(found, in_training=False)
-        if probe.failed_in == {True}:  # a branch that is taken in training alone
+        if probe.stopped:  # a branch that is taken in training alone
+            probe.stops = False
             structure = settled(traced(in_training=True), in_training=True)
     _warn_of_norms(structure)
     return structure
