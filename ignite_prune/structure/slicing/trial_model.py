@@ -42,7 +42,7 @@ class TrialModel:
         self._values = [(module, dict(vars(module))) for module in modules]
         self._held = [(held, dict(held)) for each in modules for held in (vars(each)[name] for name in _HELD) if held]
         bare = [each for _, values in self._values for each in values.values() if isinstance(each, Tensor)]
-        written = [each for each in (*model.buffers(), *bare) if not each.is_meta]
+        written = [each for each in (*model.buffers(), *bare) if not each.is_meta and not _is_expanded(each)]
         self._written = [(each, each.clone()) for each in written]
         self._same = {id(each): each for each in (*modules, *model.parameters(), *model.buffers())}
         others = [(k, name) for k, (_, values) in enumerate(self._values) for name in values if name not in _HELD]
@@ -77,6 +77,12 @@ class TrialModel:
         if self._others:
             for (k, name), value in copy.deepcopy(self._others, dict(self._same)).items():
                 vars(self._values[k][0])[name] = value
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Return whether several entries are at one place in memory, so that none can be written; sparse tensors too."""
+    strided = tensor.layout == torch.strided
+    return not strided or any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape))
 
 
 def _is_empty(value: Any) -> bool:
