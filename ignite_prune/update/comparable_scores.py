@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ignite_prune.allocation import Layer
 
-_APART = 0.05
+_APART = 0.2
 """Two groups are of different kinds if a unit of one is smaller than a unit of the other in less than this share."""
 _NARROWEST, _WIDEST = 0.25, 32.0
 

@@ -117,4 +117,11 @@ class FollowingScales(ActivationCollector[FollowingScale]):
         return super().state_dict()
 
     def reason(self, name: str) -> str:
-        return "no BatchNorm follows it" if name in self._seen else super().reason(name)
+        return "no BatchNorm follows it" if self.cannot(name) else super().reason(name)
+
+    def cannot(self, name: str) -> bool:
+        restored = not self._seen and bool(self.record.counts)  # of a checkpoint: no forward pass has been seen yet
+        return name in self._seen or restored or super().cannot(name)
+
+    def is_unreached(self, name: str) -> bool:
+        return not self.cannot(name) and super().is_unreached(name)
