@@ -42,14 +42,22 @@ def test_a_model_without_any_norm_is_refused():
         prune_model(model, sparsity=0.5, pattern=pattern.Channel(), **options)
 
 
-def test_the_scale_behind_a_transposed_convolution_is_found():
+@pytest.mark.parametrize("groups, said", [(1, "no BatchNorm follows it"), (2, "does not number its outputs")])
+def test_the_scale_behind_a_transposed_convolution_is_found(groups, said):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.ConvTranspose2d(4, 8, 2, groups=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
-    nn.init.uniform_(model[1].weight, 0.1, 1)
+    model = nn.Sequential(
+        *(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 8, 2, groups=groups), nn.BatchNorm2d(8)),
+        *(nn.ReLU(), nn.Conv2d(8, 2, 1)),
+    )
+    nn.init.uniform_(model[1].weight, 1, 2)
+    nn.init.uniform_(model[3].weight, 0.1, 0.9)
     options = {"saliency": saliency.BatchNormScale(), "data": [(torch.randn(2, 4, 4, 4), torch.zeros(2))]}
-    with pytest.warns(UserWarning, match=r"3\.weight"):
-        masks = prune_model(model, sparsity=0.5, pattern=pattern.Channel(), **options)
-    print({k: v.shape for k, v in masks.items()}, masks["0.weight"].flatten(2).any(2), model[1].weight)
+    with pytest.warns(UserWarning, match=rf"{'2' if groups > 1 else '5'}\.weight.*{said}"):
+        masks = prune_model(model, sparsity=1 / 4, pattern=pattern.Channel(), **options)
+    gone = ~masks["2.weight"].transpose(0, 1).flatten(1).any(1)
+    least = model[3].weight.abs().argsort()[:3].sort().values.tolist() if groups == 1 else []
+    assert gone.nonzero().flatten().tolist() == least
+    assert masks["5.weight"].all()
 
 
 def test_a_handler_names_them_once():
