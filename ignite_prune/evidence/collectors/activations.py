@@ -95,6 +95,7 @@ class FollowingScales(ActivationCollector[FollowingScale]):
         super().prepare()
         self._norms: dict[str, Tensor] = {}
         self._seen: set[str] = set()
+        self._uneven: set[str] = set()
 
     def on_activation(self, scale: Scale, name: str, z: Tensor, dim: int, samples: int) -> None:
         self._seen.add(name)
@@ -103,7 +104,11 @@ class FollowingScales(ActivationCollector[FollowingScale]):
         super().on_forward_end(observer)
         norms = {} if observer.points is None else observer.points.norms
         for name, scale in norms.items():
-            if name in self.parameters and len(scale) == self.parameters[name].shape[self.outputs(name)]:
+            if name not in self.parameters:
+                continue
+            if len(scale) != self.parameters[name].shape[self.outputs(name)]:
+                self._uneven.add(name)
+            else:
                 self._norms[name] = scale
                 self.running(name)
                 self.record.counts[name] = 1.0
@@ -117,4 +122,13 @@ class FollowingScales(ActivationCollector[FollowingScale]):
         return super().state_dict()
 
     def reason(self, name: str) -> str:
-        return "no BatchNorm follows it" if name in self._seen else super().reason(name)
+        if name in self._uneven:
+            return f"its dim {self.outputs(name)} does not number its outputs, as it works in groups"
+        return "no BatchNorm follows it" if self.cannot(name) else super().reason(name)
+
+    def cannot(self, name: str) -> bool:
+        restored = not self._seen and bool(self.record.counts)  # of a checkpoint: no forward pass has been seen yet
+        return name in self._seen or restored or super().cannot(name)
+
+    def is_unreached(self, name: str) -> bool:
+        return not self.cannot(name) and super().is_unreached(name)
