@@ -105,7 +105,7 @@ class BaseHandler(ABC):
         """Verify a few pruned weights, and publish if the masks were changed from outside."""
         if (weights := self._checker()) is not None:
             if not weights.enforcer.is_applied:
-                weights.all()
+                weights.read()
                 self._publish()
             weights.some()
 
@@ -285,9 +285,11 @@ class BaseHandler(ABC):
         ``torch.distributed.checkpoint`` loads it into the state_dict of a new handler without loss.
 
         Raises:
-            PrunedWeightsAlive: a strict handler's pruned weights are not 0.
+            PrunedWeightsAlive: a strict handler's pruned weights are not 0; attached on several ranks it is raised at
+                the next iteration or epoch's end, on all of them.
         """
-        self._verify()
+        if (weights := self._checker()) is not None:
+            weights.before_saving(attached=self._attachment is not None)
         parts = {"progress": self._progress.state_dict(), **self._state()}
         assert set(parts) <= {*self.KEYS, "progress"}, f"{type(self).__name__}.KEYS should name all of its state"
         parts |= {key: as_pairs(parts[key]) for key in self.VARYING}
