@@ -89,7 +89,7 @@ def _teacher() -> nn.Module:
 
 
 def _moving() -> dict[str, Any]:
-    return {"sparsity": 0.5, "every": 3, "end": 14, "generator": torch.Generator().manual_seed(7)}
+    return {"sparsity": 0.5, "every": 3, "end": 12, "generator": torch.Generator().manual_seed(7)}
 
 
 ITERATION = Events.ITERATION_COMPLETED
