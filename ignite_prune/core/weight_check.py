@@ -61,9 +61,6 @@ class WeightCheck:
     _generator: torch.Generator | None = field(default=None, init=False)
     _found: PrunedWeightsAlive | None = field(default=None, init=False)  # to be raised on all ranks
 
-    def __post_init__(self) -> None:
-        self.enforcer.on_alive = self.before_step
-
     def before_step(self) -> None:
         """Warn of weights that were written between two steps of the optimizers, before the hook masks them again.
 
