@@ -78,7 +78,7 @@ class EvidenceFeed:
         self._engine = None
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return the evidence of all ranks, if all ranks call this; see :mod:`ignite_prune.evidence.rank_states`."""
+        """Return the evidence of all ranks, if all ranks call this; see :mod:`ignite_prune.evidence.ranks`."""
         return self._evidence.state_of_ranks(0 if self._engine is None else self._engine.state.iteration)
 
     def _probe(self, engine: Engine) -> None:

@@ -65,7 +65,7 @@ class ActivationMeans(ActivationCollector[Activations]):
     def _add(
         self, name: str, z: Tensor, dims: tuple[int, int], scale: float = 1.0, gradient: Tensor | None = None
     ) -> None:
-        running, arranged = self.running(name), self._arranged(z, *dims)
+        running, arranged = self.record.at(name), self._arranged(z, *dims)
         samples = len(arranged)
         if gradient is not None:  # of each sample's own loss, where the batch's is a mean
             gradient = self._arranged(gradient, *dims).to(running.dtype) * (samples / scale)
@@ -94,10 +94,9 @@ class FollowingScales(ActivationCollector[FollowingScale]):
     def prepare(self) -> None:
         super().prepare()
         self._norms: dict[str, Tensor] = {}
-        self._seen: set[str] = set()
 
     def on_activation(self, scale: Scale, name: str, z: Tensor, dim: int, samples: int) -> None:
-        self._seen.add(name)
+        self.missed[name] = "no BatchNorm follows it"
 
     def on_forward_end(self, observer: ForwardObserver) -> None:
         super().on_forward_end(observer)
@@ -105,16 +104,13 @@ class FollowingScales(ActivationCollector[FollowingScale]):
         for name, scale in norms.items():
             if name in self.parameters and len(scale) == self.parameters[name].shape[self.outputs(name)]:
                 self._norms[name] = scale
-                self.running(name)
+                self.record.at(name)
                 self.record.counts[name] = 1.0
 
     def settle(self) -> None:
         for name, scale in self._norms.items():
             self.record.sums[name] = scale.detach().to(wide(scale), copy=True)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, sums: bool = True) -> dict[str, Any]:
         self.settle()
-        return super().state_dict()
-
-    def reason(self, name: str) -> str:
-        return "no BatchNorm follows it" if name in self._seen else super().reason(name)
+        return super().state_dict(sums)

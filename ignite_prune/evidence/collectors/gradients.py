@@ -50,7 +50,7 @@ class GradientSums(GradientCollector[Gradients]):
         for name, parameter in self.parameters.items():
             if name not in gradients:
                 continue
-            running = self.record.at(name, self.zeros)
+            running = self.record.at(name)
             if decay != 1:
                 running.mul_(decay)
             gradient, weight = gradients[name], local(parameter.detach())
@@ -125,7 +125,7 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         for name in self.parameters:
             if name in gradients:
-                running = self.record.at(name, self.zeros)
+                running = self.record.at(name)
                 waiting = self._waiting.setdefault(name, [])
                 waiting.append(gradients[name].detach().reshape(-1).to(running.dtype, copy=True))
                 self.record.count(name)
@@ -134,7 +134,7 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
 
     def _settle(self, name: str) -> None:
         if waiting := self._waiting.pop(name):
-            add_outer_(self.running(name), waiting)
+            add_outer_(self.record.at(name), waiting)
 
     def settle(self) -> None:
         for name in list(self._waiting):
@@ -147,26 +147,22 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
     def result(self, name: str, total: Tensor, count: float) -> Fisher:
         return Fisher(total, count)
 
-    def sliced_state(self, indices: Mapping[str, Kept]) -> dict[str, Any]:
-        state = super().sliced_state(indices)
-        waiting = {name: held for name, held in state["waiting"].items() if name in state["sums"]}
-        return {**state, "waiting": waiting}
+    def sliced_state(self, indices: Mapping[str, Kept], sums: bool = True) -> dict[str, Any]:
+        state = super().sliced_state(indices, sums)
+        waiting = {name: held for name, held in state.get("waiting", {}).items() if name in state["sums"]}
+        return {**state, "waiting": waiting} if state else state
 
-    def state_dict(self) -> dict[str, Any]:
-        waiting = {name: torch.stack(held) for name, held in self._waiting.items() if held}
-        return {**super().state_dict(), "waiting": waiting}
+    def extras(self) -> dict[str, Any]:
+        return {"waiting": {name: torch.stack(held) for name, held in self._waiting.items() if held}}
 
-    def checked(self, state: Any) -> dict[str, Any]:
-        checked = super().checked(state)
-        waiting = checked_mapping("evidence 'waiting'", checked.get("waiting"), checked["sums"], whole=False)
+    def check_extras(self, state: Mapping[str, Any]) -> None:
+        waiting = checked_mapping("evidence 'waiting'", state.get("waiting"), state["sums"], whole=False)
         for name, held in waiting.items():
-            what, entries = f"evidence of {name!r}", self.parameters[name].numel()
+            what, parameter = f"evidence of {name!r}", self.parameters[name]
             rows = checked_tensor(what, held).shape[:1]
-            checked_tensor(what, held, shape=(*rows, entries), dtype=wide(self.parameters[name]))
-        return checked
+            checked_tensor(what, held, shape=(*rows, parameter.numel()), dtype=wide(parameter))
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
+    def load_extras(self, state: Mapping[str, Any]) -> None:
         self._waiting = {
             name: list(held.detach().to(self.parameters[name].device, copy=True))
             for name, held in state["waiting"].items()

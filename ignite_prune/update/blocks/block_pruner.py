@@ -19,7 +19,7 @@ from ignite_prune.core.selection import named_parameters
 from ignite_prune.evidence.calibration import Batch, undisturbed
 from ignite_prune.evidence.collectors.base import observer_of
 from ignite_prune.evidence.evidence import Evidence
-from ignite_prune.evidence.running_sums import FAILED
+from ignite_prune.evidence.ranks import FAILED
 from ignite_prune.update.blocks.activation_store import ActivationStore
 from ignite_prune.update.blocks.block_masks import BlockReport
 from ignite_prune.update.blocks.block_plan import (
