@@ -3,10 +3,10 @@
 For a mask update the sums of all ranks are added up, on every rank alike (:func:`totals_over_ranks`).
 
 A checkpoint is usually the file of rank 0. So ``state_dict()`` holds the evidence of all ranks, if all ranks call it,
-as Ignite's ``Checkpoint`` does (:class:`RankStates`); a resumed rank takes its own part (:func:`own_part`), and sums are
-added up in the same order as without the interruption. A user may call ``state_dict()`` on one rank alone, where a
-collective would wait for ever: ranks therefore meet at a key of the process group's store first, and a rank that waits
-in vain writes its own part.
+as Ignite's ``Checkpoint`` does (:class:`RankStates`); a resumed rank takes its own part (:func:`own_part`), and adds up
+in the same order as without the interruption. A user may call ``state_dict()`` on one rank alone, where a collective
+would wait for ever: ranks therefore meet at a key of the process group's store first, and a rank that waits in vain
+writes its own part.
 """
 
 from __future__ import annotations

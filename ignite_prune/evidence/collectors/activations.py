@@ -19,18 +19,15 @@ class ActivationCollector(Collector[N]):
     """Base of collectors of one number a unit."""
 
     def prepare(self) -> None:
-        self._inputs_first = inputs_first(self.model)
-
-    def outputs(self, name: str) -> int:
-        """Return the dimension of a weight that numbers its outputs."""
-        return int(name in self._inputs_first)
+        inputs_first_of = inputs_first(self.model)
+        self.outputs = {name: int(name in inputs_first_of) for name in self.parameters}  # the dim of each weight
 
     def zeros(self, name: str) -> Tensor:
-        dim = self.outputs(name)
+        dim = self.outputs[name]
         return zeros_over(self.parameters[name], self.parameters[name].shape[dim : dim + 1])
 
     def cut(self, name: str, total: Tensor, kept: Kept) -> Tensor:
-        dim = self.outputs(name)
+        dim = self.outputs[name]
         return kept_of(total, {0: kept[dim]} if dim in kept else {})
 
     def subscribe(self, observer: ForwardObserver, scale: Scale) -> None:
@@ -49,8 +46,8 @@ class ActivationMeans(ActivationCollector[Activations]):
         self.backward = self.need.gradient
 
     def on_activation(self, scale: Scale, name: str, z: Tensor, dim: int, samples: int) -> None:
-        if z.shape[dim] != self.parameters[name].shape[self.outputs(name)]:
-            self.refused[name] = f"its dim {self.outputs(name)} does not number its outputs"
+        if z.shape[dim] != self.parameters[name].shape[self.outputs[name]]:
+            self.refused[name] = f"its dim {self.outputs[name]} does not number its outputs"
         elif self.need.maps and dim != -3:
             self.refused[name] = "its outputs have no maps of two dimensions"
         elif not self.need.gradient:
@@ -74,12 +71,8 @@ class ActivationMeans(ActivationCollector[Activations]):
 
     def _arranged(self, z: Tensor, samples: int, dim: int) -> Tensor:
         """Return ``(samples, units, positions)``, or with maps ``(samples, units, height, width)``."""
-        if z.ndim == -dim:
-            z = z.unsqueeze(0)
-        z = z.movedim((samples, dim), (0, 1))
-        if self.need.maps:
-            return z
-        return z.flatten(2) if z.ndim > 2 else z.unsqueeze(2)
+        z = (z.unsqueeze(0) if z.ndim == -dim else z).movedim((samples, dim), (0, 1))
+        return z if self.need.maps else z.flatten(2) if z.ndim > 2 else z.unsqueeze(2)
 
 
 class FollowingScales(ActivationCollector[FollowingScale]):
@@ -102,7 +95,7 @@ class FollowingScales(ActivationCollector[FollowingScale]):
         super().on_forward_end(observer)
         norms = {} if observer.points is None else observer.points.norms
         for name, scale in norms.items():
-            if name in self.parameters and len(scale) == self.parameters[name].shape[self.outputs(name)]:
+            if name in self.parameters and len(scale) == self.parameters[name].shape[self.outputs[name]]:
                 self._norms[name] = scale
                 self.record.at(name)
                 self.record.counts[name] = 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -36,24 +36,37 @@ class GradientSums(GradientCollector[Gradients]):
     def prepare(self) -> None:
         self.lasting, self.per_sample = self.need.memory.lasting, self.need.per_sample
         self._inputs_first = inputs_first(self.model) if self.need.by_unit else frozenset[str]()
-        self._biases = _biases(self.model, self.parameters, self._inputs_first) if self.need.by_unit else {}
+        self._biases = self._own_biases() if self.need.by_unit else {}
         self.differentiated = {**self.parameters, **dict(self._biases.values())}
 
     def zeros(self, name: str) -> Tensor:
-        parameter, dim = self.parameters[name], int(name in self._inputs_first)
-        shape = parameter.shape[dim : dim + 1] if self.need.by_unit else None
-        return zeros_over(parameter, shape, self.need.memory.dtype)
+        shape = self._units(name) if self.need.by_unit else None
+        return zeros_over(self.parameters[name], shape, self.need.memory.dtype)
+
+    def _units(self, name: str) -> torch.Size:
+        """Return the number of a weight's units, as a shape."""
+        dim = int(name in self._inputs_first)
+        return self.parameters[name].shape[dim : dim + 1]
+
+    def _own_biases(self) -> dict[str, tuple[str, nn.Parameter]]:
+        """Return name and parameter of each weight's bias, if it has one entry for each output."""
+        everything, found = named_parameters(self.model), {}
+        for name in self.parameters:
+            head, dot, leaf = name.rpartition(".")
+            bias_name = f"{head}{dot}{leaf.replace('weight', 'bias')}"
+            bias = everything.get(bias_name)
+            if bias is not None and bias_name != name and bias.shape == self._units(name):
+                found[name] = (bias_name, bias)
+        return found
 
     @torch.no_grad()
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         decay = self.need.memory.decay
-        for name, parameter in self.parameters.items():
-            if name not in gradients:
-                continue
+        for name in filter(gradients.__contains__, self.parameters):
             running = self.record.at(name)
             if decay != 1:
                 running.mul_(decay)
-            gradient, weight = gradients[name], local(parameter.detach())
+            gradient, weight = gradients[name], local(self.parameters[name].detach())
             if self.need.by_unit:
                 gradient, weight = self._by_unit(name, gradient, weight, gradients)
             after = self.need.term(running, gradient.to(running.dtype), weight.to(running.dtype))
@@ -78,21 +91,6 @@ class GradientSums(GradientCollector[Gradients]):
 
     def result(self, name: str, total: Tensor, count: float) -> Tensor:
         return total / count if self.need.mean else total
-
-
-def _biases(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs_first: Collection[str]
-) -> dict[str, tuple[str, nn.Parameter]]:
-    """Return name and parameter of each weight's bias, if it has one entry for each output."""
-    everything, found = named_parameters(model), {}
-    for name, parameter in parameters.items():
-        head, dot, leaf = name.rpartition(".")
-        bias_name = f"{head}{dot}{leaf.replace('weight', 'bias')}"
-        bias = everything.get(bias_name)
-        dim = int(name in inputs_first)
-        if bias is not None and bias_name != name and bias.shape == parameter.shape[dim : dim + 1]:
-            found[name] = (bias_name, bias)
-    return found
 
 
 _AT_ONCE = 4
@@ -123,14 +121,12 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
 
     @torch.no_grad()
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
-        for name in self.parameters:
-            if name in gradients:
-                running = self.record.at(name)
-                waiting = self._waiting.setdefault(name, [])
-                waiting.append(gradients[name].detach().reshape(-1).to(running.dtype, copy=True))
-                self.record.count(name)
-                if len(waiting) == _AT_ONCE:
-                    self._settle(name)
+        for name in filter(gradients.__contains__, self.parameters):
+            running, waiting = self.record.at(name), self._waiting.setdefault(name, [])
+            waiting.append(gradients[name].detach().reshape(-1).to(running.dtype, copy=True))
+            self.record.count(name)
+            if len(waiting) == _AT_ONCE:
+                self._settle(name)
 
     def _settle(self, name: str) -> None:
         if waiting := self._waiting.pop(name):
