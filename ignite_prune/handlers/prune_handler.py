@@ -17,10 +17,10 @@ from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune._utils.arguments import check_is
+from ignite_prune._utils.extras import needed
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.mask_enforcer import claim, release
-from ignite_prune.core.mask_state import check_compression
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
@@ -141,7 +141,7 @@ class PruneHandler(AttachedPruner):
             check_is("strict", strict, bool)
         if compress_masks is not False:
             check_is("compress_masks", compress_masks, bool)
-            check_compression()
+            needed("numpy", "compress_masks=True")
             self._compress_masks = True
         self._shared = shared
         settings = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine
 from torch import Tensor
 
+from ignite_prune._utils.extras import needed
 from ignite_prune.handlers.lottery.training_segment import forget_failure
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def plot(results: Sequence[Result], metric: str | None = None, ax: Axes | None =
     Raises:
         ValueError: there are no results, or none of that metric.
     """
+    needed("matplotlib")
     import matplotlib.pyplot as plt
 
     named = [metric] if metric is not None else list(results[0]["metrics"])[:1] if results else []

@@ -11,13 +11,9 @@ runs the model with one unit removed (``SizeProbe``) and freezes the groups for 
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from io import StringIO
 from typing import Any
 
 import torch
@@ -25,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ignite_prune._utils.copies import copy_of
+from ignite_prune._utils.quiet import quiet
 from ignite_prune.structure.tracing.attribute_reads import Reads, record_reads
 from ignite_prune.structure.tracing.failure import told
 from ignite_prune.structure.tracing.heads_attention import use_heads_attention
@@ -148,8 +145,7 @@ def _exported_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: Mappi
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], heads: bool = True, training: bool = False
 ) -> Export:
-    with warnings.catch_warnings(), _quiet(), torch.no_grad(), PaddedSequences():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.no_grad(), PaddedSequences():
         copied = _copy_sharing_memory(model).train(training)
         if heads:
             use_heads_attention(copied)
@@ -159,18 +155,6 @@ def _export(
             return torch.export.export(copied, with_plain_forward(copied, args, kwargs), strict=False), reads
         except Exception as error:
             raise ValueError(told(error, copied)) from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from logging and printing the whole graph of a model that it cannot export."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stderr(StringIO()):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
