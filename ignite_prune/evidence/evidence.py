@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune._utils.shard import is_sharded
-from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches, undisturbed
+from ignite_prune.core.batches import Batch, LossFn, PrepareBatch, batches
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.evidence.collectors.activations import ActivationMeans, FollowingScales
 from ignite_prune.evidence.collectors.base import Collector, observer_of
 from ignite_prune.evidence.collectors.gradients import FisherBlockSums, GradientSums

@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.distributed import broadcast
 from ignite_prune._utils.shard import local
+from ignite_prune.core.batches import batches
 from ignite_prune.core.step_hooks import Closure, closure_of, grad_scale, with_closure
-from ignite_prune.evidence.calibration import batches
 from ignite_prune.evidence.collectors.base import observer_of
 from ignite_prune.handlers.attachment import Attachment
 from ignite_prune.update.calibration import is_at_init

@@ -16,7 +16,7 @@ from ignite_prune._utils.arguments import check_is, near
 from ignite_prune._utils.extras import needed
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune._utils.table import as_table
-from ignite_prune.evidence.calibration import LossFn, PrepareBatch
+from ignite_prune.core.batches import LossFn, PrepareBatch
 from ignite_prune.measure.prunable import Prunables
 from ignite_prune.measure.trials import Evaluate, Trials
 from ignite_prune.pattern import Pattern, Unstructured

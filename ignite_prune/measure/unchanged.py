@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 
 
 @contextmanager

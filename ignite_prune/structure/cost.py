@@ -12,7 +12,7 @@ from torch import nn
 
 from ignite_prune._utils.copies import copy_of
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.model_io import as_arguments
 from ignite_prune.structure.slicing.model_edit import ModelEdit
 from ignite_prune.structure.structure import Structure

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ignite_prune._utils.arguments import near
+from ignite_prune.core.batches import Batch, LossFn, PrepareBatch, batches
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches, undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.kept_indices import KeptIndices
 from ignite_prune.structure.model_io import tensors_of
 from ignite_prune.structure.slicing.block_edit import BlockEdit

@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ignite_prune import PruneHandler, prune_model, repair, score
+from ignite_prune._utils.free_memory import check_memory
 from ignite_prune.evidence import Evidence
-from ignite_prune.evidence.collectors.gradients import check_memory
 from ignite_prune.saliency import OBD, OBS, GaussNewton, SparseGPT
 from ignite_prune.saliency.needs import FisherBlocks, InputMoments
 
@@ -18,7 +18,7 @@ def free(monkeypatch):
     """Set the bytes that are free."""
 
     def bytes_free(number):
-        monkeypatch.setattr("ignite_prune.evidence.collectors.gradients._free_memory", lambda device: number)
+        monkeypatch.setattr("ignite_prune._utils.free_memory._free_memory", lambda device: number)
 
     return bytes_free
 

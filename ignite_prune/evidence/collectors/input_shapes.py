@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from ignite_prune._utils.nested import mapped, tensors_in
 from ignite_prune._utils.state import checked_int, checked_mapping
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.evidence.collectors.base import Collector, Scale
 from ignite_prune.evidence.forward.observer import ForwardObserver
 from ignite_prune.saliency.needs import SynapticFlow

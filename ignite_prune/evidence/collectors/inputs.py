@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.free_memory import check_memory
 from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.evidence.collectors.base import Collector, N, Scale
-from ignite_prune.evidence.collectors.gradients import check_memory
 from ignite_prune.evidence.forward.layer_calls import LayerCall
 from ignite_prune.evidence.forward.observer import ForwardObserver
 from ignite_prune.evidence.running_sums import Forms, Kept, wide, zeros_over

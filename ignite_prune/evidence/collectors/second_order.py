@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_generator_state
 from ignite_prune._utils.nested import mapped, tensors_in
+from ignite_prune.core.batches import Batch
 from ignite_prune.core.gradient_hooks import unmasked
-from ignite_prune.evidence.calibration import Batch
 from ignite_prune.evidence.collectors.base import Collector, N
 from ignite_prune.evidence.running_sums import wide
 from ignite_prune.saliency.needs import Curvature, HessianGradient

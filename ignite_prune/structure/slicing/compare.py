@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from ignite_prune._utils.copies import copy_of
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.model_io import as_arguments, tensors_of
 from ignite_prune.structure.slicing.held_chance import HeldChance
 from ignite_prune.structure.slicing.norm_of_some import NormOfSome

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ignite_prune._utils.distributed import raise_together
+from ignite_prune.core.batches import Batch, batches
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.evidence.calibration import Batch, batches, undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.evidence.collectors.base import observer_of
 from ignite_prune.evidence.ranks import FAILED
 from ignite_prune.saliency import MissingEvidence

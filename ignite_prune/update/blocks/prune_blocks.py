@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ignite_prune._utils.arguments import check_callable
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune.allocation import Allocation, Uniform
+from ignite_prune.core.batches import PrepareBatch
 from ignite_prune.core.mask_store import warn_of_nearly_empty
 from ignite_prune.core.selection import named_parameters, unwrap
-from ignite_prune.evidence.calibration import PrepareBatch
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.repair.base import Repair
 from ignite_prune.saliency import Saliency, Wanda

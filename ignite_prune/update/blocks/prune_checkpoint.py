@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_callable
 from ignite_prune.allocation import Allocation, Uniform
+from ignite_prune.core.batches import PrepareBatch
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.evidence.calibration import PrepareBatch
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.repair.base import Repair
 from ignite_prune.saliency import Saliency, Wanda

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ignite_prune._utils.nested import tensors_in
-from ignite_prune.evidence.calibration import Batch
+from ignite_prune.core.batches import Batch
 from ignite_prune.saliency import MissingEvidence
 from ignite_prune.update.blocks.activation_store import is_plain_form
 from ignite_prune.update.blocks.placeholders import cloned
