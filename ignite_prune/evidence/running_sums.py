@@ -105,7 +105,7 @@ def kept_of(tensor: Tensor, kept: Kept) -> Tensor:
     return tensor
 
 
-def wide(parameter: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
+def sum_dtype(parameter: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
     """Return the type of running sums over a parameter: at least float32, as half precision would lose small terms."""
     return dtype or (torch.float32 if parameter.itemsize < 4 else parameter.dtype)
 
@@ -113,5 +113,5 @@ def wide(parameter: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
 def zeros_over(parameter: Tensor, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """Return zeros for a sum over a parameter, by default of one number an entry."""
     if shape is None:
-        return torch.zeros_like(local(parameter), dtype=wide(parameter, dtype), requires_grad=False)
-    return torch.zeros(shape, dtype=wide(parameter, dtype), device=parameter.device)
+        return torch.zeros_like(local(parameter), dtype=sum_dtype(parameter, dtype), requires_grad=False)
+    return torch.zeros(shape, dtype=sum_dtype(parameter, dtype), device=parameter.device)

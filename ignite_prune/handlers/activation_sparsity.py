@@ -15,7 +15,7 @@ from ignite_prune.activation.after_activation import AfterActivation
 from ignite_prune.activation.base import Sparsifier
 from ignite_prune.activation.k_winners import KWinners
 from ignite_prune.activation.learnt import Learnt
-from ignite_prune.activation.output_hook import insertions, plain
+from ignite_prune.activation.output_hook import insertions, name_without_compile
 from ignite_prune.core.selection import unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.base import BaseHandler
@@ -75,7 +75,7 @@ class ActivationSparsity(BaseHandler):
         if isinstance(boost_decay, bool) or not isinstance(boost_decay, (int, float)) or not 0 < boost_decay <= 1:
             raise ValueError(f"Argument boost_decay should be a number in (0, 1], but given {boost_decay!r}")
         self._inserted = insertions(root, {} if layers is None else layers)
-        mine = {plain(name): each for name, each in root.named_modules() if isinstance(each, Sparsifier)}
+        mine = {name_without_compile(name): each for name, each in root.named_modules() if isinstance(each, Sparsifier)}
         if not self._inserted and not mine:
             raise ValueError("Argument layers should name a layer, as the model has no sparsifier of its own")
         self.sparsifiers: dict[str, Sparsifier] = {each.name: each.sparsifier for each in self._inserted} | mine

@@ -86,7 +86,7 @@ def exchanged(dim: int, ndim: int) -> int:
     return {0: 1, 1: 0}.get(dim % ndim, dim) if ndim > 1 else dim
 
 
-def norms(slices: Tensor, order: float) -> Tensor:
+def row_norms(slices: Tensor, order: float) -> Tensor:
     """Return the norm of each row in float64, in which squares neither overflow nor underflow.
 
     Raises:

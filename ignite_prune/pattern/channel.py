@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ignite_prune.pattern.base import Grid, Pattern, both, exchanged, living, norms
+from ignite_prune.pattern.base import Grid, Pattern, both, exchanged, living, row_norms
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Channel(Pattern):
         return Grid(tuple(shape), self._dims(len(shape)))
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        return norms(self._slices(living(scores, mask)), self.norm)
+        return row_norms(self._slices(living(scores, mask)), self.norm)
 
     def alive(self, mask: Tensor) -> Tensor:
         return self._slices(mask).any(1)

@@ -42,7 +42,7 @@ def rendered(findings: Findings, template: str) -> str:
     )
 
 
-def write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a text to a temporary file, which is then renamed."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

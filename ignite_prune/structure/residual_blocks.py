@@ -24,7 +24,7 @@ from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.kept_indices import KeptIndices
 from ignite_prune.structure.model_io import tensors_of
 from ignite_prune.structure.slicing.block_edit import BlockEdit
-from ignite_prune.structure.slicing.compare import difference, run, tolerance
+from ignite_prune.structure.slicing.compare import relative_difference, run, tolerance
 from ignite_prune.structure.slicing.model_edit import undone_on_error
 from ignite_prune.structure.slicing.shrink import Report
 
@@ -191,7 +191,7 @@ class ResidualBlocks:
             units = self._edit(edit, gone)
             try:
                 found, fewer = run(self._model, example_inputs, True)
-                error = difference(found, expected)
+                error = relative_difference(found, expected)
             except Exception as problem:
                 raise ValueError(f"The model does not run without {', '.join(gone)}: {problem}") from problem
             if not error <= tolerance(self._model):

@@ -246,7 +246,7 @@ def write_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         local(parameters[name] if name in parameters else buffers[name]).copy_(value)
 
 
-class Prunable(Protocol):
+class Planned(Protocol):
     """What :func:`carry_out` changes; see :class:`~ignite_prune.update.pruner.Pruner`."""
 
     model: nn.Module
@@ -261,7 +261,7 @@ class Prunable(Protocol):
 
 
 def carry_out(
-    pruner: Prunable,
+    pruner: Planned,
     plan: UpdatePlan,
     targets: Sequence[float],
     former: list[float | None],

@@ -20,7 +20,7 @@ from ignite_prune.core.mask_store import MaskStore, check_same
 from ignite_prune.core.optimizers import check_held
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.core.weight_check import WeightCheck
-from ignite_prune.update.agreement import REFUSED, agree, average_scores, check_alike
+from ignite_prune.update.agreement import REFUSED, agree, average_scores, check_same_parameters
 from ignite_prune.update.calibration import Calibration, calibrate
 from ignite_prune.update.left_out import leave_out, warn_of_left_out
 from ignite_prune.update.param_groups import ParamGroup, build
@@ -197,7 +197,7 @@ class Pruner:
             self.weights.all()
         if ranks:
             due = [self.is_due(group, target) for group, target in zip(self.groups, targets)]
-            check_alike(self.masks, {"targets": f"{list(targets)}", "due": f"{due}"})
+            check_same_parameters(self.masks, {"targets": f"{list(targets)}", "due": f"{due}"})
         updates = self._scored(targets, before, ranks)
         for update in updates:
             if not (update.is_due or update.lifts) and update.saliency.needs:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ignite_prune.core.selection import inputs_first
 from ignite_prune.evidence.collectors.base import Collector, N, Scale, on_gradient
 from ignite_prune.evidence.forward.observer import ForwardObserver
-from ignite_prune.evidence.running_sums import Kept, kept_of, wide, zeros_over
+from ignite_prune.evidence.running_sums import Kept, kept_of, sum_dtype, zeros_over
 from ignite_prune.saliency.needs import Activations, FollowingScale
 
 
@@ -102,7 +102,7 @@ class FollowingScales(ActivationCollector[FollowingScale]):
 
     def settle(self) -> None:
         for name, scale in self._norms.items():
-            self.record.sums[name] = scale.detach().to(wide(scale), copy=True)
+            self.record.sums[name] = scale.detach().to(sum_dtype(scale), copy=True)
 
     def state_dict(self, sums: bool = True) -> dict[str, Any]:
         self.settle()

@@ -14,7 +14,7 @@ from ignite_prune._utils.shard import local
 from ignite_prune._utils.state import checked_mapping, checked_tensor
 from ignite_prune.core.selection import inputs_first, named_parameters
 from ignite_prune.evidence.collectors.base import Collector, N
-from ignite_prune.evidence.running_sums import Kept, wide, zeros_over
+from ignite_prune.evidence.running_sums import Kept, sum_dtype, zeros_over
 from ignite_prune.saliency.needs import Fisher, FisherBlocks, Gradients
 from ignite_prune.saliency.obs import add_outer_
 
@@ -79,7 +79,7 @@ class GradientSums(GradientCollector[Gradients]):
             self.record.count(name, decay=decay)
 
     def _by_unit(self, name: str, gradient: Tensor, weight: Tensor, gradients: Mapping[str, Tensor]) -> Any:
-        dtype = wide(weight)
+        dtype = sum_dtype(weight)
         product = gradient.to(dtype) * weight.to(dtype)
         product = product.transpose(0, 1) if name in self._inputs_first else product
         product = product.flatten(1).sum(1) if product.ndim > 1 else product  # a vector's units are its entries
@@ -105,7 +105,7 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
         self.differentiated, self.per_sample = self.parameters, self.need.per_sample
         self._waiting: dict[str, list[Tensor]] = {}
         parameters = self.parameters.values()
-        size = sum(math.prod(self._shape(name)) * wide(p).itemsize for name, p in self.parameters.items())
+        size = sum(math.prod(self._shape(name)) * sum_dtype(p).itemsize for name, p in self.parameters.items())
         what = f"Fisher blocks of {self.need.block} over {sum(p.numel() for p in parameters):,} weights"
         check_memory(size, next(iter(parameters)).device, what, "take fewer parameters, or smaller blocks")
 
@@ -155,7 +155,7 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
         for name, held in waiting.items():
             what, parameter = f"evidence of {name!r}", self.parameters[name]
             rows = checked_tensor(what, held).shape[:1]
-            checked_tensor(what, held, shape=(*rows, parameter.numel()), dtype=wide(parameter))
+            checked_tensor(what, held, shape=(*rows, parameter.numel()), dtype=sum_dtype(parameter))
 
     def load_extras(self, state: Mapping[str, Any]) -> None:
         self._waiting = {

@@ -13,7 +13,7 @@ from ignite_prune._utils.state import checked_int, checked_mapping, checked_tens
 from ignite_prune.evidence.collectors.base import Collector, Scale, on_gradient
 from ignite_prune.evidence.forward.attention_tracker import Attention
 from ignite_prune.evidence.forward.observer import ForwardObserver
-from ignite_prune.evidence.running_sums import Forms, wide, zeros_over
+from ignite_prune.evidence.running_sums import Forms, sum_dtype, zeros_over
 from ignite_prune.saliency.needs import HeadGates
 
 
@@ -43,7 +43,7 @@ class HeadGateMeans(Collector[HeadGates]):
 
     def _add(self, attention: Attention, gradient: Tensor, scale: float) -> None:
         context = attention.context
-        wanted = wide(context)
+        wanted = sum_dtype(context)
         gates = (context.to(wanted) * gradient.to(wanted) / scale).sum((-2, -1))  # (samples, heads)
         # The gradient of a sample's own loss is `samples` times its part of the batch's mean.
         gates = gates * context.shape[0] if self.need.per_sample else gates.sum(0, keepdim=True)
@@ -52,7 +52,7 @@ class HeadGateMeans(Collector[HeadGates]):
         found |= {attention.key: grouped, attention.value: grouped}
         for name, values in found.items():
             if name is not None and name in self.parameters:
-                total = values.abs().sum(0).to(wide(self.parameters[name]))
+                total = values.abs().sum(0).to(sum_dtype(self.parameters[name]))
                 self.record.forms[name] = tuple(total.shape)
                 running = self.record.at(name)
                 if running.shape != total.shape:

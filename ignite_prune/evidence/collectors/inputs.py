@@ -15,7 +15,7 @@ from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.evidence.collectors.base import Collector, N, Scale
 from ignite_prune.evidence.forward.layer_calls import LayerCall
 from ignite_prune.evidence.forward.observer import ForwardObserver
-from ignite_prune.evidence.running_sums import Forms, Kept, wide, zeros_over
+from ignite_prune.evidence.running_sums import Forms, Kept, sum_dtype, zeros_over
 from ignite_prune.saliency.needs import InputMoments, InputNorms, Moments
 
 _PIECE = 1 << 18  # entries that stay in a core's cache
@@ -155,7 +155,7 @@ class InputMomentSums(InputCollector[InputMoments]):
 
     def _check(self, names: list[str]) -> None:
         """Raise if the moments of these layers would not fit into the free memory."""
-        sizes = {name: math.prod(self._shape(name)) * wide(self.parameters[name]).itemsize for name in names}
+        sizes = {name: math.prod(self._shape(name)) * sum_dtype(self.parameters[name]).itemsize for name in names}
         largest = max(sizes, key=sizes.__getitem__)
         what = f"Second moments of the inputs of {len(names)} layer{'s' if len(names) > 1 else ''}"
         advice = f"leave out layers with many inputs by exclude= ({largest!r} has {self._shape(largest)[1]:,})"

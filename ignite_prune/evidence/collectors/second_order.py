@@ -15,7 +15,7 @@ from ignite_prune._utils.nested import mapped, tensors_in
 from ignite_prune.core.batches import Batch
 from ignite_prune.core.gradient_hooks import unmasked
 from ignite_prune.evidence.collectors.base import Collector, N
-from ignite_prune.evidence.running_sums import wide
+from ignite_prune.evidence.running_sums import sum_dtype
 from ignite_prune.saliency.needs import Curvature, HessianGradient
 from ignite_prune.saliency.obd import Exact, GaussNewton, Hutchinson
 
@@ -150,7 +150,7 @@ def gauss_newton_diagonal(batch: Batch, parameters: Mapping[str, Tensor]) -> dic
         raise TypeError(f"GaussNewton() needs a model whose output is one tensor, but it was {type(output)}")
     if not output.requires_grad:
         return {}
-    logits = output.detach().to(wide(output)).requires_grad_()
+    logits = output.detach().to(sum_dtype(output)).requires_grad_()
     slope = gradients_of(batch.loss(logits), {"logits": logits}, create_graph=True).get("logits")
     if slope is None:
         raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ignite_prune.core.batches import Batch
 from ignite_prune.evidence.collectors.base import Collector
 from ignite_prune.evidence.forward.replay import PassReplay
-from ignite_prune.evidence.running_sums import wide
+from ignite_prune.evidence.running_sums import sum_dtype
 from ignite_prune.saliency.needs import UnitRemoval
 
 LossWith = Callable[[Tensor], float]
@@ -56,7 +56,7 @@ class UnitRemovalValues(Collector[UnitRemoval]):
 
     def result(self, name: str, total: Tensor, count: float) -> Tensor:
         parameter = self.parameters[name]
-        return (total.mean(0) / count).to(parameter.device, wide(parameter))
+        return (total.mean(0) / count).to(parameter.device, sum_dtype(parameter))
 
 
 def _evaluator(replay: PassReplay, name: str) -> LossWith:

@@ -74,7 +74,7 @@ class PassReplay:
         self._model, self._call, self._x, self._parameters = model, call, x, parameters
         self.points: dict[str, LayerPoint] = {}
         self.repeated: set[str] = set()
-        recorder = _Recorder()
+        recorder = _OpRecorder()
 
         def at_point(name: str, z: Tensor, dim: int, before: Mapping[str, int]) -> None:
             if name in self.points:
@@ -88,9 +88,9 @@ class PassReplay:
         recorder.result = recorder.nodes.get(id(self.result))
         self._recorder = self._without_side_effects() if recorder.mutates else recorder
 
-    def _without_side_effects(self) -> _Recorder | None:
+    def _without_side_effects(self) -> _OpRecorder | None:
         """Record the pass with in-place operations replaced, if that is possible."""
-        recorder = _Recorder()
+        recorder = _OpRecorder()
 
         def call(x: Any) -> Tensor:
             return recorder.mark(None, self._run(x, lambda name, z, *_: recorder.mark(name, z), _refuse))
@@ -121,7 +121,7 @@ class PassReplay:
                 done.append(z.copy_(value))
 
         # As in the recording: without a dispatch mode the observer does not see scripted functions.
-        with _Recorder(records=False):
+        with _OpRecorder(records=False):
             result = self._run(self._x, replace)
         return result if done else None
 
@@ -145,7 +145,7 @@ class PassReplay:
         return expected is not None and _same_bits(self.replay(name, other), expected)
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every operation as a node of a graph, with its result; without ``records`` it only runs them."""
 
     def __init__(self, records: bool = True) -> None:

@@ -226,7 +226,7 @@ class LotteryTicket:
         if control is Control.SHUFFLED:
             masks = controls.shuffled(groups, self.masks, seed)
         elif control is Control.RANDOM:
-            masks = controls.drawn(groups, self.masks, seed)
+            masks = controls.random_masks(groups, self.masks, seed)
         elif control is Control.INVERTED:
             masks = self._of_least_saliency(snapshot, order)
         self.masks.update(masks)

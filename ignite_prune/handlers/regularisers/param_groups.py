@@ -33,7 +33,7 @@ class RegulariserGroup(_Settings, TypedDict):
     schedule: Schedule | None
 
 
-def build(model: nn.Module, params: Any, **defaults: Any) -> list[RegulariserGroup]:
+def build_strengths(model: nn.Module, params: Any, **defaults: Any) -> list[RegulariserGroup]:
     """Return the groups of ``params``, each with its ``"strength"`` as a number and the ``"schedule"`` it follows.
 
     Args:

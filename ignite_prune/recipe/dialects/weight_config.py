@@ -7,7 +7,7 @@ from typing import Any
 
 from ignite_prune._utils.arguments import near
 from ignite_prune.recipe.dialects.draft import Draft
-from ignite_prune.recipe.dialects.steps import number, pattern_of, ramp_of, saliency_of
+from ignite_prune.recipe.dialects.steps import number, pattern_of_text, ramp_of, saliency_of
 from ignite_prune.recipe.recipe_error import Path
 
 # both spellings, the later one as the name that is used here
@@ -99,7 +99,7 @@ def _group(draft: Draft, asked: dict[str, Any], path: Path) -> dict[str, Any]:
         asked["pruning_type"] = asked["pruning_type"].removesuffix("_progressive")
         if not draft.handlers:
             draft.handler(path, type="ProgressiveMasks")
-    pattern = pattern_of(asked["pattern"], str(asked["criterion_reduce_type"]))
+    pattern = pattern_of_text(asked["pattern"], str(asked["criterion_reduce_type"]))
     initial = number("init_sparsity", asked["init_sparsity"])
     schedule = ramp_of(asked["sparsity_decay_type"], final, begin, end, every, initial)
     if schedule["type"] == "OneShot":

@@ -77,7 +77,7 @@ class Journal:
         return found
 
 
-def described(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """Return a setting as text that is the same in another process."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
