@@ -43,7 +43,7 @@ class Batch:
 
         A mapping is passed as keywords if the model's ``forward`` takes its keys, and whole otherwise.
         """
-        if isinstance(self.x, Mapping) and _takes(self.model.forward, self.x):
+        if isinstance(self.x, Mapping) and takes(self.model.forward, self.x):
             return (), dict(self.x)
         return (self.x,), {}
 
@@ -102,7 +102,7 @@ def batches(
         raise ValueError("Argument data gave no batch; is the loader empty, or an iterator that was used up?")
 
 
-def _takes(forward: Callable[..., Any], given: Mapping[Any, Any]) -> bool:
+def takes(forward: Callable[..., Any], given: Mapping[Any, Any]) -> bool:
     """Return whether a function can be called with these keywords."""
     if not all(isinstance(key, str) for key in given):
         return False

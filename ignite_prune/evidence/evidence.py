@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.distributed import raise_together, world_size
+from ignite_prune._utils.kept import Kept
 from ignite_prune._utils.shard import is_sharded
 from ignite_prune.core.batches import Batch, LossFn, PrepareBatch, batches
 from ignite_prune.core.undisturbed import undisturbed
@@ -23,7 +24,7 @@ from ignite_prune.evidence.collectors.inputs import InputMomentSums, InputNormSu
 from ignite_prune.evidence.collectors.second_order import CurvatureSums, HessianGradients, gradients_of
 from ignite_prune.evidence.collectors.unit_removal import UnitRemovalValues
 from ignite_prune.evidence.ranks import FAILED, RankStates, own_part, parts_of, totals_over_ranks
-from ignite_prune.evidence.running_sums import Kept, Totals
+from ignite_prune.evidence.running_sums import Totals
 from ignite_prune.evidence.sharded_pass import gradients_of_parts, in_step
 from ignite_prune.saliency import needs
 from ignite_prune.saliency.needs import Need

@@ -16,8 +16,6 @@ Totals = tuple[Mapping[str, Tensor], Mapping[str, float]]
 """Sums and counts by parameter name."""
 Forms = dict[str, tuple[int, ...]]
 """What the shape of a parameter's sum depends on, by its name."""
-Kept = Mapping[int, Tensor]
-"""The indices that a parameter keeps, by dimension."""
 
 
 class RunningSums:
@@ -96,13 +94,6 @@ class RunningSums:
         """Load a checked state, whose sums are this object's from now on."""
         self.sums, self.forms, self.stale = dict(state["sums"]), forms, state["stale"]
         self.counts = {name: float(number) for name, number in state["counts"].items()}
-
-
-def kept_of(tensor: Tensor, kept: Kept) -> Tensor:
-    """Return the entries of a tensor that are kept."""
-    for dim, indices in kept.items():
-        tensor = tensor.index_select(dim, indices.to(tensor.device))
-    return tensor
 
 
 def sum_dtype(parameter: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ignite_prune.pattern.base import Grid, Pattern, both, exchanged, living, row_norms
+from ignite_prune.pattern.base import Grid, Pattern, behind_batch, both, exchanged, living, row_norms
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,10 @@ class Channel(Pattern):
         if isinstance(self.dim, int):
             return replace(self, dim=exchanged(self.dim, ndim))
         return replace(self, dim=tuple(exchanged(dim, ndim) for dim in self.dim))
+
+    def over_batch(self, ndim: int) -> Channel:
+        dims = (self.dim,) if isinstance(self.dim, int) else self.dim
+        return replace(self, dim=(0, *map(behind_batch, dims)))
 
     def _dims(self, ndim: int) -> tuple[int, ...]:
         dims = (self.dim,) if isinstance(self.dim, int) else self.dim

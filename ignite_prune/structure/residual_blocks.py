@@ -26,7 +26,7 @@ from ignite_prune.structure.model_io import tensors_of
 from ignite_prune.structure.slicing.block_edit import BlockEdit
 from ignite_prune.structure.slicing.compare import relative_difference, run, tolerance
 from ignite_prune.structure.slicing.model_edit import undone_on_error
-from ignite_prune.structure.slicing.shrink import Report
+from ignite_prune.structure.slicing.shrink import Report, parameter_count
 
 Scores = dict[str, float]
 """One number a block, larger = more important."""
@@ -183,7 +183,7 @@ class ResidualBlocks:
         """
         gone = self._chosen(which, scores)
         self._check_hooks(gone)
-        parameters, (_, flops) = _count(self._model), run(self._model, example_inputs, True)
+        parameters, (_, flops) = parameter_count(self._model), run(self._model, example_inputs, True)
         with self.skipped(gone):
             expected, _ = run(self._model, example_inputs)
         edit = BlockEdit(self._model, as_optimizers(optimizer))
@@ -201,7 +201,7 @@ class ResidualBlocks:
                 )
         lists = self._names_by_list().items()
         self.names = [_joined(path, key) for path, keys in lists for key in keys[: units.get(path, (0, len(keys)))[1]]]
-        return Report(units, (parameters, _count(self._model)), (flops, fewer), error, KeptIndices())
+        return Report(units, (parameters, parameter_count(self._model)), (flops, fewer), error, KeptIndices())
 
     def _edit(self, edit: BlockEdit, gone: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Remove blocks, and return how many each list had and has."""
@@ -309,7 +309,3 @@ def _ends(name: str, args: Any, kwargs: Any, output: Any) -> tuple[Tensor, Tenso
 
 def _cosine(x: Tensor, y: Tensor) -> Tensor:
     return F.cosine_similarity(x.detach().double(), y.detach().double(), dim=1 if x.dim() > 3 else -1)
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

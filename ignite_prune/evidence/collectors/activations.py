@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.kept import Kept, kept_of
 from ignite_prune.core.selection import inputs_first
 from ignite_prune.evidence.collectors.base import Collector, N, Scale, on_gradient
 from ignite_prune.evidence.forward.observer import ForwardObserver
-from ignite_prune.evidence.running_sums import Kept, kept_of, sum_dtype, zeros_over
+from ignite_prune.evidence.running_sums import sum_dtype, zeros_over
 from ignite_prune.saliency.needs import Activations, FollowingScale
 
 

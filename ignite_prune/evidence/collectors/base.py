@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.kept import Kept, kept_of
 from ignite_prune.core.batches import Batch
 from ignite_prune.evidence.forward.observer import ForwardObserver
-from ignite_prune.evidence.running_sums import Kept, RunningSums, kept_of, zeros_over
+from ignite_prune.evidence.running_sums import RunningSums, zeros_over
 from ignite_prune.evidence.version_2 import key_in_version_2
 from ignite_prune.saliency.needs import Need
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.free_memory import check_memory
+from ignite_prune._utils.kept import Kept
 from ignite_prune._utils.shard import local
 from ignite_prune._utils.state import checked_mapping, checked_tensor
 from ignite_prune.core.selection import inputs_first, named_parameters
 from ignite_prune.evidence.collectors.base import Collector, N
-from ignite_prune.evidence.running_sums import Kept, sum_dtype, zeros_over
+from ignite_prune.evidence.running_sums import sum_dtype, zeros_over
 from ignite_prune.saliency.needs import Fisher, FisherBlocks, Gradients
 from ignite_prune.saliency.obs import add_outer_
 

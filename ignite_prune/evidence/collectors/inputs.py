@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.free_memory import check_memory
+from ignite_prune._utils.kept import Kept
 from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.evidence.collectors.base import Collector, N, Scale
 from ignite_prune.evidence.forward.layer_calls import LayerCall
 from ignite_prune.evidence.forward.observer import ForwardObserver
-from ignite_prune.evidence.running_sums import Forms, Kept, sum_dtype, zeros_over
+from ignite_prune.evidence.running_sums import Forms, sum_dtype, zeros_over
 from ignite_prune.saliency.needs import InputMoments, InputNorms, Moments
 
 _PIECE = 1 << 18  # entries that stay in a core's cache

@@ -180,7 +180,7 @@ def sliced(
     indices = structure.indices(kept)
     rates = dropout_rates(model)
     rates = {path: rates[path] * left for path, left in structure.rates(kept).items()} if scale_dropout else {}
-    before = _count(model)
+    before = parameter_count(model)
     rest = structure.masks(kept, without=masks)
     masked = masked_copy(model, {**masks, **rest}, structure.normalised(kept))
     counting = not structure.counts_flops
@@ -211,7 +211,7 @@ def sliced(
         warn_of_configs(described)
         units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
         work = (flops, fewer) if counting else (structure.flops(), structure.flops(kept))
-        yield Report(units, (before, _count(model)), work, error, indices)
+        yield Report(units, (before, parameter_count(model)), work, error, indices)
 
 
 def _check_steps(optimizers: Sequence[Optimizer]) -> None:
@@ -280,5 +280,6 @@ def _check_not_empty(structure: Structure, kept: Kept) -> None:
             raise ValueError(f"All {group.size} units of {group.name!r} are pruned: the layer would be empty")
 
 
-def _count(model: nn.Module) -> int:
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of a model's parameters' entries."""
     return sum(parameter.numel() for parameter in model.parameters())
