@@ -55,7 +55,8 @@ def keep_top(
         [tensor([False,  True,  True]), tensor([False, False])]
     """
     masks: dict[int, Tensor] = {}
-    sources, free = [source_of(each) for each in scores], list(range(len(scores)))
+    sources = [each if isinstance(each, ScoreSource) else source_of(each) for each in scores]
+    free = list(range(len(scores)))
     while free:
         found = _top([sources[i] for i in free], [alive[i] for i in free], [living[i] for i in free], keep)
         short = [
@@ -76,9 +77,10 @@ def _top(
 ) -> list[Tensor]:
     """Return masks of the ``keep`` largest alive scores of all tensors."""
     total = sum(living)
+    # Masks are allocated before short-lived temporaries, which would fragment the memory.
+    masks = [torch.empty(each.shape, dtype=torch.bool, device=each.device) for each in scores]
     if keep >= total:
-        return [s.empty().fill_(True) if a is None else a.clone() for s, a in zip(scores, alive)]
-    masks = [each.empty() for each in scores]  # before short-lived temporaries, which would fragment the memory
+        return [mask.fill_(True) if a is None else a.clone() for mask, a in zip(masks, alive)]
     if keep <= 0:
         return [mask.fill_(False) for mask in masks]
     if total <= _FEW:
@@ -106,7 +108,7 @@ def _keep_by_sorting(
 ) -> None:
     """Set the ``keep`` largest alive scores to True by sorting all: the plain way, for few scores."""
     places = [(torch.ones_like(m) if a is None else a).reshape(-1).nonzero().squeeze(1) for m, a in zip(masks, alive)]
-    values = torch.cat([each().reshape(-1)[at].double().cpu() for each, at in zip(scores, places)])
+    values = torch.cat([each.whole().reshape(-1)[at].double().cpu() for each, at in zip(scores, places)])
     best = torch.zeros_like(values, dtype=torch.bool)
     best[values.sort(descending=True, stable=True).indices[:keep]] = True
     for mask, at, kept in zip(masks, places, torch.split(best, [len(at) for at in places])):

@@ -113,12 +113,12 @@ def bound_scores(
 ) -> dict[str, ParameterScores]:
     """Return the scores of a group's parameters by a saliency and its evidence."""
     bound = saliency if evidence is None else bind(saliency, group["scored"], evidence, masks)
-    return {
-        name: ParameterScores(
-            name, store.parameters[name], bound, pattern_of(group, name), masks[name], name in group["inputs_first"]
-        )
-        for name in group["scored"]
-    }
+    scores = {}
+    for name in group["scored"]:
+        turned = name in group["inputs_first"]
+        pattern = pattern_of(group, name) if turned else group["pattern"]
+        scores[name] = ParameterScores(name, store.parameters[name], bound, pattern, masks[name], turned)
+    return scores
 
 
 def plan_masks(update: GroupUpdate, store: MaskStore, before: Masks, evidence: Evidence | None) -> dict[str, Tensor]:

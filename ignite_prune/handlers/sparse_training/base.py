@@ -15,7 +15,8 @@ from ignite_prune import saliency as saliencies
 from ignite_prune._utils.arguments import check_is, near
 from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune.allocation import Allocation
-from ignite_prune.core.mask_store import MaskStore, check_same
+from ignite_prune.core.claims import check_same
+from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizers import as_optimizers, check_held
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment

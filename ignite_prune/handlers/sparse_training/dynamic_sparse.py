@@ -92,6 +92,7 @@ class DynamicSparse(MaskedHandler):
             self._due = False  # an update is due at a step, and has not been made
             self._enforcer = MaskEnforcer(self._masks, self._optimizers)
             self._weight_check = WeightCheck(self._model, self._masks, self._enforcer, type(self).__name__)
+            self._enforcer.on_alive = self._weight_check.before_step
             self._listening = self._listens(self._masks, self._enforcer, self._optimizers)
             self._listening.is_due = self._sees_step
             first = self._agreed(lambda: self._first(masks))
