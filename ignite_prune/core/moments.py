@@ -111,7 +111,7 @@ def zero_slots_(
 
 
 def moments(optimizer: Optimizer, parameter: nn.Parameter) -> Mapping[str, Tensor]:
-    """Return the slots that hold a running value of each single weight, by name; none where that is not known."""
+    """Return the slots that hold a running value of each single weight, by name; none if the optimizer is unknown."""
     if parameter not in optimizer.state:  # the state is a defaultdict: reading would add an entry
         return {}
     state = optimizer.state[parameter]

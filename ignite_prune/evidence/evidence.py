@@ -204,7 +204,7 @@ class Evidence:
 
 
 def _checked(collector: Collector[Any], state: Any) -> dict[str, Any]:
-    """Return this rank's part of a state, with sums of its own on the parameters' devices."""
+    """Return this rank's part of a state, with copies of the sums on the parameters' devices."""
     if collector.alike or not isinstance(state, Mapping):
         checked = collector.checked(state)
     else:

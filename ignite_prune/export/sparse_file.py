@@ -58,8 +58,8 @@ def save(
     """Save a model's state_dict to a compressed sparse file; the model is not changed (requires safetensors and NumPy).
 
     At a sparsity of 90 % a float32 weight takes 0.115 of its dense size, 2:4 sparsity 0.523, a dense model 1. Every
-    value is restored to the bit. The file is written to a temporary name and renamed, so that it is there whole or not
-    at all.
+    value is restored to the bit. The file is written under a temporary name and renamed, so an interrupted write leaves
+    no partial file.
 
     Args:
         model: bare, wrapped or compiled, on any device; in training or not.

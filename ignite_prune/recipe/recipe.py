@@ -1,4 +1,4 @@
-"""Recipe: everything that a PruneHandler and its companions are told, as one typed document."""
+"""Recipe: all settings of a PruneHandler and the handlers around it, as one typed document."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Recipe(RecipeModel):
         return cls.from_source(document_of(data_of(pruner, event)))
 
     def data(self) -> dict[str, Any]:
-        """Return plain data: what stands in a file."""
+        """Return plain data, as a recipe file holds it."""
         found: dict[str, Any] = {}
         for name in ("epochs", "seed", "calibration", "rounds"):
             if getattr(self, name) is not None:

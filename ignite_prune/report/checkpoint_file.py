@@ -88,7 +88,7 @@ def _safetensors(path: Path, source: ReportSource) -> ReportSource:
 
 
 def _mappings(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Yield a mapping and all that are inside it, with the keys that they have."""
+    """Yield a mapping and every mapping inside it, each with its key."""
     if isinstance(value, Mapping) and depth < 6:
         yield key, value
         for name, each in value.items():

@@ -67,7 +67,7 @@ class Structure:
         return found
 
     def _values(self, kept: Kept) -> dict[str, dict[str, int]]:
-        """Return the values of the attributes that hold sizes, by path of the module, of those that change."""
+        """Return the new values of the attributes that hold sizes and change, by path of the module."""
         whole, found = self._of_origin(kept), dict[str, dict[str, int]]()
         for (path, name), axis in self.origin._attributes.items():
             if (left := axis.left(whole)) != axis.size:

@@ -118,7 +118,7 @@ def unit_scores(units: UnitGroup, scores: Mapping[str, Tensor], pattern: Coupled
 
 
 def warn_of_uneven(layers: Sequence[Layer], left: Mapping[str, int], pattern: Coupled) -> None:
-    """Warn of groups that lose no unit, or all that they may, while the others lose half, where chance is no reason.
+    """Warn of groups that lose no unit, or as many as allowed, while the others lose half, if chance cannot explain it.
 
     Groups of the same kind are taken together, and each large group alone.
 

@@ -125,7 +125,7 @@ class Planned(Protocol):
 
 @dataclass
 class _Job:
-    """One parameter in an update: its scores here, and what an allocation sees of it.
+    """One parameter in an update: its scores on this rank, and the record that an allocation gets.
 
     Args:
         update: its group's.

@@ -130,7 +130,7 @@ class ForwardObserver(TorchFunctionMode):
         return self.points
 
     def _deliver(self, event: str, name: str | None, *given: Any) -> None:
-        """Call the subscribers of an event; of an event of one weight, those that selected it."""
+        """Call the subscribers of an event; an event of one weight goes to the subscribers that selected it."""
         if event in self._subscribers and (self._is_enabled is None or self._is_enabled()):
             with torch._C.DisableTorchFunction():  # other modes must not see what subscribers compute
                 for names, callback in self._subscribers[event]:

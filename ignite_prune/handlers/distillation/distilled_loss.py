@@ -137,7 +137,7 @@ class DistilledLoss:
         return None if self._own_loss is None else self._with_loss(call.output, self._own_loss)
 
     def _with_loss(self, output: Any, key: Any) -> Any:
-        """Return the model's output with the mixed loss in the place of its own."""
+        """Return the model's output with its loss replaced by the mixed loss."""
         if isinstance(output, MutableMapping) and isinstance(output.get(key), Tensor):
             output[key] = self.mix(output[key])
             return output

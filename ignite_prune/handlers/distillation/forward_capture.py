@@ -1,4 +1,4 @@
-"""What a model's forward passes were given and gave, and what some of its modules gave within them."""
+"""Inputs and outputs of a model's forward passes, and outputs of some of its modules within them."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ class PruningEngine(Engine):
     def _snapshot_due(self) -> list[Any]:
         """Take a snapshot that is due now; return the handler that takes one that is due later in this segment.
 
-        It is added last, so that it is called after every learning-rate scheduler.
+        It is added last, and is therefore called after every learning-rate scheduler.
         """
         snapshot, position = self.snapshot, self._segment.position
         if snapshot is None or snapshot.taken:

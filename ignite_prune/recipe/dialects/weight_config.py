@@ -49,7 +49,7 @@ _TYPES = {"Conv": ["Conv1d", "Conv2d", "Conv3d"], "Linear": ["Linear"]}
 
 
 def read_steps(draft: Draft, data: Mapping[str, Any], path: Path, defaults: Mapping[str, Any] | None = None) -> None:
-    """Add one config: settings of its own and a list of pruners, ``pruners`` or ``pruning_configs``.
+    """Add one config: shared settings and a list of pruners, ``pruners`` or ``pruning_configs``.
 
     Raises:
         RecipeError: a field that cannot be read.

@@ -71,7 +71,7 @@ class BlockEdit:
         self._undo.append(lambda: setattr(owner, name, before))
 
     def _renumber(self, blocks: Sequence[Any], stay: Sequence[int]) -> None:
-        """Set the attributes that hold a layer's index, those that count up over all blocks."""
+        """Set the attributes that hold a layer's index, which count up over all blocks."""
         held = [dict(_indices(block)) for block in blocks]
         for place, (_, name, first) in held[0].items():
             values = [each[place][2] if place in each else None for each in held]

@@ -25,12 +25,12 @@ class Present(Protocol):
         """Bring those of one block inside a ``with`` block."""
 
     def complete(self) -> bool:
-        """Bring all that are outside of the blocks; return whether some were missing."""
+        """Load all weights outside of the blocks; return whether some were missing."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """The nodes of a relay, and what each needs.
+    """The nodes of a relay, and the inputs that each needs.
 
     Args:
         nodes: modules by name, in the order of their calls: those ahead of the blocks that are run once for each batch,
