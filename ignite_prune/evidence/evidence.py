@@ -156,7 +156,7 @@ class Evidence:
         return {name: reason for name, reason in self.reasons(need).items() if name in left}
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return this rank's state of each need's collector, in order."""
+        """Return the state of each collector on this rank, in the order of the needs."""
         return [each.state_dict(sums=self._saves(each)) for each in self.collectors.values()]
 
     def sliced_state(self, indices: Mapping[str, Kept]) -> list[dict[str, Any]]:

@@ -25,10 +25,10 @@ SHRUNK = "shrunk.pt"
 
 @dataclass(frozen=True)
 class SavedModel:
-    """Where a model was saved, and how it is loaded; ``print`` shows the call.
+    """The folder of a saved model and the call that loads it; ``print`` shows the call.
 
     Attributes:
-        folder: of the files.
+        folder: path of the folder with its files.
         call: the Python expression that loads it.
         reason: why ``from_pretrained`` cannot; empty if it can.
     """

@@ -23,7 +23,7 @@ from ignite_prune.schedule.base import check_steps
 
 
 class ActivationSparsity(BaseHandler):
-    """Adds sparsifiers to layers' outputs, and updates their amounts and boosts, and those of sparsifiers in the model.
+    """Applies sparsifiers to layers' outputs, and updates amounts and boosts of all sparsifiers during training.
 
     The model keeps its class and its ``state_dict``; each layer gets a copy of its sparsifier, whose state is in this
     handler's ``state_dict``. Sparsifiers that are modules of the model are updated too; their state is the model's.
@@ -37,7 +37,7 @@ class ActivationSparsity(BaseHandler):
         boost_decay: what the boost of k-winners is multiplied by after each epoch, in (0, 1].
 
     Attributes:
-        sparsifiers: by the layer's name, or by the module's where the model has it itself.
+        sparsifiers: by the name of the layer, or of the sparsifier itself if it is a module of the model.
 
     Raises:
         TypeError, ValueError: a bad argument, a name that no layer has; the model is unchanged then.
@@ -166,7 +166,8 @@ class ActivationSparsity(BaseHandler):
             yield from each.sparsifier.parameters()
 
     def penalty(self) -> Tensor:
-        """Return the sum of learnt amounts' penalties, to be added to the loss; 0 where nothing is learnt."""
+        """Return the sum of the sparsifiers' penalties on learnt amounts, to be added to the loss; 0 if none is
+        learnt."""
         learnt = [part for each in self.sparsifiers.values() for part in each.modules() if isinstance(part, Learnt)]
         return torch.stack([part.penalty() for part in learnt]).sum() if learnt else torch.zeros(())
 

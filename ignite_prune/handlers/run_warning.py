@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class RunWarning(UserWarning):
-    """A run cannot end as a handler was asked to; the text says what will be reached, and what to write instead."""
+    """A run will not reach its handler's target; the message gives the sparsity that it reaches, and how to change
+    that."""
 
 
 AGAIN = (

@@ -159,7 +159,7 @@ def sensitivity(
     path: str | PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Sensitivity:
-    """Measure what each layer alone, or each group of coupled units, can bear: one evaluation per layer and sparsity.
+    """Evaluate the model with each layer, or each group of coupled units, pruned alone: once per layer and sparsity.
 
     The model is pruned in place for each evaluation and restored to the bit afterwards, also after an error or Ctrl-C:
     parameters, gradients, buffers, modes and random state. So ``evaluate`` may use its argument or an engine that holds

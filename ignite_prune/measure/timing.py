@@ -21,7 +21,7 @@ class Timing:
     """A measured latency.
 
     Attributes:
-        seconds: median of a call.
+        seconds: median time of a call.
         spread: interquartile range, in seconds.
         calls: number of calls that were measured.
         threads: of torch, during the measurement.

@@ -31,7 +31,7 @@ class Cost(ABC):
         """Return the cost of the model with only the given units kept."""
 
     def whole(self, structure: Structure) -> float:
-        """Return the cost of the original model, before anything was pruned or sliced off."""
+        """Return the cost of the original model, before any pruning or slicing."""
         return self(structure.origin, {})
 
 

@@ -162,7 +162,7 @@ class ResidualBlocks:
     ) -> Report:
         """Remove blocks from the model, in place; it then equals the model that skips them.
 
-        The list keeps its type, the blocks behind move up. Attributes and config entries that hold the number of blocks
+        The list keeps its type, and later blocks move up. Attributes and config entries that hold the number of blocks
         (``num_hidden_layers``) or an entry for each (``layer_types``), and the index of each layer (``layer_idx``) are
         set as in a model built with fewer blocks, which loads the ``state_dict``. Optimizers lose the parameters. Make
         a ``PruneHandler`` afterwards.

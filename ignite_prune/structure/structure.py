@@ -185,7 +185,7 @@ class Structure:
         return sum(work.left(whole) for work in self.origin._work)
 
     def rates(self, kept: Kept) -> dict[str, float]:
-        """Return the remaining fraction of the units in the input of each Dropout module that loses some.
+        """Return the fraction of input units that remains, for each Dropout module whose input loses units.
 
         A module that is called several times with different fractions is left out.
         """

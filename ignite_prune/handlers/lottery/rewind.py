@@ -55,5 +55,5 @@ class Rewind:
 
     @property
     def iteration(self) -> int:
-        """Number of iterations trained at the moment to restore."""
+        """The training iteration whose state is restored."""
         return 0 if self.to == "init" else self.to
