@@ -257,7 +257,8 @@ class MaskStore(Mapping[str, Tensor]):
 
     def over_ranks(self, counts: Mapping[str, int]) -> dict[str, int]:
         """Return the counts of each parameter, summed over the ranks that hold parts of it; unsharded, they are
-        returned as given."""
+        returned as given.
+        """
         return dict(counts)
 
     def clear(self) -> None:

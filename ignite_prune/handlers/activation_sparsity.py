@@ -167,7 +167,8 @@ class ActivationSparsity(BaseHandler):
 
     def penalty(self) -> Tensor:
         """Return the sum of the sparsifiers' penalties on learnt amounts, to be added to the loss; 0 if none is
-        learnt."""
+        learnt.
+        """
         learnt = [part for each in self.sparsifiers.values() for part in each.modules() if isinstance(part, Learnt)]
         return torch.stack([part.penalty() for part in learnt]).sum() if learnt else torch.zeros(())
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 class RunWarning(UserWarning):
     """A run will not reach its handler's target; the message gives the sparsity that it reaches, and how to change
-    that."""
+    that.
+    """
 
 
 AGAIN = (
