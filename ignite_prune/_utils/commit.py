@@ -1,4 +1,4 @@
-"""Changes that are done or not done, whatever cuts them short: Ctrl-C, a failed allocation, an error.
+"""Atomic changes: carried out completely or not at all, whatever interrupts them (Ctrl-C, an error).
 
 Everything that may fail or take memory is computed first, while nothing has changed. The remaining step is a commit: it
 only assigns computed values and writes in place, and can be repeated from its start. A commit that is cut short is

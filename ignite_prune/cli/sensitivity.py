@@ -1,4 +1,4 @@
-"""``ignite-prune sensitivity``: what each layer can bear."""
+"""``ignite-prune sensitivity``: the quality of a model with each layer pruned alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of data: what the model takes, its output and its loss."""
+"""Batch: one batch of data with its model and loss; and iteration over the batches of a loader."""
 
 from __future__ import annotations
 

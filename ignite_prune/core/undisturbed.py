@@ -1,4 +1,4 @@
-"""Passes of a model that leave no trace in it: modes, buffers and random numbers are as before."""
+"""Forward passes that leave a model as it was: modes, buffers and random numbers are restored."""
 
 from __future__ import annotations
 

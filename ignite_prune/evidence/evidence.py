@@ -1,4 +1,4 @@
-"""The evidence of some saliencies and repairs: collected, reduced over ranks, saved and reset."""
+"""Evidence: everything that saliencies and repairs need besides the weights; collected, summed over ranks, saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evidence over ranks: each gathers from its own data.
+"""Evidence over ranks, each of which gathers from its own data: sums over ranks, and checkpoints of all ranks.
 
 For a mask update the sums of all ranks are added up, on every rank alike (:func:`totals_over_ranks`).
 

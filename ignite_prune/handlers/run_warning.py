@@ -1,4 +1,4 @@
-"""RunWarning, and the texts of those that a PruneHandler gives."""
+"""RunWarning, and the messages for the cases in which a PruneHandler gives it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sensitivity: what a model loses if one layer alone is pruned, to each of several sparsities."""
+"""sensitivity: the model's quality with one layer pruned alone, at each of several sparsities."""
 
 from __future__ import annotations
 

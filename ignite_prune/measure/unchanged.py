@@ -1,4 +1,4 @@
-"""A model that is left exactly as it was, whatever is done with it in between."""
+"""Restores a model exactly after any code has run with it."""
 
 from __future__ import annotations
 

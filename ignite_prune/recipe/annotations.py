@@ -1,4 +1,4 @@
-"""Arguments of pieces to fields of pydantic models.
+"""Converts annotations of pieces' arguments to fields of pydantic models.
 
 The annotation of an argument says what a file may hold for it: a number for a ``float``, a piece by name for a
 ``Schedule``, the seed for a ``torch.Generator``, the name of a function for a callable. Numbers, bools and strings are

@@ -1,4 +1,4 @@
-"""Reading: the recipes of other tools."""
+"""Reads recipes of other tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text to plain data with the line of every value.
+"""Source: plain data of a YAML or JSON text, with the line of every value.
 
 A recipe comes from other people, so that nothing in it may build an object, fill the memory or take long. PyYAML's
 ``safe_load`` builds no objects, but expands aliases without a limit, keeps the last of two equal keys in silence and

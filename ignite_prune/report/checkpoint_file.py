@@ -1,4 +1,4 @@
-"""Masks, weights, settings and curves of a file.
+"""Reads masks, weights, settings and curves from a checkpoint file.
 
 Files are checkpoints of Ignite's, state_dicts, those of ``torch.nn.utils.prune`` (``NAME_orig``, ``NAME_mask``) and
 files of ``export.save``.

@@ -1,4 +1,4 @@
-"""Records of what a report shows."""
+"""Findings: the data of a report, as records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""report: one file that shows what pruning a model came to."""
+"""report: one self-contained page about a pruned model."""
 
 from __future__ import annotations
 

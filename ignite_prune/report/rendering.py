@@ -1,4 +1,4 @@
-"""Rendering of findings by a template, and the write that is whole or not."""
+"""Renders findings with a template, and writes the page atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report is made of: a pruner, a model, a checkpoint or a run's folder."""
+"""Reads the data of a report from a pruner, a model, a checkpoint or a run's folder."""
 
 from __future__ import annotations
 

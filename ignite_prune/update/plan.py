@@ -1,4 +1,4 @@
-"""What an update is going to change: new masks, and the values that repairs give; :func:`carry_out` changes it all."""
+"""UpdatePlan: the new masks and repaired values of an update, which :func:`carry_out` applies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evidence from attention heads."""
+"""Evidence from attention heads: gradients of gates on their outputs."""
 
 from __future__ import annotations
 

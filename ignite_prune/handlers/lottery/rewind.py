@@ -1,4 +1,4 @@
-"""Rewind: which state of a model and its optimizers is restored, and of which iteration."""
+"""Rewind: selects the state that is restored (model, optimizers) and the iteration that it is from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LearntSparsity: how sparse each layer becomes is learnt together with its weights."""
+"""LearntSparsity: each layer's sparsity is learnt together with its weights."""
 
 from __future__ import annotations
 

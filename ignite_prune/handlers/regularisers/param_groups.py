@@ -1,4 +1,4 @@
-"""Parameter groups of a regulariser: which parameters, and how strongly."""
+"""Parameter groups of a regulariser: parameters, each group with a strength."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base class of handlers that own masks from their construction on."""
+"""MaskedHandler: base class of handlers that have masks from construction on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draft: the recipe that another tool's is translated to, while it is gathered."""
+"""Draft: the recipe of this package while another tool's recipe is translated to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Report: what became of each part of another tool's recipe."""
+"""Report: how each part of another tool's recipe was translated."""
 
 from __future__ import annotations
 

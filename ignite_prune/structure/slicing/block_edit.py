@@ -1,4 +1,4 @@
-"""Removal of whole blocks from the lists that a model keeps them in, with what counts and numbers them.
+"""Removal of whole blocks from a model's lists, with an update of the attributes that count and number them.
 
 A model stores how many blocks it has in more places than its list: configs from which it is built again, attributes,
 the index of each layer (a cache is addressed by it), lists of one entry a layer. Each is set to what a model would

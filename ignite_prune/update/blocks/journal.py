@@ -1,4 +1,4 @@
-"""What of a pruning of a checkpoint is done, in a file that is whole after a kill."""
+"""Journal: the finished steps of pruning a checkpoint, in a file that stays valid after a kill."""
 
 from __future__ import annotations
 
