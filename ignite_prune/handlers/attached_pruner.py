@@ -23,7 +23,7 @@ from ignite_prune.handlers.run_warning import AGAIN, NEVER_ATTACHED, NOT_UPDATED
 from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
-from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_alike
+from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_same_parameters
 from ignite_prune.update.at_target import is_at_target
 from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
@@ -162,7 +162,7 @@ class AttachedPruner(TargetHandler):
             from ignite_prune.update.rank_settings import settings_of  # slow to import
 
             settings = settings_of(self.pruning.groups, self.pruning.given[1])
-            check_alike(self.pruning.masks, {**settings, "a pruner": where}, NOT_ATTACHED)
+            check_same_parameters(self.pruning.masks, {**settings, "a pruner": where}, NOT_ATTACHED)
             self.pruning.masks.settle()
 
     def _check_parameters(self) -> None:

@@ -20,12 +20,12 @@ from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune._utils.extras import needed
 from ignite_prune._utils.sparsity import as_sparsity
+from ignite_prune.core.batches import LossFn, PrepareBatch
 from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.claims import claim, release
 from ignite_prune.core.mask_store import warn_of_nearly_empty
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.handlers.attached_pruner import AttachedPruner
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.events import PruneEvents
