@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PIECE = 1 << 17  # entries that stay in a core's cache
+_PRODUCT = 1 << 18  # entries of a product, of which two threads share the temporary
 
 
 @cache
@@ -54,11 +55,12 @@ def zero_(tensor: Tensor, mask: Tensor) -> Tensor:
     if bits is None:  # complex128
         return tensor.detach().masked_fill_(~mask, 0)
     # In pieces, as the product converts the mask to a temporary of the tensor's size first: new memory for each call.
-    if tensor.numel() > _PIECE and tensor.is_cpu and tensor.is_contiguous() and mask.is_contiguous():
-        for piece, kept in zip(torch.split(tensor.detach().view(-1), _PIECE), torch.split(mask.view(-1), _PIECE)):
-            piece.view(bits).mul_(kept)
+    integers = tensor.detach().view(bits)
+    if tensor.numel() > _PRODUCT and tensor.is_cpu and tensor.is_contiguous() and mask.is_contiguous():
+        for piece, kept in zip(torch.split(integers.view(-1), _PRODUCT), torch.split(mask.view(-1), _PRODUCT)):
+            piece.mul_(kept)
     else:
-        tensor.detach().view(bits).mul_(mask)
+        integers.mul_(mask)
     return tensor
 
 

@@ -26,10 +26,22 @@ def keep_top_by_row(scores: Tensor, alive: Tensor | None, keep: int, dim: int = 
         tensor([[ True,  True, False],
                 [False, False,  True]])
     """
+    return keep_top_of_rows(scores, alive, equal_shares(living_of_rows(scores, alive, dim), keep), dim)
+
+
+def living_of_rows(scores: Tensor, alive: Tensor | None, dim: int) -> Tensor:
+    """Return the number of alive entries of each row."""
+    moved = scores.movedim(dim, 0).flatten(1)
+    if alive is None:
+        return torch.full((len(moved),), moved.shape[1], device=scores.device)
+    return alive.movedim(dim, 0).flatten(1).sum(1)
+
+
+def keep_top_of_rows(scores: Tensor, alive: Tensor | None, quota: Tensor, dim: int) -> Tensor:
+    """Return a bool mask of the largest entries of each row, as many as its quota says; of equal ones the first."""
     moved = scores.movedim(dim, 0)
     rows = moved.flatten(1)
     living = torch.ones_like(rows, dtype=torch.bool) if alive is None else alive.movedim(dim, 0).flatten(1)
-    quota = _equal_shares(living.sum(1), keep)
     kept, ranks = torch.zeros_like(living), torch.arange(rows.shape[1], device=rows.device)
     at_once = max(1, _ENTRIES // max(1, rows.shape[1]))
     parts = (torch.split(each, at_once) for each in (rows, living, quota, kept))
@@ -39,7 +51,7 @@ def keep_top_by_row(scores: Tensor, alive: Tensor | None, keep: int, dim: int = 
     return kept.view(moved.shape).movedim(0, dim).contiguous()
 
 
-def _equal_shares(caps: Tensor, total: int) -> Tensor:
+def equal_shares(caps: Tensor, total: int) -> Tensor:
     """Divide ``total`` into equal whole parts of at most their caps; the first get the remainder."""
     shares = torch.zeros_like(caps)
     while total > 0:

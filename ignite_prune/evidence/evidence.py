@@ -119,7 +119,8 @@ class Evidence:
         """Mark the evidence as used by a mask update: the next events start from zeros."""
         for collector in self.collectors.values():
             collector.record.stale = not collector.lasting
-        self._totals.clear()
+        split = {n for n, each in self.collectors.items() if any(map(is_sharded, each.parameters.values()))}
+        self._totals = {n: held for n, held in self._totals.items() if n in split and not self.collectors[n].by_part}
 
     def sum_over_ranks(self, averaged: bool = False) -> None:
         """Reduce the evidence for :meth:`found`, on every rank; ``averaged``: gradients are means over ranks."""

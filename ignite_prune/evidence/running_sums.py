@@ -24,14 +24,17 @@ class RunningSums:
     Args:
         parameters: by name.
         zeros: returns zeros in the form of a parameter's sum, by its name.
+        by_part: whether the sums over sharded parameters are of this rank's parts, complete there.
 
     Attributes:
         forms: what the shape of a sum depends on if only data shows it; ranks without data get it from the others.
         stale: whether a mask update has used the sums; the next addition starts from zeros then.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], zeros: Callable[[str], Tensor]) -> None:
-        self.parameters, self.zeros, self.stale = parameters, zeros, False
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], zeros: Callable[[str], Tensor], by_part: bool = False
+    ) -> None:
+        self.parameters, self.zeros, self.stale, self.by_part = parameters, zeros, False, by_part
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
         self.forms: Forms = {}
@@ -63,7 +66,7 @@ class RunningSums:
     def _as_sharded(self, name: str, held: Tensor) -> Tensor:
         """Return a sum over this rank's part of a sharded parameter as a DTensor, any other as it is."""
         parameter = self.parameters[name]
-        is_part = is_sharded(parameter) and held.shape == local(parameter).shape
+        is_part = self.by_part and is_sharded(parameter) and held.shape == local(parameter).shape
         return like(held, parameter) if is_part else held
 
     def checked(self, state: Mapping[str, Any], forms: Forms) -> dict[str, Any]:
@@ -85,7 +88,7 @@ class RunningSums:
     def _checked_sum(self, name: str, held: Any) -> Tensor:
         what, parameter = f"evidence of {name!r}", self.parameters[name]
         held, wanted = checked_tensor(what, held), self.zeros(name)
-        if is_sharded(parameter) and held.shape == parameter.shape:
+        if self.by_part and is_sharded(parameter) and held.shape == parameter.shape:
             part = local(held) if is_sharded(held) else part_of(name, parameter).of(held)
             held = part.clone(memory_format=torch.contiguous_format)
         return checked_tensor(what, held, shape=wanted.shape, dtype=wanted.dtype)

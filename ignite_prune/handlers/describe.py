@@ -10,7 +10,7 @@ from torch import nn
 from ignite_prune._utils.plain_repr import plain_repr
 
 if TYPE_CHECKING:
-    from ignite_prune.update.param_groups import ParamGroup
+    from ignite_prune.update.param_group import ParamGroup
 
 
 def counted(count: int, what: str) -> str:

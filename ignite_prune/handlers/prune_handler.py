@@ -34,7 +34,8 @@ from ignite_prune.saliency import Saliency
 from ignite_prune.schedule.base import check_steps
 from ignite_prune.update.agreement import REFUSED
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
-from ignite_prune.update.param_groups import UNSET, warn_of_unset
+from ignite_prune.update.param_group import UNSET
+from ignite_prune.update.param_groups import warn_of_unset
 from ignite_prune.update.pruner import Pruner
 
 if TYPE_CHECKING:

@@ -18,8 +18,10 @@ class Coupled(Pattern):
 
     The score of a slice is the norm of its entry scores; the score of a unit combines its slices in all scored weights.
     Units of different groups differ in size: an attention head has thousands of entries, a neuron one row, so that
-    their norms cannot be ranked together. Scores are divided by the mean over all units of the same kind (heads,
-    neurons, channels of depthwise convolutions). Within a kind this changes nothing.
+    their norms cannot be ranked together. Scores are divided by the mean over all units of the same kind: heads,
+    neurons, channels of depthwise convolutions; groups whose scores do not overlap are of different kinds. For
+    ``Global()`` they are also raised to the power that gives them the spread of the largest kind. The order of the
+    units of a kind does not change.
 
     Args:
         norm: order of the norm of a slice, a number above 0 or ``math.inf``; None sums the scores, of any sign.

@@ -23,7 +23,8 @@ from ignite_prune.saliency import Informed, Magnitude, NonFiniteSaliency, Salien
 from ignite_prune.update.agreement import REFUSED, announced
 from ignite_prune.update.calibration import Calibration, as_calibration, calibrate
 from ignite_prune.update.left_out import leave_out, warn_of_left_out
-from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import build
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,
@@ -194,7 +195,8 @@ def _prune_shards(
     _check_sparsities(pruner.groups)
     if pruner.evidence is not None and calibration.data is None:
         raise ValueError(f"{pruner.groups[0]['saliency']} needs evidence: give data= and loss_fn=")
-    pruner.update([group["sparsity"] or 0.0 for group in pruner.groups])
+    own = [group["pattern"].share if group["allocation"].sets_own else 0.0 for group in pruner.groups]
+    pruner.update([most if group["sparsity"] is None else group["sparsity"] for most, group in zip(own, pruner.groups)])
     pruner.enforcer.remove()
     warn_of_nearly_empty(pruner.masks, set())
     return pruner.masks

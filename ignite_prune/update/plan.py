@@ -17,7 +17,8 @@ from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.repair.base import Passes, PrunedParameter, RepairContext
 from ignite_prune.saliency import Informed, Saliency
-from ignite_prune.update.param_groups import ParamGroup, pattern_of
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import pattern_of
 from ignite_prune.update.scores import ParameterScores, choose_masks
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -90,13 +91,17 @@ class FollowingScales(ActivationCollector[FollowingScale]):
         self._norms: dict[str, Tensor] = {}
 
     def on_activation(self, scale: Scale, name: str, z: Tensor, dim: int, samples: int) -> None:
-        self.missed[name] = "no BatchNorm follows it"
+        self.refused.setdefault(name, _NO_NORM)
 
     def on_forward_end(self, observer: ForwardObserver) -> None:
         super().on_forward_end(observer)
         norms = {} if observer.points is None else observer.points.norms
         for name, scale in norms.items():
-            if name in self.parameters and len(scale) == self.parameters[name].shape[self.outputs[name]]:
+            if name not in self.parameters:
+                continue
+            if len(scale) != self.parameters[name].shape[self.outputs[name]]:
+                self.refused[name] = f"its dim {self.outputs[name]} does not number its outputs, as it works in groups"
+            else:
                 self._norms[name] = scale
                 self.record.at(name)
                 self.record.counts[name] = 1.0
@@ -108,3 +113,10 @@ class FollowingScales(ActivationCollector[FollowingScale]):
     def state_dict(self, sums: bool = True) -> dict[str, Any]:
         self.settle()
         return super().state_dict(sums)
+
+    def load_extras(self, state: Mapping[str, Any]) -> None:
+        if state["counts"]:  # which layers no BatchNorm follows is known already
+            self.refused |= {name: _NO_NORM for name in self.parameters if name not in state["counts"]}
+
+
+_NO_NORM = "no BatchNorm follows it"

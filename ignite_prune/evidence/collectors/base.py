@@ -29,6 +29,7 @@ class Collector(Generic[N]):
         probes: whether it runs passes of its own, in :meth:`on_batch`.
         replicated: whether all ranks collect the same values in training, because gradients are averaged there.
         shared: whether all ranks always collect the same values, because they are the model's own.
+        by_part: whether the sums over sharded parameters are of this rank's parts, complete there.
         initial: whether it is collected at construction, in :meth:`prepare`.
         of_gradients: whether there is nothing for a parameter without ``requires_grad``.
         unreached: the reason why there is nothing for a parameter while there is for others; ``unseen``: for none.
@@ -45,6 +46,7 @@ class Collector(Generic[N]):
     probes: ClassVar[bool] = False
     replicated: ClassVar[bool] = False
     shared: ClassVar[bool] = False
+    by_part: ClassVar[bool] = False
     initial: ClassVar[bool] = False
     of_gradients: ClassVar[bool] = False
     unreached: ClassVar[str] = "the data never reached it"
@@ -54,7 +56,7 @@ class Collector(Generic[N]):
     def __init__(self, need: N, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         self.need, self.parameters, self.model = need, dict(parameters), model
         self.differentiated: Mapping[str, nn.Parameter] = {}
-        self.record = RunningSums(self.parameters, self.zeros)
+        self.record = RunningSums(self.parameters, self.zeros, self.by_part)
         self.refused: dict[str, str] = {}
         self.missed: dict[str, str] = {}
         self.prepare()

@@ -24,6 +24,7 @@ class GradientCollector(Collector[N]):
     """Base of collectors of gradients."""
 
     replicated = True
+    by_part = True
     backward = True
     of_gradients = True
     unreached = "it got no gradient: the loss does not depend on it"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ignite_prune._utils.free_memory import check_memory
 from ignite_prune._utils.kept import Kept
 from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.evidence.collectors.base import Collector, N, Scale
+from ignite_prune.evidence.collectors.input_shards import InputShards, own_input
 from ignite_prune.evidence.forward.layer_calls import LayerCall
 from ignite_prune.evidence.forward.observer import ForwardObserver
 from ignite_prune.evidence.running_sums import Forms, sum_dtype, zeros_over
@@ -27,7 +29,12 @@ class InputCollector(Collector[N]):
 
     A sum is flat in the layer's inputs: ``groups × inputs of an output``. A layer's first call shows how it uses its
     weight; ``record.forms`` holds the groups, and whether dim 1 holds the outputs.
+
+    Attributes:
+        whole_columns: whether a sum needs all inputs of an output together.
     """
+
+    whole_columns: ClassVar[bool] = False
 
     def inputs(self, name: str) -> int:
         """Return the number of inputs of one output of a layer."""
@@ -47,6 +54,16 @@ class InputCollector(Collector[N]):
         places = torch.arange(shape[0]) if transposed else torch.arange(math.prod(shape[1:])).view(shape[1:])
         return places.index_select(0, kept[along].cpu()).flatten() if along in kept else places.flatten()
 
+    @cached_property
+    def shards(self) -> InputShards:
+        """Which layers have inputs that lie on several ranks."""
+        return InputShards()
+
+    def settle(self) -> None:
+        for name in self.shards.copies():
+            self.record.sums.pop(name, None)
+            self.record.counts.pop(name, None)
+
     def subscribe(self, observer: ForwardObserver, scale: Scale) -> None:
         observer.subscribe(self.parameters, on_layer_call=self.on_layer_call, on_end=self.on_forward_end)
 
@@ -59,8 +76,12 @@ class InputCollector(Collector[N]):
             self.refused[name] = "it is the weight of a transposed convolution, which has no inputs of one output alone"
         elif call.input.numel() or not parameter.numel():
             self.record.forms[name] = (call.groups, call.transposed)
-            running = self.record.at(name)  # without entries there is nothing to score
-            self.record.count(name, self.add(running, call, tuple(parameter.shape[2:])) if parameter.numel() else 1.0)
+            running, kernel = self.record.at(name), tuple(parameter.shape[2:])
+            self.shards.see(name, call)
+            call, columns, adds = own_input(call, len(kernel), self.whole_columns)
+            if adds:  # without entries there is nothing to score
+                added = self.add(running[..., columns], call, kernel) if parameter.numel() else 1.0
+                self.record.count(name, added)
         else:
             self.missed[name] = "its calls had no rows, as those of an expert without tokens"
 
@@ -95,7 +116,7 @@ class InputNormSums(InputCollector[InputNorms]):
 
     @torch.no_grad()
     def add(self, running: Tensor, call: LayerCall, kernel: tuple[int, ...]) -> float:
-        x = call.input.detach().to(running.dtype)
+        x = call.input.detach().to(running)
         if not kernel:
             x = x.reshape(-1, x.shape[-1])
         elif x.ndim == len(kernel) + 1:
@@ -137,6 +158,8 @@ class InputMomentSums(InputCollector[InputMoments]):
     The first call of a layer shows the shape; until then memory is checked for the smallest one possible.
     """
 
+    whole_columns = True
+
     def prepare(self) -> None:
         self._groups = _groups_of_modules(self.model, self.parameters)
         self._check(list(self.parameters))
@@ -166,7 +189,7 @@ class InputMomentSums(InputCollector[InputMoments]):
     def add(self, running: Tensor, call: LayerCall, kernel: tuple[int, ...]) -> float:
         groups, inputs, _ = running.shape
         columns = input_windows(call, kernel).reshape(-1, groups * inputs)
-        parts = columns.to(running.dtype).reshape(-1, groups, inputs).transpose(0, 1)
+        parts = columns.to(running).reshape(-1, groups, inputs).transpose(0, 1)
         running.baddbmm_(parts.transpose(1, 2), parts)
         return columns.shape[0]
 

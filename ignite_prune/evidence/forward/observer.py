@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ignite_prune._utils.nested import tensors_in
+from ignite_prune._utils.shard import is_sharded
+from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.forward.attention_tracker import AttentionTracker
 from ignite_prune.evidence.forward.evaluation_points import EvaluationPoints
 from ignite_prune.evidence.forward.layer_calls import LayerCall, derive, layer_call_of
 from ignite_prune.evidence.forward.op_tables import READING, Call, enter_attention, op_name
 from ignite_prune.evidence.forward.root_forward import RootForward
 from ignite_prune.evidence.forward.tensor_tags import TensorTags
+from ignite_prune.evidence.forward.unsharded_weights import UnshardedWeights
 
 Callback = Callable[..., object]
 _ATTENTION = frozenset(("softmax", "scaled_dot_product_attention"))
@@ -86,7 +89,7 @@ class ForwardObserver(TorchFunctionMode):
         self._model = nn.Module()
         self._buffers: set[int] | None = None
         self._batches: list[tuple[int | None, int]] = []  # samples and heads of running F.multi_head_attention_forward
-        self._root: RootForward | None = None
+        self._handles: list[RootForward | UnshardedWeights] = []
 
     def subscribe(
         self,
@@ -143,14 +146,17 @@ class ForwardObserver(TorchFunctionMode):
 
     def install(self, model: nn.Module) -> None:
         """Observe the forward passes of a model, bare or wrapped, until :meth:`remove`; a second call does nothing."""
-        if self._root is None and (self.parameters or self._subscribers):
-            self._root = RootForward(model, self._begin, self._end)
+        if self._handles or not (self.parameters or self._subscribers):
+            return
+        self._handles.append(RootForward(model, self._begin, self._end))
+        if any(map(is_sharded, self.parameters.values())):
+            self._handles.append(UnshardedWeights(unwrap(model), self.tags))
 
     def remove(self) -> None:
         """Stop observing, and leave the mode if an interrupted forward pass did not."""
-        root, self._root = self._root, None
-        if root is not None:
-            root.remove()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     @contextmanager
     def installed(self, model: nn.Module) -> Iterator[ForwardObserver]:

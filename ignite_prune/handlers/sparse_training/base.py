@@ -26,7 +26,8 @@ from ignite_prune.handlers.run_warning import STATIC
 from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.update.agreement import NOT_ATTACHED, NOT_MADE, agreed, announced, check_same_parameters
-from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import build
 from ignite_prune.update.plan import UpdatePlan
 from ignite_prune.update.scores import all_finite
 
