@@ -57,6 +57,7 @@ class AttachedPruner(TargetHandler):
     _synced = False  # DDP broadcasts buffers before a forward pass
     _compress_masks = False  # in checkpoints
     _warned: set[str]  # parameters that a warning has named
+    _has_met = False  # every rank is known to have constructed its handler
     _restored = False  # what was pruned has been brought back
     _at: float | None = None  # the schedule's step of the last update, where this object made it
 
@@ -146,7 +147,16 @@ class AttachedPruner(TargetHandler):
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self.pruning.masks.parameters
 
+    def _meet(self, error: Exception | None, message: str) -> None:
+        """Raise if the constructor failed on another rank, which does not come to a collective."""
+        if world_size() > 1 and not self._has_met:
+            from ignite_prune._utils.first_meeting import meet_first  # rarely needed
+
+            meet_first(error, message)
+            self._has_met = True
+
     def _check_ranks(self, error: Exception | None, where: str) -> None:
+        self._meet(error, NOT_ATTACHED)
         raise_together(error, NOT_ATTACHED)
         if world_size() > 1:
             from ignite_prune.update.rank_settings import settings_of  # slow to import

@@ -14,6 +14,7 @@ from ignite_prune.evidence import ranks
 from tests.catalogue import SALIENCIES, find, net_for, options_for
 from tests.catalogue.runs import InPlace
 from tests.laws.resuming import loaded, saved
+from tests.marks import CUT_SHORT
 from tests.models import assert_same_bits, batches
 from tests.ranks import on_two_ranks
 
@@ -164,6 +165,7 @@ def gathering(row):
     return pruner
 
 
+@CUT_SHORT
 @pytest.mark.parametrize(
     "row", [find(SALIENCIES, name) for name in ("wanda", "obd_hutchinson", "synflow", "obs")], ids=str
 )
