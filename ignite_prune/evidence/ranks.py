@@ -40,7 +40,7 @@ def totals_over_ranks(record: RunningSums, key: str, replicated: bool, shared: b
         shared: all ranks have the same sums (of the model's own values), so the result is one rank's.
     """
     if world_size() == 1 or (record.by_part and any(map(is_sharded, record.parameters.values()))):
-        return record.sums, record.counts  # of shards: gradients are averaged already, and each rank has its part
+        return record.sums, record.counts
     sums, counts = dict[str, Tensor](), dict[str, float]()
     gathered = all_gather((record.stale, {n: (c, record.forms.get(n, ())) for n, c in record.counts.items() if c > 0}))
     none_new = all(stale for stale, _ in gathered)  # stale sums count only if no rank has new ones

@@ -34,7 +34,7 @@ class RunningSums:
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], zeros: Callable[[str], Tensor], by_part: bool = False
     ) -> None:
-        self.parameters, self.zeros, self.by_part, self.stale = parameters, zeros, by_part, False
+        self.parameters, self.zeros, self.stale, self.by_part = parameters, zeros, False, by_part
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
         self.forms: Forms = {}

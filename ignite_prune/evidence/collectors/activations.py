@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -89,10 +89,9 @@ class FollowingScales(ActivationCollector[FollowingScale]):
     def prepare(self) -> None:
         super().prepare()
         self._norms: dict[str, Tensor] = {}
-        self._seen: set[str] = set()
 
     def on_activation(self, scale: Scale, name: str, z: Tensor, dim: int, samples: int) -> None:
-        self._seen.add(name)
+        self.refused.setdefault(name, _NO_NORM)
 
     def on_forward_end(self, observer: ForwardObserver) -> None:
         super().on_forward_end(observer)
@@ -101,8 +100,7 @@ class FollowingScales(ActivationCollector[FollowingScale]):
             if name not in self.parameters:
                 continue
             if len(scale) != self.parameters[name].shape[self.outputs[name]]:
-                dim = self.outputs[name]
-                self.refused[name] = f"its dim {dim} does not number its outputs, as it works in groups"
+                self.refused[name] = f"its dim {self.outputs[name]} does not number its outputs, as it works in groups"
             else:
                 self._norms[name] = scale
                 self.record.at(name)
@@ -123,5 +121,8 @@ class FollowingScales(ActivationCollector[FollowingScale]):
         return super().state_dict(sums)
 
     def load_extras(self, state: Mapping[str, Any]) -> None:
-        if self.record.counts:  # a forward pass had shown which BatchNorms follow
-            self._refuse(self.parameters)
+        if state["counts"]:  # which layers no BatchNorm follows is known already
+            self.refused |= {name: _NO_NORM for name in self.parameters if name not in state["counts"]}
+
+
+_NO_NORM = "no BatchNorm follows it"

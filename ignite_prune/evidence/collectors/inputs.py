@@ -79,10 +79,9 @@ class InputCollector(Collector[N]):
             running, kernel = self.record.at(name), tuple(parameter.shape[2:])
             self.shards.see(name, call)
             call, columns, adds = own_input(call, len(kernel), self.whole_columns)
-            if adds and parameter.numel():
-                self.record.count(name, self.add(running[..., columns], call, kernel))
-            elif adds:  # without entries there is nothing to score
-                self.record.count(name)
+            if adds:  # without entries there is nothing to score
+                added = self.add(running[..., columns], call, kernel) if parameter.numel() else 1.0
+                self.record.count(name, added)
         else:
             self.missed[name] = "its calls had no rows, as those of an expert without tokens"
 

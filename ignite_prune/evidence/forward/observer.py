@@ -146,16 +146,17 @@ class ForwardObserver(TorchFunctionMode):
 
     def install(self, model: nn.Module) -> None:
         """Observe the forward passes of a model, bare or wrapped, until :meth:`remove`; a second call does nothing."""
-        if not self._handles and (self.parameters or self._subscribers):
-            self._handles.append(RootForward(model, self._begin, self._end))
-            if any(map(is_sharded, self.parameters.values())):
-                self._handles.append(UnshardedWeights(unwrap(model), self.tags))
+        if self._handles or not (self.parameters or self._subscribers):
+            return
+        self._handles.append(RootForward(model, self._begin, self._end))
+        if any(map(is_sharded, self.parameters.values())):
+            self._handles.append(UnshardedWeights(unwrap(model), self.tags))
 
     def remove(self) -> None:
         """Stop observing, and leave the mode if an interrupted forward pass did not."""
-        handles, self._handles = self._handles, []
-        for handle in handles:
+        for handle in self._handles:
             handle.remove()
+        self._handles.clear()
 
     @contextmanager
     def installed(self, model: nn.Module) -> Iterator[ForwardObserver]:
