@@ -48,6 +48,9 @@ ELSEWHERE = {
     "lora.md",
     "selection.md",
     "delivery.md",
+    "one_shot.md",
+    "sensitivity.md",
+    "howto/resume.md",
 }
 NEEDS = {"howto/onnx.md": "onnx", "howto/transformers.md": "transformers", "howto/logging.md": "tensorboard"}
 
@@ -111,6 +114,16 @@ def test_the_page_on_one_shot_pruning_runs(tmp_path, monkeypatch, capsys):
         exec(compile(block, "one_shot.md", "exec"), space)
     assert "layers.2" in capsys.readouterr().out and space["pruner"].sparsity == space["report"].sparsity == 0.5
     assert int((space["model"].layers[1].up.weight == 0).sum()) == 32 * 64 / 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.utils.data.sampler")
+def test_the_page_on_resuming_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    with torch.random.fork_rng():
+        for block in blocks_of("howto/resume.md"):
+            exec(compile(block, "resume.md", "exec"), space)
+    assert capsys.readouterr().out == "0.8\nTrue\n"
 
 
 @pytest.mark.filterwarnings("ignore:Pruning left less")

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ignite_prune._utils.shard import local
+from ignite_prune._utils.shard import PLAIN, local
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PIECE = 1 << 17  # entries that stay in a core's cache
-_LARGE = 1 << 20
+_PRODUCT = 1 << 18  # entries of a product, of which two threads share the temporary
 
 
 @cache
@@ -47,18 +47,20 @@ def zero_(tensor: Tensor, mask: Tensor) -> Tensor:
         >>> zero_(torch.tensor([float("nan"), -1.0, 2.0]), torch.tensor([False, False, True]))
         tensor([0., 0., 2.])
     """
-    tensor = local(tensor)
+    if type(tensor) not in PLAIN:
+        tensor = local(tensor)
     if tensor.requires_grad and torch.is_grad_enabled():
         return tensor.mul_(mask)
     bits = _SAME_SIZE.get(tensor.element_size())
     if bits is None:  # complex128
         return tensor.detach().masked_fill_(~mask, 0)
-    # In pieces, as the product converts the mask to a temporary of the tensor's size first.
-    if tensor.numel() > _LARGE and tensor.is_cpu and tensor.is_contiguous() and mask.is_contiguous():
-        for piece, kept in zip(torch.split(tensor.detach().view(-1), _LARGE), torch.split(mask.view(-1), _LARGE)):
-            piece.view(bits).mul_(kept)
+    # In pieces, as the product converts the mask to a temporary of the tensor's size first: new memory for each call.
+    integers = tensor.detach().view(bits)
+    if tensor.numel() > _PRODUCT and tensor.is_cpu and tensor.is_contiguous() and mask.is_contiguous():
+        for piece, kept in zip(torch.split(integers.view(-1), _PRODUCT), torch.split(mask.view(-1), _PRODUCT)):
+            piece.mul_(kept)
     else:
-        tensor.detach().view(bits).mul_(mask)
+        integers.mul_(mask)
     return tensor
 
 

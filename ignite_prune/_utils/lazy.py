@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any
 
+from ignite_prune._utils.extras import EXTRAS, missing
+
 
 def importer(
     package: str, files: Mapping[str, str], rooms: Collection[str] = ()
@@ -27,7 +29,13 @@ def importer(
             return import_module(f"{package}.{name}")
         if name not in files:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{files[name]}"), name)
+        try:
+            return getattr(import_module(f"{package}.{files[name]}"), name)
+        except ModuleNotFoundError as error:
+            absent = (error.name or "").partition(".")[0]
+            if absent in EXTRAS:
+                raise missing(absent, f"{package}.{name}") from None
+            raise
 
     def names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *files, *rooms})

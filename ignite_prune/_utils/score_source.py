@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,103 +12,64 @@ PIECE = 1 << 18
 """Number of entries of a piece: some temporaries of it fit in a core's cache."""
 
 
+@dataclass(frozen=True)
 class ScoreSource:
     """Returns scores that are computed by a function, always the same ones.
 
     A subclass may compute pieces and samples without computing the whole.
 
     Args:
-        whole: returns all scores, any shape.
+        whole: returns all scores.
+        shape: of the scores.
+        device: of the scores.
 
     Example:
-        >>> source = ScoreSource(lambda: torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        >>> source = source_of(lambda: torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         >>> source.every(2), [piece.tolist() for piece in source.pieces()]
         (tensor([1., 3.]), [[1.0, 2.0, 3.0, 4.0]])
     """
 
-    def __init__(self, whole: Callable[[], Tensor]) -> None:
-        self._whole = whole
+    whole: Callable[[], Tensor]
+    shape: torch.Size
+    device: torch.device
 
     def __call__(self) -> Tensor:
         """Return all scores."""
-        return self._whole()
+        return self.whole()
 
     def pieces(self) -> Iterator[Tensor]:
         """Yield all scores, 1-D, in order of their flat indices; each piece is valid until the next one."""
-        flat = self().reshape(-1)
+        flat = self.whole().reshape(-1)
         yield from torch.split(flat, PIECE if flat.is_cpu else max(flat.numel(), 1))
 
     def every(self, stride: int) -> Tensor:
         """Return the scores at every ``stride``-th flat index, 1-D."""
-        return self().reshape(-1)[::stride]
-
-    def empty(self) -> Tensor:
-        """Return an uninitialised bool tensor of the scores' shape, contiguous."""
-        whole = self()
-        return torch.empty(whole.shape, dtype=torch.bool, device=whole.device)
+        return self.whole().reshape(-1)[::stride]
 
 
+@dataclass(frozen=True)
 class EntryScores(ScoreSource):
-    """One score for each entry of a parameter.
+    """One score for each entry of a parameter, which depends on the value of that entry alone.
 
     Args:
-        whole: returns all scores.
         parameter: the parameter, detached.
-        of_part: returns the scores of a part of the parameter (1-D, like its scores); None if they cannot be computed
-            in parts.
+        of_part: returns the scores of a part of the parameter (1-D, like its scores).
     """
 
-    def __init__(
-        self, whole: Callable[[], Tensor], parameter: Tensor, of_part: Callable[[Tensor], Tensor] | None
-    ) -> None:
-        super().__init__(whole)
-        self._parameter, self._of_part = parameter, of_part
+    parameter: Tensor
+    of_part: Callable[[Tensor], Tensor]
 
     def pieces(self) -> Iterator[Tensor]:
-        if self._of_part is None:
-            yield from super().pieces()
-        else:
-            yield from map(self._of_part, _parts(self._parameter))
+        yield from map(self.of_part, _parts(self.parameter))
 
     def every(self, stride: int) -> Tensor:
-        if self._of_part is None:
-            return super().every(stride)
-        if self._parameter.is_contiguous():
-            return self._of_part(self._parameter.view(-1)[::stride])
+        if self.parameter.is_contiguous():
+            return self.of_part(self.parameter.view(-1)[::stride])
         start, found = 0, []
-        for part in _parts(self._parameter):
+        for part in _parts(self.parameter):
             found.append(part[-start % stride :: stride])
             start += len(part)
-        return self._of_part(torch.cat(found))
-
-    def empty(self) -> Tensor:
-        return torch.empty(self._parameter.shape, dtype=torch.bool, device=self._parameter.device)
-
-
-class UnitScores(ScoreSource):
-    """One score for each unit of a parameter; computed once.
-
-    Args:
-        whole: returns all scores.
-        parameter: the parameter, detached.
-        alive: returns units of entries, bool, see :meth:`.Pattern.alive`.
-    """
-
-    def __init__(self, whole: Callable[[], Tensor], parameter: Tensor, alive: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(whole)
-        self._parameter, self._alive = parameter, alive
-        self._found: Tensor | None = None
-
-    def __call__(self) -> Tensor:
-        if self._found is None:
-            self._found = self._whole()
-        return self._found
-
-    def empty(self) -> Tensor:
-        if self._found is not None:
-            return super().empty()
-        shape = self._alive(torch.empty(self._parameter.shape, dtype=torch.bool, device="meta")).shape
-        return torch.empty(shape, dtype=torch.bool, device=self._parameter.device)
+        return self.of_part(torch.cat(found))
 
 
 def _parts(parameter: Tensor) -> Iterator[Tensor]:
@@ -121,20 +83,7 @@ def _parts(parameter: Tensor) -> Iterator[Tensor]:
 
 def source_of(scores: Callable[[], Tensor]) -> ScoreSource:
     """Return scores as a source; a function is called for all of them at once."""
-    return scores if isinstance(scores, ScoreSource) else ScoreSource(scores)
-
-
-def stated(piece: object, attribute: str, method: str) -> bool:
-    """Return what is said about a method by the class that defines it; what a derived class overrides is not covered.
-
-    Example:
-        >>> class Double:
-        ...     pointwise = True
-        ...     def __call__(self, values): return 2 * values
-        >>> class Sum(Double):
-        ...     def __call__(self, values): return values.sum()
-        >>> stated(Double(), "pointwise", "__call__"), stated(Sum(), "pointwise", "__call__")
-        (True, False)
-    """
-    defining = next(kind for kind in type(piece).__mro__ if method in vars(kind))
-    return bool(vars(defining).get(attribute, False))
+    if isinstance(scores, ScoreSource):
+        return scores
+    whole = scores()
+    return ScoreSource(scores, whole.shape, whole.device)

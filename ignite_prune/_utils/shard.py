@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
+"""Types of tensors that are no DTensors; comparing them first saves a call for each tensor."""
 
 
 def is_sharded(tensor: Any) -> bool:
     """Return whether a tensor is a DTensor; without importing them, which takes seconds."""
-    if type(tensor) in _PLAIN:
+    if type(tensor) in PLAIN:
         return False
     loaded = sys.modules.get("torch.distributed.tensor")
     return loaded is not None and isinstance(tensor, vars(loaded).get("DTensor", ()))

@@ -24,6 +24,7 @@ from torch import Tensor
 from ignite_prune._utils.candidates import Candidates, drop_least
 from ignite_prune._utils.compare import kth_smallest
 from ignite_prune._utils.score_source import ScoreSource, source_of
+from ignite_prune._utils.tail_shares import TailShares, keep_top_shares
 
 _LEAST, _MOST = 1 << 12, 1 << 18  # bounds of the sample size
 _FEW = 1 << 14  # scores that are sorted
@@ -55,7 +56,8 @@ def keep_top(
         [tensor([False,  True,  True]), tensor([False, False])]
     """
     masks: dict[int, Tensor] = {}
-    sources, free = [source_of(each) for each in scores], list(range(len(scores)))
+    sources = [each if isinstance(each, ScoreSource) else source_of(each) for each in scores]
+    free = list(range(len(scores)))
     while free:
         found = _top([sources[i] for i in free], [alive[i] for i in free], [living[i] for i in free], keep)
         short = [
@@ -76,13 +78,17 @@ def _top(
 ) -> list[Tensor]:
     """Return masks of the ``keep`` largest alive scores of all tensors."""
     total = sum(living)
+    # Masks are allocated before short-lived temporaries, which would fragment the memory.
+    masks = [torch.empty(each.shape, dtype=torch.bool, device=each.device) for each in scores]
     if keep >= total:
-        return [s.empty().fill_(True) if a is None else a.clone() for s, a in zip(scores, alive)]
-    masks = [each.empty() for each in scores]  # before short-lived temporaries, which would fragment the memory
+        return [mask.fill_(True) if a is None else a.clone() for mask, a in zip(masks, alive)]
     if keep <= 0:
         return [mask.fill_(False) for mask in masks]
     if total <= _FEW:
         _keep_by_sorting(scores, alive, masks, keep)
+        return masks
+    shares = [each for each in scores if isinstance(each, TailShares)]
+    if len(shares) == len(scores) and keep_top_shares(shares, alive, living, keep, masks):
         return masks
     rank, flat = total - keep, [mask.view(-1) for mask in masks]
     for spread in (4.0, 40.0, math.inf):  # a bracket that misses is widened, at last to all scores
@@ -106,7 +112,7 @@ def _keep_by_sorting(
 ) -> None:
     """Set the ``keep`` largest alive scores to True by sorting all: the plain way, for few scores."""
     places = [(torch.ones_like(m) if a is None else a).reshape(-1).nonzero().squeeze(1) for m, a in zip(masks, alive)]
-    values = torch.cat([each().reshape(-1)[at].double().cpu() for each, at in zip(scores, places)])
+    values = torch.cat([each.whole().reshape(-1)[at].double().cpu() for each, at in zip(scores, places)])
     best = torch.zeros_like(values, dtype=torch.bool)
     best[values.sort(descending=True, stable=True).indices[:keep]] = True
     for mask, at, kept in zip(masks, places, torch.split(best, [len(at) for at in places])):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ignite_prune.export.extras import needed
+from ignite_prune._utils.extras import needed
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     """
     try:
         for package in ("typer", "rich", "yaml", "pydantic"):
-            needed(package, "cli")
+            needed(package, "The command line", "cli")
     except ImportError as error:
         sys.exit(f"error: {error}")
     from ignite_prune.cli.app import app

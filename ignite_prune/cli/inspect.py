@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ignite_prune.cli.checkpoint import read_checkpoint
 from ignite_prune.cli.failures import guarded
 from ignite_prune.cli.options import Example, Json
 from ignite_prune.cli.output import show, show_json, show_table
 from ignite_prune.cli.user_code import is_user_code, model_and_inputs
+from ignite_prune.report.checkpoint_file import read_file
+from ignite_prune.report.layers import is_buffer, parameters_of
 
 Target = Annotated[
     str, typer.Argument(metavar="FILE|MODULE:CALLABLE", help="A checkpoint, or code that returns a model.")
@@ -27,17 +28,16 @@ def inspect(target: Target, example: Example = None, as_json: Json = False) -> N
     if is_user_code(target):
         _show_model(target, example, as_json)
         return
-    found = read_checkpoint(Path(target))
+    found = read_file(Path(target))
     rows: list[dict[str, Any]] = []
-    for name, tensor in found.tensors.items():
-        mask = found.kept(name)
+    for name, tensor, mask in parameters_of(found):
         kept = tensor.numel() if mask is None else int(mask.count_nonzero())
         row = {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
         rows.append({**row, "entries": tensor.numel(), "kept": kept, "sparsity": _sparsity(kept, tensor.numel())})
     total = {key: sum(row[key] for row in rows) for key in ("entries", "kept")}
     if as_json:
         whole = {**total, "sparsity": _sparsity(total["kept"], total["entries"])}
-        show_json({"file": target, "sparsity_of": found.of, "tensors": rows, "total": whole})
+        show_json({"file": target, "sparsity_of": found.sparsity_of, "tensors": rows, "total": whole})
         return
     head = ["tensor", "shape", "dtype", "entries", "kept", "sparsity"]
     shown = [
@@ -53,7 +53,8 @@ def inspect(target: Target, example: Example = None, as_json: Json = False) -> N
     ]
     whole_row = ["total", "", "", f"{total['entries']:,}", f"{total['kept']:,}"]
     show_table(head, shown, [*whole_row, f"{_sparsity(total['kept'], total['entries']):.2%}"])
-    show(f"sparsity by {found.of}")
+    buffers = sum(is_buffer(name, each) for name, each in found.state.items())
+    show(f"sparsity by {found.sparsity_of}" + (f"; {buffers} buffers are left out" if buffers else ""))
 
 
 def _sparsity(kept: int, entries: int) -> float:

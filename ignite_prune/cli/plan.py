@@ -11,6 +11,7 @@ import typer
 from ignite.engine import CallableEventWithFilter, Engine
 
 from ignite_prune import recipe
+from ignite_prune._utils.plain_repr import plain_repr
 from ignite_prune.cli.failures import guarded
 from ignite_prune.cli.options import RUNS, Example, Json
 from ignite_prune.cli.output import curve, show, show_json, show_table
@@ -21,7 +22,10 @@ Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe of this
 Of = Annotated[
     str, typer.Option("--model", metavar="MODULE:CALLABLE", help=f"Returns a model, or (model, inputs). {RUNS}")
 ]
-Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Of the run; the recipe's by default.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option("--epochs", min=1, help="Of the run; the recipe's by default. A schedule that ends later is refused."),
+]
 Steps = Annotated[int | None, typer.Option("--steps-per-epoch", min=1, help="Iterations of an epoch.")]
 _WIDTH = 60
 
@@ -65,8 +69,8 @@ def _of_pruner(pruner: PruneHandler, epochs: int | None, steps: int | None) -> d
         end = 0.0 if schedule is None else schedule.horizon
         values = [] if schedule is None else [schedule(end * n / (_WIDTH - 1)) for n in range(_WIDTH)]
         groups.append({
-            "group": index, "saliency": str(group["saliency"]), "pattern": str(group["pattern"]),
-            "allocation": str(group["allocation"]), "schedule": str(schedule), "end": end,
+            "group": index, "saliency": plain_repr(group["saliency"]), "pattern": plain_repr(group["pattern"]),
+            "allocation": plain_repr(group["allocation"]), "schedule": str(schedule), "end": end,
             "final": schedule(end) if schedule is not None else None, "curve": values,
         })  # fmt: skip
     rows = [
@@ -76,8 +80,10 @@ def _of_pruner(pruner: PruneHandler, epochs: int | None, steps: int | None) -> d
     ]
     entries = sum(torch.Size(shape).numel() for group in pruner.param_groups for shape in group["shapes"].values())
     costs: dict[str, Any] = {"mask_bytes": entries, "checkpoint_bytes": -(-entries // 8)}
-    costs["evidence"] = [need for group in pruner.param_groups for need in map(str, group["saliency"].needs)]
-    costs["updates"] = _updates(pruner, epochs, steps)
+    costs["evidence"] = [need.key for group in pruner.param_groups for need in group["saliency"].needs]
+    costs["updates_at"] = _updates(pruner, epochs, steps)
+    costs["updates"] = None if costs["updates_at"] is None else len(costs["updates_at"])
+    costs["unit"] = "iteration" if _counts_iterations(pruner) else "epoch"
     if not costs["evidence"] and not pruner.pruning.is_informed:
         began = time.perf_counter()
         pruner.scores()
@@ -85,16 +91,36 @@ def _of_pruner(pruner: PruneHandler, epochs: int | None, steps: int | None) -> d
     return {"groups": groups, "parameters": rows, "entries": entries, "costs": costs}
 
 
-def _updates(pruner: PruneHandler, epochs: int | None, steps: int | None) -> int | None:
-    """Return how many times the pruner's event fires in the run; None where that is not known."""
+def _counts_iterations(pruner: PruneHandler) -> bool:
+    assert pruner._attachment is not None
+    return "ITERATION" in pruner._attachment.events[0].name
+
+
+def _updates(pruner: PruneHandler, epochs: int | None, steps: int | None) -> list[int] | None:
+    """Return the steps at which the run changes the sparsity; None where its length is not known."""
     assert pruner._attachment is not None
     event = pruner._attachment.events[0]
-    counts = None if epochs is None else epochs if "ITERATION" not in event.name else epochs * steps if steps else None
+    counts = epochs if epochs is None or not _counts_iterations(pruner) else epochs * steps if steps else None
     if counts is None:
         return None
     chosen = event.filter if isinstance(event, CallableEventWithFilter) else None
-    engine = pruner.attached_to
-    return counts if chosen is None else sum(bool(chosen(engine, n)) for n in range(1, counts + 1))
+    found, now = [], [0.0] * len(pruner.param_groups)
+    for step in range(1, counts + 1):
+        if chosen is None or chosen(pruner.attached_to, step):
+            targets = pruner.pruning.targets(step)
+            if targets != now:
+                found.append(step)
+            now = targets
+    return found
+
+
+def _told(costs: dict[str, Any]) -> str:
+    at, unit = costs["updates_at"], costs["unit"]
+    if at is None:
+        return "not known without --epochs" + (" and --steps-per-epoch" if unit == "iteration" else "")
+    if not at:
+        return "none: the run ends before the first"
+    return f"{len(at)}, at {unit} {at[0]}" + (f" to {at[-1]}" if len(at) > 1 else "")
 
 
 def _show(answer: dict[str, Any]) -> None:
@@ -111,6 +137,6 @@ def _show(answer: dict[str, Any]) -> None:
     costs = answer["costs"]
     show(f"\nmasks: {costs['mask_bytes']:,} bytes in memory, {costs['checkpoint_bytes']:,} in a checkpoint")
     show(f"evidence: {', '.join(dict.fromkeys(costs['evidence'])) or 'none'}")
-    show(f"updates: {'not known without --epochs' if costs['updates'] is None else costs['updates']}")
+    show(f"updates: {_told(costs)}")
     if "seconds_of_scores" in costs:
         show(f"scores of one update on this machine: {costs['seconds_of_scores'] * 1e3:.1f} ms")

@@ -110,9 +110,9 @@ def model_and_inputs(given: str, example: str | None = None, state: Path | None 
     if example is not None:
         inputs = called(example)
     if state is not None:
-        from ignite_prune.cli.checkpoint import read_checkpoint
+        from ignite_prune.report.checkpoint_file import read_file
 
-        model.load_state_dict(read_checkpoint(state).tensors)
+        model.load_state_dict(read_file(state).state)
     return model, inputs
 
 

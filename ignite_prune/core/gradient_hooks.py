@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
-
-from ignite_prune._utils.shard import local
 
 _OFF: list[object] = []  # not empty while unmasked() is active
 
@@ -39,13 +36,18 @@ def is_returned(parameter: nn.Parameter) -> bool:
     """
     if _OFF:
         return False
-    with torch.enable_grad():
-        view: Tensor = parameter.view_as(parameter)
-    node: Any = view.grad_fn.next_functions[0][0] if view.grad_fn is not None else None
+    node: Any = torch._C._current_autograd_node() or _accumulating_node(parameter)
     try:
         return not torch._C._will_engine_execute_node(node)
     except RuntimeError:  # raised for a leaf whose gradient is returned
         return True
+
+
+def _accumulating_node(parameter: nn.Parameter) -> Any:
+    """Return the node that accumulates a parameter's gradient, where the engine does not say which node is running."""
+    with torch.enable_grad():
+        view: Tensor = parameter.view_as(parameter)
+    return view.grad_fn.next_functions[0][0] if view.grad_fn is not None else None
 
 
 def after_reduction(call: Callable[[], None]) -> None:
@@ -55,19 +57,6 @@ def after_reduction(call: Callable[[], None]) -> None:
     """
     engine = Variable._execution_engine
     engine.queue_callback(lambda: engine.queue_callback(call))
-
-
-def when_freed(parameter: nn.Parameter, then: Callable[[], None]) -> Any:
-    """Call a function when the storage that a parameter has now is freed; return what is to be kept until then.
-
-    ``model.to()`` under ``torch.__future__.set_swap_module_params_on_conversion(True)`` exchanges the tensor below a
-    parameter, and its hooks go with the former one, whose storage is freed. A weak reference to the parameter itself
-    would forbid the exchange.
-    """
-    try:
-        return weakref.ref(local(parameter).untyped_storage(), lambda _: then())
-    except (NotImplementedError, RuntimeError):  # it has none
-        return None
 
 
 def install_again(parameter: nn.Parameter) -> None:

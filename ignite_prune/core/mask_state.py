@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.bits import pack, packed_size, unpack
+from ignite_prune._utils.extras import needed
 from ignite_prune._utils.state import checked_mapping, checked_tensor, is_plain
 
 
@@ -40,12 +40,6 @@ def compressed(masks: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"names": list(masks), "shapes": [list(mask.shape) for mask in masks.values()], "codes": codes}
 
 
-def check_compression() -> None:
-    """Raise ImportError if NumPy, which compresses masks, is not installed."""
-    if find_spec("numpy") is None:
-        raise ImportError("compress_masks=True needs numpy, which is not installed: pip install 'ignite-prune[export]'")
-
-
 def unpacked(state: Any, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield the masks of a state that fits the parameters, by name; raise as :func:`_checked`.
 
@@ -56,6 +50,7 @@ def unpacked(state: Any, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str
         yield from _checked_shards(state, shapes)
         return
     if isinstance(state, Mapping) and "codes" in state:
+        needed("numpy", "A state with compressed masks")
         _check_names(state, shapes, "codes")
         for name, code in zip(state["names"], _checked_codes(state)):
             yield name, _decoded(name, code, shapes[name]).to(parameters[name].device)

@@ -15,7 +15,7 @@ from ignite_prune._utils.bits import count_true, zero_
 from ignite_prune._utils.state import is_plain
 from ignite_prune.core.adapted_names import names_in
 from ignite_prune.core.mask_state import compressed, packed, unpacked
-from ignite_prune.core.selection import COMPILED, is_number, named_parameters, select
+from ignite_prune.core.selection import is_number, named_parameters, select
 
 if TYPE_CHECKING:
     from ignite_prune._utils.exchange import Exchange
@@ -36,6 +36,8 @@ class MaskStore(Mapping[str, Tensor]):
     Attributes:
         parameters: the parameters by name; not to be changed.
         name_of: the name of each parameter.
+        flips: number of entries of each mask that the last update changed.
+        changes: number of times that the masks have changed.
 
     Raises:
         TypeError: a mask is not a bool tensor.
@@ -61,18 +63,15 @@ class MaskStore(Mapping[str, Tensor]):
     ) -> None:
         chosen = select(parameters) if isinstance(parameters, nn.Module) else parameters
         if not isinstance(chosen, Mapping) or not all(isinstance(p, Tensor) for p in chosen.values()):
-            raise TypeError(
-                f"Argument parameters should be a model or {{name: Parameter}}, but given {type(parameters)}"
-            )
+            given = type(parameters)
+            raise TypeError(f"Argument parameters should be a model or {{name: Parameter}}, but given {given}")
         self.parameters: Mapping[str, nn.Parameter] = dict(chosen)
         self.name_of = {parameter: name for name, parameter in chosen.items()}
         self._masks: dict[str, Tensor] = {}  # only where something is pruned
         self._kept = {name: p.numel() for name, p in chosen.items()}
         self._whole = {**self._kept, **whole}
         self.flips: dict[str, int] = dict.fromkeys(chosen, 0)
-        """Number of entries of each mask that the last update changed."""
         self.changes = 0
-        """Number of times that the masks have changed."""
         if masks is not None:
             self.update(masks)
 
@@ -200,8 +199,7 @@ class MaskStore(Mapping[str, Tensor]):
         """Return what :meth:`put` takes to change to masks of the right shape, which the store will own."""
         held, kept, flips = dict(self._masks), dict(self._kept), dict.fromkeys(self.parameters, 0)
         for name, given in masks.items():
-            fits = given.stride() == self.parameters[name].stride()
-            mask = given if fits else self._owned(name, given, copy=False)
+            mask = given if given.stride() == self.parameters[name].stride() else self._owned(name, given, copy=False)
             earlier, numel, count = self.pruned(name), mask.numel(), count_true(mask)
             flips[name] = numel - count if earlier is None else count_true(mask ^ earlier)
             kept[name] = count
@@ -287,26 +285,6 @@ class MaskStore(Mapping[str, Tensor]):
     def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """Check a ``state`` and return its masks, of a sharded store this rank's parts; nothing is changed."""
         return {name: self._owned(name, mask, copy=False) for name, mask in unpacked(state, self.parameters)}
-
-
-def check_same(model: nn.Module, parameters: Mapping[str, nn.Parameter], handler: str) -> None:
-    """Raise if the model's parameters are no longer the objects that a handler acts on.
-
-    Args:
-        model: unwrapped.
-        parameters: by name, as they were when the handler was made.
-        handler: which handler to make again, for the message.
-
-    Raises:
-        ValueError: names a parameter.
-    """
-    now = {name.replace(COMPILED, ""): parameter for name, parameter in model.named_parameters()}
-    replaced = [name for name, parameter in parameters.items() if now.get(name) is not parameter]
-    if replaced:
-        raise ValueError(
-            f"Parameter {replaced[0]!r} of the model has been replaced by another object (a layer was exchanged or "
-            f"sliced, the model sharded, or a state_dict loaded with assign=True); make a new {handler}"
-        )
 
 
 def warn_of_nearly_empty(masks: MaskStore, warned: set[str]) -> None:

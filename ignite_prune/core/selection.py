@@ -14,7 +14,16 @@ from torch.nn.utils import parametrize
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.shard import is_sharded
 from ignite_prune.core.dense_report import warn_of_dense
-from ignite_prune.core.weight_kinds import ADAPTER, EMBEDDINGS, PRUNABLE, SELECTED, Kind, has_inputs_first, kind_of
+from ignite_prune.core.weight_kinds import (
+    ADAPTER,
+    EMBEDDINGS,
+    OUTPUTS_FIRST,
+    PRUNABLE,
+    SELECTED,
+    Kind,
+    has_inputs_first,
+    kind_of,
+)
 
 Rule = str | type[nn.Module]
 
@@ -69,7 +78,8 @@ def inputs_first(model: nn.Module) -> frozenset[str]:
     turned, straight = set[int](), set[int]()
     for module in unwrap(model).modules():
         if (weight := module._parameters.get("weight")) is not None:
-            (turned if has_inputs_first(module) else straight).add(id(weight))
+            is_turned = type(module) not in OUTPUTS_FIRST and has_inputs_first(module)
+            (turned if is_turned else straight).add(id(weight))
     turned -= straight
     if not turned:
         return frozenset()
@@ -265,7 +275,7 @@ def _check(name: str, parameter: nn.Parameter, sharded: bool) -> None:
         raise ValueError(f"Parameter {name!r} is lazy and has no shape yet; run one forward of the model first")
     if parameter.device.type == "xla":
         raise ValueError(f"Parameter {name!r} is on an XLA device, which is not supported; train on a CPU or a GPU")
-    is_dtensor = is_sharded(parameter)
+    is_dtensor = type(parameter) is not nn.Parameter and is_sharded(parameter)
     if is_dtensor and not sharded:
         raise ValueError(
             f"Parameter {name!r} is a DTensor, of a model under fully_shard or parallelize_module, which PruneHandler "

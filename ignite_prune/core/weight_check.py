@@ -55,9 +55,6 @@ class WeightCheck:
     _calls: int = field(default=0, init=False)
     _generator: torch.Generator | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        self.enforcer.on_alive = self.before_step
-
     def before_step(self) -> None:
         """Warn of weights that were written between two steps of the optimizers, before the hook masks them again.
 

@@ -25,6 +25,8 @@ PRUNABLE: tuple[type[nn.Module], ...] = (
     nn.MultiheadAttention,
 )
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+OUTPUTS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Types, not kinds, of the layers that most models consist of: :func:`has_inputs_first` is False for them."""
 
 NOT_LAYERS = re.compile(
     r"(Norm([1-3]?[dD]|2dB0|\d\w)?|Embeddings?|Embed|Embedder|Positional|Encoding|Codebook|Quantizer)$", re.ASCII

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ignite_prune.export.extras import needed
+from ignite_prune._utils.extras import needed
 
 FORMAT, VERSION = "ignite_prune.sparse", 1
 
 
 def write_container(tensors: Mapping[str, Tensor], index: Mapping[str, Any], path: Path) -> None:
     """Write tensors and an index of JSON types to a temporary file, which is then renamed to ``path``."""
-    needed("safetensors", "export")
+    needed("safetensors")
     from safetensors.torch import save_file
 
     owned = {name: _own(tensor) for name, tensor in tensors.items()}
@@ -56,7 +56,7 @@ def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _metadata(path: Path) -> tuple[str, str]:
-    needed("safetensors", "export")
+    needed("safetensors")
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

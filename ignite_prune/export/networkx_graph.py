@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import near
+from ignite_prune._utils.extras import needed
 from ignite_prune.core.selection import named_parameters, unwrap
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def to_networkx(
         >>> len(graph), graph.number_of_edges(), graph.nodes["2", 0]
         (9, 9, {'layer': '2', 'index': 0, 'kind': 'neuron'})
     """
+    needed("networkx")
     import networkx
 
     weights = _checked(model, masks)

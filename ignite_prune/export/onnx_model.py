@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import tempfile
-import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.extras import needed
+from ignite_prune._utils.quiet import quiet
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import undisturbed
-from ignite_prune.export.extras import needed
 from ignite_prune.export.sparse_weight import check_dense
 from ignite_prune.structure.model_io import as_arguments, checked_device, tensors_of
 from ignite_prune.structure.slicing.compare import run
@@ -56,7 +54,7 @@ def to_onnx(
         ValueError: the model has sparse layers, cannot be exported, or the file computes other outputs.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        needed(package, "onnx")
+        needed(package)
     import onnx
 
     model, path = unwrap(model), Path(path)
@@ -83,8 +81,7 @@ def _export(model: nn.Module, example_inputs: Any, file: Path, dynamic_batch: bo
         shapes = torch.utils._pytree.tree_map(
             lambda each: {0: batch} if isinstance(each, Tensor) and each.dim() else None, (*args, *kwargs.values())
         )
-    with undisturbed(model), torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # of the exporter's own libraries
+    with undisturbed(model), torch.no_grad(), quiet():
         try:
             program = torch.onnx.export(
                 model, args, None, kwargs=kwargs, dynamo=True, opset_version=opset, dynamic_shapes=shapes, verbose=False

@@ -12,10 +12,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.distributed import raise_together, world_size
-from ignite_prune.core.mask_enforcer import claim
-from ignite_prune.core.mask_store import check_same, warn_of_nearly_empty
+from ignite_prune.core.claims import check_same, claim
+from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import Attachment
+from ignite_prune.handlers.describe import describe_group
 from ignite_prune.handlers.events import PruneEvents, fire
 from ignite_prune.handlers.run_check import may_be_driven
 from ignite_prune.handlers.run_warning import AGAIN, NEVER_ATTACHED, NOT_UPDATED, NOTHING, UNUSED
@@ -23,6 +24,8 @@ from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
 from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_alike
+from ignite_prune.update.at_target import is_at_target
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
 from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 
@@ -56,6 +59,32 @@ class AttachedPruner(TargetHandler):
     _warned: set[str]  # parameters that a warning has named
     _restored = False  # what was pruned has been brought back
     _at: float | None = None  # the schedule's step of the last update, where this object made it
+
+    @property
+    def masks(self) -> MaskStore:
+        """The masks, a mapping ``{name: bool tensor}``, True = kept."""
+        return self.pruning.masks
+
+    @property
+    def structure(self) -> Structure | None:
+        """The structure whose units are pruned, as it is now; None where single entries or patterns are."""
+        return self.pruning.structure
+
+    @property
+    def units(self) -> dict[str, tuple[int, int]]:
+        """How many units of a structure's groups there were, and are left; empty without a structure."""
+        return self.pruning.units
+
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """The groups, each with its ``"sparsity"`` and settings; Ignite's ParamSchedulers can drive it."""
+        return self.pruning.groups
+
+    @property
+    def reached(self) -> bool:
+        """Whether every group's last update had its final target; see :attr:`.TargetHandler.reached`."""
+        resumed = max(self._progress.done.values(), default=None)
+        return is_at_target(self.pruning, self._at, self._check.last, resumed)
 
     def _feed_of(self, pruner: Pruner) -> EvidenceFeed | None:
         """Return what gathers a pruner's evidence; None where it needs none."""
@@ -211,9 +240,17 @@ class AttachedPruner(TargetHandler):
     def _report(self) -> dict[str, float]:
         return self.pruning.sparsities()
 
+    def _describe(self) -> list[str]:
+        groups = [
+            f"group {index}: {describe_group(group, self._masked())}" for index, group in enumerate(self.pruning.groups)
+        ]
+        return [f"model: {type(self.pruning.model).__name__}", *groups, f"sparsity: {self.masks.sparsity:.4g}"]
+
     # Checkpoints
 
     def _state(self) -> dict[str, Any]:
+        if self.pruning.verify == "checkpoint":
+            self.pruning.check_equal(self.masks.held)
         return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict(), self._compress_masks)
 
     def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,36 +10,27 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
 
-from ignite_prune._utils.commit import to_the_end
-from ignite_prune._utils.pairs import as_pairs, from_pairs
-from ignite_prune.core.mask_enforcer import check_free, claim, release
+from ignite_prune.core.claims import check_free, claim, release
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update, clock_of
 from ignite_prune.handlers.events import register
 from ignite_prune.handlers.run_check import RunCheck, is_trial, iterations_of, last_count
+from ignite_prune.handlers.versioned_state import VersionedState
 from ignite_prune.schedule import Schedule
 
 
-class BaseHandler(ABC):
+class BaseHandler(VersionedState):
     """Attached to at most one engine at a time, published in its state, saved in checkpoints, finalized once.
 
     A subclass defines :meth:`attach` with its own default event and name, which calls :meth:`_attach`, and implements
     the abstract methods below. The other methods with an underscore may be overridden; the public ones are final.
 
     Attributes:
-        VERSION: of the state_dict; older ones from 1 on are read, see :meth:`_upgraded`.
-        KEYS: of the state_dict in their order, without ``"version"``.
-        VARYING: those keys whose mappings have other entries from time to time: saved as lists of pairs.
         MAIN: key of the published number that is stored in ``engine.state.metrics``; None for no metric.
     """
 
-    VERSION: ClassVar[int] = 2  # 1 had no lists of pairs
-    KEYS: ClassVar[tuple[str, ...]]
-    VARYING: ClassVar[tuple[str, ...]] = ()
     MAIN: ClassVar[str | None] = None
-    _progress: Progress
     _attachment: Attachment | None = None
-    _finalized = False
     _shared = False  # other handlers may mask the same parameters
     _owns = False  # entered as an owner of its parameters
 
@@ -70,27 +61,12 @@ class BaseHandler(ABC):
         """Return what is published."""
 
     @abstractmethod
-    def _state(self) -> dict[str, Any]:
-        """Return the state as plain data, without version and progress."""
-
-    @abstractmethod
-    def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        """Return a function that loads a state with all keys, or raise and change nothing."""
-
-    @abstractmethod
     def _describe(self) -> list[str]:
         """Return the parts of the representation."""
-
-    def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a state of an older version in the form of this one."""
-        return state
 
     def _masked(self) -> Mapping[str, nn.Parameter]:
         """Return the parameters that are masked; those of two handlers should be disjoint."""
         return {}
-
-    def _check_parameters(self) -> None:
-        """Raise ValueError if the model's parameters have been replaced."""
 
     def _checker(self) -> WeightCheck | None:
         """Return what verifies that pruned weights are 0; None where masks are not in the weights."""
@@ -132,9 +108,6 @@ class BaseHandler(ABC):
 
     def _check_end(self, engine: Engine) -> None:
         """Warn of what only the end of a run shows."""
-
-    def _loaded(self) -> None:
-        """Act on a state that has been loaded."""
 
     def _check_final(self) -> None:
         """Warn if there is nothing to make permanent."""
@@ -246,10 +219,6 @@ class BaseHandler(ABC):
             if completed:
                 self._check_end(engine)
 
-    def _check_usable(self) -> None:
-        if self._finalized:
-            raise ValueError(f"This {type(self).__name__} is finished: finalize() was called; make a new one")
-
     def _check_free(self) -> None:
         """Raise if another handler masks one of the parameters, unless this was made with ``shared=True``."""
         if not self._owns and not self._shared:
@@ -276,62 +245,3 @@ class BaseHandler(ABC):
         parts = [*self._describe(), self._where()]
         line = f"{type(self).__name__}({', '.join(parts)})"
         return line if len(line) <= 100 else f"{type(self).__name__}(\n  " + "\n  ".join(parts) + "\n)"
-
-    # Checkpoints
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain data, which ``torch.load(weights_only=True)`` reads.
-
-        ``torch.distributed.checkpoint`` loads it into the state_dict of a new handler without loss.
-
-        Raises:
-            PrunedWeightsAlive: a strict handler's pruned weights are not 0.
-        """
-        self._verify()
-        parts = {"progress": self._progress.state_dict(), **self._state()}
-        assert set(parts) <= {*self.KEYS, "progress"}, f"{type(self).__name__}.KEYS should name all of its state"
-        parts |= {key: as_pairs(parts[key]) for key in self.VARYING}
-        return {"version": self.VERSION, **{key: parts[key] for key in self.KEYS}}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a state. Everything is checked first; if it is refused, nothing has changed.
-
-        Raises:
-            TypeError: not a state_dict of this class.
-            ValueError: of another handler, parameters, shapes or groups, of a later version, or damaged; or this object
-                is finalized, or the model's parameters have been replaced.
-        """
-        self._check_usable()
-        self._check_parameters()
-        state = self._checked_form(state_dict)
-        progress = Progress.from_state(state["progress"]) if "progress" in state else self._progress
-        load = self._checked(state)
-
-        def commit() -> None:
-            load()
-            self._progress.__dict__.update(vars(progress))
-            self._loaded()
-
-        to_the_end(commit)
-        self._publish()
-
-    def _checked_form(self, state: Any) -> Mapping[str, Any]:
-        """Return a state of this version with all keys, or raise."""
-        kind = type(self).__name__
-        version = state.get("version") if isinstance(state, Mapping) else None
-        if not isinstance(state, Mapping) or type(version) is not int:
-            raise TypeError(
-                f"Argument state_dict should be a {kind}'s, a mapping with a whole 'version', but given {type(state)}"
-            )
-        if not 1 <= version <= self.VERSION:
-            raise ValueError(
-                f"The checkpoint's {kind} has version {version}, this one reads versions up to {self.VERSION}; update "
-                "ignite_prune"
-            )
-        if not isinstance(state.get("kind", kind), str) or state.get("kind", kind) != kind:
-            raise ValueError(f"The checkpoint is of {state['kind']!r:.40}, but this is a {kind}")
-        upgraded = self._upgraded(state)
-        missing = set(self.KEYS) - set(upgraded)
-        if missing:
-            raise ValueError(f"The checkpoint's {kind} is damaged: it lacks {sorted(missing)}")
-        return {**upgraded, **{key: from_pairs(upgraded[key]) for key in self.VARYING}}

@@ -17,25 +17,25 @@ from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune._utils.arguments import check_is
+from ignite_prune._utils.distributed import raise_together
+from ignite_prune._utils.extras import needed
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.check_report import CheckReport
-from ignite_prune.core.mask_enforcer import claim, release
-from ignite_prune.core.mask_state import check_compression
-from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
+from ignite_prune.core.claims import claim, release
+from ignite_prune.core.mask_store import warn_of_nearly_empty
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.handlers.attached_pruner import AttachedPruner
 from ignite_prune.handlers.attachment import AnyEvent
-from ignite_prune.handlers.describe import describe_group
 from ignite_prune.handlers.events import PruneEvents
 from ignite_prune.repair import Repair
 from ignite_prune.saliency import Saliency
 from ignite_prune.schedule.base import check_steps
-from ignite_prune.update.agreement import announced
-from ignite_prune.update.at_target import is_at_target
+from ignite_prune.update.agreement import REFUSED
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
-from ignite_prune.update.param_groups import UNSET, ParamGroup, warn_of_unset
+from ignite_prune.update.param_group import UNSET
+from ignite_prune.update.param_groups import warn_of_unset
 from ignite_prune.update.pruner import Pruner
 
 if TYPE_CHECKING:
@@ -86,7 +86,6 @@ class PruneHandler(AttachedPruner):
         unreached: what to do with a parameter that no data has reached, such as an expert without tokens, where the
             saliency needs evidence: ``"raise"`` MissingEvidence, or ``"keep"`` it as it is, with a
             warning, until data reaches it.
-
         verify: compare the masks of ranks that hold the same weights by checksums: ``"never"``, before each
             ``"checkpoint"`` (every rank calls :meth:`state_dict` then), or before each ``"update"`` is carried out.
 
@@ -141,7 +140,7 @@ class PruneHandler(AttachedPruner):
             check_is("strict", strict, bool)
         if compress_masks is not False:
             check_is("compress_masks", compress_masks, bool)
-            check_compression()
+            needed("numpy", "compress_masks=True")
             self._compress_masks = True
         self._shared = shared
         settings = {
@@ -185,16 +184,6 @@ class PruneHandler(AttachedPruner):
     # What it knows
 
     @property
-    def masks(self) -> MaskStore:
-        """The masks, a mapping ``{name: bool tensor}``, True = kept."""
-        return self.pruning.masks
-
-    @property
-    def structure(self) -> Structure | None:
-        """The structure whose units are pruned, as it is now; None where single entries or patterns are."""
-        return self.pruning.structure
-
-    @property
     def sparsity(self) -> float:
         """The pruned fraction of the selected parameters, exact count / exact count; what is sliced off is pruned."""
         return self.masks.sparsity
@@ -217,22 +206,6 @@ class PruneHandler(AttachedPruner):
             Which pruned weights are not 0, and the likely cause; true if all are 0, and printable.
         """
         return self.pruning.weights.report()
-
-    @property
-    def units(self) -> dict[str, tuple[int, int]]:
-        """How many units of a structure's groups there were, and are left; empty without a structure."""
-        return self.pruning.units
-
-    @property
-    def reached(self) -> bool:
-        """Whether every group's last update had its final target; see :attr:`.TargetHandler.reached`."""
-        resumed = max(self._progress.done.values(), default=None)
-        return is_at_target(self.pruning, self._at, self._check.last, resumed)
-
-    @property
-    def param_groups(self) -> list[ParamGroup]:
-        """The groups, each with its ``"sparsity"`` and settings; Ignite's ParamSchedulers can drive it."""
-        return self.pruning.groups
 
     def scores(self) -> dict[str, Tensor]:
         """Return every selected parameter's saliency as of now.
@@ -279,10 +252,13 @@ class PruneHandler(AttachedPruner):
             TypeError, ValueError: a bad argument, or a saliency that is not finite. Nothing is changed then.
         """
         owned = self._owns
-        with announced():
+        try:
             targets = self._targets(sparsity, at)
             if not owned:
                 self._owns = claim(self, self.pruning.masks.parameters, self._shared)
+        except Exception as error:
+            raise_together(error, REFUSED)
+            raise
         try:
             self.pruning.update(targets, done=partial(setattr, self, "_at", at))
         except BaseException:
@@ -321,14 +297,3 @@ class PruneHandler(AttachedPruner):
         self.pruning.restore()
         self._restored = True
         self._publish()
-
-    def _state(self) -> dict[str, Any]:
-        if self.pruning.verify == "checkpoint":
-            self.pruning.check_equal(self.masks.held)
-        return super()._state()
-
-    def _describe(self) -> list[str]:
-        groups = [
-            f"group {index}: {describe_group(group, self._masked())}" for index, group in enumerate(self.param_groups)
-        ]
-        return [f"model: {type(self.pruning.model).__name__}", *groups, f"sparsity: {self.sparsity:.4g}"]

@@ -14,13 +14,14 @@ import inspect
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ignite.engine import CallableEventWithFilter, Engine, Events
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ignite_prune.handlers.run_warning import RunWarning
+from ignite_prune.handlers.run_warning import OUT_OF_REACH, RunWarning
 from ignite_prune.schedule import Schedule
 
 _ITERATIONS = {
@@ -34,6 +35,35 @@ _MANY = 100_000  # counts of a filtered event that are tried
 _ENOUGH = 100  # iterations without a step: more than gradients are accumulated over, or AMP's scaler skips
 
 
+@dataclass(eq=False)
+class _Steps:
+    """Whether an optimizer has stepped in a run; its hooks are removed as soon as one has."""
+
+    _hooks: list[RemovableHandle] = field(default_factory=list)
+    _since: int = 0
+    _seen: bool = False
+
+    def begin(self, engine: Engine, optimizers: Sequence[Optimizer]) -> None:
+        self.end()
+        self._since, self._seen = engine.state.iteration, False
+        self._hooks = [optimizer.register_step_post_hook(self._see) for optimizer in optimizers]
+
+    def _see(self, *_: Any) -> None:
+        self._seen = True
+
+    def without(self, engine: Engine) -> int:
+        """Return the number of iterations if there was no step, else 0."""
+        if self._seen:
+            self.end()
+        return engine.state.iteration - self._since if self._hooks else 0
+
+    def end(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+@dataclass(eq=False)
 class RunCheck:
     """What one handler's run is going to be, and the warnings that have been given about it.
 
@@ -41,10 +71,9 @@ class RunCheck:
         last: the last count of the handler's event in this run; None: not known.
     """
 
-    def __init__(self) -> None:
-        self.last: int | None = None
-        self._told: set[str] = set()
-        self._steps = _Steps()
+    last: int | None = None
+    _told: set[str] = field(default_factory=set)
+    _steps: _Steps = field(default_factory=_Steps)
 
     def tell(self, kind: str, message: str) -> None:
         """Warn, once for each kind."""
@@ -89,6 +118,24 @@ class RunCheck:
             text += ". If begin and end are meant in iterations: attach(trainer, Events.ITERATION_COMPLETED)"
         self.tell("short", text)
 
+    def check_rounds(self, rounds: int, schedules: Sequence[Schedule | None], target: float | None) -> None:
+        """Warn of rounds of a pruning engine that cannot end as asked.
+
+        Args:
+            rounds: their number.
+            schedules: of each group; None: it has none.
+            target: the sparsity at which the rounds end; None: they end by their number.
+        """
+        self.last = rounds
+        given = [schedule for schedule in schedules if schedule is not None]
+        if target is None:
+            for schedule in given:
+                self.check_schedule(schedule, "rounds")
+        elif len(given) == len(schedules):
+            last = max(schedule(rounds) for schedule in given)
+            if last < target - 1e-9:
+                self.tell("target", OUT_OF_REACH.format(target=target, rounds=rounds, last=last))
+
     def end_epoch(self, who: str, engine: Engine, completed: bool) -> None:
         """Warn if no optimizer steps in the engine; called at the end of each epoch and of the run."""
         iterations = self._steps.without(engine)
@@ -104,33 +151,6 @@ class RunCheck:
     def stop(self) -> None:
         """Remove the hooks."""
         self._steps.end()
-
-
-class _Steps:
-    """Whether an optimizer has stepped in a run; its hooks are removed as soon as one has."""
-
-    def __init__(self) -> None:
-        self._hooks: list[RemovableHandle] = []
-        self._since, self._seen = 0, False
-
-    def begin(self, engine: Engine, optimizers: Sequence[Optimizer]) -> None:
-        self.end()
-        self._since, self._seen = engine.state.iteration, False
-        self._hooks = [optimizer.register_step_post_hook(self._see) for optimizer in optimizers]
-
-    def _see(self, *_: Any) -> None:
-        self._seen = True
-
-    def without(self, engine: Engine) -> int:
-        """Return the number of iterations if there was no step, else 0."""
-        if self._seen:
-            self.end()
-        return engine.state.iteration - self._since if self._hooks else 0
-
-    def end(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
 
 
 def last_count(engine: Engine, events: Sequence[Any]) -> int | None:

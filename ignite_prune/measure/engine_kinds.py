@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ignite_prune._utils.extras import needed
 from ignite_prune._utils.nested import mapped
 from ignite_prune.export.inference import sparse_inference
 from ignite_prune.export.onnx_model import to_onnx
@@ -55,8 +55,7 @@ def _onnx(model: nn.Module, inputs: Any, folder: Path) -> tuple[Call, str]:
 
 
 def _onnx_int8(model: nn.Module, inputs: Any, folder: Path) -> tuple[Call, str]:
-    if find_spec("onnxruntime") is None:
-        raise ImportError("onnxruntime is not installed: pip install 'ignite-prune[onnx]'")
+    needed("onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     dense, small = folder / "model.onnx", folder / "int8.onnx"

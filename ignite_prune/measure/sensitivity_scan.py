@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_is, near
+from ignite_prune._utils.extras import needed
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune._utils.table import as_table
 from ignite_prune.evidence.calibration import LossFn, PrepareBatch
@@ -117,6 +118,7 @@ class Sensitivity:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Plot the value over the sparsity of each layer, and return the axes (requires matplotlib)."""
+        needed("matplotlib")
         import matplotlib.pyplot as plt
 
         axes = plt.subplots(figsize=(6, 4))[1] if ax is None else ax

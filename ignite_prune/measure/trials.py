@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ignite_prune.export.extras import needed
+from ignite_prune._utils.extras import needed
 from ignite_prune.measure.prunable import Prunables
 from ignite_prune.measure.unchanged import unchanged
 
@@ -60,7 +60,7 @@ class Trials:
         if progress is not None and not isinstance(progress, bool):
             raise TypeError(f"Argument progress should be True, False or None, but given {progress!r}")
         if progress:
-            needed("tqdm", "demo")
+            needed("tqdm", "progress=True")
         self._model, self._evaluate, self._prunables, self._progress = model, evaluate, prunables, progress
         self._path = None if path is None else _checked_path(path)
         self._of = "" if path is None else _digest(prunables, saliency)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ignite_prune._utils.stated import stated
 
 
 class Grid(NamedTuple):
@@ -40,6 +42,10 @@ class Pattern(ABC):
     by_unit: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
     share: float = 1.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.repeats = stated(cls, "repeats", "spread")
 
     def inputs_first(self, ndim: int) -> Pattern:
         """Return the pattern for a tensor of ``ndim`` dimensions that stores its inputs in dim 0, its outputs in dim 1.

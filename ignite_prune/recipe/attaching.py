@@ -81,7 +81,7 @@ class Attaching:
         self.recipe, self.trainer, self.loader = recipe, trainer, loader
         self.model, self.optimizer, self.more = model, optimizer, more
         self.length = _length(loader, steps_per_epoch)
-        self.epochs = recipe.epochs or max_epochs or trainer.state.max_epochs
+        self.epochs = max_epochs or recipe.epochs or trainer.state.max_epochs
         self.handlers: dict[str, Any] = {}
         self.engine: Any = None
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import near
-from ignite_prune.export.extras import needed
+from ignite_prune._utils.extras import needed
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.recipe.annotations import Number
 from ignite_prune.recipe.calibration_model import CalibrationModel
@@ -166,7 +166,7 @@ class Recipe(RecipeModel):
         Raises:
             ValueError: a file cannot hold a part of it.
         """
-        needed("yaml", "recipe")
+        needed("yaml")
         import yaml
 
         text: str = yaml.safe_dump(self.data(), sort_keys=False, default_flow_style=None, width=100)
@@ -193,7 +193,8 @@ class Recipe(RecipeModel):
             optimizer: those that train it.
             loader: the trainer's data; its length is that of an epoch.
             steps_per_epoch: the number of iterations of an epoch, instead.
-            max_epochs: of the run, if neither the recipe nor the trainer says so; schedules that end later are refused.
+            max_epochs: of the run; by default the recipe's ``epochs``, or the trainer's. Schedules that end later are
+                refused.
             more: ``example_inputs`` (for structures, slicing and latency), ``data``, ``loss_fn``, ``prepare_batch`` or
                 ``calibration`` (for evidence), ``teacher`` (for distillation), ``masks`` (instead
                 of those that ``masks: nonzero`` finds), ``scaler``, ``ema``, and ``evaluator``.

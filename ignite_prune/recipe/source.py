@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from ignite_prune.export.extras import needed
+from ignite_prune._utils.extras import needed
 from ignite_prune.recipe.recipe_error import Path, RecipeError, dotted
 
 LARGEST = 1 << 20  # bytes; the recipes of other tools have at most some 50 KB
@@ -124,7 +124,7 @@ def parsed(text: str, name: str | None = None, first_line: int = 1) -> Source:
         RecipeError: it is too large, too deep, not YAML, has an alias within its own anchor, or a key that is a list or
             mapping.
     """
-    needed("yaml", "recipe")
+    needed("yaml")
     import yaml
 
     if len(text) > LARGEST:

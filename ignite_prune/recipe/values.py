@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune._utils.arguments import near
+from ignite_prune._utils.extras import needed
 
 _INLINE = 10_000  # numbers
 _DTYPES = {
@@ -89,6 +90,7 @@ def read_tensors(value: Any) -> dict[str, Tensor] | None:
     if not isinstance(value, Mapping) or not value:
         raise ValueError(f"should be tensors by parameter name, but given {value!r:.80}")
     if set(value) == {"file"} and isinstance(value["file"], str):
+        needed("safetensors")
         from safetensors.torch import load_file
 
         try:

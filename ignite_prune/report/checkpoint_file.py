@@ -1,4 +1,8 @@
-"""Masks, weights, settings and curves of a file: a checkpoint of Ignite's, a state_dict, or one of ``export.save``."""
+"""Masks, weights, settings and curves of a file.
+
+Files are checkpoints of Ignite's, state_dicts, those of ``torch.nn.utils.prune`` (``NAME_orig``, ``NAME_mask``) and
+files of ``export.save``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from torch import Tensor
 
 from ignite_prune.core.mask_state import unpacked
 from ignite_prune.handlers.prune_handler import PruneHandler
+from ignite_prune.recipe.dialects.masked_state import plain_state
 from ignite_prune.report.curves import curves_of_history, is_history
 from ignite_prune.report.findings import Source
 
@@ -45,9 +50,12 @@ def _read(held: Any, source: Source) -> Source:
     for _, each in mappings:
         found = _masks(each)
         if found is not None:
-            source.masks, source.asked = found, _asked(each)
+            source.masks, source.asked, source.sparsity_of = found, _asked(each), "the pruner's masks"
             break
     source.state = _weights(mappings, source.masks)
+    if source.masks is None and any(name.endswith("_orig") for name in source.state):
+        source.state, source.masks, _ = plain_state(source.state)
+        source.sparsity_of = "NAME_mask"
     if source.masks is None and not any(each.dim() > 1 for each in source.state.values()):
         raise ValueError(f"{source.where!r} holds neither the masks of a pruner nor weights")
     for key, each in mappings:
@@ -59,16 +67,16 @@ def _read(held: Any, source: Source) -> Source:
 
 
 def _safetensors(path: Path, source: Source) -> Source:
-    from ignite_prune.export.extras import needed
+    from ignite_prune._utils.extras import needed
     from ignite_prune.export.sparse_file import read
 
-    needed("safetensors", "export")
+    needed("safetensors")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         contents = read(path)
-        source.state, source.masks = contents.tensors, contents.masks
+        source.state, source.masks, source.sparsity_of = contents.tensors, contents.masks, "the file's masks"
     except ValueError as error:
         if "was not written by" not in str(error):
             raise

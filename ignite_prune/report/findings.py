@@ -27,6 +27,8 @@ class Source:
         asked: labels and texts: what the pruner was asked to do.
         curves: by name of the quantity, and by run.
         warnings: texts.
+        file: the file that it was read from.
+        sparsity_of: where the masks are from.
     """
 
     title: str
@@ -38,6 +40,7 @@ class Source:
     curves: dict[str, dict[str, Series]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     file: Path | None = None
+    sparsity_of: str = "zeros"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from ignite_prune.measure.pattern_name import pattern_name
 from ignite_prune.report.findings import Layer, Source
 
 _THIN = 0.05
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def layers_of(source: Source, example_inputs: Any) -> list[Layer]:
@@ -33,17 +34,35 @@ def layers_of(source: Source, example_inputs: Any) -> list[Layer]:
             )
             for each in rows
         ]
+    return [
+        Layer(
+            name,
+            "",
+            "×".join(map(str, tensor.shape)),
+            tensor.numel(),
+            tensor.numel() if mask is None else int(mask.count_nonzero()),
+            "dense" if mask is None else pattern_name(mask),
+        )
+        for name, tensor, mask in parameters_of(source)
+    ]
+
+
+def parameters_of(source: Source) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Yield the name, tensor and mask (None: dense) of each parameter of a file.
+
+    A state_dict does not tell parameters from buffers: what is named as the running statistics of norms, or is not of
+    a floating-point type, is a buffer, and is left out as in the table of a model.
+    """
     masks = source.masks or {}
-    state: dict[str, Tensor] = {**masks, **source.state}
-    return [_row(name, each, masks.get(name)) for name, each in state.items() if each.dim()]
+    for name, tensor in {**masks, **source.state}.items():
+        if name in masks or not (is_buffer(name, tensor) or tensor.dim() == 0):
+            mask = masks.get(name)
+            yield name, tensor, tensor != 0 if mask is None and source.masks is None and tensor.dim() > 1 else mask
 
 
-def _row(name: str, tensor: Tensor, mask: Tensor | None) -> Layer:
-    if mask is None and tensor.dim() > 1:
-        mask = tensor != 0
-    kept = tensor.numel() if mask is None else int(mask.count_nonzero())
-    pattern = "dense" if mask is None else pattern_name(mask)
-    return Layer(name, "", "×".join(map(str, tensor.shape)), tensor.numel(), kept, pattern)
+def is_buffer(name: str, tensor: Tensor) -> bool:
+    """Return whether a tensor of a state_dict has the name or type of a buffer."""
+    return name.rpartition(".")[2] in _STATISTICS or not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def total_of(layers: Sequence[Layer]) -> Layer:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ignite_prune._utils.copies import copy_of
+from ignite_prune._utils.extras import needed
 from ignite_prune.core.selection import unwrap
-from ignite_prune.export.extras import needed
 from ignite_prune.measure import engines
 from ignite_prune.report.curves import curves_of_history, grouped
 from ignite_prune.report.findings import Findings, Source
@@ -75,7 +75,7 @@ def report(
         >>> page.splitlines()[0]
         '# Sequential: 44.4 % pruned'
     """
-    needed("jinja2", "report")
+    needed("jinja2")
     path = _checked_path(path, overwrite)
     found = read_source(source)
     if title is not None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.stated import stated
+
 if TYPE_CHECKING:
     from ignite_prune.saliency.needs import Need
 
@@ -54,6 +56,10 @@ class Saliency(ABC):
     by_row: ClassVar[bool] = False
     once: bool = False
     steps: int = 1
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.pointwise = stated(cls, "pointwise", "__call__")
 
     @abstractmethod
     def __call__(self, name: str, parameter: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from itertools import pairwise
 from numbers import Real
 from typing import TYPE_CHECKING, ClassVar
 
+from ignite_prune._utils.extras import needed
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -52,6 +54,7 @@ class Schedule(ABC):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Plot the schedule over its steps and return the axes (requires matplotlib)."""
+        needed("matplotlib")
         import matplotlib.pyplot as plt
 
         axes = plt.subplots(figsize=(5, 3))[1] if ax is None else ax

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ignite_prune._utils.arguments import check_callable, check_is
+from ignite_prune._utils.extras import needed
 from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches
 from ignite_prune.evidence.endless import warned_if_endless
 from ignite_prune.saliency import Saliency
@@ -53,7 +54,7 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.progress is not False:
             check_is("progress", self.progress, bool)
-            import tqdm  # noqa: F401  # is installed
+            needed("tqdm", "progress=True")
         for name, value in (("loss_fn", self.loss_fn), ("prepare_batch", self.prepare_batch)):
             if value is not None:
                 check_callable(name, value)

@@ -14,7 +14,7 @@ from ignite_prune.allocation import LAMP, Allocation, Global, Isomorphic, Layer
 from ignite_prune.pattern import Coupled
 from ignite_prune.structure import Cost, Structure
 from ignite_prune.update.coupled_scores import comparable, coupled_layer, warn_of_uneven
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.scores import ParameterScores, choose
 
 Masks = Mapping[str, Tensor | None]

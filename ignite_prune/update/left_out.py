@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.saliency import Informed
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import GroupUpdate
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from ignite_prune.saliency import Informed, Magnitude, NonFiniteSaliency, Salien
 from ignite_prune.update.agreement import REFUSED, announced
 from ignite_prune.update.calibration import Calibration, as_calibration, calibrate
 from ignite_prune.update.left_out import leave_out, warn_of_left_out
-from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import build
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,

@@ -17,7 +17,8 @@ from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.repair.base import Passes, PrunedParameter, RepairContext
 from ignite_prune.saliency import Informed, Saliency
-from ignite_prune.update.param_groups import ParamGroup, pattern_of
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import pattern_of
 from ignite_prune.update.scores import ParameterScores, choose_masks
 
 if TYPE_CHECKING:
@@ -113,12 +114,12 @@ def bound_scores(
 ) -> dict[str, ParameterScores]:
     """Return the scores of a group's parameters by a saliency and its evidence."""
     bound = saliency if evidence is None else bind(saliency, group["scored"], evidence, masks)
-    return {
-        name: ParameterScores(
-            name, store.parameters[name], bound, pattern_of(group, name), masks[name], name in group["inputs_first"]
-        )
-        for name in group["scored"]
-    }
+    scores = {}
+    for name in group["scored"]:
+        turned = name in group["inputs_first"]
+        pattern = pattern_of(group, name) if turned else group["pattern"]
+        scores[name] = ParameterScores(name, store.parameters[name], bound, pattern, masks[name], turned)
+    return scores
 
 
 def plan_masks(update: GroupUpdate, store: MaskStore, before: Masks, evidence: Evidence | None) -> dict[str, Tensor]:

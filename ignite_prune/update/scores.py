@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ignite_prune._utils.score_source import EntryScores, ScoreSource, UnitScores, stated
+from ignite_prune._utils.score_source import EntryScores, ScoreSource
 from ignite_prune._utils.topk import keep_top
 from ignite_prune._utils.topk_by_row import keep_top_by_row
 from ignite_prune.allocation.base import Allocation, Layer
@@ -119,19 +120,20 @@ class ParameterScores:
             alive = self._mask if self._pattern.streams else self._pattern.alive(self._mask)
             living = int(alive.count_nonzero())
         parameter = self._parameter.detach()
+        form = parameter.shape, parameter.device
         if not self._pattern.streams:
-            scores: ScoreSource = UnitScores(self._unit_scores, parameter, self._pattern.alive)
+            entries = torch.empty(parameter.shape, dtype=torch.bool, device="meta")
+            scores = ScoreSource(cache(self._unit_scores), self._pattern.alive(entries).shape, parameter.device)
+        elif self._saliency.pointwise and self.cached is None and type(parameter) is Tensor:
+            scores = EntryScores(self.compute, *form, parameter, self._of_part)
         else:
-            in_parts = (
-                self.cached is None and type(parameter) is Tensor and stated(self._saliency, "pointwise", "__call__")
-            )
-            scores = EntryScores(self.compute, parameter, self._of_part if in_parts else None)
+            scores = ScoreSource(self.compute, *form)
         return Layer(self.name, self.shape, units, scores, alive, living)
 
     def spread(self, units: Tensor) -> Tensor:
         """Return the parameter's new mask from the units that are kept (bool)."""
         if not self._pattern.streams:
-            if self._checked and stated(self._pattern, "repeats", "spread"):
+            if self._checked and self._pattern.repeats:
                 return self._pattern.spread(units, self._parameter.detach(), self._mask)
             scores = self.compute()
             return self._pattern.spread(
@@ -229,4 +231,5 @@ def all_finite(values: Tensor) -> bool:
     """Return whether no value is NaN or infinite, in one pass that writes nothing."""
     if not values.numel():
         return True
-    return all(math.isfinite(bound) for bound in values.aminmax())
+    least, most = values.aminmax()
+    return math.isfinite(least) and math.isfinite(most)

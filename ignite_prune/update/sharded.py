@@ -19,7 +19,8 @@ from ignite_prune._utils.shard import Part, is_sharded, like, local, reshard
 from ignite_prune._utils.sharded_top import Ranking, Scored, keep_top_of_all
 from ignite_prune._utils.sparsity import as_unit_fraction
 from ignite_prune.allocation import ERK, Global, Isomorphic, Layer, Uniform
-from ignite_prune.core.mask_store import MaskStore, check_same
+from ignite_prune.core.claims import check_same
+from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.sharded_mask_store import ShardedMaskStore
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.pattern import Block, Channel, NofM, Unstructured
@@ -42,7 +43,7 @@ from ignite_prune.saliency.from_callable import FromCallable
 from ignite_prune.saliency.given import Given
 from ignite_prune.saliency.needs import Gradients, Initial
 from ignite_prune.update.calibration import Calibration, calibrate
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.part_saliency import PartSaliency
 from ignite_prune.update.plan import GroupUpdate, Masks, UpdatePlan, drawn, merge
 from ignite_prune.update.scores import ParameterScores

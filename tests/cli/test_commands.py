@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch.nn.utils import prune as torch_prune
 pytest.importorskip("typer")
 from typer.testing import CliRunner
 
-from ignite_prune import export
+from ignite_prune import PruneHandler, export
 from ignite_prune.cli.app import app
+from ignite_prune.report.checkpoint_file import read_file
+from ignite_prune.report.layers import layers_of, total_of
 
 MODULE = """
 import torch
@@ -86,7 +89,6 @@ def test_inspect_a_model_and_files(run, folder):
     found = json.loads(run("inspect", "masked.pt", "--json").stdout)
     assert {row["name"]: row["sparsity"] for row in found["tensors"]} == {"weight": 0.5, "bias": 0.0}
     assert found["sparsity_of"] == "NAME_mask" and "total" in run("inspect", "masked.pt").output
-    from ignite_prune import PruneHandler
 
     model = nn.Linear(4, 2)
     pruner = PruneHandler(model)
@@ -98,12 +100,31 @@ def test_inspect_a_model_and_files(run, folder):
 
 def test_plan_draws_the_schedule_and_counts(run):
     shown = run("plan", "prune.yaml", "--model", "my_models:net").output
-    assert "to 75.00%" in shown and "▆" in shown and "updates: 4" in shown
+    assert "to 75.00%" in shown and "▆" in shown and "updates: 3, at epoch 1 to 3" in shown
     found = json.loads(run("plan", "prune.yaml", "--model", "my_models:net", "--json").stdout)
     assert found["entries"] == 192 and found["groups"][0]["final"] == 0.75
     said = run("plan", "prune.yaml", "--model", "my_models:net", "--epochs", 9, code=0)
     assert said.exit_code == 0
     assert "line 2" in run("plan", "sparseml.yaml", "--model", "my_models:net", code=2).output
+
+
+def test_plan_refuses_a_run_that_is_too_short(run, folder):
+    (folder / "taylor.yaml").write_text("saliency: Taylor\nschedule: {type: Linear, final: 0.5, begin: 1, end: 6}\n")
+    shown = run("plan", "taylor.yaml", "--model", "my_models:net", "--epochs", 8).output
+    assert "updates: 5, at epoch 2 to 6" in shown and "evidence: gradients/" in shown and "0x" not in shown
+    said = run("plan", "taylor.yaml", "--model", "my_models:net", "--epochs", 4, code=2).output
+    assert "ends at 6, but the run has 4 epochs" in said
+
+
+def test_statistics_of_norms_are_not_parameters(run, folder):
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    pruner = PruneHandler(model, compress_masks=True)
+    pruner.step(0.5)
+    torch.save({"model": model.state_dict(), "pruner": pruner.state_dict()}, "norm.pt")
+    found = json.loads(run("inspect", "norm.pt", "--json").stdout)
+    assert found["total"]["sparsity"] == pruner.model_sparsity
+    assert total_of(layers_of(read_file(Path("norm.pt")), None)).sparsity == pruner.model_sparsity
+    assert "3 buffers are left out" in run("inspect", "norm.pt").output
 
 
 def test_prune_writes_what_it_shows(run, folder):
@@ -152,7 +173,7 @@ def test_convert_reports_and_writes(run, folder):
     ("args", "code", "says"),
     [
         (["inspect", "none.pt"], 2, "there is no file"),
-        (["inspect", "prune.yaml"], 2, "cannot be read as a checkpoint"),
+        (["inspect", "prune.yaml"], 2, "is not a checkpoint"),
         (["inspect", "my_modles:net"], 2, "there is no module 'my_modles'"),
         (["inspect", "my_models:nett"], 2, "near matches: 'net'"),
         (["inspect", "my_models:number"], 2, "should return a torch.nn.Module"),

@@ -32,11 +32,14 @@ class OnData(nn.Module):
         return self.layer(x) if x.sum() > 0 else x
 
 
-def test_outputs_zeros_and_batch_sizes(tmp_path):
+def test_outputs_zeros_and_batch_sizes(tmp_path, capfd, caplog):
     model = TwoInputs()
     masks = prune_model(model, sparsity=0.75)
     path = export.to_onnx(model, (torch.randn(2, 8), torch.randn(2, 16)), tmp_path / "a.onnx")
     assert os.listdir(tmp_path) == ["a.onnx"] and model.training
+    assert capfd.readouterr() == ("", "") and not [
+        one for one in caplog.records if one.levelno > 20
+    ]  # the exporter logs what it does without
     held = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
     for name, mask in masks.items():
         zeros = [torch.from_numpy(held[key].copy()) for key in held if name in key]

@@ -241,7 +241,7 @@ def test_arguments_of_load(tmp_path):
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("ignite_prune.export.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("ignite_prune._utils.extras.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'ignite-prune\[export\]'"):
         export.save(nn.Linear(2, 2), tmp_path / "a")
 

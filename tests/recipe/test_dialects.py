@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ignite.engine import Events, create_supervised_trainer
+from ignite.engine import Engine, Events, create_supervised_trainer
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
@@ -192,6 +192,22 @@ def test_every_pruning_modifier_of_sparseml(entry, says):
     found = recipe.read(f"pruning_modifiers:\n  - {entry}\n")
     assert len(found.report.translated) == 1 and says in found.dump()
     assert recipe.load(found.dump()).dump() == found.dump()
+
+
+def test_the_narrower_of_two_overlapping_modifiers_wins():
+    found = recipe.read(
+        "modifiers:\n"
+        "  - !GMPruningModifier {final_sparsity: 0.5, start_epoch: 0, end_epoch: 2, params: __ALL_PRUNABLE__}\n"
+        "  - !GMPruningModifier {final_sparsity: 0.8, start_epoch: 0, end_epoch: 2, params: ['re:0.*']}\n"
+    )
+    assert [(item.line, "those of line 3 are left out" in item.why) for item in found.report.not_possible] == [
+        (2, True)
+    ]
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = Engine(lambda engine, batch: None)
+    attached = found.recipe.attach(engine, model=model, optimizer=optimizer, steps_per_epoch=4)
+    assert [group["params"] for group in attached.pruner.param_groups] == [["1.weight"], ["0.weight", "0.bias"]]
 
 
 def test_what_does_not_prune_has_a_report_and_no_recipe():

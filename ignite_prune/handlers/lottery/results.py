@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine
 from torch import Tensor
 
+from ignite_prune._utils.extras import needed
 from ignite_prune.handlers.lottery.training_segment import forget_failure
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def plot(results: Sequence[Result], metric: str | None = None, ax: Axes | None =
     Raises:
         ValueError: there are no results, or none of that metric.
     """
+    needed("matplotlib")
     import matplotlib.pyplot as plt
 
     named = [metric] if metric is not None else list(results[0]["metrics"])[:1] if results else []
@@ -127,3 +129,15 @@ def plot(results: Sequence[Result], metric: str | None = None, ax: Axes | None =
     if not axes.xaxis_inverted():
         axes.invert_xaxis()
     return axes
+
+
+def is_below(floor: Mapping[str, float], metrics: Mapping[str, Any]) -> bool:
+    """Return whether a metric is below its floor; NaN is."""
+    return any(not metrics[name] >= value for name, value in floor.items() if name in metrics)
+
+
+def check_floor(floor: Mapping[str, float], metrics: Mapping[str, Any]) -> None:
+    """Raise ValueError if the evaluator gives no number for a floor."""
+    missing = [name for name in floor if not isinstance(metrics.get(name), float)]
+    if missing:
+        raise ValueError(f"Argument floor: the evaluator gives no number {missing[0]!r}; it gives {sorted(metrics)}")

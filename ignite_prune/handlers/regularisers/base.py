@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.plain_repr import plain_repr
-from ignite_prune.core.mask_store import check_same
+from ignite_prune.core.claims import check_same
 from ignite_prune.core.optimizers import as_optimizers, check_held
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.core.step_hooks import Closure, StepHooks

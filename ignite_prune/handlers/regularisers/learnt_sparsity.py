@@ -16,11 +16,11 @@ from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.inert_hook import InertHook
 from ignite_prune._utils.plain_repr import plain_repr
 from ignite_prune._utils.state import checked_mapping, checked_tensor
-from ignite_prune.core.mask_enforcer import LENT
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizer_loading import as_saved, check_by_trial, from_saved
 from ignite_prune.core.selection import is_number, unwrap
 from ignite_prune.core.step_hooks import Closure, grad_scale
+from ignite_prune.core.weight_masking import LENT
 from ignite_prune.handlers.attachment import Attachment
 from ignite_prune.handlers.regularisers.base import Regulariser
 from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, build

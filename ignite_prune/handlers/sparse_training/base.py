@@ -15,7 +15,8 @@ from ignite_prune import saliency as saliencies
 from ignite_prune._utils.arguments import check_is, near
 from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune.allocation import Allocation
-from ignite_prune.core.mask_store import MaskStore, check_same
+from ignite_prune.core.claims import check_same
+from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.optimizers import as_optimizers, check_held
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
@@ -25,7 +26,8 @@ from ignite_prune.handlers.run_warning import STATIC
 from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.update.agreement import NOT_ATTACHED, NOT_MADE, agreed, announced, check_alike
-from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import build
 from ignite_prune.update.plan import UpdatePlan
 from ignite_prune.update.scores import all_finite
 

@@ -34,6 +34,10 @@ class Draft:
         self._lines["prune", "params", len(self.groups)] = self.line(path)
         self.groups.append(group)
 
+    def line_of_group(self, index: int) -> int | None:
+        """Return the line that a parameter group comes from."""
+        return self._lines["prune", "params", index]
+
     def handler(self, path: Path, **handler: Any) -> None:
         """Add a handler that a part of the file says."""
         self._lines["handlers", len(self.handlers)] = self.line(path)

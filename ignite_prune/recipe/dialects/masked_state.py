@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.extras import needed
 from ignite_prune.recipe.dialects.report import Report
 from ignite_prune.recipe.recipe_error import RecipeError
 
@@ -64,6 +65,7 @@ def _loaded(given: Any) -> Mapping[str, Any]:
         raise RecipeError("there is no such file", source=str(given))
     try:
         if path.suffix == ".safetensors":
+            needed("safetensors")
             from safetensors.torch import load_file
 
             return load_file(path)

@@ -11,6 +11,7 @@ from ignite_prune.recipe.dialects.handed_on import HANDED_ON
 from ignite_prune.recipe.dialects.modifiers import Modifier, modifiers
 from ignite_prune.recipe.dialects.sparseml_fields import (
     NO_EFFECT,
+    PRUNABLE,
     allocation_of,
     number,
     params_of,
@@ -23,6 +24,7 @@ from ignite_prune.recipe.dialects.sparseml_training import alternating, rigl, st
 from ignite_prune.recipe.source import Source
 
 _UNSTRUCTURED = "Unstructured"
+_ALL: list[Any] = [PRUNABLE, {"regex": ".*"}]
 
 
 def read_modifiers(source: Source, variables: Mapping[str, Any]) -> Draft:
@@ -47,6 +49,7 @@ def read_modifiers(source: Source, variables: Mapping[str, Any]) -> Draft:
     everything = list(modifiers(source, lambda name: name in _PRUNING or name == "EpochRangeModifier", variables))
     for each in sorted(everything, key=lambda one: one.name == "ConstantPruningModifier"):
         _read(draft, each)
+    _leave_out_the_narrower(draft)
     if draft.groups and "event" not in draft.settings:
         draft.settings["event"] = {"type": "iteration_completed", "unit": "epochs", "every": "schedule"}
     return draft
@@ -54,6 +57,19 @@ def read_modifiers(source: Source, variables: Mapping[str, Any]) -> Draft:
 
 def _is_stage(key: Any) -> bool:
     return str(key).endswith("_stage")
+
+
+def _leave_out_the_narrower(draft: Draft) -> None:
+    """Exclude from the groups of all parameters those that other groups name: a parameter is in one group alone."""
+    groups = [(index, group["params"]) for index, group in enumerate(draft.groups)]
+    narrow = [(index, params) for index, params in groups if params not in _ALL]
+    for index, params in groups:
+        if narrow and params in _ALL:
+            rules = [rule for _, each in narrow for rule in (each if isinstance(each, list) else [each])]
+            draft.groups[index]["exclude"] = rules[0] if len(rules) == 1 else rules
+            lines = ", ".join(str(draft.line_of_group(each)) for each, _ in narrow)
+            why = f"those of line {lines} are left out of it: a parameter has one schedule, that of the narrower rule"
+            draft.report.add("not possible", "params", draft.line_of_group(index), why)
 
 
 def _read(draft: Draft, modifier: Modifier) -> None:

@@ -8,7 +8,7 @@ on such operations are compared with the masked model, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ignite_prune._utils.copies import copy_of
+from ignite_prune._utils.reusable_copy import ReusableCopy
 from ignite_prune.structure.slicing.compare import (
     difference,
     difference_without_chance,
@@ -37,25 +38,30 @@ class SizeProbe:
         kwargs: keyword arguments of its forward pass.
 
     Attributes:
-        failed_in: the modes in which a run without one unit of a single group has failed, True = in training.
+        stops: whether to search no further if only the run in training fails, as its graph is to be followed then.
+        stopped: whether the last search was not finished for that reason.
         multiples: by group, what the number of its units should be a multiple of, if that is not 1.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._model, self._given = model, (args, dict(kwargs))
-        self._copy: Callable[[nn.Module], nn.Module] = _on_meta
+        self._copy = ReusableCopy(lambda: _on_meta(model))
         self._inputs = tree_map_only(Tensor, lambda each: each.to("meta"), self._given)
         self._modes: tuple[bool, ...] = (False, True)
         self._mode = False
-        self.failed_in: set[bool] = set()
+        self.stops = self.stopped = False
         self.multiples: dict[str, int] = {}
 
     def failing(self, structure: Structure) -> dict[str, str]:
         """Return the groups that cannot lose a unit because the model then fails, with the error."""
         groups = [group.name for group in structure if group.size > 1]
+        self.stopped = False
         if not self._error(groups, structure):
             return {}
         self._use_data()
+        if self.stops and self._error(groups, structure) and self._mode:
+            self.stopped = True
+            return {}
         return self._among(groups, [], structure)
 
     def differing(self, structure: Structure, names: Sequence[str]) -> dict[str, str]:
@@ -103,8 +109,8 @@ class SizeProbe:
 
     def _use_data(self) -> None:
         """Switch to real data, as devices may not match on the meta device, in the modes that the model supports."""
-        self._copy, self._inputs = copy_of, self._given
-        whole = self._copy(self._model)
+        self._copy, self._inputs = ReusableCopy(lambda: copy_of(self._model)), self._given
+        whole = self._copy()
         self._modes = tuple(mode for mode in (False, True) if not _fails(whole.train(mode), self._inputs))
 
     def _among(self, groups: Sequence[str], sound: Sequence[str], structure: Structure) -> dict[str, str]:
@@ -118,7 +124,6 @@ class SizeProbe:
                 if not self._error([*sound, *groups], structure):
                     return {}
                 del self.multiples[groups[0]]
-            self.failed_in.add(self._mode)
             return {groups[0]: error}
         first, second = groups[: len(groups) // 2], groups[len(groups) // 2 :]
         found = self._among(first, sound, structure)
@@ -126,7 +131,7 @@ class SizeProbe:
 
     def _error(self, groups: Sequence[str], structure: Structure) -> str:
         kept = {name: torch.arange(structure.groups[name].size) >= self.multiples.get(name, 1) for name in groups}
-        model = self._copy(self._model)
+        model = self._copy()
         ModelEdit(model).slice(structure.indices(kept))
         for mode in self._modes:
             self._mode = mode

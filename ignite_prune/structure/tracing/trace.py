@@ -89,8 +89,10 @@ def trace(
         found = traced(in_training=True)
         structure = settled(found, in_training=True)
     else:
+        probe.stops = True
         structure = settled(found, in_training=False)
-        if probe.failed_in == {True}:  # a branch that is taken in training alone
+        if probe.stopped:  # a branch that is taken in training alone
+            probe.stops = False
             structure = settled(traced(in_training=True), in_training=True)
     _warn_of_norms(structure)
     return structure
@@ -139,7 +141,10 @@ def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structu
         )
         fixed_by = {name: op for dim, op in traced.fixed_sizes for name in grouping.along(dim)}
         tried = fixed_by | {name: op for dim, op in traced.tried for name in grouping.along(dim)}
-        failing = probe.failing(structure) or probe.differing(structure, list(tried))
+        failing = probe.failing(structure)
+        if probe.stopped:
+            return structure
+        failing = failing or probe.differing(structure, list(tried))
         if not failing and all(group.multiple == probe.multiples.get(group.name, 1) for group in structure):
             return structure
         likely = _likeliest(grouping, failing, needed)

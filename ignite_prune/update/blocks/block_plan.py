@@ -14,7 +14,8 @@ from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.evidence.evidence import Evidence
 from ignite_prune.repair.base import PrunedParameter
 from ignite_prune.saliency import Magnitude, Saliency
-from ignite_prune.update.param_groups import ParamGroup, pattern_of
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import pattern_of
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,

@@ -34,7 +34,7 @@ from ignite_prune.update.blocks.placeholders import placeholder, without_numbers
 from ignite_prune.update.blocks.progress import Advance
 from ignite_prune.update.blocks.relay import Relay, call, observable
 from ignite_prune.update.blocks.survey import Present, Route, check_output
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import UpdatePlan, write_values
 
 INPUT = -1

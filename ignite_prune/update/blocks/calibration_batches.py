@@ -22,7 +22,7 @@ from ignite_prune.update.blocks.block_pruner import INPUT, Weights
 from ignite_prune.update.blocks.relay import Forward, observable
 from ignite_prune.update.blocks.survey import Route, survey
 from ignite_prune.update.calibration import Calibration
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 
 
 def prepared(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
+
+from ignite_prune._utils.extras import needed
 
 Advance = Callable[[str], None]
 """Called after each pass of a batch, with what is being done."""
@@ -14,8 +15,8 @@ def check_progress(progress: bool) -> None:
     """Raise ImportError if a bar is asked for and tqdm is not installed."""
     if not isinstance(progress, bool):
         raise TypeError(f"Argument progress should be a bool, but given {progress!r}")
-    if progress and find_spec("tqdm") is None:
-        raise ImportError("progress=True needs tqdm, which is not installed: pip install 'ignite-prune[demo]'")
+    if progress:
+        needed("tqdm", "progress=True")
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from ignite_prune.update.blocks.calibration_batches import prepared
 from ignite_prune.update.blocks.progress import check_progress, shown
 from ignite_prune.update.blocks.unfinished_blocks import UnfinishedBlocks, progress_text
 from ignite_prune.update.calibration import Calibration, as_calibration
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import UpdatePlan, write_values
 
 

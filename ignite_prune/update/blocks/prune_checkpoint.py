@@ -30,7 +30,7 @@ from ignite_prune.update.blocks.journal import described
 from ignite_prune.update.blocks.progress import check_progress, shown
 from ignite_prune.update.blocks.safetensors_files import SafetensorsFiles
 from ignite_prune.update.calibration import Calibration, as_calibration
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import UpdatePlan
 
 
