@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ class SparseGPT(Repair):
             hessian: ``(n, n)``.
             pattern: in which the mask is selected again; None: it is not.
         """
-        how = {"damping": self.damping, "block": self.block, "overwrite": True}
+        how: dict[str, Any] = {"damping": self.damping, "block": self.block, "overwrite": True}
         if pattern is None:
             return sweep(weight, hessian, mask=mask, **how)
         if isinstance(pattern, NofM):
