@@ -13,8 +13,8 @@ from ignite_prune._utils.extras import needed
 from ignite_prune.saliency import Saliency
 
 if TYPE_CHECKING:
+    from ignite_prune.core.batches import Batch, LossFn, PrepareBatch
     from ignite_prune.evidence import Evidence
-    from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class Calibration:
         """Return a calibration whose data can be iterated over again: an iterator's as a list."""
         if not isinstance(self.data, Iterator):
             return self
-        from ignite_prune.evidence.endless import warned_if_endless  # slow to import
+        from ignite_prune.core.endless import warned_if_endless  # slow to import
 
         return replace(self, data=list(warned_if_endless(self.data, self.data)))
 
@@ -90,7 +90,7 @@ class Calibration:
     def batches(self, model: nn.Module) -> Iterator[Batch]:
         """Yield the batches on the model's device."""
         device = next(model.parameters()).device
-        from ignite_prune.evidence.calibration import batches  # slow to import
+        from ignite_prune.core.batches import batches  # slow to import
 
         return batches(model, self.passes, self.loss_fn, self.prepare_batch, device)
 
