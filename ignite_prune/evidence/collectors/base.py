@@ -120,7 +120,7 @@ class Collector(Generic[N]):
         """Return everything collected as plain data; without ``sums`` only what goes on over resets, empty if none."""
         if not (sums or self.goes_on):
             return {}
-        record = self.record if sums else RunningSums(self.parameters, self.zeros)
+        record = self.record if sums else RunningSums(self.parameters, self.zeros, self.by_part)
         return {"need": self.need.key, **record.state_dict(), **self.extras()}
 
     def sliced_state(self, indices: Mapping[str, Kept], sums: bool = True) -> dict[str, Any]:

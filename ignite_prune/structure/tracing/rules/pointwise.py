@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ignite_prune.structure.tracing.rules.op import Op, Rule
-from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor, fixed
+from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
 from ignite_prune.structure.tracing.zero import Zero
 
 _PROBES = (-2.3, -0.4, 0.3, 0.7, 3.1)
@@ -113,11 +113,7 @@ def filled(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
 
 def made_of_shape(op: Op, *args: Any, **kwargs: Any) -> TracedTensor:
     """New tensor of a given shape with different values along it."""
-    dims = [fixed(size) for size in op.shapes[0]]
-    known = op.size_from_attribute(op.shapes[0])
-    if known is not None:
-        dims[known] = op.units.new(op.shapes[0][known])
-    return TracedTensor(tuple(dims))
+    return TracedTensor.fixed(op.shapes[0])
 
 
 def constant(op: Op, *args: Any, **kwargs: Any) -> TracedTensor:
