@@ -24,7 +24,7 @@ _SLACK = 1e-9  # relative, of sums that are rounded
 
 
 @dataclass
-class Division:
+class ShardDivision:
     """One group's units, to be divided.
 
     Args:
@@ -53,12 +53,12 @@ def check_scores(allocation: Allocation, tensor: Scored) -> None:
             raise ValueError(f"{allocation} needs scores of at least 0, but the least is {float(living.amin()):g}")
 
 
-def divided(divisions: Sequence[Division], exchange: Exchange) -> list[list[Pool]]:
+def divided(divisions: Sequence[ShardDivision], exchange: Exchange) -> list[list[Pool]]:
     """Return the pools of each group, all by the same messages; every rank calls it."""
     return sum_together([_pools(each, exchange) for each in divisions], exchange)
 
 
-def _pools(division: Division, exchange: Ranks) -> OverRanks[list[Pool]]:
+def _pools(division: ShardDivision, exchange: Ranks) -> OverRanks[list[Pool]]:
     allocation = division.allocation
     if isinstance(allocation, OWL):
         return (yield from _by_outliers(allocation, division))
@@ -78,7 +78,7 @@ def _living(tensor: Scored) -> Tensor:
     return living if tensor.part.counted else living[:0]
 
 
-def _by_outliers(allocation: OWL, division: Division) -> OverRanks[list[Pool]]:
+def _by_outliers(allocation: OWL, division: ShardDivision) -> OverRanks[list[Pool]]:
     own = torch.tensor([float(_living(each).double().sum()) for each in division.tensors], dtype=torch.float64)
     sums, outliers = (yield own).tolist(), []
     for tensor, total in zip(division.tensors, sums):
@@ -95,7 +95,7 @@ def _by_outliers(allocation: OWL, division: Division) -> OverRanks[list[Pool]]:
     return [Pool((layer,), count) for layer, count in zip(layers, keep)]
 
 
-def _by_deviation(allocation: StdThreshold, division: Division) -> OverRanks[list[Pool]]:
+def _by_deviation(allocation: StdThreshold, division: ShardDivision) -> OverRanks[list[Pool]]:
     own = [float(_living(each).double().square().sum()) for each in division.tensors]
     squares = (yield torch.tensor(own, dtype=torch.float64)).tolist()
     for tensor, total in zip(division.tensors, squares):
@@ -112,7 +112,7 @@ def _divide(tensor: Scored, deviation: float) -> None:
     tensor.scores = lambda: scores().double() / deviation
 
 
-def _by_budget(allocation: Bucket, division: Division, exchange: Ranks) -> OverRanks[list[Pool]]:
+def _by_budget(allocation: Bucket, division: ShardDivision, exchange: Ranks) -> OverRanks[list[Pool]]:
     row = ScoreSums(division.tensors, power=1)
     limit = allocation.budget
     if allocation.relative:
@@ -133,7 +133,7 @@ def _by_budget(allocation: Bucket, division: Division, exchange: Ranks) -> OverR
     return [Pool(layers, max(kept(total, division.fraction), living - pruned))]
 
 
-def _by_lamp(division: Division, exchange: Ranks) -> OverRanks[list[Pool]]:
+def _by_lamp(division: ShardDivision, exchange: Ranks) -> OverRanks[list[Pool]]:
     """Return how many units of each layer are among the best: within a layer the order is that of the scores."""
     layers, rows = division.layers, [ScoreSums([each], power=2) for each in division.tensors]
     keep = kept(sum(layer.units for layer in layers), division.fraction)
