@@ -26,10 +26,8 @@ def optimizers() -> Iterator[tuple[str, Make]]:
     for package in (*MODULES, *LISTS):
         try:
             module = importlib.import_module(package)
-        except ImportError:
+        except Exception:
             continue
-        if package == "heavyball":
-            module.utils.compile_mode = None  # compiling takes minutes for each
         for name, kind in _kinds(module, package):
             if kind not in seen and not inspect.isabstract(kind):
                 seen.add(kind)
@@ -42,7 +40,7 @@ def _kinds(module: Any, package: str) -> Iterator[tuple[str, Any]]:
         for name in names():
             try:
                 yield name, load(name)
-            except (ImportError, ValueError):  # of a library that is not installed
+            except Exception:  # of a library that is not installed, or for a GPU
                 continue
     else:
         for name, kind in vars(module).items():
@@ -66,6 +64,7 @@ def _made_by(kind: Any) -> Make:
             ((model.named_parameters(),), {"lr": 1e-3}),
             ((params,), {"lr": 1e-3, "num_data": 256}),
             ((params,), {"lr": 1e-3, "r": 4, "lora_params": None}),
+            ((params,), {"lr": 1e-3, "num_iterations": 60}),
             ((base,), {}),
             ((params, torch.optim.SGD), {"lr": 1e-3}),
         ]

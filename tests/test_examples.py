@@ -13,7 +13,6 @@ from torch import nn
 from tests.examples import run_example
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.filterwarnings("error::ignite_prune.handlers.RunWarning")
 
 
 def in_a_process(example, *arguments):
