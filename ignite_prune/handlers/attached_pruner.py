@@ -23,9 +23,9 @@ from ignite_prune.handlers.run_warning import AGAIN, NEVER_ATTACHED, NOT_UPDATED
 from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
-from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_alike
+from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_same_parameters
 from ignite_prune.update.at_target import is_at_target
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
 from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 
@@ -162,7 +162,7 @@ class AttachedPruner(TargetHandler):
             from ignite_prune.update.rank_settings import settings_of  # slow to import
 
             settings = settings_of(self.pruning.groups, self.pruning.given[1])
-            check_alike(self.pruning.masks, {**settings, "a pruner": where}, NOT_ATTACHED)
+            check_same_parameters(self.pruning.masks, {**settings, "a pruner": where}, NOT_ATTACHED)
             self.pruning.masks.settle()
 
     def _check_parameters(self) -> None:
@@ -271,7 +271,7 @@ class AttachedPruner(TargetHandler):
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         self._check_free()
         if isinstance(state["masks"], Mapping) and "shards" in state["masks"]:
-            from ignite_prune.update.sharded_state import joined  # slow to import
+            from ignite_prune.update.sharded.state import joined  # slow to import
 
             state = joined(state)
         fitting = PrunerState.checked(state, self.pruning.groups)

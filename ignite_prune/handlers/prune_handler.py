@@ -20,12 +20,12 @@ from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune._utils.extras import needed
 from ignite_prune._utils.sparsity import as_sparsity
+from ignite_prune.core.batches import LossFn, PrepareBatch
 from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.claims import claim, release
 from ignite_prune.core.mask_store import warn_of_nearly_empty
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.handlers.attached_pruner import AttachedPruner
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.events import PruneEvents
@@ -34,7 +34,8 @@ from ignite_prune.saliency import Saliency
 from ignite_prune.schedule.base import check_steps
 from ignite_prune.update.agreement import REFUSED
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
-from ignite_prune.update.param_groups import UNSET, warn_of_unset
+from ignite_prune.update.param_group import UNSET
+from ignite_prune.update.param_groups import warn_of_unset
 from ignite_prune.update.pruner import Pruner
 
 if TYPE_CHECKING:
