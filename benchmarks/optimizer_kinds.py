@@ -55,7 +55,6 @@ def _made_by(kind: Any) -> Make:
         params, matrices = list(model.parameters()), {"params": list(model.parameters()), "use_muon": True}
         base = torch.optim.SGD(params, lr=1e-3)
         forms: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
-            ((params,), {"lr": 1e-3, "line_search_fn": "strong_wolfe"}),  # LBFGS
             ((params,), {"lr": 1e-3}),
             ((params,), {}),
             (([matrices],), {"lr": 1e-3}),
@@ -65,9 +64,12 @@ def _made_by(kind: Any) -> Make:
             ((params,), {"lr": 1e-3, "num_data": 256}),
             ((params,), {"lr": 1e-3, "r": 4, "lora_params": None}),
             ((params,), {"lr": 1e-3, "num_iterations": 60}),
+            ((params,), {"lr": 1e-3, "momentum": 0.9}),
             ((base,), {}),
             ((params, torch.optim.SGD), {"lr": 1e-3}),
         ]
+        if "line_search_fn" in inspect.signature(kind).parameters:
+            forms.insert(0, ((params,), {"lr": 1e-3, "line_search_fn": "strong_wolfe"}))
         errors = []
         for args, kwargs in forms:
             try:
