@@ -28,6 +28,7 @@ from tests.catalogue import (
     net_for,
     options_for,
 )
+from tests.marks import CUT_SHORT
 from tests.models import batches, small_net
 
 ROWS = {
@@ -187,6 +188,7 @@ def test_every_sparsifier_of_the_catalogue_is_written_and_read():
 HANDLER_CLASSES = [*pieces("handler").values()]
 
 
+@CUT_SHORT
 @pytest.mark.parametrize("row", [r for r in HANDLERS if r.name not in ("shrunk", "progressive")], ids=str)
 def test_every_handler_of_the_catalogue_is_written_and_attached(row):
     model = small_net()
