@@ -13,8 +13,8 @@ from torch import Tensor, nn
 Module = TypeVar("Module", bound=nn.Module)
 
 _HELD = ("_parameters", "_buffers", "_modules")
-_DICTS = (dict, OrderedDict)
-_ATOMS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+DICTS = (dict, OrderedDict)
+ATOMS = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
 def copy_of(model: Module, memo: Mapping[int, Any] | None = None) -> Module:
@@ -57,14 +57,14 @@ def _is_plain(module: nn.Module) -> bool:
     kind = type(module)
     if not kind.__module__.startswith("torch.nn.modules.") or kind.__setstate__ is not nn.Module.__setstate__:
         return False
-    return all(type(value) in _DICTS if name in _HELD else _is_setting(value) for name, value in vars(module).items())
+    return all(type(value) in DICTS if name in _HELD else _is_setting(value) for name, value in vars(module).items())
 
 
 def _is_setting(value: Any) -> bool:
     """Return whether a value is a plain one, a tuple or set of such, or an empty dict."""
     if type(value) in (tuple, set):
-        return all(type(each) in _ATOMS for each in value)
-    return type(value) in _ATOMS or (type(value) in _DICTS and not value)
+        return all(type(each) in ATOMS for each in value)
+    return type(value) in ATOMS or (type(value) in DICTS and not value)
 
 
 def _fill(made: nn.Module, module: nn.Module, known: dict[int, Any]) -> None:

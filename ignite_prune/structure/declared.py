@@ -1,4 +1,4 @@
-"""``declare``: the structure of a model as its user knows it, for models that cannot be exported."""
+"""``declare``: a model's structure as stated by the user, for models that cannot be exported."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_map_only
 
 from ignite_prune._utils.copies import copy_of
 from ignite_prune.structure.slicing.compare import (
-    difference,
     difference_without_chance,
     masked_copy,
+    relative_difference,
     run_with,
     tolerance,
 )
@@ -113,7 +113,7 @@ class SizeProbe:
         model = copy_of(self._model)
         ModelEdit(model).slice(structure.indices(kept))
         try:
-            error = difference(self._run(model), self._run(masked))
+            error = relative_difference(self._run(model), self._run(masked))
             if not error <= tolerance(model):
                 error, _ = difference_without_chance(model, masked, self._run)
         except ValueError as problem:
