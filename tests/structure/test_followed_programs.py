@@ -98,3 +98,23 @@ def test_a_trial_leaves_nothing_on_the_modules_that_the_next_one_meets():
     structure = trace(model, x)
     assert not len(structure) and "view writes its size" in structure.frozen["a.weight", 0]
     assert (model.calls, model.seen, model.state) == (0, [], {"last": None})
+
+
+class ScaledBySize(nn.Module):
+    """Attention whose scale is computed from an attribute that also holds a size which may shrink."""
+
+    def __init__(self):
+        super().__init__()
+        self.size, self.q, self.k, self.v = 6, nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(4, 2)
+
+    def forward(self, x):
+        q, k = (each(x).view(x.shape[0], -1, self.size) for each in (self.q, self.k))
+        return (q @ k.transpose(1, 2) / self.size).softmax(-1) @ self.v(x)
+
+
+def test_a_scale_by_a_size_is_seen_before_training_too():
+    model = ScaledBySize()
+    with torch.no_grad():
+        for each in model.parameters():
+            each.mul_(0.01)  # the weights are nearly uniform, whatever the scale is
+    assert not len(trace(model, torch.randn(2, 5, 4)))
