@@ -1,30 +1,33 @@
-"""Giving freed memory back to the system."""
+"""Free memory of a device, and the refusal of what would not fit."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from functools import cache
-from typing import Any
+import os
+from contextlib import suppress
+
+import torch
 
 
-def give_back_freed() -> None:
-    """Give memory that tensors on the CPU no longer use back to the system, where the C library keeps it (glibc).
-
-    Pieces of up to 32 MiB stay with the process when they are freed, and later ones of other sizes do not always fit
-    in their place. It takes about a millisecond.
-    """
-    trim = _trim()
-    if trim is not None:
-        trim(0)
+def check_memory(size: int, device: torch.device, what: str, advice: str) -> None:
+    """Raise ValueError before an allocation of ``size`` bytes that would not fit; give both figures."""
+    free = _free_memory(device)
+    if free is not None and size > free:
+        raise ValueError(f"{what} would take {_readable(size)}, but {device} has {_readable(free)} free; {advice}")
 
 
-@cache
-def _trim() -> Any:
-    """Return glibc's function; None with another C library."""
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
-        return None
+def _readable(size: int) -> str:
+    power = min(max(size.bit_length() - 1, 0) // 10, 4)
+    return f"{size / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def _free_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":  # memory that torch reserves and does not use is free too
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
+    with suppress(OSError), open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    with suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None

@@ -27,11 +27,22 @@ def keep_top_by_row(scores: Tensor, alive: Tensor | None, keep: int, dim: int = 
         tensor([[ True,  True, False],
                 [False, False,  True]])
     """
+    return keep_top_of_rows(scores, alive, equal_shares(living_of_rows(scores, alive, dim), keep), dim)
+
+
+def living_of_rows(scores: Tensor, alive: Tensor | None, dim: int) -> Tensor:
+    """Return the number of alive entries of each row."""
+    moved = scores.movedim(dim, 0).flatten(1)
+    if alive is None:
+        return torch.full((len(moved),), moved.shape[1], device=scores.device)
+    return alive.movedim(dim, 0).flatten(1).sum(1)
+
+
+def keep_top_of_rows(scores: Tensor, alive: Tensor | None, quota: Tensor, dim: int) -> Tensor:
+    """Return a bool mask of the largest entries of each row, as many as its quota says; of equal ones the first."""
     moved = scores.movedim(dim, 0)
     rows = moved.flatten(1)
     living = None if alive is None else alive.movedim(dim, 0).flatten(1)
-    caps = torch.full((len(rows),), rows.shape[1], device=rows.device) if living is None else living.sum(1)
-    quota = _equal_shares(caps, keep)
     kept = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
     ranks = torch.arange(rows.shape[1], device=rows.device)
     at_once = max(1, _ENTRIES // max(1, rows.shape[1]))
@@ -44,7 +55,7 @@ def keep_top_by_row(scores: Tensor, alive: Tensor | None, keep: int, dim: int = 
     return kept.view(moved.shape).movedim(0, dim).contiguous()
 
 
-def _equal_shares(caps: Tensor, total: int) -> Tensor:
+def equal_shares(caps: Tensor, total: int) -> Tensor:
     """Divide ``total`` into equal whole parts of at most their caps; the first get the remainder."""
     shares = torch.zeros_like(caps)
     while total > 0:

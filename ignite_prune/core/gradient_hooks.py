@@ -1,4 +1,4 @@
-"""Where gradients come from other ways than a plain ``backward()``, and how they are masked in time.
+"""Hooks that mask gradients which a plain ``backward()`` does not produce, before anything reads them.
 
 - ``torch.autograd.grad`` does not accumulate gradients: hooks on ``.grad`` are not called, but tensor hooks are.
 - DistributedDataParallel writes the reduced gradients when the backward pass is over. A communication hook that

@@ -1,4 +1,4 @@
-"""Warnings about a run that cannot end as its handlers were asked: at its start wherever that is known.
+"""Warnings about a run that will not reach its handlers' targets, at its start if that is known then.
 
 ``max_epochs`` and the loader's length are known at STARTED, so the last count at which an event calls a handler can be
 computed, and compared with the step at which its schedule ends. What only the run itself shows, such as an engine in

@@ -1,4 +1,4 @@
-"""A pruner to the data of its recipe."""
+"""Converts a pruner to the data of a recipe."""
 
 from __future__ import annotations
 

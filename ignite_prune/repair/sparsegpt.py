@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ignite_prune import saliency
 from ignite_prune._utils.arguments import check_positive
-from ignite_prune.pattern import NofM, Pattern, Unstructured
+from ignite_prune.pattern import Pattern, Unstructured
+from ignite_prune.pattern.base import EntryGroups
 from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext, evidence_for
 from ignite_prune.repair.sparsegpt_sweep import block_counts, by_count, by_group, sweep
 from ignite_prune.saliency.needs import InputMoments, Moments
@@ -52,11 +53,11 @@ class SparseGPT(Repair):
     def selects(self, parameter: PrunedParameter, mask: Tensor, transposed: bool) -> bool:
         if not isinstance(parameter.saliency, saliency.SparseGPT):
             return False
-        pattern = parameter.pattern
-        if not isinstance(pattern, NofM):
-            return isinstance(pattern, Unstructured)
+        groups = parameter.pattern.entry_groups
+        if groups is None:
+            return isinstance(parameter.pattern, Unstructured)
         form = _Matrix(mask, transposed, channels_last=True)
-        return pattern.dim % mask.ndim == (0 if transposed else 1) and _all_done(form.rows(mask), pattern)
+        return groups.dim % mask.ndim == (0 if transposed else 1) and _all_done(form.rows(mask), groups)
 
     def __call__(self, context: RepairContext, pruned: Sequence[PrunedParameter]) -> None:
         for parameter in pruned:
@@ -66,7 +67,7 @@ class SparseGPT(Repair):
                 context.masks[parameter.name],
                 context.before[parameter.name],
             )
-            form = _Matrix(weight, moments.transposed, channels_last=isinstance(parameter.pattern, NofM))
+            form = _Matrix(weight, moments.transposed, channels_last=parameter.pattern.entry_groups is not None)
             parts = zip(
                 form.rows(weight).chunk(len(moments.sums)),
                 form.rows(mask).chunk(len(moments.sums)),
@@ -101,8 +102,9 @@ class SparseGPT(Repair):
         how: dict[str, Any] = {"damping": self.damping, "block": self.block, "overwrite": True}
         if pattern is None:
             return sweep(weight, hessian, mask=mask, **how)
-        if isinstance(pattern, NofM):
-            return sweep(weight, hessian, choose=by_group(pattern.keep, before), group=pattern.of, **how)
+        groups = pattern.entry_groups
+        if groups is not None:
+            return sweep(weight, hessian, choose=by_group(groups.keep, before), group=groups.of, **how)
         counts = block_counts(int((~mask).sum()), (weight.shape[0], weight.shape[1]), self.block, before)
         return sweep(weight, hessian, choose=by_count(counts, self.block, before), **how)
 
@@ -111,10 +113,10 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _all_done(mask: Tensor, pattern: NofM) -> bool:
-    if mask.shape[1] % pattern.of:
+def _all_done(mask: Tensor, groups: EntryGroups) -> bool:
+    if mask.shape[1] % groups.of:
         return False
-    return bool((mask.reshape(len(mask), -1, pattern.of).sum(-1) <= pattern.keep).all())
+    return bool((mask.reshape(len(mask), -1, groups.of).sum(-1) <= groups.keep).all())
 
 
 class _Matrix:

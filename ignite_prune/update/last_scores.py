@@ -1,4 +1,4 @@
-"""LastScores: what the last update's scores were where asking for them again would give others."""
+"""LastScores: scores of the last update, kept if computing them again would give other values."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def leave_out(update: GroupUpdate, store: MaskStore | None, evidence: Evidence |
         known = evidence.unusable(saliency.need)
         out |= {name: ("unusable", known[name].partition(": leave it out")[0]) for name in lacking if name in known}
         if update.group["structure"] is None and update.group["unreached"] == "keep":
-            reasons = evidence.reasons(saliency.need, unreached=True)
+            reasons = evidence.not_reached(saliency.need)
             out |= {name: ("unreached", reasons[name]) for name in lacking if name in reasons}
     if store is not None and update.group["structure"] is None:
         out |= {name: ("frozen", _FROZEN) for name in lacking if not store.parameters[name].requires_grad}

@@ -1,4 +1,4 @@
-"""What an update is going to change: new masks, and the values that repairs give; :func:`carry_out` changes it all."""
+"""UpdatePlan: the new masks and repaired values of an update, which :func:`carry_out` applies."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def write_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         local(parameters[name] if name in parameters else buffers[name]).copy_(value)
 
 
-class Prunable(Protocol):
+class Planned(Protocol):
     """What :func:`carry_out` changes; see :class:`~ignite_prune.update.pruner.Pruner`."""
 
     model: nn.Module
@@ -270,7 +270,7 @@ class Prunable(Protocol):
 
 
 def carry_out(
-    pruner: Prunable,
+    pruner: Planned,
     plan: UpdatePlan,
     targets: Sequence[float],
     former: list[float | None],

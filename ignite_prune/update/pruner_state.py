@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ignite_prune._utils.arguments import check_generator_state
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.dense_values import DenseValues
+from ignite_prune.core.mask_state import unpacked
 from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.pruner import Pruner
 
@@ -16,11 +18,11 @@ from ignite_prune.update.pruner import Pruner
 def state_of(pruner: Pruner, evidence: list[dict[str, Any]], compress: bool = False) -> dict[str, Any]:
     """Return a pruner's masks, targets, generators, kept values and evidence as plain data.
 
-    Those of sharded parameters are DTensors: see :mod:`~ignite_prune.update.sharded_state`.
+    Those of sharded parameters are DTensors: see :mod:`~ignite_prune.update.sharded.state`.
     """
     dense = {} if pruner.dense is None else pruner.dense.state_dict()
     if pruner.masks.is_sharded:
-        from ignite_prune.update.sharded_state import apart  # slow to import
+        from ignite_prune.update.sharded.state import apart  # slow to import
 
         collectors = [] if pruner.evidence is None else list(pruner.evidence.collectors.values())
         names = [] if pruner.dense is None else pruner.dense.names
@@ -42,7 +44,8 @@ def loader_of(pruner: Pruner, state: PrunerState) -> Callable[[], None]:
     """Check a state against a pruner and return the function that loads it; nothing changes before it is called."""
     dense = DenseValues(pruner.masks, []) if pruner.dense is None else pruner.dense
     masks = pruner.masks.unpacked(state.masks)
-    values, replaced = dense.unpacked(state.dense, masks), pruner.masks.replaced(masks)
+    whole = partial(unpacked, state.masks, pruner.masks.parameters)
+    values, replaced = dense.unpacked(state.dense, masks, whole), pruner.masks.replaced(masks)
 
     def load() -> None:
         pruner.masks.put(replaced)

@@ -1,6 +1,7 @@
-"""Trials of a tracing: copies of a model that are used again, and heads that run in training alone."""
+"""Trials of a tracing: one copy of a model that is restored, and heads that run in training alone."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -8,8 +9,7 @@ from torch import nn
 
 from ignite_prune import structure
 from ignite_prune._utils.copies import copy_of
-from ignite_prune._utils.reusable_copy import ReusableCopy
-from ignite_prune.structure.slicing.model_edit import ModelEdit
+from ignite_prune.structure.slicing.trial_model import TrialModel
 
 
 class Odd(nn.Module):
@@ -47,35 +47,29 @@ def assert_alike(one, other):
         assert same, name
 
 
-def test_a_reused_copy_is_a_new_one_each_time():
+def test_a_model_is_as_it_was_after_each_trial():
     model = Odd()
-    again = ReusableCopy(lambda: copy_of(model))
-    first = again()
+    model.helper = types.SimpleNamespace(calls=[])
+    trial = TrialModel(copy_of(model))
+    keep = torch.arange(1, 6)
+    cut = {"body.0.weight": {0: keep}, "body.0.bias": {0: keep}, "out.weight": {1: keep}}
+    norm = {f"body.1.{name}": {0: keep} for name in ("weight", "bias", "running_mean", "running_var")}
     for _ in range(3):
-        tried = again()
-        assert tried is first and not hasattr(tried, "last")
-        assert_alike(tried, model)
-        keep = torch.arange(1, 6)
-        cut = {"body.0.weight": {0: keep}, "body.0.bias": {0: keep}, "out.weight": {1: keep}}
-        norm = {f"body.1.{name}": {0: keep} for name in ("weight", "bias", "running_mean", "running_var")}
-        ModelEdit(tried).slice(cut | norm)
-        with torch.no_grad():
+        with trial.sliced(cut | norm) as tried, torch.no_grad():
+            assert not hasattr(tried, "last")
             assert tried.train()(torch.randn(5, 4)).shape == (5, 2) and tried.out.in_features == 5
-        tried.body[2].extra = "left behind"
-    assert not hasattr(again().body[2], "extra")
+            tried.body[2].extra = "left behind"
+            tried.helper.calls.append(1)
+        assert_alike(tried, model)
+        assert not hasattr(tried.body[2], "extra") and tried.helper.calls == model.helper.calls == []
 
 
-@pytest.mark.parametrize("damage", ["parameter", "object"])
-def test_what_a_reset_cannot_restore_is_copied_again(damage):
+def test_an_error_in_a_trial_is_taken_back_too():
     model = Odd()
-    model.helper = object() if damage == "object" else None
-    again = ReusableCopy(lambda: copy_of(model))
-    first = again()
-    if damage == "parameter":
-        with torch.no_grad():
-            first.out.weight.add_(1)
-    assert again() is not first
-    assert_alike(again(), model)
+    trial = TrialModel(copy_of(model))
+    with pytest.raises(RuntimeError), trial.sliced({"out.weight": {1: torch.arange(2)}}) as tried:
+        tried(torch.randn(5, 4))
+    assert_alike(tried, model)
 
 
 def test_copies_keep_ties_hooks_and_graph_tensors():

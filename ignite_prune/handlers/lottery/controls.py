@@ -37,7 +37,7 @@ def inverted(groups: Sequence[ParamGroup], masks: MaskStore, scores: Mapping[str
     return _for_each_layer(groups, masks, scores, -1)
 
 
-def drawn(groups: Sequence[ParamGroup], masks: MaskStore, seed: int) -> dict[str, Tensor]:
+def random_masks(groups: Sequence[ParamGroup], masks: MaskStore, seed: int) -> dict[str, Tensor]:
     """Return random masks that keep, in each group over all of its layers, as many units as ``masks`` does."""
     random, found = Random(seed), dict[str, Tensor]()
     for group in groups:

@@ -1,4 +1,4 @@
-"""What is pruned in one block: its evidence, and the masks and values that follow from it."""
+"""One block's update: its evidence, and the masks and values computed from it."""
 
 from __future__ import annotations
 
