@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +52,14 @@ class Scored:
     total: int
 
 
+class Bounds(NamedTuple):
+    """Scores between which a threshold lies, and how many low bits of the scores' keys are 0."""
+
+    low: float
+    high: float
+    shift: int
+
+
 @dataclass
 class Ranking:
     """Tensors of which the best ``keep`` entries are kept together.
@@ -58,10 +67,12 @@ class Ranking:
     Args:
         tensors: their indices in the list of all.
         keep: number of entries to keep, over all ranks.
+        bounds: what is known of the threshold; None if nothing is.
     """
 
     tensors: Sequence[int]
     keep: int
+    bounds: Bounds | None = None
 
 
 @dataclass
@@ -112,9 +123,10 @@ def keep_top_of_all(tensors: Sequence[Scored], rankings: Sequence[Ranking], exch
     spread = 4.0
     while left:  # those whose bracket missed are tried again
         pools = [_Pool([tensors[i] for i in each.tensors], each.keep) for each in left]
-        if spread < math.inf and any(pool.total > FEW for pool in pools):
-            _bracket(pools, spread, exchange)
-            _refine([pool for pool in pools if _is_wide(pool, exchange.ranks)], exchange)
+        unknown = [pool for pool, each in zip(pools, left) if not _takes(pool, each.bounds, spread)]
+        if spread < math.inf and any(pool.total > FEW for pool in unknown):
+            _bracket(unknown, spread, exchange)
+            _refine([pool for pool in unknown if _is_wide(pool, exchange.ranks)], exchange)
         for pool in pools:
             _collect(pool)
         missed = _place(pools, exchange)
@@ -124,6 +136,14 @@ def keep_top_of_all(tensors: Sequence[Scored], rankings: Sequence[Ranking], exch
                 masks |= dict(zip(ranking.tensors, _kept(pool)))
         left, spread = [left[index] for index in missed], 40.0 if spread == 4.0 else math.inf
     return masks
+
+
+def _takes(pool: _Pool, bounds: Bounds | None, spread: float) -> bool:
+    """Set a pool's known bounds, unless they were tried before; return whether there are any."""
+    if bounds is None or spread != 4.0:
+        return False
+    pool.low, pool.high, pool.shift = bounds
+    return True
 
 
 def _constant(tensor: Scored, keep: bool) -> Tensor:
