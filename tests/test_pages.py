@@ -77,6 +77,17 @@ def test_links_lead_somewhere(page):
         assert path.exists() or path in generated, target
 
 
+@pytest.mark.parametrize("page", ["architecture.md", "extending.md"])
+def test_files_that_are_named_exist(page):
+    root = DOCS.parent
+    named = set(re.findall(r"`((?:\w+/)+\w+\.py)`", (DOCS / page).read_text()))
+    assert (
+        named
+        and [each for each in sorted(named) if not ((root / each).exists() or (root / "ignite_prune" / each).exists())]
+        == []
+    )
+
+
 def test_the_page_on_optimizers_runs():
     space = {}
     for block in blocks_of("optimizers.md"):

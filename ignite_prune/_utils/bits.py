@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PIECE = 1 << 17  # entries that stay in a core's cache
+_PRODUCT = 1 << 18  # entries of a product, of which some threads share the temporary
+_BUFFER = 1 << 11  # entries of a temporary of NumPy's, which stays in the smallest cache
 
 
 @cache
@@ -53,13 +55,30 @@ def zero_(tensor: Tensor, mask: Tensor) -> Tensor:
     bits = _SAME_SIZE.get(tensor.element_size())
     if bits is None:  # complex128
         return tensor.detach().masked_fill_(~mask, 0)
-    # In pieces, as the product converts the mask to a temporary of the tensor's size first: new memory for each call.
+    integers = tensor.detach().view(bits)
     if tensor.numel() > _PIECE and tensor.is_cpu and tensor.is_contiguous() and mask.is_contiguous():
-        for piece, kept in zip(torch.split(tensor.detach().view(-1), _PIECE), torch.split(mask.view(-1), _PIECE)):
-            piece.view(bits).mul_(kept)
+        _multiply_(integers.view(-1), mask.view(-1))
     else:
-        tensor.detach().view(bits).mul_(mask)
+        integers.mul_(mask)
     return tensor
+
+
+def _multiply_(integers: Tensor, mask: Tensor) -> None:
+    """Multiply many integers by a mask, both flat and on the CPU.
+
+    A product converts the mask to a temporary of the integers' type first. So it is computed in pieces, whose
+    temporaries stay in the cache: by NumPy in the smallest one, or by PyTorch where it has more than two threads.
+    """
+    numpy = numpy_for(integers) if torch.get_num_threads() <= 2 else None
+    if numpy is None:
+        for piece, kept in zip(torch.split(integers, _PRODUCT), torch.split(mask, _PRODUCT)):
+            piece.mul_(kept)
+        return
+    values, size = integers.numpy(), numpy.setbufsize(_BUFFER)
+    try:
+        numpy.multiply(values, mask.view(torch.int8).numpy(), out=values)
+    finally:
+        numpy.setbufsize(size)
 
 
 def is_masked(tensor: Tensor, mask: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ignite_prune._utils.score_keys import key_of, keys_of, number_of, zero_bits
 from ignite_prune._utils.sharded_top import Bounds, Scored
 from ignite_prune._utils.sum_together import OverRanks
-from ignite_prune._utils.threshold_search import FEW, width_of
+from ignite_prune._utils.threshold_search import FEW, bin_width
 
 BINS = 1 << 13  # bins in a message, 16 bytes each
 _PIECE = 1 << 18  # entries whose keys are computed at once
@@ -85,7 +85,7 @@ class ScoreSums:
 
     def own(self, bins: int) -> Tensor:
         """Return this rank's table of the interval."""
-        self._bits = width_of(self.first, self.last, bins)
+        self._bits = bin_width(self.first, self.last, bins)
         self._start = self.first >> self._bits
         table = torch.zeros((2, bins), dtype=torch.float64)
         for keys in self._pieces():

@@ -9,7 +9,8 @@ tensors, the earlier one first, so there is one order over all ranks:
 
 If the counts show that the threshold is a bound of the bracket itself, which many entries equal, those of the one
 tensor in which it lies are the candidates. A bracket that misses it is widened, at last to everything, so the result
-never depends on the sample. Every number that decides is an integer, so that ranks on different machines decide alike.
+never depends on the sample. Every number that decides is an integer, so ranks on different machines make the same
+decision.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class Sparsifier(nn.Module, ABC):
     # Duty cycles
 
     def count(self, won: Tensor) -> None:
-        """Update the duty cycles with the winners of a batch."""
+        """Update the duty cycles with the kept units (winners) of a batch."""
         units = won.shape[self.dim]
         wins = won.sum(dim=[dim for dim in range(won.ndim) if dim != self.dim % won.ndim])
         # An all-reduce of integers is exact, so duty cycles are bit-identical on all ranks.

@@ -15,8 +15,8 @@ class Isomorphic(Allocation):
 
     Attention heads are ranked with heads, neurons with neurons, the channels of depthwise convolutions with theirs.
     With a structure, groups are of the same kind if their units lie in the same dimensions of the same kinds of
-    parameters. Without one, parameters are of the same kind if their shapes after the first two dimensions are equal,
-    and both or neither have one input per group (depthwise convolutions).
+    parameters, and their scores overlap. Without one, parameters are of the same kind if their shapes after the first
+    two dimensions are equal, and both or neither have one input per group (depthwise convolutions).
 
     Example:
         >>> layers = [Layer("a", (6, 4), 6, None, None, 6), Layer("b", (2, 4), 2, None, None, 2)]

@@ -1,4 +1,4 @@
-"""CheckReport: what the weights of a model are, compared with its masks, and the likely cause where they differ."""
+"""CheckReport: where a model's weights differ from its masks, and the likely cause."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def zero_slots_(
     for name, slot in moments(optimizer, parameter).items():
         if names is not None and name not in names:
             continue
-        if not is_plain(slot):
+        if not holds_values(slot):
             _requantize_(slot, mask)
         elif slot.dtype == torch.uint8:
             _set_code_(slot, optimizer.state[parameter].get(f"qmap{name[-1]}"), mask)
@@ -111,7 +111,7 @@ def zero_slots_(
 
 
 def moments(optimizer: Optimizer, parameter: nn.Parameter) -> Mapping[str, Tensor]:
-    """Return the slots that hold a running value of each single weight, by name; none where that is not known."""
+    """Return the slots that hold a running value of each single weight, by name; none if the optimizer is unknown."""
     if parameter not in optimizer.state:  # the state is a defaultdict: reading would add an entry
         return {}
     state = optimizer.state[parameter]
@@ -170,7 +170,7 @@ def _matrices(value: Any, depth: int = 4) -> Iterator[Tensor]:
             yield from _matrices(each, depth - 1)
 
 
-def is_plain(slot: Tensor) -> bool:
+def holds_values(slot: Tensor) -> bool:
     """Return whether a tensor holds its values itself, as a subclass for quantised values does not."""
     return type(slot).__torch_dispatch__ is Tensor.__torch_dispatch__
 

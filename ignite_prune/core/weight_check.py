@@ -5,6 +5,10 @@ that a handler was given. Everything else that writes to a weight is unknown to 
 writes after the step, a state_dict that is loaded. The published sparsity counts the masks, and would be wrong without
 any sign of it. So the weights are read: a few pruned entries of each parameter after every iteration, other ones each
 time, and all of them before an update, at an epoch's end and before a state is saved.
+
+With ``strict`` an error is raised, and with several ranks on all of them, as the others would wait for one that raised
+alone: what a rank has found is raised at the next meeting, which each of these readings is but that before a state is
+saved, as rank 0 may be the only one that saves it.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.bits import is_masked
+from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune._utils.shard import collected, local, reshard
 from ignite_prune.core.check_report import CheckReport, PrunedWeightsAlive, SparsityWarning, likely_cause, listed
 from ignite_prune.core.mask_enforcer import MaskEnforcer
@@ -54,12 +59,13 @@ class WeightCheck:
     _drawn_at: int = field(default=-1, init=False)  # which state of the masks the samples are of
     _calls: int = field(default=0, init=False)
     _generator: torch.Generator | None = field(default=None, init=False)
+    _found: PrunedWeightsAlive | None = field(default=None, init=False)  # to be raised on all ranks
 
     def before_step(self) -> None:
         """Warn of weights that were written between two steps of the optimizers, before the hook masks them again.
 
         Raises:
-            PrunedWeightsAlive: with ``strict``; nothing is changed then.
+            PrunedWeightsAlive: with ``strict``; nothing is changed then. With several ranks it is raised later.
         """
         self._tell(self._alive(), between=True)
 
@@ -87,24 +93,46 @@ class WeightCheck:
         """Verify every pruned weight. Those that are not 0 are masked again, with one warning for each kind of cause.
 
         Raises:
-            PrunedWeightsAlive: with ``strict``; nothing is changed then.
+            PrunedWeightsAlive: with ``strict``, on every rank; nothing is changed then.
         """
+        self.read()
+        self._meet()
+
+    def before_saving(self, attached: bool) -> None:
+        """Verify every pruned weight, without a meeting of the ranks unless their parts are saved together.
+
+        Raises:
+            PrunedWeightsAlive: with ``strict``; on several ranks at their next meeting if they are ``attached``.
+        """
+        self.read()
+        if self.masks.is_sharded:
+            self._meet()
+        elif self._found is not None and not attached:
+            raise self._found
+
+    def read(self) -> None:
+        """Verify every pruned weight as :meth:`all` does, without a meeting of the ranks."""
         if not self.enforcer.is_installed:
             return
         if not self.enforcer.is_applied:  # masks were changed by their owner, to be applied at the next step
             self.enforcer.apply()
         elif alive := self._alive():
             self._tell(alive)
-            self.enforcer.settle()
+            if not self.strict:
+                self.enforcer.settle()
         self._is_right()
 
-    @torch.no_grad()
     def some(self) -> None:
         """Verify a few pruned weights of each parameter, other ones each time; :meth:`all` if one of them is not 0.
 
         Raises:
-            PrunedWeightsAlive: with ``strict``; nothing is changed then.
+            PrunedWeightsAlive: with ``strict``, on every rank; nothing is changed then.
         """
+        self._read_some()
+        self._meet()
+
+    @torch.no_grad()
+    def _read_some(self) -> None:
         self._calls += 1
         if self._drawn_at != self.masks.changes:
             self._draw()
@@ -120,9 +148,22 @@ class WeightCheck:
         read = [local(parameter).take(positions) for _, parameter, positions in self._samples]
         alike = len({values.device for values in read}) == 1
         if bool(torch.cat(read).any()) if alike else any(bool(values.any()) for values in read):
-            self.all()
+            self.read()
         else:
             self._is_right()
+
+    def _meet(self) -> None:
+        """Raise on every rank what one has found."""
+        if self.strict and world_size() > 1:
+            error, self._found = self._found, None
+            try:
+                raise_together(error, "Pruned weights are not 0 on another rank")
+            except ValueError as theirs:
+                if f"raised {PrunedWeightsAlive.__name__}: " not in str(theirs):
+                    raise
+                elsewhere = PrunedWeightsAlive(str(theirs))
+                vars(elsewhere).update(vars(theirs))  # that all ranks know it
+                raise elsewhere from None
 
     def follow(self, clock: Callable[[], int | None] | None) -> None:
         """Take the iterations of another engine; the weights have just been masked."""
@@ -167,9 +208,11 @@ class WeightCheck:
     def _tell(self, alive: Mapping[str, tuple[int, int]], between: bool = False) -> None:
         kind, cause = self._cause(between)
         text = f"{listed(alive)}. {cause}"
-        if self.strict:
+        if self.strict and world_size() > 1:
+            self._found = self._found or PrunedWeightsAlive(text)
+        elif self.strict:
             raise PrunedWeightsAlive(f"{text}. Nothing was changed; masks.apply_() masks them again")
-        if kind not in self.warned:
+        elif kind not in self.warned:
             self.warned.add(kind)
             warnings.warn(f"{text}. They have been masked again", SparsityWarning, stacklevel=2)
 

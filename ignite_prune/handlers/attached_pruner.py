@@ -23,9 +23,9 @@ from ignite_prune.handlers.run_warning import AGAIN, NEVER_ATTACHED, NOT_UPDATED
 from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
-from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_alike
+from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_same_parameters
 from ignite_prune.update.at_target import is_at_target
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
 from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 
@@ -57,6 +57,7 @@ class AttachedPruner(TargetHandler):
     _synced = False  # DDP broadcasts buffers before a forward pass
     _compress_masks = False  # in checkpoints
     _warned: set[str]  # parameters that a warning has named
+    _has_met = False  # every rank is known to have constructed its handler
     _restored = False  # what was pruned has been brought back
     _at: float | None = None  # the schedule's step of the last update, where this object made it
 
@@ -146,13 +147,22 @@ class AttachedPruner(TargetHandler):
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self.pruning.masks.parameters
 
+    def _meet(self, error: Exception | None, message: str) -> None:
+        """Raise if the constructor failed on another rank, which does not come to a collective."""
+        if world_size() > 1 and not self._has_met:
+            from ignite_prune._utils.first_meeting import meet_first  # rarely needed
+
+            meet_first(error, message)
+            self._has_met = True
+
     def _check_ranks(self, error: Exception | None, where: str) -> None:
+        self._meet(error, NOT_ATTACHED)
         raise_together(error, NOT_ATTACHED)
         if world_size() > 1:
             from ignite_prune.update.rank_settings import settings_of  # slow to import
 
             settings = settings_of(self.pruning.groups, self.pruning.given[1])
-            check_alike(self.pruning.masks, {**settings, "a pruner": where}, NOT_ATTACHED)
+            check_same_parameters(self.pruning.masks, {**settings, "a pruner": where}, NOT_ATTACHED)
             self.pruning.masks.settle()
 
     def _check_parameters(self) -> None:

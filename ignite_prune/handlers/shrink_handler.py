@@ -134,7 +134,7 @@ class ShrinkHandler(BaseHandler):
         ]
 
     def shrink(self) -> Report:
-        """Slice off what is pruned, now.
+        """Remove all pruned units from the model now.
 
         Raises:
             ValueError: as :func:`ignite_prune.shrink`, or finalized; nothing has changed then.

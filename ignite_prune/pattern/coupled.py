@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ignite_prune.pattern.base import Pattern, norms
+from ignite_prune.pattern.base import Pattern, row_norms
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,10 @@ class Coupled(Pattern):
 
     The score of a slice is the norm of its entry scores; the score of a unit combines its slices in all scored weights.
     Units of different groups differ in size: an attention head has thousands of entries, a neuron one row, so that
-    their norms cannot be ranked together. Scores are divided by the mean over all units of the same kind (heads,
-    neurons, channels of depthwise convolutions). Within a kind this changes nothing.
+    their norms cannot be ranked together. Scores are divided by the mean over all units of the same kind: heads,
+    neurons, channels of depthwise convolutions; groups whose scores do not overlap are of different kinds. For
+    ``Global()`` they are also raised to the power that gives them the spread of the largest kind. The order of the
+    units of a kind does not change.
 
     Args:
         norm: order of the norm of a slice, a number above 0 or ``math.inf``; None sums the scores, of any sign.
@@ -74,7 +76,7 @@ class Coupled(Pattern):
     def slices(self, scores: Tensor, dim: int) -> Tensor:
         """Return one score for each slice along a dimension, ``(size,)``, float64."""
         along = scores.movedim(dim, 0).reshape(scores.shape[dim], -1)
-        return along.sum(1, dtype=torch.float64) if self.norm is None else norms(along, self.norm)
+        return along.sum(1, dtype=torch.float64) if self.norm is None else row_norms(along, self.norm)
 
     def joined(self, slices: Tensor, units: Tensor, size: int) -> Tensor:
         """Return unit scores, ``(size,)``, from index scores; ``units`` holds the unit of each index, -1 for none."""

@@ -1,4 +1,4 @@
-"""A pruner to the data of its recipe."""
+"""Converts a pruner to the data of a recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ignite_prune.recipe.calibration_model import LOSSES
 from ignite_prune.recipe.event import unscaled
 from ignite_prune.recipe.scheduled_filter import ScheduledFilter
 from ignite_prune.recipe.writing import written
-from ignite_prune.update.param_groups import UNSET, as_dicts
+from ignite_prune.update.param_group import UNSET
+from ignite_prune.update.param_groups import as_dicts
 
 
 def data_of(pruner: PruneHandler, event: Any = None) -> dict[str, Any]:

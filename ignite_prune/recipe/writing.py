@@ -1,4 +1,4 @@
-"""Objects to the data of a file: what ``recipe.load`` reads back as equal objects."""
+"""Converts objects to the data of a file, which ``recipe.load`` reads back as equal objects."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from ignite_prune.saliency import MissingEvidence, Saliency
 from ignite_prune.saliency.base import SOURCES
 
 if TYPE_CHECKING:
-    from ignite_prune.evidence.calibration import Batch
+    from ignite_prune.core.batches import Batch
     from ignite_prune.saliency.needs import Need
 
 Passes = Callable[[], "Iterator[Batch]"]

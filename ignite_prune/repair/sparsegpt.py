@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ignite_prune import saliency
 from ignite_prune._utils.arguments import check_positive
-from ignite_prune.pattern import NofM, Unstructured
+from ignite_prune.pattern import Unstructured
+from ignite_prune.pattern.base import EntryGroups
 from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext, evidence_for
 from ignite_prune.repair.sparsegpt_sweep import block_counts, by_count, by_group, sweep
 from ignite_prune.saliency.needs import InputMoments, Moments
@@ -55,15 +56,15 @@ class SparseGPT(Repair):
                 context.masks[parameter.name],
                 context.before[parameter.name],
             )
-            form = _Matrix(weight, moments.transposed, channels_last=isinstance(parameter.pattern, NofM))
+            form = _Matrix(weight, moments.transposed, channels_last=parameter.pattern.entry_groups is not None)
             parts = zip(
                 form.rows(weight).chunk(len(moments.sums)),
                 form.rows(mask).chunk(len(moments.sums)),
                 [None] * len(moments.sums) if before is None else form.rows(before).chunk(len(moments.sums)),
                 moments.sums,
             )
-            pattern = parameter.pattern
-            along = isinstance(pattern, NofM) and pattern.dim % weight.ndim == (0 if moments.transposed else 1)
+            groups = parameter.pattern.entry_groups
+            along = groups is not None and groups.dim % weight.ndim == (0 if moments.transposed else 1)
             swept = [
                 self._sweep(part, kept, earlier, form.hessian(sums.to(weight.device) * moments.scale), parameter, along)
                 for part, kept, earlier, sums in parts
@@ -81,22 +82,22 @@ class SparseGPT(Repair):
         along: bool,
     ) -> tuple[Tensor, Tensor]:
         """Sweep a matrix; ``along``: groups of N:M are along its inputs."""
-        pattern, rows = parameter.pattern, tuple(weight.shape)
+        groups, rows = parameter.pattern.entry_groups, tuple(weight.shape)
         selects = isinstance(parameter.saliency, saliency.SparseGPT)
-        if selects and isinstance(pattern, Unstructured):
+        if selects and isinstance(parameter.pattern, Unstructured):
             counts = block_counts(int((~mask).sum()), (rows[0], rows[1]), self.block, before)
             choose = by_count(counts, self.block, before)
             return sweep(weight, hessian, damping=self.damping, block=self.block, choose=choose)
-        if selects and along and isinstance(pattern, NofM) and _all_done(mask, pattern):
-            choose = by_group(pattern.keep, before)
-            return sweep(weight, hessian, damping=self.damping, block=self.block, choose=choose, group=pattern.of)
+        if selects and along and groups is not None and _all_done(mask, groups):
+            choose = by_group(groups.keep, before)
+            return sweep(weight, hessian, damping=self.damping, block=self.block, choose=choose, group=groups.of)
         return sweep(weight, hessian, damping=self.damping, block=self.block, mask=mask)
 
 
-def _all_done(mask: Tensor, pattern: NofM) -> bool:
-    if mask.shape[1] % pattern.of:
+def _all_done(mask: Tensor, groups: EntryGroups) -> bool:
+    if mask.shape[1] % groups.of:
         return False
-    return bool((mask.reshape(len(mask), -1, pattern.of).sum(-1) <= pattern.keep).all())
+    return bool((mask.reshape(len(mask), -1, groups.of).sum(-1) <= groups.keep).all())
 
 
 class _Matrix:

@@ -15,8 +15,8 @@ from ignite_prune.saliency.needs import FollowingScale
 class BatchNormScale(Informed):
     r"""The absolute scale that the following BatchNorm gives a unit, :math:`|\gamma|` (network slimming).
 
-    The BatchNorm that follows a layer is found in a forward pass. One score per unit (dim 0), for ``Channel()``. Works
-    best after training with an L1 penalty on the scales.
+    The BatchNorm that follows a layer is found in a forward pass; layers without one are left out, with a warning. One
+    score per unit, for ``Channel()``. Works best after training with an L1 penalty on the scales.
 
     References:
         Liu, Li, Shen, Huang, Yan, Zhang, "Learning efficient convolutional networks through network slimming", 2017,

@@ -67,7 +67,7 @@ class Structure:
         return found
 
     def _values(self, kept: Kept) -> dict[str, dict[str, int]]:
-        """Return the values of the attributes that hold sizes, by path of the module, of those that change."""
+        """Return the new values of the attributes that hold sizes and change, by path of the module."""
         whole, found = self._of_origin(kept), dict[str, dict[str, int]]()
         for (path, name), axis in self.origin._attributes.items():
             if (left := axis.left(whole)) != axis.size:
@@ -185,7 +185,7 @@ class Structure:
         return sum(work.left(whole) for work in self.origin._work)
 
     def rates(self, kept: Kept) -> dict[str, float]:
-        """Return the remaining fraction of the units in the input of each Dropout module that loses some.
+        """Return the fraction of input units that remains, for each Dropout module whose input loses units.
 
         A module that is called several times with different fractions is left out.
         """

@@ -10,8 +10,8 @@ from torch import nn
 
 from ignite_prune._utils.arguments import check_callable, check_is
 from ignite_prune._utils.extras import needed
-from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches
-from ignite_prune.evidence.endless import warned_if_endless
+from ignite_prune.core.batches import Batch, LossFn, PrepareBatch, batches
+from ignite_prune.core.endless import warned_if_endless
 from ignite_prune.saliency import Saliency
 
 if TYPE_CHECKING:

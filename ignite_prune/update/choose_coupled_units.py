@@ -13,9 +13,11 @@ from ignite_prune._utils.topk import keep_top
 from ignite_prune.allocation import LAMP, Allocation, Global, Isomorphic, Layer
 from ignite_prune.pattern import Coupled
 from ignite_prune.structure import Cost, Kept, Structure, UnitGroup
-from ignite_prune.update.coupled_scores import comparable, coupled_layer, warn_of_uneven
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.comparable_scores import comparable
+from ignite_prune.update.coupled_scores import coupled_layer
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.scores import ParameterScores, choose
+from ignite_prune.update.uneven_groups import warn_of_uneven
 
 Masks = Mapping[str, Tensor | None]
 
@@ -58,18 +60,27 @@ def units_that_stay(
     """
     structure, pattern = group["structure"], group["pattern"]
     assert structure is not None and isinstance(pattern, Coupled)
-    layers = comparable(layers, pattern.normalise)
+    allocation, fraction = group["allocation"], 1.0 if target is None else target
+    if group["target"] is None and not allocation.sets_own and not _to_prune(layers, allocation, fraction):
+        return dict(before), {}
+    layers = comparable(layers, pattern.normalise, spread=isinstance(allocation, Global))
     patterns = {each.name: replace(pattern, round_to=lcm(pattern.round_to, each.multiple)) for each in units}
-    choice = partial(_chosen, layers, patterns, group["allocation"])
-    fraction = 1.0 if target is None else target
+    choice = partial(_chosen, layers, patterns, allocation)
     if group["target"] is None:
         chosen = choice(fraction)
     else:
         chosen = _to_cost(choice, before, sum(layer.units for layer in layers), structure, group["target"], fraction)
     kept = {**before, **chosen}
-    if chosen and isinstance(group["allocation"], (Global, Isomorphic, LAMP)):
-        warn_of_uneven(layers, {layer.name: int(kept[layer.name].sum()) for layer in layers}, pattern)
+    if chosen and isinstance(allocation, (Global, Isomorphic, LAMP)):
+        left = {layer.name: int(kept[layer.name].sum()) for layer in layers}
+        warn_of_uneven(layers, left, patterns, allocation)
     return kept, chosen
+
+
+def _to_prune(layers: Sequence[Layer], allocation: Allocation, fraction: float) -> bool:
+    """Return whether the target asks for fewer units than are left; if not, no scores are needed."""
+    pools = allocation.divide(layers, fraction)
+    return any(pool.keep < sum(layer.living for layer in pool.layers) for pool in pools)
 
 
 def _chosen(

@@ -14,16 +14,17 @@ from ignite_prune._utils.copies import copy_of
 from ignite_prune._utils.distributed import raise_together
 from ignite_prune._utils.shard import is_sharded
 from ignite_prune.allocation import Allocation, Global
+from ignite_prune.core.batches import LossFn, PrepareBatch
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.selection import inputs_first, named_parameters, select, unwrap
-from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.repair.base import Repair
 from ignite_prune.saliency import Informed, Magnitude, NonFiniteSaliency, Saliency, as_saliency
 from ignite_prune.update.agreement import REFUSED, announced
 from ignite_prune.update.calibration import Calibration, as_calibration, calibrate
 from ignite_prune.update.left_out import leave_out, warn_of_left_out
-from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import build
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,

@@ -1,4 +1,4 @@
-"""What an update is going to change: new masks, and the values that repairs give; :func:`carry_out` changes it all."""
+"""UpdatePlan: the new masks and repaired values of an update, which :func:`carry_out` applies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.repair.base import Passes, PrunedParameter, RepairContext
 from ignite_prune.saliency import Informed, Saliency
-from ignite_prune.update.param_groups import ParamGroup, pattern_of
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import pattern_of
 from ignite_prune.update.scores import ParameterScores, choose_masks
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ def write_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         local(parameters[name] if name in parameters else buffers[name]).copy_(value)
 
 
-class Prunable(Protocol):
+class Planned(Protocol):
     """What :func:`carry_out` changes; see :class:`~ignite_prune.update.pruner.Pruner`."""
 
     model: nn.Module
@@ -261,7 +262,7 @@ class Prunable(Protocol):
 
 
 def carry_out(
-    pruner: Prunable,
+    pruner: Planned,
     plan: UpdatePlan,
     targets: Sequence[float],
     former: list[float | None],

@@ -22,7 +22,8 @@ from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.saliency import Informed
 from ignite_prune.update.calibration import Calibration
 from ignite_prune.update.last_scores import LastScores
-from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import build
 from ignite_prune.update.plan import evidence_of, write_values
 
 if TYPE_CHECKING:

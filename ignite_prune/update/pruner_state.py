@@ -11,7 +11,7 @@ from ignite_prune._utils.arguments import check_generator_state
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_state import unpacked
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.pruner import Pruner
 
 

@@ -1,4 +1,4 @@
-"""Evidence at construction: the parameters' values."""
+"""Evidence from construction: copies of the parameters' values."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Regulariser(BaseHandler):
     Args:
         model: unwrapped.
         optimizer: as the public classes take it.
-        groups: from :func:`ignite_prune.handlers.regularisers.param_groups.build`.
+        groups: from :func:`ignite_prune.handlers.regularisers.param_groups.build_strengths`.
         names: the parameters that it acts on.
     """
 

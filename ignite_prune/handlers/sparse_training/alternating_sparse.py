@@ -22,7 +22,7 @@ class AlternatingSparse(PruneHandler):
     """AC/DC: dense warm-up, then sparse and dense phases in turn, ending sparse.
 
     A :class:`~ignite_prune.PruneHandler` with ``schedule.DenseSparse`` on ``EPOCH_STARTED``: new masks are chosen at
-    the start of each sparse phase; in a dense phase all weights train, and those that were pruned start from 0.
+    the start of each sparse phase; in a dense phase all weights train, and previously pruned ones start from 0.
 
     Args:
         model: as of PruneHandler.

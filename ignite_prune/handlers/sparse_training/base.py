@@ -1,4 +1,4 @@
-"""Base class of handlers that own masks from their construction on."""
+"""MaskedHandler: base class of handlers that have masks from construction on."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from ignite_prune.handlers.events import PruneEvents, fire
 from ignite_prune.handlers.run_warning import STATIC
 from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
-from ignite_prune.update.agreement import NOT_ATTACHED, NOT_MADE, agreed, announced, check_alike
-from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.agreement import NOT_ATTACHED, NOT_MADE, agreed, announced, check_same_parameters
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import build
 from ignite_prune.update.plan import UpdatePlan
 from ignite_prune.update.scores import all_finite
 
@@ -81,7 +82,7 @@ class MaskedHandler(TargetHandler):
         everything = named_parameters(self._model)
         self._masks = MaskStore({name: everything[name] for group in self._groups for name in group["params"]})
         check_held(self._masks.parameters, self._optimizers)
-        check_alike(self._masks, refused=NOT_MADE)
+        check_same_parameters(self._masks, refused=NOT_MADE)
         self._check_free()
 
     def _check_optimizers(self) -> None:
@@ -218,7 +219,7 @@ class MaskedHandler(TargetHandler):
 
             own = {f"setting {number}:": part for number, part in enumerate(self._describe())}
             settings = {**settings_of(self._groups, {}), **own, "a handler": where}
-            check_alike(self._masks, settings, NOT_ATTACHED)
+            check_same_parameters(self._masks, settings, NOT_ATTACHED)
 
     def _trained_by(self) -> list[Optimizer]:
         return self._optimizers

@@ -25,7 +25,7 @@ from ignite_prune.handlers.sparse_training.before_step import BeforeStep
 from ignite_prune.handlers.sparse_training.initial_masks import checked_sparsity, start
 from ignite_prune.handlers.sparse_training.masked_forward import MaskedForward
 from ignite_prune.update.agreement import NOT_MADE, announced
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 
 
 class TopKAST(MaskedHandler):

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from ignite_prune._utils.copies import copy_of
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.model_io import as_arguments, tensors_of
 from ignite_prune.structure.slicing.held_chance import HeldChance
 from ignite_prune.structure.slicing.norm_of_some import NormOfSome
@@ -143,7 +143,7 @@ def _outputs(model: nn.Module, example_inputs: Any) -> list[tuple[str, list[Tens
     return found
 
 
-def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def relative_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest absolute difference of outputs, relative to the largest absolute value.
 
     Raises:
@@ -171,7 +171,7 @@ def difference_without_chance(model: nn.Module, masked: nn.Module, run: Run) -> 
     """
     with HeldChance() as held:
         found, expected = run(model), run(masked)
-    return difference(found, expected), sorted(held.drawn)
+    return relative_difference(found, expected), sorted(held.drawn)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -183,21 +183,6 @@ _COUNTS: dict[str, tuple[Count, ...]] = {
     ),
 }
 """By the name of the class in ``transformers``."""
-
-_FROM_ATTRIBUTE: dict[str, dict[tuple[str, int], str]] = {
-    "GPT2Attention": {("split", 0): "split_size"},
-    "T5Attention": {("zeros", 1): "n_heads"},
-    "WhisperAttention": {("view", 2): "num_heads"},
-}
-"""The attribute above that ``forward`` of a class passes to an operation, by operation and argument position."""
-
-
-def size_from_attribute(module: nn.Module, operation: str, sizes: Sequence[int]) -> int | None:
-    """Return the position in ``sizes`` that ``forward`` reads from an attribute which slicing updates, or None."""
-    for (name, place), attribute in _of(module, _FROM_ATTRIBUTE, {}).items():
-        if name == operation and place < len(sizes) and sizes[place] == dict(_unit_counts(module)).get(attribute):
-            return place
-    return None
 
 
 def counts(model: nn.Module) -> Iterator[tuple[Any, str, int]]:

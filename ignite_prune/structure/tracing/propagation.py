@@ -25,6 +25,7 @@ from ignite_prune.structure.tracing.work import Product, products
 
 _DEPTH = 4  # of graphs inside graphs
 _DIVIDES = ("div", "rsqrt", "sqrt", "reciprocal", "true_divide", "divide")
+_ASKS = ("item", "_local_scalar_dense")  # the program goes by a value
 _WRAPPERS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "tag_activation_checkpoint", "cond", "hints_wrapper")
 
 
@@ -45,6 +46,7 @@ class TracedModel:
         unused: dimensions that the forward pass does not use.
         attributes: dimensions whose size a module holds in an attribute, with its path and name.
         ambiguous: operations in which several sizes may be a number of units.
+        same_size: dimensions whose size is a constant in the graph, each with one of a module's inputs of that size.
         guessed: operations in which any of several sizes may be computed from a width.
     """
 
@@ -61,6 +63,7 @@ class TracedModel:
     attributes: list[tuple[str, str, Dim]] = field(default_factory=list)
     ambiguous: list[str] = field(default_factory=list)
     guessed: list[str] = field(default_factory=list)
+    same_size: list[tuple[Dim, Dim]] = field(default_factory=list)
 
 
 class Propagation:
@@ -80,6 +83,7 @@ class Propagation:
         self._traced, self._modules, self._through_norms, self._reads = traced, modules, through_norms, reads
         self._last = last
         self._dividing: set[str] = set()  # paths of modules
+        self._entering: dict[str, dict[int, Dim]] = {}  # by path of a module, what others have computed
         self._sizes: dict[Any, int] = {}  # by symbol: a number for each size that depends on data
 
     def run(
@@ -144,6 +148,7 @@ class Propagation:
             self._reads.get(path, ()),
             self._last,
         )
+        self._enter(node, values)
         found = self._by_rule(op, args, kwargs)
         if found is None:
             kinds = {id(values[each]): each.meta["val"].dtype for each in given}
@@ -192,6 +197,19 @@ class Propagation:
             return None
         return outputs
 
+    def _enter(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> None:
+        """Record the dimensions of an operation's inputs for the modules that they enter."""
+        parts = _where(node).split(".") if _where(node) else []
+        for each in node.all_input_nodes:
+            value, before = values[each], _where(each)
+            if each.op != "call_function" or not isinstance(value, TracedTensor):
+                continue
+            for depth in range(len(parts), 0, -1):
+                inside = ".".join(parts[:depth])
+                if f"{before}.".startswith(f"{inside}."):
+                    break
+                self._entering.setdefault(inside, {}).update((id(dim), dim) for dim in value.dims)
+
     def _record(self, op: Op, path: str, args: Any, found: Any) -> None:
         traced = self._traced
         if op.normalised is not None:
@@ -202,6 +220,9 @@ class Propagation:
         traced.ambiguous.extend([op.label] * op.ambiguous)
         traced.guessed.extend([op.label] * op.guessed)
         traced.attributes.extend((path, name, dim) for name, dim in op.attributes if not op.is_frozen(dim))
+        for dim in op.fixed_sizes:
+            entered = self._entering.get(op.where, {}) if len(dim) > 1 and not op.is_frozen(dim) else {}
+            traced.same_size.extend((dim, each) for each in entered.values() if len(each) == len(dim))
         traced.work.extend(products(op.name, args, found))
         inputs = [each for each in tree_leaves(args) if isinstance(each, TracedTensor)]
         if isinstance(op.module, nn.modules.dropout._DropoutNd) and inputs:
@@ -230,7 +251,12 @@ def _alive(graph: fx.Graph) -> set[fx.Node]:
     """Return the nodes that an output or a mutation depends on; the rest is dead code."""
     alive: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op != "call_function" or node.is_impure() or any(user in alive for user in node.users):
+        if (
+            node.op != "call_function"
+            or node.is_impure()
+            or _name(node.target) in _ASKS
+            or any(user in alive for user in node.users)
+        ):
             alive.add(node)
     return alive
 

@@ -1,4 +1,4 @@
-"""What the nodes of a relay gave out for each batch: in memory, on another device or on disk."""
+"""Outputs of the nodes of a relay for each batch: in memory, on another device or on disk."""
 
 from __future__ import annotations
 

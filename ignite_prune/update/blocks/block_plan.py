@@ -1,4 +1,4 @@
-"""What is pruned in one block: its evidence, and the masks and values that follow from it."""
+"""One block's update: its evidence, and the masks and values computed from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ignite_prune.allocation.base import Layer
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.evidence.evidence import Evidence
 from ignite_prune.saliency import Saliency
-from ignite_prune.update.param_groups import ParamGroup, pattern_of
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import pattern_of
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ignite_prune._utils.arguments import check_callable
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune.allocation import Allocation, Uniform
+from ignite_prune.core.batches import PrepareBatch
 from ignite_prune.core.mask_store import warn_of_nearly_empty
 from ignite_prune.core.selection import named_parameters, unwrap
-from ignite_prune.evidence.calibration import PrepareBatch
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.repair.base import Repair
 from ignite_prune.saliency import Saliency, Wanda
@@ -31,7 +31,7 @@ from ignite_prune.update.blocks.calibration_batches import prepared
 from ignite_prune.update.blocks.progress import check_progress, shown
 from ignite_prune.update.blocks.unfinished_blocks import UnfinishedBlocks, progress_text
 from ignite_prune.update.calibration import Calibration, as_calibration
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import UpdatePlan, write_values
 
 
@@ -61,12 +61,12 @@ def prune_blocks(
     """Prune a model in one shot, block by block, as SparseGPT and Wanda are published.
 
     For each block in turn: its evidence is gathered from all calibration batches, its layers are pruned, and it runs
-    again with the pruned weights, whose outputs are the inputs of the next block. Memory: one block's evidence, and
-    what one block gives out for all batches.
+    again with the pruned weights, whose outputs are the inputs of the next block. Memory: one block's evidence, and one
+    block's outputs for all batches.
 
     Each pass is a forward of the model that ends with the block; the blocks before it return what was stored.
     Embeddings, positions, masks, rotary embeddings and caches are therefore those that the model itself passes to each
-    block, also where blocks get different ones, or where encoder and decoder are both in the list.
+    block, also if blocks get different ones, or if encoder and decoder are both in the list.
 
     Args:
         model: in eval mode; bare, or wrapped in DDP or ``torch.compile``.
@@ -173,7 +173,7 @@ def _put(masks: BlockMasks, name: str, plan: UpdatePlan) -> None:
 
 
 class _Undo:
-    """Keeps what pruning changes, so that it can be undone.
+    """Stores the values that pruning changes, to undo it.
 
     Args:
         model: unwrapped.

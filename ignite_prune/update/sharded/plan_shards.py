@@ -22,7 +22,7 @@ from ignite_prune.core.sharded_mask_store import ShardedMaskStore
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.saliency import Bound, Informed, Saliency
 from ignite_prune.update.calibration import Calibration, calibrate
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import GroupUpdate, Masks, UpdatePlan, drawn, merge
 from ignite_prune.update.scores import ParameterScores
 from ignite_prune.update.sharded.choice import chosen

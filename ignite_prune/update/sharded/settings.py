@@ -23,7 +23,7 @@ from ignite_prune.saliency import (
 from ignite_prune.saliency.from_callable import FromCallable
 from ignite_prune.saliency.given import Given
 from ignite_prune.saliency.needs import Gradients, Initial, InputMoments, InputNorms
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 
 _SALIENCIES = (
     *(Magnitude, Random, Given, FromCallable, Change),

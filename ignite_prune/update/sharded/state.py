@@ -1,8 +1,8 @@
 """The state of a sharded pruner: its tensors in mappings by name, which torch.distributed.checkpoint saves by shards.
 
-It takes apart nested mappings only, and fills those that a new pruner's state has; what stands in lists and tuples it
-pickles as a whole. So kept values and sums of evidence, which may have other entries from time to time, stand next to
-the masks, for every parameter, and :func:`joined` puts them back in their places.
+It splits only nested mappings, and fills those that a new pruner's state has; lists and tuples are pickled as they are.
+So kept values and sums of evidence, which may have other entries from time to time, stand next to the masks, for every
+parameter, and :func:`joined` puts them back in their places.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ignite_prune._utils.shard import Part
-from ignite_prune.pattern import Block, NofM, Unstructured
+from ignite_prune.pattern import Block, Unstructured
 from ignite_prune.pattern.base import Pattern
 
 
@@ -31,8 +31,8 @@ def unit_part(name: str, pattern: Pattern, part: Part) -> Part:
             )
     start = [first // size for first, size in zip(part.start, sizes)]
     here = [length // size for length, size in zip(part.size, sizes)]
-    if isinstance(pattern, NofM):  # its groups come last
-        at = pattern.dim % len(part.shape)
+    if pattern.entry_groups is not None:  # whose unit scores have the groups last
+        at = pattern.entry_groups.dim % len(part.shape)
         start, here = [*start[:at], *start[at + 1 :], start[at]], [*here[:at], *here[at + 1 :], here[at]]
     elif len(shape) < len(start):  # a block of a convolution's matrix: all dimensions but the first are one
         start, here = [start[0], 0], [here[0], shape[1]]
@@ -41,8 +41,9 @@ def unit_part(name: str, pattern: Pattern, part: Part) -> Part:
 
 def _unit_sizes(pattern: Pattern, shape: Sequence[int]) -> list[int]:
     """Return of how many indices along each dimension a unit is, so that a rank has to hold a multiple of them."""
-    if isinstance(pattern, NofM):
-        return [pattern.of if dim == pattern.dim % len(shape) else 1 for dim in range(len(shape))]
+    groups = pattern.entry_groups
+    if groups is not None:
+        return [groups.of if dim == groups.dim % len(shape) else 1 for dim in range(len(shape))]
     assert isinstance(pattern, Block)
     if len(pattern.shape) == len(shape):
         return list(pattern.shape)

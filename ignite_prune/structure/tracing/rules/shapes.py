@@ -24,8 +24,7 @@ def reshape(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
         asked = [*x.shape[:start], *args[1], *x.shape[start + 1 :]]
     if len(asked) == len(sizes) and -1 in asked:
         free = list(asked).index(-1)
-    known = op.size_from_attribute(list(asked))
-    free = _units_at(op, asked, free) if known is None else known
+    free = _units_at(op, asked, free)
     dims = reshaped(op.units, x.dims, sizes, free, op.label, partial(_guessed, op))
     if op.name != "flatten" and len(asked) == len(sizes):
         for size, ids in zip(asked, dims):
