@@ -47,7 +47,8 @@ class ScoreSums:
     def __init__(self, tensors: Sequence[Scored], power: int) -> None:
         self._tensors, self._power = [each for each in tensors if each.part.counted], power
         self._shift, self._is_narrowed, self._inside = 0, False, (0, 0.0)
-        self._held: list[Tensor] | None = None
+        self._held: Tensor | None = None
+        self._own, self._expected = torch.zeros(2, 0), 0  # this rank's table, and how many keys of it stay
         self.first = self.last = 0
         self.above, self.below = (0, 0.0), (0, 0.0)
         self._start = self._bits = 0
@@ -93,22 +94,24 @@ class ScoreSums:
             table[0] += torch.bincount(places, minlength=bins).cpu()
             terms = _numbers(keys, self._shift) ** self._power
             table[1] += torch.bincount(places, weights=terms, minlength=bins).cpu()
+        self._own = table.clone()
         return table
 
     def _pieces(self) -> Iterator[Tensor]:
         """Yield the keys in the interval; they are held from the second round on, when few are left."""
         if self._held is not None:
-            self._held = [keys[(keys >= self.first) & (keys <= self.last)] for keys in self._held]
-            yield from self._held
+            self._held = self._held[(self._held >= self.first) & (self._held <= self.last)]
+            yield self._held
             return
-        held = list[Tensor]()
+        held, at = torch.empty(self._expected, dtype=torch.int64), 0  # before large temporaries, as it stays
         for tensor in self._tensors:
             scores = tensor.scores().reshape(-1)
             flat = scores if tensor.alive is None else scores[tensor.alive.reshape(-1)]
             for piece in torch.split(flat, _PIECE):
                 keys = keys_of(piece, self._shift)
                 if self._is_narrowed:
-                    held.append(keys := keys[(keys >= self.first) & (keys <= self.last)])
+                    keys = keys[(keys >= self.first) & (keys <= self.last)]
+                    held[at : at + len(keys)], at = keys.cpu(), at + len(keys)
                 yield keys
         self._held = held if self._is_narrowed else None
 
@@ -131,6 +134,7 @@ class ScoreSums:
         self.first, self.last = max(self.first, (self._start + low) << self._bits), min(self.last, end)
         count, total = self.table[:, low:high].sum(1).tolist()
         self._is_narrowed, self._inside = True, (int(count), total)
+        self._expected = int(self._own[0, low:high].sum())
 
     def around(self) -> Bounds:
         """Return scores below and above the interval."""
