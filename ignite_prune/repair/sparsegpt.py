@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ignite_prune import saliency
 from ignite_prune._utils.arguments import check_positive
-from ignite_prune.pattern import Unstructured
+from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.pattern.base import EntryGroups
 from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext, evidence_for
 from ignite_prune.repair.sparsegpt_sweep import block_counts, by_count, by_group, sweep
@@ -37,6 +38,7 @@ class SparseGPT(Repair):
         Frantar, Alistarh, "SparseGPT", 2023, arXiv 2301.00774.
     """
 
+    by_layer: ClassVar[bool] = True
     block: int = 128
     damping: float = 0.01
 
@@ -47,6 +49,15 @@ class SparseGPT(Repair):
     @property
     def needs(self) -> tuple[InputMoments]:
         return (InputMoments(),)
+
+    def selects(self, parameter: PrunedParameter, mask: Tensor, transposed: bool) -> bool:
+        if not isinstance(parameter.saliency, saliency.SparseGPT):
+            return False
+        groups = parameter.pattern.entry_groups
+        if groups is None:
+            return isinstance(parameter.pattern, Unstructured)
+        form = _Matrix(mask, transposed, channels_last=True)
+        return groups.dim % mask.ndim == (0 if transposed else 1) and _all_done(form.rows(mask), groups)
 
     def __call__(self, context: RepairContext, pruned: Sequence[PrunedParameter]) -> None:
         for parameter in pruned:
@@ -63,14 +74,13 @@ class SparseGPT(Repair):
                 [None] * len(moments.sums) if before is None else form.rows(before).chunk(len(moments.sums)),
                 moments.sums,
             )
-            groups = parameter.pattern.entry_groups
-            along = groups is not None and groups.dim % weight.ndim == (0 if moments.transposed else 1)
-            swept = [
-                self._sweep(part, kept, earlier, form.hessian(sums.to(weight.device) * moments.scale), parameter, along)
-                for part, kept, earlier, sums in parts
-            ]
-            context.values[parameter.name] = form.back(torch.cat([new for new, _ in swept]))
-            context.masks[parameter.name] = form.back(torch.cat([kept for _, kept in swept]))
+            pattern = parameter.pattern if self.selects(parameter, mask, moments.transposed) else None
+            swept = []
+            for part, kept, earlier, sums in parts:
+                scaled = sums.mul_(moments.scale) if context.overwrite else sums * moments.scale
+                swept.append(self._sweep(part, kept, earlier, form.hessian(scaled.to(weight.device)), pattern))
+            context.values[parameter.name] = form.back(_joined([new for new, _ in swept]))
+            context.masks[parameter.name] = form.back(_joined([kept for _, kept in swept]))
 
     def _sweep(
         self,
@@ -78,20 +88,29 @@ class SparseGPT(Repair):
         mask: Tensor,
         before: Tensor | None,
         hessian: Tensor,
-        parameter: PrunedParameter,
-        along: bool,
+        pattern: Pattern | None,
     ) -> tuple[Tensor, Tensor]:
-        """Sweep a matrix; ``along``: groups of N:M are along its inputs."""
-        groups, rows = parameter.pattern.entry_groups, tuple(weight.shape)
-        selects = isinstance(parameter.saliency, saliency.SparseGPT)
-        if selects and isinstance(parameter.pattern, Unstructured):
-            counts = block_counts(int((~mask).sum()), (rows[0], rows[1]), self.block, before)
-            choose = by_count(counts, self.block, before)
-            return sweep(weight, hessian, damping=self.damping, block=self.block, choose=choose)
-        if selects and along and groups is not None and _all_done(mask, groups):
-            choose = by_group(groups.keep, before)
-            return sweep(weight, hessian, damping=self.damping, block=self.block, choose=choose, group=groups.of)
-        return sweep(weight, hessian, damping=self.damping, block=self.block, mask=mask)
+        """Sweep a matrix, whose Hessian is overwritten.
+
+        Args:
+            weight: ``(rows, n)``.
+            mask: its new mask.
+            before: its mask so far.
+            hessian: ``(n, n)``.
+            pattern: in which the mask is selected again; None: it is not.
+        """
+        how: dict[str, Any] = {"damping": self.damping, "block": self.block, "overwrite": True}
+        if pattern is None:
+            return sweep(weight, hessian, mask=mask, **how)
+        groups = pattern.entry_groups
+        if groups is not None:
+            return sweep(weight, hessian, choose=by_group(groups.keep, before), group=groups.of, **how)
+        counts = block_counts(int((~mask).sum()), (weight.shape[0], weight.shape[1]), self.block, before)
+        return sweep(weight, hessian, choose=by_count(counts, self.block, before), **how)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _all_done(mask: Tensor, groups: EntryGroups) -> bool:
@@ -121,11 +140,11 @@ class _Matrix:
 
     def back(self, matrix: Tensor) -> Tensor:
         if self._transposed:
-            return matrix.t().contiguous()
+            return matrix.t()
         if not self._last:
-            return matrix.view(self._shape)
+            return matrix.reshape(self._shape)
         out, channels, *kernel = self._shape
-        return matrix.view(out, *kernel, channels).movedim(-1, 1).contiguous()
+        return matrix.reshape(out, *kernel, channels).movedim(-1, 1)
 
     def hessian(self, hessian: Tensor) -> Tensor:
         if not self._last:

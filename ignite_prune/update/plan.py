@@ -205,8 +205,12 @@ def repaired(
     plan: UpdatePlan,
     evidence: Evidence | None,
     passes: Passes | None,
+    overwrite: bool = False,
 ) -> UpdatePlan:
-    """Return a plan with its repairs: those of single layers first, then those of the whole model."""
+    """Return a plan with its repairs: those of single layers first, then those of the whole model.
+
+    The arguments are those of :class:`.RepairContext`; ``overwrite``: evidence and new values may be overwritten.
+    """
     context = RepairContext(
         model,
         store.parameters,
@@ -218,13 +222,17 @@ def repaired(
     )
     todo = [(repair, _pruned(group, plan, before)) for group in groups for repair in group["repair"]]
     done = set()
-    for repair, pruned in sorted(todo, key=lambda each: each[0].whole):  # stable: in the order given
+    todo.sort(key=lambda each: each[0].whole)  # stable: in the order given
+    for index, (repair, pruned) in enumerate(todo):
+        context.overwrite = overwrite and index == len(todo) - 1
         if pruned and not (repair.whole and repair in done):
             repair(context, pruned)
             done.add(repair)
     for name, mask in context.masks.items():
         if name in context.values:
-            context.values[name] = context.values[name] * mask
+            value, held = context.values[name], store.parameters[name]
+            own = overwrite and value.untyped_storage().data_ptr() != held.untyped_storage().data_ptr()
+            context.values[name] = value.mul_(mask) if own else value * mask
     return UpdatePlan(context.masks, context.values)
 
 

@@ -105,12 +105,6 @@ class FollowingScales(ActivationCollector[FollowingScale]):
                 self._norms[name] = scale
                 self.record.at(name)
                 self.record.counts[name] = 1.0
-        self._refuse(self._seen)
-
-    def _refuse(self, names: Iterable[str]) -> None:
-        for name in names:
-            if not self.record.counts.get(name):
-                self.refused.setdefault(name, "no BatchNorm follows it")
 
     def settle(self) -> None:
         for name, scale in self._norms.items():

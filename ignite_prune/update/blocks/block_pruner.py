@@ -13,6 +13,7 @@ from torch import nn
 
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.distributed import raise_together
+from ignite_prune._utils.freed_memory import give_back_freed
 from ignite_prune.allocation import OWL
 from ignite_prune.core.batches import Batch
 from ignite_prune.core.mask_store import MaskStore
@@ -155,6 +156,7 @@ class BlockPruner:
             evidence = self._gather(place, keep=not self.sequential)
             self._prune(name, store, evidence)
             del evidence
+            give_back_freed()
             if self.sequential:
                 self._outputs(place)
         return sum(map(store.kept, store)), store.numel

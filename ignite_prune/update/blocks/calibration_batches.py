@@ -65,6 +65,7 @@ def prepared(
         return 0, Route(dict(blocks), 0, (frozenset(),) * len(blocks), -1)
     try:
         number, first = _keep(store, calibration, model, device, seen)
+        store.batches = number
         route = known()
         with undisturbed(model), torch.no_grad(), weights.around():
             if route is None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_callable
+from ignite_prune._utils.bits import pack, unpack
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune.allocation import Allocation, Uniform
 from ignite_prune.core.batches import PrepareBatch
@@ -139,14 +140,14 @@ def prune_blocks(
         weights = BlockWeights(model, modules, target)
         number, route = prepared(model, modules, groups, calibration, store, weights, where)
         before = _evaluated(model, evaluate)
-        masks, kept = _masks_of(model, groups), _Undo(model, store if atomic else None)
+        found, kept = dict[str, Tensor](), _Undo(model, store if atomic else None)
         pruner = BlockPruner(
-            model, route, groups, weights, store, number, sequential, kept.keep, partial(_put, masks), lambda what: None
+            model, route, groups, weights, store, number, sequential, kept.keep, partial(_put, found), lambda what: None
         )
         reports, began = list[BlockReport](), time.perf_counter()
-        with shown(progress, pruner.passes) as pruner.advance, _explained(pruner, reports, masks, kept):
+        with shown(progress, pruner.passes) as pruner.advance, _explained(pruner, reports, kept):
             pruner.run(lambda place, report: reports.append(report) if report.name in groups else None)
-    seconds = time.perf_counter() - began
+    seconds, masks = time.perf_counter() - began, _masks_of(model, groups, found)
     warn_of_nearly_empty(masks, set())
     masks.report = BlocksReport(tuple(reports), seconds, before, _evaluated(model, evaluate))
     return masks
@@ -163,13 +164,21 @@ def _check_flags(**flags: Any) -> None:
             raise TypeError(f"Argument {name} should be a bool, but given {value!r}")
 
 
-def _masks_of(model: nn.Module, groups: Mapping[str, ParamGroup]) -> BlockMasks:
-    parameters = named_parameters(model)
-    return BlockMasks({name: parameters[name] for group in groups.values() for name in group["params"]})
+def _masks_of(model: nn.Module, groups: Mapping[str, ParamGroup], bits: dict[str, Tensor]) -> BlockMasks:
+    """Return masks of one bit for each entry as bool tensors; ``bits`` is empty afterwards."""
+    parameters, masks = named_parameters(model), {}
+    while bits:
+        name, packed = bits.popitem()
+        parameter = parameters[name]
+        masks[name] = unpack(packed, parameter.numel()).view(parameter.shape).to(parameter.device)
+    found = BlockMasks({name: parameters[name] for group in groups.values() for name in group["params"]})
+    found.put(found.replaced(masks))
+    return found
 
 
-def _put(masks: BlockMasks, name: str, plan: UpdatePlan) -> None:
-    masks.put(masks.replaced(plan.masks))
+def _put(bits: dict[str, Tensor], name: str, plan: UpdatePlan) -> None:
+    """Keep masks in one bit for each entry, as those of all blocks are a quarter of a model's memory otherwise."""
+    bits |= {each: pack(mask) for each, mask in plan.masks.items()}
 
 
 class _Undo:
@@ -208,7 +217,7 @@ _KEPT = -1  # a batch of its own
 
 
 @contextmanager
-def _explained(pruner: BlockPruner, reports: Sequence[BlockReport], masks: BlockMasks, kept: _Undo) -> Iterator[None]:
+def _explained(pruner: BlockPruner, reports: Sequence[BlockReport], kept: _Undo) -> Iterator[None]:
     """Say which blocks are pruned if an error ends pruning, or undo it."""
     try:
         yield
