@@ -21,7 +21,7 @@ def chosen(jobs: Sequence[Job], exchange: Exchange) -> list[tuple[Job, Tensor]]:
     """Return the new mask of this rank's part of each parameter that gets sparser."""
     pools, floors, by_row = list[Ranking](), [0] * len(jobs), dict[int, int]()
     places = {id(job.layer): index for index, job in enumerate(jobs)}
-    for pool in (pool for group in divided(_divisions(jobs), exchange) for pool in group):
+    for pool, bounds in divided(_divisions(jobs), exchange):
         least = pool.floors or (0,) * len(pool.layers)
         keep = max(pool.keep, sum(min(floor, layer.living) for floor, layer in zip(least, pool.layers)))
         indices = [places[id(layer)] for layer in pool.layers]
@@ -30,7 +30,7 @@ def chosen(jobs: Sequence[Job], exchange: Exchange) -> list[tuple[Job, Tensor]]:
         if len(indices) == 1 and jobs[indices[0]].rows is not None:  # how many stay is known
             by_row[indices[0]] = keep
             continue
-        pools.append(Ranking(indices, keep))
+        pools.append(Ranking(indices, keep, bounds))
         for index, floor in zip(indices, least):
             floors[index] = floor
     found = keep_top_with_floors([job.tensor for job in jobs], pools, floors, exchange)
