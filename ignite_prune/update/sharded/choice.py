@@ -12,7 +12,7 @@ from ignite_prune._utils.exchange import Exchange
 from ignite_prune._utils.sharded_rows import RowTask, keep_top_of_rows_of_all
 from ignite_prune._utils.sharded_top import Ranking, Scored, keep_top_of_all
 from ignite_prune._utils.sparsity import as_unit_fraction
-from ignite_prune.update.sharded.division import Division, divided
+from ignite_prune.update.sharded.division import ShardDivision, divided
 from ignite_prune.update.sharded.job import Job
 from ignite_prune.update.sharded.sharded_channels import is_split_beyond
 
@@ -55,14 +55,14 @@ def _task(job: Job, keep: int) -> RowTask:
     return RowTask(job.tensor.scores, job.tensor.alive, job.tensor.part, job.rows, keep, is_split)
 
 
-def _divisions(jobs: Sequence[Job]) -> list[Division]:
+def _divisions(jobs: Sequence[Job]) -> list[ShardDivision]:
     divisions = []
     for update in {id(job.update): job.update for job in jobs}.values():
         mine = [job for job in jobs if job.update is update]
         assert update.target is not None
         fraction = as_unit_fraction(update.group["pattern"], update.target)
         layers, tensors = [job.layer for job in mine], [job.tensor for job in mine]
-        divisions.append(Division(update.group["allocation"], layers, tensors, fraction))
+        divisions.append(ShardDivision(update.group["allocation"], layers, tensors, fraction))
     return divisions
 
 

@@ -24,7 +24,7 @@ _SLACK = 1e-9  # relative, of sums that are rounded
 
 
 @dataclass
-class Division:
+class ShardDivision:
     """One group's units, to be divided.
 
     Args:
@@ -57,13 +57,13 @@ Pools = list[tuple[Pool, Bounds | None]]
 """Each pool, with bounds of its threshold where these are known."""
 
 
-def divided(divisions: Sequence[Division], exchange: Exchange) -> Pools:
+def divided(divisions: Sequence[ShardDivision], exchange: Exchange) -> Pools:
     """Return the pools of all groups, by the same messages; every rank calls it."""
     groups = sum_together([_pools(each, exchange) for each in divisions], exchange)
     return [each for group in groups for each in group]
 
 
-def _pools(division: Division, exchange: Ranks) -> OverRanks[Pools]:
+def _pools(division: ShardDivision, exchange: Ranks) -> OverRanks[Pools]:
     allocation = division.allocation
     if isinstance(allocation, OWL):
         return (yield from _by_outliers(allocation, division))
@@ -83,7 +83,7 @@ def _living(tensor: Scored) -> Tensor:
     return living if tensor.part.counted else living[:0]
 
 
-def _by_outliers(allocation: OWL, division: Division) -> OverRanks[Pools]:
+def _by_outliers(allocation: OWL, division: ShardDivision) -> OverRanks[Pools]:
     own = torch.tensor([float(_living(each).double().sum()) for each in division.tensors], dtype=torch.float64)
     sums, outliers = (yield own).tolist(), []
     for tensor, total in zip(division.tensors, sums):
@@ -100,7 +100,7 @@ def _by_outliers(allocation: OWL, division: Division) -> OverRanks[Pools]:
     return [(Pool((layer,), count), None) for layer, count in zip(layers, keep)]
 
 
-def _by_deviation(allocation: StdThreshold, division: Division) -> OverRanks[Pools]:
+def _by_deviation(allocation: StdThreshold, division: ShardDivision) -> OverRanks[Pools]:
     own = [float(_living(each).double().square().sum()) for each in division.tensors]
     squares = (yield torch.tensor(own, dtype=torch.float64)).tolist()
     for tensor, total in zip(division.tensors, squares):
@@ -117,7 +117,7 @@ def _divide(tensor: Scored, deviation: float) -> None:
     tensor.scores = lambda: scores().double() / deviation
 
 
-def _by_budget(allocation: Bucket, division: Division, exchange: Ranks) -> OverRanks[Pools]:
+def _by_budget(allocation: Bucket, division: ShardDivision, exchange: Ranks) -> OverRanks[Pools]:
     row = ScoreSums(division.tensors, power=1)
 
     def limit() -> float:
@@ -138,7 +138,7 @@ def _by_budget(allocation: Bucket, division: Division, exchange: Ranks) -> OverR
     return [(Pool(layers, max(least, living - pruned)), row.around() if living - pruned >= least else None)]
 
 
-def _by_lamp(division: Division, exchange: Ranks) -> OverRanks[Pools]:
+def _by_lamp(division: ShardDivision, exchange: Ranks) -> OverRanks[Pools]:
     """Return how many units of each layer are among the best: within a layer the order is that of the scores."""
     layers, rows = division.layers, [ScoreSums([each], power=2) for each in division.tensors]
     keep = kept(sum(layer.units for layer in layers), division.fraction)
