@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import ctypes
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from ignite.engine import create_supervised_trainer
 from torch import Tensor, nn
 
 from clock import Contestant, race
-from ignite_prune.handlers import SET, DynamicSparse, RigL, SparseMomentum
+from ignite_prune.handlers import SET, SRSTE, DynamicSparse, LearntSparsity, RigL, SparseMomentum, TopKAST
 from nets import Stack, resnet18
 from rows import Row, Settings, ratio_row
 
@@ -60,3 +62,33 @@ def every_hundred(settings: Settings) -> Iterator[Row]:
         for what, kind in kinds.items():
             target = {"at_most": 1.05} if kind is RigL else {}
             yield ratio_row(what, times.ratios(what, "static"), "×", **target)
+
+
+def _trainer(handler: Callable[[nn.Module, torch.optim.Optimizer], Any], device: torch.device) -> Callable[[], object]:
+    """Return ten iterations of a trainer of four Linear(1024) at batch 8, to which a handler is attached."""
+    model = Stack(4, device, relu=True).model
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    trainer = create_supervised_trainer(model, optimizer, lambda output, _: output.square().mean(), device)
+    handler(model, optimizer).attach(trainer)
+    batches = [(torch.randn(8, 1024, device=device), torch.zeros(1, device=device))] * 10
+    return lambda: trainer.run(batches, max_epochs=1)
+
+
+def every_step(settings: Settings) -> Iterator[Row]:
+    """Compare handlers that work in every step with a static mask."""
+    warnings.simplefilter("ignore")  # of runs that are too short for an update
+    kinds: dict[str, tuple[float, Callable[[nn.Module, torch.optim.Optimizer], Any]]] = {
+        "Top-KAST": (1.6, lambda model, optimizer: TopKAST(model, optimizer, sparsity=0.9)),
+        "SR-STE 2:4": (2.5, SRSTE),
+        "learnt thresholds": (1.6, lambda model, optimizer: LearntSparsity(model, strength=1e-4)),
+    }
+    contestants = {name: Contestant(_trainer(kind, settings.device)) for name, (_, kind) in kinds.items()}
+    contestants["static"] = Contestant(_trainer(lambda *given: SET(*given, sparsity=0.9, end=1), settings.device))
+    times = race(contestants, settings.rounds, settings.device)
+    for name, (most, _) in kinds.items():
+        yield ratio_row(
+            f"step of {name} against a static mask's, 4 Linear(1024), batch 8",
+            times.ratios(name, "static"),
+            "×",
+            at_most=most,
+        )

@@ -55,10 +55,12 @@ MEASURES: dict[str, Measure] = {
     "blocks": blocks.blocks,
     "rewinding": rewinding.rewinding,
     "slicing": structured.slicing,
+    "heads": structured.heads,
     "smaller": structured.smaller,
     "billion": updates.billion,
     "group_lasso": regularisers.group_lasso,
     "dynamic": dynamic.every_hundred,
+    "dynamic_steps": dynamic.every_step,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib
 import io
 import time
@@ -108,6 +109,35 @@ def _module(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         return None
+
+
+class _Stages(nn.Module):
+    """64 layers of 16 neurons; each may have a head that runs in training alone."""
+
+    def __init__(self, heads: bool, written: bool = False) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Linear(16, 16) for _ in range(64))
+        self.heads = nn.ModuleList(nn.Linear(16, 10) for _ in range(64 if heads else 0))
+        self.out, self.written = nn.Linear(16, 10), written
+
+    def forward(self, x: Tensor) -> Any:
+        found = []
+        for number, stage in enumerate(self.stages):
+            x = torch.relu(stage(x))
+            if self.training and self.heads:
+                found.append(self.heads[number](x.reshape(-1, 16) if self.written else x))
+        return (self.out(x), found) if found else self.out(x)
+
+
+def heads(settings: Settings) -> Iterator[Row]:
+    """Compare the tracing of a model with heads that run in training alone with that of the model without."""
+    inputs = torch.zeros(2, 16)
+    models = {"without": _Stages(False), "with": _Stages(True), "written": _Stages(True, written=True)}
+    contestants = {name: Contestant(functools.partial(trace, model, inputs)) for name, model in models.items()}
+    times = race(contestants, min(settings.rounds, 5), settings.device)
+    what = "tracing 64 stages with heads of training, against without"
+    yield ratio_row(what, times.ratios("with", "without"), "×", at_most=2)
+    yield ratio_row("  heads that write their input's size", times.ratios("written", "without"), "×")
 
 
 def smaller(settings: Settings) -> Iterator[Row]:
