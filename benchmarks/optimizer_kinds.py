@@ -26,10 +26,8 @@ def optimizers() -> Iterator[tuple[str, Make]]:
     for package in (*MODULES, *LISTS):
         try:
             module = importlib.import_module(package)
-        except ImportError:
+        except Exception:
             continue
-        if package == "heavyball":
-            module.utils.compile_mode = None  # compiling takes minutes for each
         for name, kind in _kinds(module, package):
             if kind not in seen and not inspect.isabstract(kind):
                 seen.add(kind)
@@ -42,7 +40,7 @@ def _kinds(module: Any, package: str) -> Iterator[tuple[str, Any]]:
         for name in names():
             try:
                 yield name, load(name)
-            except (ImportError, ValueError):  # of a library that is not installed
+            except Exception:  # of a library that is not installed, or for a GPU
                 continue
     else:
         for name, kind in vars(module).items():
@@ -57,7 +55,6 @@ def _made_by(kind: Any) -> Make:
         params, matrices = list(model.parameters()), {"params": list(model.parameters()), "use_muon": True}
         base = torch.optim.SGD(params, lr=1e-3)
         forms: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
-            ((params,), {"lr": 1e-3, "line_search_fn": "strong_wolfe"}),  # LBFGS
             ((params,), {"lr": 1e-3}),
             ((params,), {}),
             (([matrices],), {"lr": 1e-3}),
@@ -66,9 +63,13 @@ def _made_by(kind: Any) -> Make:
             ((model.named_parameters(),), {"lr": 1e-3}),
             ((params,), {"lr": 1e-3, "num_data": 256}),
             ((params,), {"lr": 1e-3, "r": 4, "lora_params": None}),
+            ((params,), {"lr": 1e-3, "num_iterations": 60}),
+            ((params,), {"lr": 1e-3, "momentum": 0.9}),
             ((base,), {}),
             ((params, torch.optim.SGD), {"lr": 1e-3}),
         ]
+        if "line_search_fn" in inspect.signature(kind).parameters:
+            forms.insert(0, ((params,), {"lr": 1e-3, "line_search_fn": "strong_wolfe"}))
         errors = []
         for args, kwargs in forms:
             try:

@@ -10,12 +10,16 @@ publishes is compared with the zeros of the weights. bitsandbytes' 8-bit optimiz
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import multiprocessing
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling steps, as heavyball and torchao do, takes minutes for each
 
 import torch
 from rich.console import Console
@@ -82,7 +86,7 @@ def _step(
     loss = closure()
     try:
         optimizer.step(closure) if isinstance(optimizer, torch.optim.LBFGS) else optimizer.step()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         if "closure" not in f"{error}{type(error)}".lower():
             raise
         optimizer.step(closure)
@@ -137,7 +141,8 @@ def within(seconds: float, make: Make) -> tuple[str, str]:
 
 def _send(to: Connection, make: Make) -> None:
     torch.set_num_threads(1)
-    to.send(verdict(make))
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        to.send(verdict(make))
 
 
 def main() -> None:

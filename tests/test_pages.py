@@ -56,7 +56,7 @@ NEEDS = {"howto/onnx.md": "onnx", "howto/transformers.md": "transformers", "howt
 
 
 @pytest.mark.parametrize("page", [each for each in PAGES if blocks_of(each) and each not in ELSEWHERE])
-@pytest.mark.filterwarnings("ignore:Pruning left less than 1 %", "ignore::ignite_prune.handlers.RunWarning")
+@pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
 @pytest.mark.filterwarnings("ignore:.*left out of mask updates until data reaches them")  # saliency.md shows it
 def test_blocks_run(page, tmp_path, monkeypatch):
     pytest.importorskip(NEEDS.get(page, "torch"))

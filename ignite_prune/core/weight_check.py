@@ -23,9 +23,17 @@ from torch import Tensor, nn
 from ignite_prune._utils.bits import is_masked
 from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune._utils.shard import collected, local, reshard
-from ignite_prune.core.check_report import CheckReport, PrunedWeightsAlive, SparsityWarning, likely_cause, listed
+from ignite_prune.core.check_report import (
+    CheckReport,
+    PrunedWeightsAlive,
+    SparsityWarning,
+    likely_cause,
+    listed,
+    replaced,
+)
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.parameter_places import ParameterPlaces
 from ignite_prune.core.selection import is_number
 
 _SAMPLE = 64  # pruned entries of each parameter that are read after an iteration
@@ -60,6 +68,7 @@ class WeightCheck:
     _calls: int = field(default=0, init=False)
     _generator: torch.Generator | None = field(default=None, init=False)
     _found: PrunedWeightsAlive | None = field(default=None, init=False)  # to be raised on all ranks
+    _places: ParameterPlaces | None = field(default=None, init=False)  # once something is pruned
 
     def before_step(self) -> None:
         """Warn of weights that were written between two steps of the optimizers, before the hook masks them again.
@@ -87,6 +96,7 @@ class WeightCheck:
             self.masks.sparsity,
             sum(zeros[parameter] for parameter in model) / max(sum(parameter.numel() for parameter in model), 1),
             self._cause()[1] if alive else "",
+            () if self.masks.is_sharded else tuple(ParameterPlaces(self.model, self.masks.parameters).lost()),
         )
 
     def all(self) -> None:
@@ -114,6 +124,7 @@ class WeightCheck:
         """Verify every pruned weight as :meth:`all` does, without a meeting of the ranks."""
         if not self.enforcer.is_installed:
             return
+        self._look_up()
         if not self.enforcer.is_applied:  # masks were changed by their owner, to be applied at the next step
             self.enforcer.apply()
         elif alive := self._alive():
@@ -138,6 +149,8 @@ class WeightCheck:
             self._draw()
         if not self._samples:
             return self._is_right()
+        if self._places is None or ("replaced" not in self.warned and self._places.some_lost()):
+            self._look_up()
         if not self._samples[0][1].is_cpu and self._calls % _APART:
             return None
         index = self._calls % len(self._samples)
@@ -151,6 +164,13 @@ class WeightCheck:
             self.read()
         else:
             self._is_right()
+
+    def _look_up(self) -> None:
+        """Warn if the model does not hold the masked parameters any more."""
+        if not self.masks.is_sharded:  # their places are taken by whole ones for a forward pass
+            self._places = self._places or ParameterPlaces(self.model, self.masks.parameters)
+            if (lost := self._places.lost()) and any(self.masks.pruned(name) is not None for name in lost):
+                self._say("replaced", replaced(lost, self.owner), "")
 
     def _meet(self) -> None:
         """Raise on every rank what one has found."""
@@ -207,14 +227,16 @@ class WeightCheck:
 
     def _tell(self, alive: Mapping[str, tuple[int, int]], between: bool = False) -> None:
         kind, cause = self._cause(between)
-        text = f"{listed(alive)}. {cause}"
+        self._say(kind, f"{listed(alive)}. {cause}", "They have been masked again")
+
+    def _say(self, kind: str, text: str, done: str) -> None:
         if self.strict and world_size() > 1:
             self._found = self._found or PrunedWeightsAlive(text)
         elif self.strict:
-            raise PrunedWeightsAlive(f"{text}. Nothing was changed; masks.apply_() masks them again")
+            raise PrunedWeightsAlive(f"{text}. Nothing was changed" + "; masks.apply_() masks them again" * bool(done))
         elif kind not in self.warned:
             self.warned.add(kind)
-            warnings.warn(f"{text}. They have been masked again", SparsityWarning, stacklevel=2)
+            warnings.warn(f"{text}. {done}".removesuffix(". "), SparsityWarning, stacklevel=2)
 
     def _cause(self, between: bool = False) -> tuple[str, str]:
         given = ", ".join(dict.fromkeys(type(each).__name__ for each in self.enforcer.optimizers))

@@ -91,7 +91,7 @@ class RunCheck:
         if self.last == 0:
             self.tell(
                 "never",
-                f"{who} is attached to {' | '.join(map(repr, events))}, which this run never fires, so nothing will "
+                f"{who} is attached to {' | '.join(map(_told, events))}, which this run never fires, so nothing will "
                 "be done: take an event that the run reaches, or a longer run",
             )
 
@@ -168,6 +168,11 @@ def max_iters_of(engine: Engine) -> int | None:
     """Return ``max_iters`` of the engine's run; None: not given, as in every Ignite before 0.5.5, which has none."""
     limit = getattr(engine.state, "max_iters", None)
     return None if limit is None else int(limit)
+
+
+def _told(event: Any) -> str:
+    filtered = isinstance(event, CallableEventWithFilter) and event.filter is not None
+    return (event if isinstance(event, str) else f"Events.{event.name}") + " (filtered)" * filtered
 
 
 def iterations_of(engine: Engine) -> int | None:
