@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from structured_peer import by_torch_pruning
 from torch import Tensor, nn
 
 from ignite_prune import allocation, pattern, prune_model, trace
 from ignite_prune.structure import Flops, Structure
+from structured_peer import by_torch_pruning
 
 Batch = tuple[Any, Tensor]
 FRACTIONS = (0.5, 0.7)
