@@ -1,6 +1,7 @@
 """How much of real architectures can go, whether slicing is right, and how long tracing takes; beside torch-pruning.
 
-Every model runs in a process of its own with a time limit. ``python benchmarks/zoo.py --only "timm:*" --json zoo.json``
+Every model runs in a process of its own with a time limit. ``python benchmarks/zoo.py --only "timm:*" --json FILE``;
+what the file has already is not measured again.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import statistics
 import time
 import traceback
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,23 +32,27 @@ from ignite_prune import shrink, trace
 from ignite_prune.structure.model_io import as_arguments, tensors_of
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention, nn.Bilinear)
+PARTS = ("plain", "norms", "torch-pruning")
 Row = dict[str, Any]
 
 
-def measured(name: str, peer: bool) -> Row:
-    """Return what is measured of one model."""
+def measured(name: str, parts: Sequence[str], limit: float) -> Iterator[Row]:
+    """Yield what is measured of one model, after each part; a part that passes the limit ends the process."""
     torch.manual_seed(0)
     row: Row = {"name": name}
     try:
         model, inputs = zoo_models.models()[name]()
     except Exception as error:
-        return {**row, "missing": f"{type(error).__name__}: {error}"[:200]}
+        yield {**row, "missing": f"{type(error).__name__}: {error}"[:200]}
+        return
     model, inputs = _doubled(_perturbed(model), inputs)
-    for norms in (False, True):
-        row["norms" if norms else "plain"] = _ours(model, inputs, norms)
-    if peer:
-        row["torch-pruning"] = _theirs(model, inputs)
-    return row
+    measures = {"plain": _ours, "norms": partial(_ours, norms=True), "torch-pruning": _theirs}
+    for part in parts:
+        yield {**row, part: {"late": True}}
+        most = int(time.process_time() + limit + 1)
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+        row[part] = measures[part](model, inputs)
+        yield row
 
 
 def _doubled(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
@@ -71,7 +78,7 @@ def _perturbed(model: nn.Module) -> nn.Module:
     return model
 
 
-def _ours(model: nn.Module, inputs: Any, norms: bool) -> Row:
+def _ours(model: nn.Module, inputs: Any, norms: bool = False) -> Row:
     model, row = copy.deepcopy(model), Row()
     started = time.process_time()
     try:
@@ -86,14 +93,15 @@ def _ours(model: nn.Module, inputs: Any, norms: bool) -> Row:
             return row
         flops = structure.flops(), structure.flops(kept)
         row["flops"] = flops[1] / max(1, flops[0])
-        masks = structure.masks(kept)
+        masks, learns = structure.masks(kept), _can_learn(copy.deepcopy(model), inputs)
         expected = None if norms else _run(_masked(model, masks), inputs)
         report = shrink(model, masks, inputs, structure=structure)
         row["parameters"] = report.parameters[1] / report.parameters[0]
         row["error"] = report.error
         if expected is not None:
             row["independent"] = _apart(_run(model, inputs), expected)
-        _learns(model, inputs)
+        if learns:
+            _learns(model, inputs)
         row["ok"] = True
     except Exception as error:
         row.setdefault("seconds", time.process_time() - started)
@@ -147,6 +155,14 @@ def _learns(model: nn.Module, inputs: Any) -> None:
         torch.optim.SGD(model.parameters(), 1e-3).step()
 
 
+def _can_learn(model: nn.Module, inputs: Any) -> bool:
+    try:
+        _learns(model, inputs)
+    except Exception:  # some models need another mode for it, or cannot at all
+        return False
+    return True
+
+
 def _weights(model: nn.Module) -> set[str]:
     """Return the names of the layers' weights: all parameters of two dimensions or more but tables of embeddings."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
@@ -190,34 +206,34 @@ def _theirs(model: nn.Module, inputs: Any) -> Row:
     return {**row, "seconds": time.process_time() - started}
 
 
-def _in_process(name: str, peer: bool, limit: float) -> Row:
+def _in_process(name: str, parts: Sequence[str], limit: float) -> Row:
     """Measure a model in a process of its own."""
     ours, theirs = multiprocessing.Pipe(False)
-    process = multiprocessing.get_context("fork").Process(target=_send, args=(theirs, name, peer, limit))
+    process = multiprocessing.get_context("fork").Process(target=_send, args=(theirs, name, parts, limit))
     process.start()
     theirs.close()
-    found = {"name": name, "late": True}
-    if ours.poll(10 * limit):
-        with suppress(EOFError):  # it died of its limit
+    found: Row = {"name": name}
+    with suppress(EOFError):  # it has ended
+        while ours.poll(10 * limit):
             found = ours.recv()
     process.kill()
     process.join()
     return found
 
 
-def _send(pipe: Connection, name: str, peer: bool, limit: float) -> None:
+def _send(pipe: Connection, name: str, parts: Sequence[str], limit: float) -> None:
     torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipe.send(measured(name, peer))
+        for row in measured(name, parts, limit):
+            pipe.send(row)
 
 
 def table(rows: list[Row]) -> str:
     """Return a summary by family, in Markdown."""
     heads = ("family", "models", "sliced right", "≥ 90 % free", "through norms: right", "≥ 90 % free")
     lines = [" | ".join(["", *heads, "median trace", "torch-pruning runs", ""]).strip(), "|---|" + "--:|" * 7]
-    made = [row for row in rows if "plain" in row or "late" in row]
+    made = [row for row in rows if "missing" not in row]
     families = sorted({row["name"].partition(":")[0] for row in made})
     for family in [*families, ""]:
         some = [row for row in made if row["name"].startswith(family)]
@@ -230,26 +246,32 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def _told(part: Row) -> str:
+    fails = "LATE" if part.get("late") else repr(part.get("fails", ""))[:150]
+    return f"{part.get('free', 0):4.0%} {part.get('seconds', 0):4.1f}s {fails}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=["*"], help="globs of names, family:model")
     parser.add_argument("--limit", type=float, default=60, help="seconds of CPU for a model")
-    parser.add_argument("--json", type=Path, help="file for all that is measured")
-    parser.add_argument("--peer", action="store_true", help="try torch-pruning too")
+    parser.add_argument("--json", type=Path, help="file for all that is measured, a line a model")
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS, help="what to measure")
     options = parser.parse_args()
     zoo_models.preload()
     names = [name for name in zoo_models.models() if any(fnmatchcase(name, rule) for rule in options.only)]
-    rows = []
+    done = options.json is not None and options.json.exists()
+    rows = [json.loads(line) for line in options.json.read_text().splitlines()] if done else []
     for name in names:
-        row = _in_process(name, options.peer, options.limit)
+        if any(row["name"] == name for row in rows):
+            continue
+        row = _in_process(name, options.parts, options.limit)
         rows.append(row)
-        both = [row.get(kind, {}) for kind in ("plain", "norms")]
-        told = [
-            f"{its.get('free', 0):4.0%} {its.get('seconds', 0):4.1f}s {its.get('fails', '')[:150]!r}" for its in both
-        ]
-        print(f"{name:40} {'LATE' if 'late' in row else row.get('missing') or ' | '.join(told)}", flush=True)
+        both = [_told(row.get(kind, {})) for kind in ("plain", "norms")]
+        print(f"{name:40} {row.get('missing') or ' | '.join(both)}", flush=True)
         if options.json:
-            options.json.write_text(json.dumps(rows, indent=1))
+            with options.json.open("a") as file:
+                file.write(json.dumps(row) + "\n")
     print(table(rows))
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from ignite_prune import SparsityWarning
+from ignite_prune.handlers import RunWarning
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -27,6 +30,8 @@ def run_example(name: str, *arguments: Any, ok: bool = True) -> str:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
+        warnings.simplefilter("error", RunWarning)
+        warnings.simplefilter("error", SparsityWarning)
         try:
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as end:

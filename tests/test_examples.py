@@ -13,7 +13,6 @@ from torch import nn
 from tests.examples import run_example
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.filterwarnings("error::ignite_prune.handlers.RunWarning")
 
 
 def in_a_process(example, *arguments):
@@ -137,9 +136,10 @@ def test_notebook(name, kernel):
     assert not [output for output in outputs if output.output_type == "error"]
     told = "".join(output.get("text", "") for output in outputs)
     assert told.count("equal to the bit") == len(re.findall("equal to the bit: *True", told)), "a resumed run differs"
+    assert "RunWarning" not in told and "SparsityWarning" not in told, told
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore", "error::ignite_prune.handlers.RunWarning", "error::ignite_prune.SparsityWarning")
 def test_readme_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)

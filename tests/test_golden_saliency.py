@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from ignite_prune import PruneHandler, functional, pattern, prune_model, saliency, score
 from ignite_prune.evidence.collectors.unit_removal import sampled_values
 from tests.golden_values import arrays, keys, tensor
+from tests.marks import CUT_SHORT
 
 NETS = ["mlp", "conv"]
 CLOSE = {"rtol": 1e-7, "atol": 1e-10}
@@ -88,6 +89,7 @@ def test_taylor_over_batches(name):
     agree(squares, "taylor", f"{name}_{{}}_accum_sum_of_sq_grad")
 
 
+@CUT_SHORT
 @pytest.mark.parametrize("name", NETS)
 def test_taylor_over_training_iterations_is_that_over_the_same_batches(name):
     data = batches(name, int(arrays("taylor")[f"{name}_batch_size"]))

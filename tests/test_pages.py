@@ -56,7 +56,7 @@ NEEDS = {"howto/onnx.md": "onnx", "howto/transformers.md": "transformers", "howt
 
 
 @pytest.mark.parametrize("page", [each for each in PAGES if blocks_of(each) and each not in ELSEWHERE])
-@pytest.mark.filterwarnings("ignore:Pruning left less than 1 %", "ignore::ignite_prune.handlers.RunWarning")
+@pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
 @pytest.mark.filterwarnings("ignore:.*left out of mask updates until data reaches them")  # saliency.md shows it
 def test_blocks_run(page, tmp_path, monkeypatch):
     pytest.importorskip(NEEDS.get(page, "torch"))
@@ -75,6 +75,17 @@ def test_links_lead_somewhere(page):
         path = (DOCS / page).parent / target
         generated = {DOCS / "benchmarks.md", DOCS / "changelog.md"}
         assert path.exists() or path in generated, target
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "extending.md"])
+def test_files_that_are_named_exist(page):
+    root = DOCS.parent
+    named = set(re.findall(r"`((?:\w+/)+\w+\.py)`", (DOCS / page).read_text()))
+    assert (
+        named
+        and [each for each in sorted(named) if not ((root / each).exists() or (root / "ignite_prune" / each).exists())]
+        == []
+    )
 
 
 def test_the_page_on_optimizers_runs():

@@ -10,7 +10,7 @@ from torch import nn
 from ignite_prune import LotteryTicket, MaskStore, PruneHandler, Rewind, allocation, barrier, pattern, saliency
 from ignite_prune.activation import TopK
 from ignite_prune.handlers import Control
-from ignite_prune.handlers.lottery.controls import drawn, inverted, reinitialise, shuffled
+from ignite_prune.handlers.lottery.controls import inverted, random_masks, reinitialise, shuffled
 from ignite_prune.handlers.lottery.lottery_ticket import rates
 from ignite_prune.handlers.lottery.mode_connectivity import losses_between
 from tests.golden_values import tensor
@@ -209,7 +209,7 @@ def test_controls_keep_as_many_units_in_every_pattern(shape):
             assert int(mask.sum()) == pruner.masks.kept(name)
             assert not torch.equal(mask, pruner.masks[name])
             MaskStore(dict(pruner.masks.parameters)).update(masks)
-    overall = drawn(pruner.param_groups, pruner.masks, 1)
+    overall = random_masks(pruner.param_groups, pruner.masks, 1)
     units = [sum(int(shape.alive(masks[name]).sum()) for name in masks) for masks in (overall, pruner.masks)]
     assert units[0] == units[1]
 

@@ -7,8 +7,9 @@ by 0 or 1 gives 0.0 or the unchanged value for any content, in one pass: twice a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PIECE = 1 << 17  # entries that stay in a core's cache
+_PRODUCT = 1 << 18  # entries of a product, of which some threads share the temporary
+_BUFFER = 1 << 11  # entries of a temporary of NumPy's, which stays in the smallest cache
 
 
 @cache
@@ -53,13 +56,30 @@ def zero_(tensor: Tensor, mask: Tensor) -> Tensor:
     bits = _SAME_SIZE.get(tensor.element_size())
     if bits is None:  # complex128
         return tensor.detach().masked_fill_(~mask, 0)
-    # In pieces, as the product converts the mask to a temporary of the tensor's size first: new memory for each call.
+    integers = tensor.detach().view(bits)
     if tensor.numel() > _PIECE and tensor.is_cpu and tensor.is_contiguous() and mask.is_contiguous():
-        for piece, kept in zip(torch.split(tensor.detach().view(-1), _PIECE), torch.split(mask.view(-1), _PIECE)):
-            piece.view(bits).mul_(kept)
+        _multiply_(integers.view(-1), mask.view(-1))
     else:
-        tensor.detach().view(bits).mul_(mask)
+        integers.mul_(mask)
     return tensor
+
+
+def _multiply_(integers: Tensor, mask: Tensor) -> None:
+    """Multiply many integers by a mask, both flat and on the CPU.
+
+    A product converts the mask to a temporary of the integers' type first. So it is computed in pieces, whose
+    temporaries stay in the cache: by NumPy in the smallest one, or by PyTorch where it has more than two threads.
+    """
+    numpy = numpy_for(integers) if torch.get_num_threads() <= 2 else None
+    if numpy is None:
+        for piece, kept in zip(torch.split(integers, _PRODUCT), torch.split(mask, _PRODUCT)):
+            piece.mul_(kept)
+        return
+    values, size = integers.numpy(), numpy.setbufsize(_BUFFER)
+    try:
+        numpy.multiply(values, mask.view(torch.int8).numpy(), out=values)
+    finally:
+        numpy.setbufsize(size)
 
 
 def is_masked(tensor: Tensor, mask: Tensor) -> bool:
@@ -103,8 +123,52 @@ def masked_copy_(target: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None or bits is None or not same:
         target.detach().copy_(source)
         return target if mask is None else zero_(target.detach(), mask)
-    torch.mul(source.detach().view(bits), mask, out=target.detach().view(bits))
+    for found, given, kept in pieces_of(target.detach(), source.detach(), mask):
+        torch.mul(given.view(bits), kept, out=found.view(bits))
     return target
+
+
+def pieces_of(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Yield views of tensors of one shape that stay in a core's cache together; whole ones if their layouts differ.
+
+    Example:
+        >>> [(piece.shape, none) for piece, none in pieces_of(torch.zeros(2, 3), None)]
+        [(torch.Size([6]), None)]
+    """
+    first = next(each for each in tensors if each is not None)
+    if not first.is_cpu or any(each is not None and not each.is_contiguous() for each in tensors):
+        yield tensors
+        return
+    flat = [each if each is None else torch.split(each.view(-1), _PIECE) for each in tensors]
+    for number in range(-(-first.numel() // _PIECE)):
+        yield tuple(each if each is None else each[number] for each in flat)
+
+
+def unmasked_copy(tensor: Tensor, mask: Tensor) -> Tensor:
+    """Return a copy of a tensor that is exactly 0 where the mask is True, for :func:`put_back_`.
+
+    Example:
+        >>> unmasked_copy(torch.tensor([-1.0, 2.0]), torch.tensor([True, False]))
+        tensor([0., 2.])
+    """
+    return masked_copy_(torch.empty_like(tensor), tensor, ~mask)
+
+
+def put_back_(tensor: Tensor, copy: Tensor, mask: Tensor) -> None:
+    """Write an :func:`unmasked_copy` to where the mask is False, in place, through the bits.
+
+    Example:
+        >>> tensor, mask = torch.tensor([-1.0, 2.0]), torch.tensor([True, False])
+        >>> copy = unmasked_copy(tensor, mask)
+        >>> put_back_(tensor.mul_(3), copy, mask)
+        >>> tensor
+        tensor([-3.,  2.])
+    """
+    bits = _SAME_SIZE.get(tensor.element_size())
+    if bits is None or tensor.stride() != copy.stride():
+        tensor.copy_(torch.where(mask, tensor, copy))
+    else:
+        zero_(tensor, mask).detach().view(bits).add_(copy.view(bits))
 
 
 def zero_any_(tensor: Tensor, mask: Tensor) -> None:

@@ -1,8 +1,8 @@
-"""Changes that are done or not done, whatever cuts them short: Ctrl-C, a failed allocation, an error.
+"""Atomic changes: carried out completely or not at all, whatever interrupts them (Ctrl-C, an error).
 
-Everything that may fail or take memory is computed first, while nothing has changed. What is left is a commit: it only
-assigns what was computed and writes in place, so that it can be repeated from its beginning. A commit that is cut short
-is repeated to its end before the exception goes on, so it is always done as a whole.
+Everything that may fail or take memory is computed first, while nothing has changed. The remaining step is a commit: it
+only assigns computed values and writes in place, and can be repeated from its start. A commit that is cut short is
+repeated to its end before the exception goes on, so it is always done as a whole.
 """
 
 from __future__ import annotations

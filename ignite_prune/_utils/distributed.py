@@ -36,7 +36,7 @@ def raise_together(error: Exception | None, message: str) -> None:
     """
     meets = world_size() > 1 and (error is None or not vars(error).get(KNOWN))
     if meets and all_reduce(torch.tensor(float(error is not None))).item():
-        causes = all_gather(None if error is None else _cause(error))
+        causes = all_gather(None if error is None else cause_of(error))
         failed = next(each for each, cause in enumerate(causes) if cause)
         error = error or ValueError(f"{message}: rank {failed} raised {causes[failed]}")
         vars(error)[KNOWN] = True
@@ -44,7 +44,8 @@ def raise_together(error: Exception | None, message: str) -> None:
         raise error
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
+    """Return the type and message of an error in one line."""
     text = traceback.format_exception_only(error)[-1].strip()  # an error's own __str__ may fail
     return f"{type(error).__name__}: {text.partition(': ')[2] or text}"[:1000]
 

@@ -1,4 +1,4 @@
-"""Fair comparisons of the time of several calls on a machine that is busy."""
+"""Interleaved timing of several calls, for fair comparisons on a busy machine."""
 
 from __future__ import annotations
 

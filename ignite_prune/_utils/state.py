@@ -75,7 +75,7 @@ def checked_mapping(what: str, value: Any, names: Iterable[Any], whole: bool = T
 
 
 def check_alike(what: str, value: Any, present: Any) -> None:
-    """Raise unless a leaf or nest of a checkpoint has the form of what there is at present.
+    """Raise unless a leaf or nest of a checkpoint has the form of the present value.
 
     Numbers match numbers and tensors of one entry; None, and a key that one side lacks, match anything plain.
 

@@ -1,4 +1,4 @@
-"""What a class says about one of its methods, and a class that overrides the method does not inherit."""
+"""Class attributes that describe one method, and do not hold for a subclass that overrides the method."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ignite_prune._utils.exchange import Exchange
 
-BINS = 1 << 13  # counts in a message, 8 bytes each
-FEW = 1 << 12  # candidates that are exchanged, 24 bytes each
+BINS = 1 << 14  # counts in a message, 8 bytes each
+FEW = 1 << 13  # candidates that are exchanged, 24 bytes each
 _LOWEST = -(1 << 62)
 
 
@@ -82,7 +82,7 @@ class ThresholdSearch:
         """Take the bin in which the threshold lies as the next interval."""
         from_top = counts.flip(0).cumsum(0)
         index = int(torch.searchsorted(from_top, self.need))
-        chosen, bits = len(counts) - 1 - index, width_of(self.first, self.last, len(counts))
+        chosen, bits = len(counts) - 1 - index, bin_width(self.first, self.last, len(counts))
         self.need -= int(from_top[index - 1]) if index else 0
         self.count = int(counts[chosen])
         edge = ((self.first >> bits) + chosen) << bits
@@ -107,11 +107,11 @@ def search_together(searches: Sequence[ThresholdSearch], exchange: Exchange) -> 
 
 def counts_of(values: Tensor, first: int, last: int, bins: int) -> Tensor:
     """Return how many values of [first, last] are in each bin."""
-    bits = width_of(first, last, bins)
+    bits = bin_width(first, last, bins)
     return torch.bincount((values >> bits) - (first >> bits), minlength=bins)
 
 
-def width_of(first: int, last: int, bins: int) -> int:
+def bin_width(first: int, last: int, bins: int) -> int:
     """Return the width of bins, as a power of two: a difference of two keys may be too large for an int64."""
     return next(bits for bits in range(65) if (last >> bits) - (first >> bits) < bins)
 

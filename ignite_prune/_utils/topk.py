@@ -24,6 +24,7 @@ from torch import Tensor
 from ignite_prune._utils.candidates import Candidates, drop_least
 from ignite_prune._utils.compare import kth_smallest
 from ignite_prune._utils.score_source import ScoreSource, source_of
+from ignite_prune._utils.tail_shares import TailShares, keep_top_shares
 
 _LEAST, _MOST = 1 << 12, 1 << 18  # bounds of the sample size
 _FEW = 1 << 14  # scores that are sorted
@@ -85,6 +86,9 @@ def _top(
         return [mask.fill_(False) for mask in masks]
     if total <= _FEW:
         _keep_by_sorting(scores, alive, masks, keep)
+        return masks
+    shares = [each for each in scores if isinstance(each, TailShares)]
+    if len(shares) == len(scores) and keep_top_shares(shares, alive, living, keep, masks):
         return masks
     rank, flat = total - keep, [mask.view(-1) for mask in masks]
     for spread in (4.0, 40.0, math.inf):  # a bracket that misses is widened, at last to all scores

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-_ENTRIES = 1 << 18  # sorted at once: a sort takes several times the memory of what it sorts
+_ENTRIES = 1 << 16  # sorted at once: a sort takes several times the memory of what it sorts
 
 
 def keep_top_by_row(scores: Tensor, alive: Tensor | None, keep: int, dim: int = 0) -> Tensor:
@@ -26,20 +27,35 @@ def keep_top_by_row(scores: Tensor, alive: Tensor | None, keep: int, dim: int = 
         tensor([[ True,  True, False],
                 [False, False,  True]])
     """
+    return keep_top_of_rows(scores, alive, equal_shares(living_of_rows(scores, alive, dim), keep), dim)
+
+
+def living_of_rows(scores: Tensor, alive: Tensor | None, dim: int) -> Tensor:
+    """Return the number of alive entries of each row."""
+    moved = scores.movedim(dim, 0).flatten(1)
+    if alive is None:
+        return torch.full((len(moved),), moved.shape[1], device=scores.device)
+    return alive.movedim(dim, 0).flatten(1).sum(1)
+
+
+def keep_top_of_rows(scores: Tensor, alive: Tensor | None, quota: Tensor, dim: int) -> Tensor:
+    """Return a bool mask of the largest entries of each row, as many as its quota says; of equal ones the first."""
     moved = scores.movedim(dim, 0)
     rows = moved.flatten(1)
-    living = torch.ones_like(rows, dtype=torch.bool) if alive is None else alive.movedim(dim, 0).flatten(1)
-    quota = _equal_shares(living.sum(1), keep)
-    kept, ranks = torch.zeros_like(living), torch.arange(rows.shape[1], device=rows.device)
+    living = None if alive is None else alive.movedim(dim, 0).flatten(1)
+    kept = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
+    ranks = torch.arange(rows.shape[1], device=rows.device)
     at_once = max(1, _ENTRIES // max(1, rows.shape[1]))
-    parts = (torch.split(each, at_once) for each in (rows, living, quota, kept))
-    for part, alive_part, quota_part, out in zip(*parts):
-        order = part.masked_fill(~alive_part, -math.inf).sort(dim=1, descending=True, stable=True).indices
+    parts = (torch.split(each, at_once) for each in (rows, quota, kept))
+    pruned = repeat(None) if living is None else (~each for each in torch.split(living, at_once))
+    for part, quota_part, out, gone in zip(*parts, pruned):
+        scored = part if gone is None else part.masked_fill(gone, -math.inf)
+        order = scored.sort(dim=1, descending=True, stable=True).indices
         out.scatter_(1, order, ranks < quota_part.unsqueeze(1))
     return kept.view(moved.shape).movedim(0, dim).contiguous()
 
 
-def _equal_shares(caps: Tensor, total: int) -> Tensor:
+def equal_shares(caps: Tensor, total: int) -> Tensor:
     """Divide ``total`` into equal whole parts of at most their caps; the first get the remainder."""
     shares = torch.zeros_like(caps)
     while total > 0:

@@ -121,7 +121,7 @@ def insertions(root: nn.Module, layers: Any) -> list[OutputHook]:
     """
     if not isinstance(layers, Mapping):
         raise TypeError(f"Argument layers should be a mapping of names to sparsifiers, but given {layers!r:.80}")
-    modules = {plain(path): module for path, module in root.named_modules() if path}
+    modules = {name_without_compile(path): module for path, module in root.named_modules() if path}
     made: dict[str, OutputHook] = {}
     for rule, sparsifier in layers.items():
         if not isinstance(rule, str):
@@ -140,6 +140,6 @@ def insertions(root: nn.Module, layers: Any) -> list[OutputHook]:
     return list(made.values())
 
 
-def plain(name: str) -> str:
+def name_without_compile(name: str) -> str:
     """Return a module's name without the ``_orig_mod`` parts that ``torch.compile`` adds."""
     return name.replace("_orig_mod.", "").removesuffix("._orig_mod")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ignite_prune.activation.row_top_k import top_of_rows
-from ignite_prune.pattern import Block, Channel, NofM, Pattern, Unstructured
+from ignite_prune.pattern import Pattern
 
 
 class Samples:
@@ -23,7 +22,8 @@ class Samples:
         ValueError: the pattern does not support the samples' shape.
 
     Example:
-        >>> samples = Samples(Channel(), torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]))
+        >>> from ignite_prune import pattern
+        >>> samples = Samples(pattern.Channel(), torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]))
         >>> samples.units, samples.keep(1)
         (2, tensor([[[ True,  True],
                  [False, False]]]))
@@ -31,10 +31,10 @@ class Samples:
 
     def __init__(self, pattern: Pattern, scores: Tensor) -> None:
         self.units = pattern.count(scores.shape[1:])
-        if isinstance(pattern, NofM):  # whose comparisons need numbers; NaN wins, as in the rows below
+        if pattern.entry_groups is not None:  # compared with each other, so NaN is replaced: it wins, as in rows below
             scores = scores.nan_to_num(nan=math.inf, posinf=math.inf)
         self._scores, self._pattern = scores, pattern
-        self._batched = _over_batch(pattern, scores.ndim - 1)
+        self._batched = pattern.over_batch(scores.ndim - 1)
         if self._batched is not None:
             self._grouped = self._batched.group(scores, None)
         else:
@@ -49,21 +49,3 @@ class Samples:
             return self._batched.spread(kept, self._scores, None)
         masks = [self._pattern.spread(each, sample, None) for each, sample in zip(kept, self._scores)]
         return torch.stack(masks) if masks else torch.zeros_like(self._scores, dtype=torch.bool)
-
-
-def _over_batch(pattern: Pattern, ndim: int) -> Pattern | None:
-    """Return the pattern over a batch that equals ``pattern`` on each sample; None if there is none."""
-    if isinstance(pattern, Unstructured):
-        return pattern
-    if isinstance(pattern, NofM):
-        return replace(pattern, dim=_shifted(pattern.dim))
-    if isinstance(pattern, Channel):
-        dims = (pattern.dim,) if isinstance(pattern.dim, int) else pattern.dim
-        return replace(pattern, dim=(0, *map(_shifted, dims)))
-    if isinstance(pattern, Block) and len(pattern.shape) == ndim:
-        return replace(pattern, shape=(1, *pattern.shape))
-    return None
-
-
-def _shifted(dim: int) -> int:
-    return dim + 1 if dim >= 0 else dim

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.score_source import source_of
 from ignite_prune._utils.sparsity import kept
+from ignite_prune._utils.tail_shares import TailShares, descending
 from ignite_prune.allocation.base import Allocation, Layer, Pool, once
 
 
@@ -29,12 +31,13 @@ class LAMP(Allocation):
     """
 
     def divide(self, layers: Sequence[Layer], sparsity: float) -> list[Pool]:
-        ranked = tuple(replace(layer, scores=once(_normalised(layer))) for layer in layers)  # sorting is expensive
+        ranked = tuple(replace(layer, scores=_normalised(layer)) for layer in layers)
         return [Pool(ranked, kept(sum(layer.units for layer in layers), sparsity))]
 
 
-def _normalised(layer: Layer) -> Callable[[], Tensor]:
-    return lambda: lamp_scores(layer.scores(), layer.alive)
+def _normalised(layer: Layer) -> TailShares:
+    scores = source_of(layer.scores)
+    return TailShares(once(lambda: lamp_scores(scores(), layer.alive)), scores.shape, scores.device, scores)
 
 
 def lamp_scores(scores: Tensor, alive: Tensor | None = None) -> Tensor:
@@ -42,19 +45,7 @@ def lamp_scores(scores: Tensor, alive: Tensor | None = None) -> Tensor:
     if bool(((scores < 0) if alive is None else (scores < 0) & alive).any()):
         raise ValueError("LAMP needs scores of at least 0, as it squares them, but some are negative")
     scores = scores if alive is None else scores.masked_fill(~alive, 0)
-    ordered, order = _descending(scores.flatten())
+    ordered, order = descending(scores.flatten())  # the earlier of equal units has the larger score
     squares = ordered.double().square()
     shares = squares / squares.cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
     return torch.empty_like(shares).scatter_(0, order, shares).view(scores.shape)
-
-
-def _descending(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return values of at least 0 in descending order, and where each was; of equal ones the first comes first.
-
-    The earlier of equal units so has the smaller denominator, and the larger score. Bits of positive numbers have the
-    order of the numbers, and integers are sorted in ascending order by their digits, six times as fast.
-    """
-    if values.itemsize > 4:
-        return values.sort(descending=True, stable=True)
-    keys, order = values.float().add(0.0).view(torch.int32).neg_().sort(stable=True)  # 0.0 added to -0.0 is 0.0
-    return keys.neg_().view(torch.float32), order

@@ -67,7 +67,7 @@ class OWL(Allocation):
         """Return how many units each layer keeps.
 
         Args:
-            ratios: of each layer, see :meth:`outliers`.
+            ratios: outlier ratio of each layer, see :meth:`outliers`.
             units: the number of each layer's units.
             living: the number of those that are not pruned yet.
             sparsity: of all units together.

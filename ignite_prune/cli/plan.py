@@ -39,7 +39,7 @@ def plan(
     example: Example = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a recipe would prune, when, and what it costs; nothing is trained or written.
+    """Show which parameters a recipe would prune, when, and the cost; nothing is trained or written.
 
     The recipe is attached to an engine that never runs. --model imports MODULE and runs its code.
     """

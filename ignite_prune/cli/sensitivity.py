@@ -1,4 +1,4 @@
-"""``ignite-prune sensitivity``: what each layer can bear."""
+"""``ignite-prune sensitivity``: the quality of a model with each layer pruned alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ignite_prune.cli.options import (
     piece,
 )
 from ignite_prune.cli.output import show, show_json
-from ignite_prune.cli.user_code import called, model_and_inputs, named
+from ignite_prune.cli.user_code import called, imported, model_and_inputs
 
 Evaluate = Annotated[
     str, typer.Option("--evaluate", metavar="MODULE:CALLABLE", help=f"Takes the model, returns a number. {RUNS}")
@@ -58,7 +58,7 @@ def sensitivity(
     options: dict[str, Any] = {"sparsities": sparsities} if sparsities else {}
     found = measure.sensitivity(
         net,
-        named(evaluate),
+        imported(evaluate),
         params=params or None,
         exclude=tuple(exclude or ()),
         saliency=piece("saliency", saliency),

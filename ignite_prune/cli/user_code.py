@@ -22,7 +22,7 @@ def is_user_code(given: str) -> bool:
     return ":" in given and not Path(given).exists()
 
 
-def named(given: str) -> Any:
+def imported(given: str) -> Any:
     """Return what ``module:name`` or ``file.py:name`` names; the module is imported from the working directory.
 
     Raises:
@@ -84,7 +84,7 @@ def _as_error(given: str, error: Exception) -> UserCodeError:
 
 def called(given: str) -> Any:
     """Return what a callable returns without arguments; of anything else itself."""
-    found = named(given)
+    found = imported(given)
     if isinstance(found, nn.Module) or not callable(found):
         return found
     return _guarded(given, found)

@@ -1,8 +1,8 @@
-"""CheckReport: what the weights of a model are, compared with its masks, and the likely cause where they differ."""
+"""CheckReport: where a model's weights differ from its masks, and the likely cause."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -25,6 +25,7 @@ class CheckReport:
         sparsity: of the masks: the pruned fraction of the selected parameters.
         zeros: the fraction of all floating-point parameters of the model that is 0 now, by exact count.
         cause: the likely cause and its remedy; empty where every pruned weight is 0.
+        replaced: names of masked parameters that the model does not hold any more.
     """
 
     alive: Mapping[str, tuple[int, int]]
@@ -33,12 +34,15 @@ class CheckReport:
     sparsity: float
     zeros: float
     cause: str = ""
+    replaced: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return not self.alive
+        return not self.alive and not self.replaced
 
     def __str__(self) -> str:
-        first = f"All {self.pruned:,} pruned weights are 0" if self else f"{listed(self.alive)}. {self.cause}"
+        first = f"{listed(self.alive)}. {self.cause}" if self.alive else f"All {self.pruned:,} pruned weights are 0"
+        if self.replaced:
+            first = replaced(self.replaced, "PruneHandler")
         return (
             f"{first}. {self.kept_zeros:,} kept weights are 0 too. The sparsity of the selected parameters is "
             f"{self.sparsity:.4g}; of all floating-point parameters of the model, {self.zeros:.4g} are 0"
@@ -49,6 +53,17 @@ def listed(alive: Mapping[str, tuple[int, int]]) -> str:
     """Return a sentence that names parameters whose pruned weights are not 0, without its full stop."""
     shown = [f"{name} ({count:,} of {pruned:,})" for name, (count, pruned) in list(alive.items())[:5]]
     return f"Pruned weights are not 0 in {', '.join(shown)}" + f", and {len(alive) - 5} more" * (len(alive) > 5)
+
+
+def replaced(names: Sequence[str], owner: str) -> str:
+    """Return a text about parameters that the model does not hold any more, without its full stop."""
+    shown = ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
+    return (
+        f"The model does not hold the masked parameters {shown} any more, so what it trains in their place is dense, "
+        "and the published sparsity is that of the former ones: a layer was exchanged, a weight tied or parametrized, "
+        "or a state_dict loaded with assign=True. Do that first, and then make the "
+        f"{owner}, with masks= of this one to go on"
+    )
 
 
 def likely_cause(owner: str, given: str, stepped: bool, trained: bool, between: bool = False) -> tuple[str, str]:

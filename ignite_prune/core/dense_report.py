@@ -1,4 +1,4 @@
-"""One warning of what the default selection leaves dense, where that is much of the model."""
+"""One warning about the tensors that the default selection leaves dense, if they are much of the model."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,8 +71,15 @@ class DenseValues:
             }
         return {name: values[~self._masks[name].to(values.device)] for name, values in self._values.items()}
 
-    def unpacked(self, state: Any, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def unpacked(
+        self, state: Any, masks: Mapping[str, Tensor], whole: Callable[[], Iterable[tuple[str, Tensor]]] = tuple
+    ) -> dict[str, Tensor]:
         """Check the values of a checkpoint with its masks and return them; nothing is changed.
+
+        Args:
+            state: of the values.
+            masks: the checkpoint's, of sharded parameters this rank's parts.
+            whole: returns the checkpoint's masks of whole parameters, one after another.
 
         Raises:
             TypeError: not a mapping of tensors.
@@ -88,21 +95,40 @@ class DenseValues:
             raise ValueError(
                 "The checkpoint's pruner and this one should keep dense values of the same parameters (keep_dense=)"
             )
-        full = {}
+        full = dict[str, Tensor]()
+        if self._masks.is_sharded and any(self._is_listed(name, values) for name, values in state.items()):
+            full |= self._parts_of(state, whole())
         for name, values in state.items():
-            parameter, gone = local(self._masks.parameters[name]), ~masks[name]
-            if values.ndim != 1 or tuple(values.shape) == tuple(self._masks.parameters[name].shape):
+            if name in full:
+                continue
+            if not self._is_listed(name, values):
                 full[name] = self._part(name, values)
                 continue
-            if self._masks.is_sharded:
-                raise ValueError(
-                    f"The checkpoint's dense values of {name!r} are of a run that was not sharded, in the order of its "
-                    "whole mask; load them into a pruner of the unsharded model, restore(), and shard that"
-                )
-            if values.ndim != 1 or values.numel() != int(gone.sum()) or values.dtype != parameter.dtype:
-                raise ValueError(f"The checkpoint's dense values of {name!r} are not as many as its mask prunes")
+            parameter, gone = local(self._masks.parameters[name]), ~masks[name]
+            self._check_number(name, values, int(gone.sum()))
             full[name] = torch.zeros_like(parameter, requires_grad=False)
             full[name][gone] = values.detach().to(parameter.device)
+        return full
+
+    def _is_listed(self, name: str, values: Tensor) -> bool:
+        """Return whether values are those of pruned entries in their order, not of all entries at their places."""
+        return values.ndim == 1 and tuple(values.shape) != tuple(self._masks.parameters[name].shape)
+
+    def _check_number(self, name: str, values: Tensor, pruned: int) -> None:
+        if values.ndim != 1 or values.numel() != pruned or values.dtype != self._masks.parameters[name].dtype:
+            raise ValueError(f"The checkpoint's dense values of {name!r} are not as many as its mask prunes")
+
+    def _parts_of(self, state: Mapping[str, Tensor], whole: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Return this rank's parts of values that are listed in the order of whole masks, one parameter at a time."""
+        full = {}
+        for name, mask in whole:
+            if name not in state or not self._is_listed(name, state[name]):
+                continue
+            parameter, gone = self._masks.parameters[name], ~mask
+            self._check_number(name, state[name], int(gone.sum()))
+            values = torch.zeros(mask.shape, dtype=parameter.dtype, device=gone.device)
+            values[gone] = state[name].detach().to(gone.device)
+            full[name] = self._part(name, values)
         return full
 
     def _part(self, name: str, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where gradients come from other ways than a plain ``backward()``, and how they are masked in time.
+"""Hooks that mask gradients which a plain ``backward()`` does not produce, before anything reads them.
 
 - ``torch.autograd.grad`` does not accumulate gradients: hooks on ``.grad`` are not called, but tensor hooks are.
 - DistributedDataParallel writes the reduced gradients when the backward pass is over. A communication hook that
@@ -36,13 +36,18 @@ def is_returned(parameter: nn.Parameter) -> bool:
     """
     if _OFF:
         return False
-    with torch.enable_grad():
-        view: Tensor = parameter.view_as(parameter)
-    node: Any = view.grad_fn.next_functions[0][0] if view.grad_fn is not None else None
+    node: Any = torch._C._current_autograd_node() or _accumulating_node(parameter)
     try:
         return not torch._C._will_engine_execute_node(node)
     except RuntimeError:  # raised for a leaf whose gradient is returned
         return True
+
+
+def _accumulating_node(parameter: nn.Parameter) -> Any:
+    """Return the node that accumulates a parameter's gradient, where the engine does not say which node is running."""
+    with torch.enable_grad():
+        view: Tensor = parameter.view_as(parameter)
+    return view.grad_fn.next_functions[0][0] if view.grad_fn is not None else None
 
 
 def after_reduction(call: Callable[[], None]) -> None:

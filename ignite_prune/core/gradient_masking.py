@@ -76,6 +76,8 @@ class GradientMasking:
         """Mask a gradient now."""
         grad = grad if type(grad) in PLAIN else local(grad)
         zero_any_(grad, mask)
+        if torch.compiler.is_compiling():  # a compiled step cannot make the reference, and nothing is remembered
+            return
         if grad.is_cpu and grad.layout == torch.strided:  # no weak reference to the tensor, see ``claims``
             held = StorageWeakRef(grad.untyped_storage())  # type: ignore[no-untyped-call]
             self._clean[name] = (held, grad._version)

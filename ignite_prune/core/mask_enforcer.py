@@ -103,7 +103,8 @@ class MaskEnforcer:
                 for optimizer in self._optimizers:
                     self._handles.append(optimizer.register_step_pre_hook(self._before_step))
                     self._handles.append(optimizer.register_step_post_hook(self._after_step))
-                    self._handles.append(optimizer.register_load_state_dict_post_hook(self._has_loaded))
+                    if "_optimizer_load_state_dict_post_hooks" in vars(optimizer):  # not of every wrapper
+                        self._handles.append(optimizer.register_load_state_dict_post_hook(self._has_loaded))
                 if not self._optimizers:
                     every = StepHooks([], self._before_any, self._after_any)
                     self._handles.append(every)

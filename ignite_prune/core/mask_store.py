@@ -256,7 +256,9 @@ class MaskStore(Mapping[str, Tensor]):
         """Check that all ranks that hold parts of these parameters fit together: here there is one."""
 
     def over_ranks(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Return counts of each parameter over all ranks that hold parts of it: here, as they are."""
+        """Return the counts of each parameter, summed over the ranks that hold parts of it; unsharded, they are
+        returned as given.
+        """
         return dict(counts)
 
     def clear(self) -> None:

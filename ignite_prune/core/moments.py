@@ -77,6 +77,18 @@ def keeps_zero(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
     return known and not optimizer.defaults.get("differentiable")
 
 
+def keeps_weight(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> bool:
+    """Return whether a step leaves a weight of any value as it is where its gradient and slots are 0.
+
+    Args:
+        optimizer: the optimizer.
+        group: the parameter's group in it.
+        parameter: the parameter.
+    """
+    decays = type(optimizer).__name__ == "ASGD" or bool(group.get("weight_decay", 0))
+    return not decays and keeps_zero(optimizer, parameter)
+
+
 def is_known(optimizer: Any) -> bool:
     """Return whether the optimizer is one of ``torch.optim``'s own, whose slots and steps are known."""
     kind = type(optimizer)
@@ -102,7 +114,7 @@ def zero_slots_(
     for name, slot in moments(optimizer, parameter).items():
         if names is not None and name not in names:
             continue
-        if not is_plain(slot):
+        if not holds_values(slot):
             _requantize_(slot, mask)
         elif slot.dtype == torch.uint8:
             _set_code_(slot, optimizer.state[parameter].get(f"qmap{name[-1]}"), mask)
@@ -111,7 +123,7 @@ def zero_slots_(
 
 
 def moments(optimizer: Optimizer, parameter: nn.Parameter) -> Mapping[str, Tensor]:
-    """Return the slots that hold a running value of each single weight, by name; none where that is not known."""
+    """Return the slots that hold a running value of each single weight, by name; none if the optimizer is unknown."""
     if parameter not in optimizer.state:  # the state is a defaultdict: reading would add an entry
         return {}
     state = optimizer.state[parameter]
@@ -170,7 +182,7 @@ def _matrices(value: Any, depth: int = 4) -> Iterator[Tensor]:
             yield from _matrices(each, depth - 1)
 
 
-def is_plain(slot: Tensor) -> bool:
+def holds_values(slot: Tensor) -> bool:
     """Return whether a tensor holds its values itself, as a subclass for quantised values does not."""
     return type(slot).__torch_dispatch__ is Tensor.__torch_dispatch__
 

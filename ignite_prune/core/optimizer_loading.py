@@ -78,7 +78,7 @@ def stand_in(optimizer: Optimizer) -> Optimizer:
     return made
 
 
-def check_settings(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]]) -> None:
+def check_can_step(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]]) -> None:
     """Raise unless the optimizer can step with the settings of its groups; tried on :func:`stand_in`.
 
     Raises:

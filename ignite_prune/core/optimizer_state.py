@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from ignite_prune._utils.bits import masked_copy_
-from ignite_prune.core.moments import COUNTERS, is_plain, moments, zero_slots_
+from ignite_prune.core.moments import COUNTERS, holds_values, moments, zero_slots_
 
 
 def slots_of(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
@@ -40,7 +40,7 @@ def put_slots(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]], mask
     for index, saved in state.items():
         parameter, slots = params[index], optimizer.state[params[index]]
         single, mask = moments(optimizer, parameter), masks.get(parameter)
-        codes = mask is not None and not all(map(is_plain, single.values()))
+        codes = mask is not None and not all(map(holds_values, single.values()))
         for name, value in saved.items():
             if isinstance(value, Tensor):
                 masked_copy_(slots[name], value, mask if name in single and not codes else None)

@@ -1,4 +1,4 @@
-"""Which optimizers train a model: those that a user gives, or those inside the wrappers that a user gives.
+"""The optimizers that train a model: the given ones, or those inside given wrappers.
 
 SAM, Lookahead, accelerate's, Opacus' and torch's distributed optimizers hold the optimizer that makes the step as an
 attribute. The innermost optimizers are used: their step hooks are called whichever way the wrapper steps, and their

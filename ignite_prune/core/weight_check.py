@@ -5,6 +5,10 @@ that a handler was given. Everything else that writes to a weight is unknown to 
 writes after the step, a state_dict that is loaded. The published sparsity counts the masks, and would be wrong without
 any sign of it. So the weights are read: a few pruned entries of each parameter after every iteration, other ones each
 time, and all of them before an update, at an epoch's end and before a state is saved.
+
+With ``strict`` an error is raised, and with several ranks on all of them, as the others would wait for one that raised
+alone: what a rank has found is raised at the next meeting, which each of these readings is but that before a state is
+saved, as rank 0 may be the only one that saves it.
 """
 
 from __future__ import annotations
@@ -17,10 +21,19 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.bits import is_masked
+from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune._utils.shard import collected, local, reshard
-from ignite_prune.core.check_report import CheckReport, PrunedWeightsAlive, SparsityWarning, likely_cause, listed
+from ignite_prune.core.check_report import (
+    CheckReport,
+    PrunedWeightsAlive,
+    SparsityWarning,
+    likely_cause,
+    listed,
+    replaced,
+)
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.parameter_places import ParameterPlaces
 from ignite_prune.core.selection import is_number
 
 _SAMPLE = 64  # pruned entries of each parameter that are read after an iteration
@@ -54,12 +67,14 @@ class WeightCheck:
     _drawn_at: int = field(default=-1, init=False)  # which state of the masks the samples are of
     _calls: int = field(default=0, init=False)
     _generator: torch.Generator | None = field(default=None, init=False)
+    _found: PrunedWeightsAlive | None = field(default=None, init=False)  # to be raised on all ranks
+    _places: ParameterPlaces | None = field(default=None, init=False)  # once something is pruned
 
     def before_step(self) -> None:
         """Warn of weights that were written between two steps of the optimizers, before the hook masks them again.
 
         Raises:
-            PrunedWeightsAlive: with ``strict``; nothing is changed then.
+            PrunedWeightsAlive: with ``strict``; nothing is changed then. With several ranks it is raised later.
         """
         self._tell(self._alive(), between=True)
 
@@ -81,35 +96,61 @@ class WeightCheck:
             self.masks.sparsity,
             sum(zeros[parameter] for parameter in model) / max(sum(parameter.numel() for parameter in model), 1),
             self._cause()[1] if alive else "",
+            () if self.masks.is_sharded else tuple(ParameterPlaces(self.model, self.masks.parameters).lost()),
         )
 
     def all(self) -> None:
         """Verify every pruned weight. Those that are not 0 are masked again, with one warning for each kind of cause.
 
         Raises:
-            PrunedWeightsAlive: with ``strict``; nothing is changed then.
+            PrunedWeightsAlive: with ``strict``, on every rank; nothing is changed then.
         """
+        self.read()
+        self._meet()
+
+    def before_saving(self, attached: bool) -> None:
+        """Verify every pruned weight, without a meeting of the ranks unless their parts are saved together.
+
+        Raises:
+            PrunedWeightsAlive: with ``strict``; on several ranks at their next meeting if they are ``attached``.
+        """
+        self.read()
+        if self.masks.is_sharded:
+            self._meet()
+        elif self._found is not None and not attached:
+            raise self._found
+
+    def read(self) -> None:
+        """Verify every pruned weight as :meth:`all` does, without a meeting of the ranks."""
         if not self.enforcer.is_installed:
             return
+        self._look_up()
         if not self.enforcer.is_applied:  # masks were changed by their owner, to be applied at the next step
             self.enforcer.apply()
         elif alive := self._alive():
             self._tell(alive)
-            self.enforcer.settle()
+            if not self.strict:
+                self.enforcer.settle()
         self._is_right()
 
-    @torch.no_grad()
     def some(self) -> None:
         """Verify a few pruned weights of each parameter, other ones each time; :meth:`all` if one of them is not 0.
 
         Raises:
-            PrunedWeightsAlive: with ``strict``; nothing is changed then.
+            PrunedWeightsAlive: with ``strict``, on every rank; nothing is changed then.
         """
+        self._read_some()
+        self._meet()
+
+    @torch.no_grad()
+    def _read_some(self) -> None:
         self._calls += 1
         if self._drawn_at != self.masks.changes:
             self._draw()
         if not self._samples:
             return self._is_right()
+        if self._places is None or ("replaced" not in self.warned and self._places.some_lost()):
+            self._look_up()
         if not self._samples[0][1].is_cpu and self._calls % _APART:
             return None
         index = self._calls % len(self._samples)
@@ -120,9 +161,29 @@ class WeightCheck:
         read = [local(parameter).take(positions) for _, parameter, positions in self._samples]
         alike = len({values.device for values in read}) == 1
         if bool(torch.cat(read).any()) if alike else any(bool(values.any()) for values in read):
-            self.all()
+            self.read()
         else:
             self._is_right()
+
+    def _look_up(self) -> None:
+        """Warn if the model does not hold the masked parameters any more."""
+        if not self.masks.is_sharded:  # their places are taken by whole ones for a forward pass
+            self._places = self._places or ParameterPlaces(self.model, self.masks.parameters)
+            if (lost := self._places.lost()) and any(self.masks.pruned(name) is not None for name in lost):
+                self._say("replaced", replaced(lost, self.owner), "")
+
+    def _meet(self) -> None:
+        """Raise on every rank what one has found."""
+        if self.strict and world_size() > 1:
+            error, self._found = self._found, None
+            try:
+                raise_together(error, "Pruned weights are not 0 on another rank")
+            except ValueError as theirs:
+                if f"raised {PrunedWeightsAlive.__name__}: " not in str(theirs):
+                    raise
+                elsewhere = PrunedWeightsAlive(str(theirs))
+                vars(elsewhere).update(vars(theirs))  # that all ranks know it
+                raise elsewhere from None
 
     def follow(self, clock: Callable[[], int | None] | None) -> None:
         """Take the iterations of another engine; the weights have just been masked."""
@@ -166,12 +227,16 @@ class WeightCheck:
 
     def _tell(self, alive: Mapping[str, tuple[int, int]], between: bool = False) -> None:
         kind, cause = self._cause(between)
-        text = f"{listed(alive)}. {cause}"
-        if self.strict:
-            raise PrunedWeightsAlive(f"{text}. Nothing was changed; masks.apply_() masks them again")
-        if kind not in self.warned:
+        self._say(kind, f"{listed(alive)}. {cause}", "They have been masked again")
+
+    def _say(self, kind: str, text: str, done: str) -> None:
+        if self.strict and world_size() > 1:
+            self._found = self._found or PrunedWeightsAlive(text)
+        elif self.strict:
+            raise PrunedWeightsAlive(f"{text}. Nothing was changed" + "; masks.apply_() masks them again" * bool(done))
+        elif kind not in self.warned:
             self.warned.add(kind)
-            warnings.warn(f"{text}. They have been masked again", SparsityWarning, stacklevel=2)
+            warnings.warn(f"{text}. {done}".removesuffix(". "), SparsityWarning, stacklevel=2)
 
     def _cause(self, between: bool = False) -> tuple[str, str]:
         given = ", ".join(dict.fromkeys(type(each).__name__ for each in self.enforcer.optimizers))

@@ -1,4 +1,4 @@
-"""The evidence of some saliencies and repairs: collected, reduced over ranks, saved and reset."""
+"""Evidence: everything that saliencies and repairs need besides the weights; collected, summed over ranks, saved."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ignite_prune._utils.distributed import raise_together, rank, world_size
+from ignite_prune._utils.distributed import raise_together, world_size
+from ignite_prune._utils.kept import Kept
 from ignite_prune._utils.shard import is_sharded
-from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches, undisturbed
+from ignite_prune.core.batches import Batch, LossFn, PrepareBatch, batches
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.evidence.collectors.activations import ActivationMeans, FollowingScales
 from ignite_prune.evidence.collectors.base import Collector, observer_of
 from ignite_prune.evidence.collectors.gradients import FisherBlockSums, GradientSums
@@ -21,8 +23,8 @@ from ignite_prune.evidence.collectors.input_shapes import InputShapes
 from ignite_prune.evidence.collectors.inputs import InputMomentSums, InputNormSums
 from ignite_prune.evidence.collectors.second_order import CurvatureSums, HessianGradients, gradients_of
 from ignite_prune.evidence.collectors.unit_removal import UnitRemovalValues
-from ignite_prune.evidence.rank_states import RankStates, own_part, parts_of, warn_of_one_rank
-from ignite_prune.evidence.running_sums import FAILED, Kept, Totals
+from ignite_prune.evidence.ranks import FAILED, RankStates, own_part, parts_of, totals_over_ranks
+from ignite_prune.evidence.running_sums import Totals
 from ignite_prune.evidence.sharded_pass import gradients_of_parts, in_step
 from ignite_prune.saliency import needs
 from ignite_prune.saliency.needs import Need
@@ -117,7 +119,8 @@ class Evidence:
         """Mark the evidence as used by a mask update: the next events start from zeros."""
         for collector in self.collectors.values():
             collector.record.stale = not collector.lasting
-        self._totals.clear()
+        split = {n for n, each in self.collectors.items() if any(map(is_sharded, each.parameters.values()))}
+        self._totals = {n: held for n, held in self._totals.items() if n in split and not self.collectors[n].by_part}
 
     def sum_over_ranks(self, averaged: bool = False) -> None:
         """Reduce the evidence for :meth:`found`, on every rank; ``averaged``: gradients are means over ranks."""
@@ -126,8 +129,7 @@ class Evidence:
             each.settle()
         raise_together(None, FAILED)
         for need, each in self.collectors.items():
-            replicated = averaged and each.replicated
-            self._totals[need] = each.record.totals(each.zeros, need.key, replicated, each.shared)
+            self._totals[need] = totals_over_ranks(each.record, need.key, averaged and each.replicated, each.shared)
 
     def found(self, need: Need, masks: Mapping[str, Tensor | None]) -> dict[str, Any]:
         """Return a need's evidence by parameter name; parameters without any are left out."""
@@ -138,55 +140,48 @@ class Evidence:
         record = self.collectors[need].record
         return self._totals.get(need, (record.sums, record.counts))
 
-    def reasons(self, need: Need, unreached: bool = False) -> dict[str, str]:
-        """Return the reasons why parameters have no evidence; ``unreached``: of those that data may reach alone."""
-        collector = self.collectors[need]
-        names = [name for name in collector.parameters if not collector.record.counts.get(name)]
-        return {name: collector.reason(name) for name in names if not unreached or collector.is_unreached(name)}
+    def reasons(self, need: Need) -> dict[str, str]:
+        """Return the reasons why parameters have no evidence."""
+        each = self.collectors[need]
+        return {name: each.reason(name) for name in each.parameters if not each.record.counts.get(name)}
 
     def unusable(self, need: Need) -> dict[str, str]:
-        """Return the reasons why parameters have no evidence, of those that have none whatever the data."""
-        collector = self.collectors[need]
-        return {name: reason for name, reason in self.reasons(need).items() if collector.cannot(name)}
+        """Return the reasons of those parameters that no data could give evidence of."""
+        refused = self.collectors[need].refused
+        return {name: reason for name, reason in self.reasons(need).items() if name in refused}
+
+    def not_reached(self, need: Need) -> dict[str, str]:
+        """Return the reasons of those parameters that other data may give evidence of."""
+        each = self.collectors[need]
+        left = {name for name in each.parameters if not (each.is_frozen(name) or name in each.refused)}
+        return {name: reason for name, reason in self.reasons(need).items() if name in left}
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return this rank's state of each need's collector, in order."""
-        return [
-            each.drawn_state() if self.from_data and not each.initial else each.state_dict()
-            for each in self.collectors.values()
-        ]
+        """Return the state of each collector on this rank, in the order of the needs."""
+        return [each.state_dict(sums=self._saves(each)) for each in self.collectors.values()]
+
+    def sliced_state(self, indices: Mapping[str, Kept]) -> list[dict[str, Any]]:
+        """Return the state for parameters that keep these indices, by name and dimension."""
+        return [each.sliced_state(indices, sums=self._saves(each)) for each in self.collectors.values()]
+
+    def _saves(self, collector: Collector[Any]) -> bool:
+        return collector.initial or not self.from_data
 
     def state_of_ranks(self, iteration: int) -> list[dict[str, Any]]:
         """Return the state with the evidence that differs between ranks of each of them, if all ranks call this.
 
-        On one rank alone it waits for :data:`~.rank_states.PATIENCE`, warns and returns the state of that rank.
+        On one rank alone it waits for :data:`~.ranks.PATIENCE`, warns and returns the state of that rank.
 
         Args:
             iteration: of the training.
         """
-        states = self.state_dict()
-        differ = [
-            index
-            for index, (each, state) in enumerate(zip(self.collectors.values(), states))
-            if state and not each.alike
-        ]
-        if world_size() == 1 or not differ:
-            return states
-        gathered = self._ranks.gathered([states[index] for index in differ], iteration)
-        if gathered is None:
-            gathered = [{**states[index], "rank": rank()} for index in differ]
-            if any(state["counts"] and not state["stale"] for state in gathered):
-                warn_of_one_rank()
-        for index, state in zip(differ, gathered):
-            states[index] = state
+        states, collectors = self.state_dict(), list(self.collectors.values())
+        differ = [index for index, state in enumerate(states) if state and not collectors[index].alike]
+        if world_size() > 1 and differ:
+            gathered = self._ranks.gathered([states[index] for index in differ], iteration)
+            for index, state in zip(differ, gathered):
+                states[index] = state
         return states
-
-    def sliced_state(self, indices: Mapping[str, Kept]) -> list[dict[str, Any]]:
-        """Return the state for parameters that keep these indices, by name and dimension."""
-        return [
-            each.drawn_state() if self.from_data and not each.initial else each.sliced_state(indices)
-            for each in self.collectors.values()
-        ]
 
     def checked(self, state: Any) -> list[dict[str, Any]]:
         """Return a state that fits, or raise TypeError or ValueError."""
@@ -210,7 +205,7 @@ class Evidence:
 
 
 def _checked(collector: Collector[Any], state: Any) -> dict[str, Any]:
-    """Return this rank's part of a state, with sums of its own on the parameters' devices."""
+    """Return this rank's part of a state, with copies of the sums on the parameters' devices."""
     if collector.alike or not isinstance(state, Mapping):
         checked = collector.checked(state)
     else:

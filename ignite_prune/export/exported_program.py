@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.export.sparse_weight import check_dense
 from ignite_prune.structure.model_io import as_arguments, checked_device, tensors_of
-from ignite_prune.structure.slicing.compare import difference, run, tolerance
+from ignite_prune.structure.slicing.compare import relative_difference, run, tolerance
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -50,7 +50,7 @@ def to_exported_program(model: nn.Module, example_inputs: Any, *, dynamic_batch:
     args, kwargs = as_arguments(model, example_inputs)
     with torch.no_grad():
         found = tensors_of(program.module()(*args, **kwargs))
-    worst = difference(found, expected) if expected else 0.0
+    worst = relative_difference(found, expected) if expected else 0.0
     if worst > tolerance(model):
         raise ValueError(f"The exported program's outputs differ from the model's by {worst:.3g} of the largest")
     return program

@@ -13,7 +13,7 @@ from ignite_prune._utils.arguments import check_positive, near
 from ignite_prune._utils.interleaved import interleaved
 from ignite_prune._utils.table import as_table, shown_seconds
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.export.sparse_conv import SparseConv, is_pointwise
 from ignite_prune.export.sparse_formats import formats_for
 from ignite_prune.export.sparse_linear import SparseLinear

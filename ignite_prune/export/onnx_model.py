@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ignite_prune._utils.extras import needed
 from ignite_prune._utils.quiet import quiet
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.export.sparse_weight import check_dense
 from ignite_prune.structure.model_io import as_arguments, checked_device, tensors_of
 from ignite_prune.structure.slicing.compare import run

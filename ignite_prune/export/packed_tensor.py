@@ -39,7 +39,7 @@ def bits_of(tensor: Tensor) -> Array:
     return found
 
 
-def pack(tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, Any], Tensor, Tensor] | None:
+def pack_tensor(tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, Any], Tensor, Tensor] | None:
     """Return how a tensor is packed (JSON types), the code of its mask (uint8) and its kept values.
 
     Args:
@@ -67,8 +67,8 @@ def pack(tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, Any], Tensor, T
     return packed, torch.from_numpy(_own(code)), torch.from_numpy(values.view(np.uint8))
 
 
-def unpack(packed: Mapping[str, Any], code: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the tensor and the mask (True = kept) of :func:`pack`.
+def unpack_tensor(packed: Mapping[str, Any], code: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tensor and the mask (True = kept) of :func:`pack_tensor`.
 
     Raises:
         ValueError: the parts do not fit each other.

@@ -25,10 +25,10 @@ SHRUNK = "shrunk.pt"
 
 @dataclass(frozen=True)
 class SavedModel:
-    """Where a model was saved, and how it is loaded; ``print`` shows the call.
+    """The folder of a saved model and the call that loads it; ``print`` shows the call.
 
     Attributes:
-        folder: of the files.
+        folder: path of the folder with its files.
         call: the Python expression that loads it.
         reason: why ``from_pretrained`` cannot; empty if it can.
     """
@@ -44,7 +44,7 @@ class SavedModel:
 def save_pretrained(
     model: Any, folder: str | PathLike[str], indices: Indices | None = None, *, overwrite: bool = False
 ) -> SavedModel:
-    """Save a model of transformers that was pruned or sliced, so that it is loaded again to the bit.
+    """Save a pruned or sliced model of transformers; loading it gives the same weights bit for bit.
 
     A masked model is saved as any other. The config of a sliced one is tried: if a model that is built from it has the
     same modules and shapes, ``from_pretrained`` loads it. A config has one width for all layers, and most derive the

@@ -1,4 +1,4 @@
-"""Which sparse formats a weight can have."""
+"""The sparse formats that fit a weight."""
 
 from __future__ import annotations
 

@@ -11,19 +11,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
 from ignite_prune._utils.distributed import mean_over_ranks, world_size
+from ignite_prune._utils.recorded_arguments import RecordedArguments
 from ignite_prune.activation.after_activation import AfterActivation
 from ignite_prune.activation.base import Sparsifier
 from ignite_prune.activation.k_winners import KWinners
 from ignite_prune.activation.learnt import Learnt
-from ignite_prune.activation.output_hook import insertions, plain
+from ignite_prune.activation.output_hook import insertions, name_without_compile
 from ignite_prune.core.selection import unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress
 from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.schedule.base import check_steps
 
 
-class ActivationSparsity(BaseHandler):
-    """Adds sparsifiers to layers' outputs, and updates their amounts and boosts, and those of sparsifiers in the model.
+class ActivationSparsity(RecordedArguments, BaseHandler):
+    """Applies sparsifiers to layers' outputs, and updates amounts and boosts of all sparsifiers during training.
 
     The model keeps its class and its ``state_dict``; each layer gets a copy of its sparsifier, whose state is in this
     handler's ``state_dict``. Sparsifiers that are modules of the model are updated too; their state is the model's.
@@ -37,7 +38,7 @@ class ActivationSparsity(BaseHandler):
         boost_decay: what the boost of k-winners is multiplied by after each epoch, in (0, 1].
 
     Attributes:
-        sparsifiers: by the layer's name, or by the module's where the model has it itself.
+        sparsifiers: by the name of the layer, or of the sparsifier itself if it is a module of the model.
 
     Raises:
         TypeError, ValueError: a bad argument, a name that no layer has; the model is unchanged then.
@@ -75,7 +76,7 @@ class ActivationSparsity(BaseHandler):
         if isinstance(boost_decay, bool) or not isinstance(boost_decay, (int, float)) or not 0 < boost_decay <= 1:
             raise ValueError(f"Argument boost_decay should be a number in (0, 1], but given {boost_decay!r}")
         self._inserted = insertions(root, {} if layers is None else layers)
-        mine = {plain(name): each for name, each in root.named_modules() if isinstance(each, Sparsifier)}
+        mine = {name_without_compile(name): each for name, each in root.named_modules() if isinstance(each, Sparsifier)}
         if not self._inserted and not mine:
             raise ValueError("Argument layers should name a layer, as the model has no sparsifier of its own")
         self.sparsifiers: dict[str, Sparsifier] = {each.name: each.sparsifier for each in self._inserted} | mine
@@ -166,7 +167,9 @@ class ActivationSparsity(BaseHandler):
             yield from each.sparsifier.parameters()
 
     def penalty(self) -> Tensor:
-        """Return the sum of learnt amounts' penalties, to be added to the loss; 0 where nothing is learnt."""
+        """Return the sum of the sparsifiers' penalties on learnt amounts, to be added to the loss; 0 if none is
+        learnt.
+        """
         learnt = [part for each in self.sparsifiers.values() for part in each.modules() if isinstance(part, Learnt)]
         return torch.stack([part.penalty() for part in learnt]).sum() if learnt else torch.zeros(())
 

@@ -23,18 +23,15 @@ from ignite_prune.handlers.run_warning import AGAIN, NEVER_ATTACHED, NOT_UPDATED
 from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
-from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_alike
+from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_same_parameters
 from ignite_prune.update.at_target import is_at_target
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
-from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 
 if TYPE_CHECKING:
+    from ignite_prune._utils.exchange import Traffic
     from ignite_prune.handlers.evidence_feed import EvidenceFeed
     from ignite_prune.structure import Indices, Structure
-
-
-_NAMED_BY_NEED = 3  # the state version from which evidence carries the key of its need
 
 
 class AttachedPruner(TargetHandler):
@@ -57,6 +54,7 @@ class AttachedPruner(TargetHandler):
     _synced = False  # DDP broadcasts buffers before a forward pass
     _compress_masks = False  # in checkpoints
     _warned: set[str]  # parameters that a warning has named
+    _has_met = False  # every rank is known to have constructed its handler
     _restored = False  # what was pruned has been brought back
     _at: float | None = None  # the schedule's step of the last update, where this object made it
 
@@ -69,6 +67,17 @@ class AttachedPruner(TargetHandler):
     def structure(self) -> Structure | None:
         """The structure whose units are pruned, as it is now; None where single entries or patterns are."""
         return self.pruning.structure
+
+    @property
+    def model_sparsity(self) -> float:
+        """The fraction of all floating-point parameters of the model that is pruned, biases and norms included."""
+        return self.masks.sparsity_of(self.pruning.model)
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """What the ranks exchanged in the last mask update of sharded parameters; None for others."""
+        exchange = self.masks.exchange
+        return None if exchange is None else exchange.traffic
 
     @property
     def units(self) -> dict[str, tuple[int, int]]:
@@ -146,13 +155,22 @@ class AttachedPruner(TargetHandler):
     def _masked(self) -> Mapping[str, nn.Parameter]:
         return self.pruning.masks.parameters
 
+    def _meet(self, error: Exception | None, message: str) -> None:
+        """Raise if the constructor failed on another rank, which does not come to a collective."""
+        if world_size() > 1 and not self._has_met:
+            from ignite_prune._utils.first_meeting import meet_first  # rarely needed
+
+            meet_first(error, message)
+            self._has_met = True
+
     def _check_ranks(self, error: Exception | None, where: str) -> None:
+        self._meet(error, NOT_ATTACHED)
         raise_together(error, NOT_ATTACHED)
         if world_size() > 1:
             from ignite_prune.update.rank_settings import settings_of  # slow to import
 
             settings = settings_of(self.pruning.groups, self.pruning.given[1])
-            check_alike(self.pruning.masks, {**settings, "a pruner": where}, NOT_ATTACHED)
+            check_same_parameters(self.pruning.masks, {**settings, "a pruner": where}, NOT_ATTACHED)
             self.pruning.masks.settle()
 
     def _check_parameters(self) -> None:
@@ -251,6 +269,8 @@ class AttachedPruner(TargetHandler):
     def _state(self) -> dict[str, Any]:
         if self.pruning.verify == "checkpoint":
             self.pruning.check_equal(self.masks.held)
+        from ignite_prune.update.pruner_state import state_of  # slow to import
+
         return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict(), self._compress_masks)
 
     def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -261,12 +281,14 @@ class AttachedPruner(TargetHandler):
     def _checked(self, state: Mapping[str, Any]) -> Callable[[], None]:
         self._check_free()
         if isinstance(state["masks"], Mapping) and "shards" in state["masks"]:
-            from ignite_prune.update.sharded_state import joined  # slow to import
+            from ignite_prune.update.sharded.state import joined  # slow to import
 
             state = joined(state)
+        from ignite_prune.update.pruner_state import PrunerState, checked_evidence, loader_of  # slow to import
+
         fitting = PrunerState.checked(state, self.pruning.groups)
         load_masks = loader_of(self.pruning, fitting)
-        evidence = self._checked_evidence(fitting.evidence, state["version"])
+        evidence = checked_evidence(self.pruning, fitting.evidence, state["version"])
 
         def load() -> None:
             load_masks()
@@ -276,21 +298,3 @@ class AttachedPruner(TargetHandler):
             self._at = None
 
         return load
-
-    def _checked_evidence(self, state: Any, version: int) -> list[dict[str, Any]]:
-        try:
-            if self.pruning.evidence is not None:
-                return self.pruning.evidence.checked(state)
-            if not isinstance(state, (list, tuple)) or state:
-                raise ValueError(
-                    "The checkpoint's pruner and this one should gather the same evidence (the same saliency and "
-                    "repair)"
-                )
-        except ValueError as error:
-            if version >= _NAMED_BY_NEED:  # a misfit is the user's then, not the version's
-                raise
-            raise ValueError(
-                f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "
-                "continue with the masks alone, replace each entry of its 'evidence' by {}"
-            ) from error
-        return []

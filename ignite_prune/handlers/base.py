@@ -77,11 +77,16 @@ class BaseHandler(VersionedState):
         if (weights := self._checker()) is not None:
             weights.all()
 
+    def _verify_saved(self) -> None:
+        """Verify all pruned weights without waiting for other ranks, which may save nothing."""
+        if (weights := self._checker()) is not None:
+            weights.before_saving(attached=self._attachment is not None)
+
     def _verify_some(self, *_: Any) -> None:
         """Verify a few pruned weights, and publish if the masks were changed from outside."""
         if (weights := self._checker()) is not None:
             if not weights.enforcer.is_applied:
-                weights.all()
+                weights.read()
                 self._publish()
             weights.some()
 

@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.distributed import broadcast
 from ignite_prune._utils.shard import local
+from ignite_prune.core.batches import batches
 from ignite_prune.core.step_hooks import Closure, closure_of, grad_scale, with_closure
-from ignite_prune.evidence.calibration import batches
 from ignite_prune.evidence.collectors.base import observer_of
 from ignite_prune.handlers.attachment import Attachment
 from ignite_prune.update.calibration import is_at_init
@@ -78,7 +78,7 @@ class EvidenceFeed:
         self._engine = None
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return the evidence of all ranks, if all ranks call this; see :mod:`ignite_prune.evidence.rank_states`."""
+        """Return the evidence of all ranks, if all ranks call this; see :mod:`ignite_prune.evidence.ranks`."""
         return self._evidence.state_of_ranks(0 if self._engine is None else self._engine.state.iteration)
 
     def _probe(self, engine: Engine) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ignite_prune._utils.distributed import rank
 from ignite_prune._utils.shard import collected
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.update.sharded_state import whole
+from ignite_prune.update.sharded.state import whole
 
 
 class FullState:

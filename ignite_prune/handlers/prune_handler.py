@@ -17,7 +17,7 @@ from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune import schedule as schedules
 from ignite_prune._utils.arguments import check_is
-from ignite_prune._utils.distributed import raise_together
+from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune._utils.extras import needed
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.check_report import CheckReport
@@ -25,7 +25,6 @@ from ignite_prune.core.claims import claim, release
 from ignite_prune.core.mask_store import warn_of_nearly_empty
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.handlers.attached_pruner import AttachedPruner
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.events import PruneEvents
@@ -34,11 +33,12 @@ from ignite_prune.saliency import Saliency
 from ignite_prune.schedule.base import check_steps
 from ignite_prune.update.agreement import REFUSED
 from ignite_prune.update.calibration import NO_CALIBRATION, Calibration, as_calibration
-from ignite_prune.update.param_groups import UNSET, warn_of_unset
+from ignite_prune.update.param_group import UNSET
+from ignite_prune.update.param_groups import warn_of_unset
 from ignite_prune.update.pruner import Pruner
 
 if TYPE_CHECKING:
-    from ignite_prune._utils.exchange import Traffic
+    from ignite_prune.core.batches import LossFn, PrepareBatch
     from ignite_prune.structure import Cost, Structure
 
 
@@ -134,51 +134,60 @@ class PruneHandler(AttachedPruner):
         unreached: Literal["raise", "keep"] = "raise",
     ) -> None:
         super().__init__()
-        if shared is not False or strict is not False:
-            check_is("shared", shared, bool)
-            check_is("strict", strict, bool)
-        if compress_masks is not False:
-            check_is("compress_masks", compress_masks, bool)
-            needed("numpy", "compress_masks=True")
-            self._compress_masks = True
-        self._shared = shared
-        settings = {
-            "sparsity": UNSET,
-            "saliency": saliency,
-            "schedule": schedule,
-            "pattern": pattern,
-            "allocation": allocation,
-            "exclude": exclude,
-            "keep_dense": keep_dense,
-            "generator": generator,
-            "repair": repair,
-            "structure": structure,
-            "target": target,
-            "unreached": unreached,
-        }
-        if calibration is not None or data is not None or loss_fn is not None or prepare_batch is not None:
-            calibration = as_calibration(calibration, data, loss_fn, prepare_batch)
-            calibration.check_repeatable()
-        if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
-            raise TypeError(f"Argument scaler should be a torch.amp.GradScaler, but given {type(scaler)}")
-        self.is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
-        self._synced = isinstance(model, DistributedDataParallel) and model.broadcast_buffers
-        self._scaler = scaler
-        self.pruning = Pruner(
-            unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks, strict
-        )
-        if verify != "never":
-            if verify not in ("checkpoint", "update"):
-                raise ValueError(f"Argument verify should be 'never', 'checkpoint' or 'update', but given {verify!r}")
-            self.pruning.verify = verify
-        self._warned = set()
-        if self.pruning.is_informed:
-            self._feed = self._feed_of(self.pruning)
-            if self._feed is not None:
-                self._feed.install()
-        if masks is not None:
-            self.pruning.enforce()
-            self._owns = claim(self, self.masks.parameters, self._shared, check=False)
+        try:
+            if shared is not False or strict is not False:
+                check_is("shared", shared, bool)
+                check_is("strict", strict, bool)
+            if compress_masks is not False:
+                check_is("compress_masks", compress_masks, bool)
+                needed("numpy", "compress_masks=True")
+                self._compress_masks = True
+            self._shared = shared
+            settings = {
+                "sparsity": UNSET,
+                "saliency": saliency,
+                "schedule": schedule,
+                "pattern": pattern,
+                "allocation": allocation,
+                "exclude": exclude,
+                "keep_dense": keep_dense,
+                "generator": generator,
+                "repair": repair,
+                "structure": structure,
+                "target": target,
+                "unreached": unreached,
+            }
+            if calibration is not None or data is not None or loss_fn is not None or prepare_batch is not None:
+                calibration = as_calibration(calibration, data, loss_fn, prepare_batch)
+                calibration.check_repeatable()
+            if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+                raise TypeError(f"Argument scaler should be a torch.amp.GradScaler, but given {type(scaler)}")
+            self.is_wrapped = isinstance(model, (DataParallel, DistributedDataParallel))
+            self._synced = isinstance(model, DistributedDataParallel) and model.broadcast_buffers
+            self._scaler = scaler
+            self.pruning = Pruner(
+                unwrap(model), as_optimizers(optimizer), params, settings, calibration or NO_CALIBRATION, masks, strict
+            )
+            if verify != "never":
+                if verify not in ("checkpoint", "update"):
+                    raise ValueError(
+                        f"Argument verify should be 'never', 'checkpoint' or 'update', but given {verify!r}"
+                    )
+                self.pruning.verify = verify
+            self._warned = set()
+            if self.pruning.is_informed:
+                self._feed = self._feed_of(self.pruning)
+                if self._feed is not None:
+                    self._feed.install()
+            if masks is not None:
+                self.pruning.enforce()
+                self._owns = claim(self, self.masks.parameters, self._shared, check=False)
+        except Exception as error:
+            if world_size() > 1:  # a constructor may be called on one rank alone, and must not wait for the others
+                from ignite_prune._utils.first_meeting import note_failure  # rarely needed
+
+                note_failure(error)
+            raise
 
     # What it knows
 
@@ -186,17 +195,6 @@ class PruneHandler(AttachedPruner):
     def sparsity(self) -> float:
         """The pruned fraction of the selected parameters, exact count / exact count; what is sliced off is pruned."""
         return self.masks.sparsity
-
-    @property
-    def model_sparsity(self) -> float:
-        """The fraction of all floating-point parameters of the model that is pruned, biases and norms included."""
-        return self.masks.sparsity_of(self.pruning.model)
-
-    @property
-    def traffic(self) -> Traffic | None:
-        """What the ranks exchanged in the last mask update of sharded parameters; None for others."""
-        exchange = self.masks.exchange
-        return None if exchange is None else exchange.traffic
 
     def check(self) -> CheckReport:
         """Compare the weights with the masks, with and without an engine; nothing is changed.
@@ -251,6 +249,8 @@ class PruneHandler(AttachedPruner):
             TypeError, ValueError: a bad argument, or a saliency that is not finite. Nothing is changed then.
         """
         owned = self._owns
+        if not self._has_met and torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._meet(None, REFUSED)
         try:
             targets = self._targets(sparsity, at)
             if not owned:

@@ -1,4 +1,4 @@
-"""Warnings about a run that cannot end as its handlers were asked: at its start wherever that is known.
+"""Warnings about a run that will not reach its handlers' targets, at its start if that is known then.
 
 ``max_epochs`` and the loader's length are known at STARTED, so the last count at which an event calls a handler can be
 computed, and compared with the step at which its schedule ends. What only the run itself shows, such as an engine in
@@ -21,7 +21,7 @@ from ignite.engine import CallableEventWithFilter, Engine, Events
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ignite_prune.handlers.run_warning import RunWarning
+from ignite_prune.handlers.run_warning import OUT_OF_REACH, RunWarning
 from ignite_prune.schedule import Schedule
 
 _ITERATIONS = {
@@ -91,7 +91,7 @@ class RunCheck:
         if self.last == 0:
             self.tell(
                 "never",
-                f"{who} is attached to {' | '.join(map(repr, events))}, which this run never fires, so nothing will "
+                f"{who} is attached to {' | '.join(map(_told, events))}, which this run never fires, so nothing will "
                 "be done: take an event that the run reaches, or a longer run",
             )
 
@@ -117,6 +117,24 @@ class RunCheck:
         if iterations is not None and schedule.horizon <= iterations:
             text += ". If begin and end are meant in iterations: attach(trainer, Events.ITERATION_COMPLETED)"
         self.tell("short", text)
+
+    def check_rounds(self, rounds: int, schedules: Sequence[Schedule | None], target: float | None) -> None:
+        """Warn of rounds of a pruning engine that cannot end as asked.
+
+        Args:
+            rounds: their number.
+            schedules: of each group; None: it has none.
+            target: the sparsity at which the rounds end; None: they end by their number.
+        """
+        self.last = rounds
+        given = [schedule for schedule in schedules if schedule is not None]
+        if target is None:
+            for schedule in given:
+                self.check_schedule(schedule, "rounds")
+        elif len(given) == len(schedules):
+            last = max(schedule(rounds) for schedule in given)
+            if last < target - 1e-9:
+                self.tell("target", OUT_OF_REACH.format(target=target, rounds=rounds, last=last))
 
     def end_epoch(self, who: str, engine: Engine, completed: bool) -> None:
         """Warn if no optimizer steps in the engine; called at the end of each epoch and of the run."""
@@ -150,6 +168,11 @@ def max_iters_of(engine: Engine) -> int | None:
     """Return ``max_iters`` of the engine's run; None: not given, as in every Ignite before 0.5.5, which has none."""
     limit = getattr(engine.state, "max_iters", None)
     return None if limit is None else int(limit)
+
+
+def _told(event: Any) -> str:
+    filtered = isinstance(event, CallableEventWithFilter) and event.filter is not None
+    return (event if isinstance(event, str) else f"Events.{event.name}") + " (filtered)" * filtered
 
 
 def iterations_of(engine: Engine) -> int | None:

@@ -1,10 +1,12 @@
-"""RunWarning, and the texts of those that a PruneHandler gives."""
+"""RunWarning, and the messages for the cases in which a PruneHandler gives it."""
 
 from __future__ import annotations
 
 
 class RunWarning(UserWarning):
-    """A run cannot end as a handler was asked to; the text says what will be reached, and what to write instead."""
+    """A run will not reach its handler's target; the message gives the sparsity that it reaches, and how to change
+    that.
+    """
 
 
 AGAIN = (

@@ -23,7 +23,7 @@ _MOST_ZEROS = 0.05  # of weights that are 0 in a model that is not pruned
 
 
 class TargetHandler(BaseHandler):
-    """Brings a model to a target sparsity, and can tell when it is there."""
+    """Brings a model to a target sparsity, and reports when it is reached."""
 
     TARGET_REACHED = PruneEvents.TARGET_REACHED
 
@@ -37,8 +37,8 @@ class TargetHandler(BaseHandler):
     def reached(self) -> bool:
         """Whether the target is met: the last update had the final sparsity of the schedule, in every group.
 
-        Without a schedule: the last update had what stands in ``param_groups``, which is above 0, or the handler was
-        made with masks. A schedule without an end (``Geometric``) is at its target from the last update of the run on.
+        Without a schedule: the last update had the sparsity of ``param_groups``, which is above 0, or ``masks=`` was
+        given. A schedule without an end (``Geometric``) is at its target from the last update of the run on.
         """
 
     @abstractmethod

@@ -40,7 +40,7 @@ class VersionedState(ABC):
         """Return a function that loads a state with all keys, or raise and change nothing."""
 
     @abstractmethod
-    def _verify(self, *_: Any) -> None:
+    def _verify_saved(self) -> None:
         """Verify what a state is saved of."""
 
     @abstractmethod
@@ -67,9 +67,10 @@ class VersionedState(ABC):
         ``torch.distributed.checkpoint`` loads it into the state_dict of a new handler without loss.
 
         Raises:
-            PrunedWeightsAlive: a strict handler's pruned weights are not 0.
+            PrunedWeightsAlive: a strict handler's pruned weights are not 0; attached on several ranks it is raised at
+                the next iteration or epoch's end, on all of them.
         """
-        self._verify()
+        self._verify_saved()
         parts = {"progress": self._progress.state_dict(), **self._state()}
         assert set(parts) <= {*self.KEYS, "progress"}, f"{type(self).__name__}.KEYS should name all of its state"
         parts |= {key: as_pairs(parts[key]) for key in self.VARYING}

@@ -1,4 +1,4 @@
-"""What is logged of a pruner at one step, before it is written to a logger."""
+"""LogRecord: the values of a pruner that are logged at one step, independent of the logger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measurement of models: a table of layers, latency, comparison, and what each layer can bear."""
+"""Measurement of models: a table of layers, latency, comparison of engines, and each layer's sensitivity to pruning."""
 
 from typing import TYPE_CHECKING
 

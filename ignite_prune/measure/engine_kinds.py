@@ -15,19 +15,19 @@ from ignite_prune.export.inference import sparse_inference
 from ignite_prune.export.onnx_model import to_onnx
 from ignite_prune.structure.model_io import tensors_of
 
-Call = Callable[..., Any]
-Maker = Callable[[nn.Module, Any, Path], tuple[Call, str]]
+EngineCall = Callable[..., Any]
+Maker = Callable[[nn.Module, Any, Path], tuple[EngineCall, str]]
 """``(model, example_inputs, folder for files) -> (call, note)``; raises where the engine cannot run the model."""
 
 
-def _sparse(model: nn.Module, inputs: Any, folder: Path) -> tuple[Call, str]:
+def _sparse(model: nn.Module, inputs: Any, folder: Path) -> tuple[EngineCall, str]:
     found = sparse_inference(model, inputs)
     if not found.replaced:
         raise ValueError(found.reason)
     return model, f"{len(found.replaced)} of {len(found.layers)} layers replaced"
 
 
-def _bfloat16(model: nn.Module, inputs: Any, folder: Path) -> tuple[Call, str]:
+def _bfloat16(model: nn.Module, inputs: Any, folder: Path) -> tuple[EngineCall, str]:
     model.to(torch.bfloat16)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -40,7 +40,7 @@ def _cast(value: Any) -> Any:
     return mapped(value, lambda each: each.to(torch.bfloat16) if each.is_floating_point() else each)
 
 
-def _int8(model: nn.Module, inputs: Any, folder: Path) -> tuple[Call, str]:
+def _int8(model: nn.Module, inputs: Any, folder: Path) -> tuple[EngineCall, str]:
     if next((each.device.type for each in model.parameters()), "cpu") != "cpu":
         raise ValueError("torch's dynamic int8 needs the CPU")
     linear = [each for each in model.modules() if type(each) is nn.Linear]
@@ -50,11 +50,11 @@ def _int8(model: nn.Module, inputs: Any, folder: Path) -> tuple[Call, str]:
     return quantized, "linear layers alone"
 
 
-def _onnx(model: nn.Module, inputs: Any, folder: Path) -> tuple[Call, str]:
+def _onnx(model: nn.Module, inputs: Any, folder: Path) -> tuple[EngineCall, str]:
     return _session(to_onnx(model, inputs, folder / "model.onnx", dynamic_batch=_has_batch(inputs))), ""
 
 
-def _onnx_int8(model: nn.Module, inputs: Any, folder: Path) -> tuple[Call, str]:
+def _onnx_int8(model: nn.Module, inputs: Any, folder: Path) -> tuple[EngineCall, str]:
     needed("onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -69,7 +69,7 @@ def _has_batch(inputs: Any) -> bool:
     return all(each.dim() and len(each) > 1 for each in tensors_of(inputs))
 
 
-def _session(path: Path) -> Call:
+def _session(path: Path) -> EngineCall:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -20,7 +20,7 @@ from ignite_prune._utils.copies import copy_of
 from ignite_prune._utils.interleaved import interleaved
 from ignite_prune._utils.table import as_table, shown_seconds
 from ignite_prune.core.selection import unwrap
-from ignite_prune.measure.engine_kinds import MAKERS, Call, Maker
+from ignite_prune.measure.engine_kinds import MAKERS, EngineCall, Maker
 from ignite_prune.structure.model_io import as_arguments, checked_device, tensors_of
 from ignite_prune.structure.slicing.compare import run
 
@@ -74,7 +74,7 @@ def engines(
     example_inputs: Any,
     *,
     only: Sequence[str] | None = None,
-    evaluate: Callable[[Call], Any] | None = None,
+    evaluate: Callable[[EngineCall], Any] | None = None,
 ) -> Engines:
     """Measure a model as it is, and in every other engine that is installed, in turns on this machine.
 
@@ -109,7 +109,7 @@ def engines(
     base = copy_of(bare).eval()
     kinds = {each.dtype for each in base.parameters()}
     first = str(kinds.pop()).removeprefix("torch.") if len(kinds) == 1 else "as it is"
-    calls: dict[str, Call] = {first: base}
+    calls: dict[str, EngineCall] = {first: base}
     notes = {first: ""}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for name, make in wanted.items():
@@ -147,7 +147,7 @@ def _wanted(only: Any) -> dict[str, Maker]:
     return {name: MAKERS[name] for name in MAKERS if name in only}
 
 
-def _bound(call: Call, args: Any, kwargs: Any) -> Callable[[], Any]:
+def _bound(call: EngineCall, args: Any, kwargs: Any) -> Callable[[], Any]:
     return lambda: call(*args, **kwargs)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.interleaved import interleaved
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.model_io import as_arguments, checked_device, tensors_of
 from ignite_prune.structure.slicing.compare import run
 

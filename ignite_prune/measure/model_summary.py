@@ -20,7 +20,7 @@ from ignite_prune.measure.pattern_name import pattern_name
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer: a module that has parameters of its own.
+    """One layer: a module that directly holds parameters.
 
     Attributes:
         name: path of the module; ``""`` for the model itself.

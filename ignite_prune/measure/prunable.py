@@ -1,4 +1,4 @@
-"""What of a model can be pruned layer by layer: one weight, or the coupled units that some weights produce."""
+"""Prunable: a part of a model that can be pruned alone: one weight, or the coupled units of some weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sensitivity: what a model loses if one layer alone is pruned, to each of several sparsities."""
+"""sensitivity: the model's quality with one layer pruned alone, at each of several sparsities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ignite_prune._utils.arguments import check_is, near
 from ignite_prune._utils.extras import needed
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune._utils.table import as_table
-from ignite_prune.evidence.calibration import LossFn, PrepareBatch
+from ignite_prune.core.batches import LossFn, PrepareBatch
 from ignite_prune.measure.prunable import Prunables
 from ignite_prune.measure.trials import Evaluate, Trials
 from ignite_prune.pattern import Pattern, Unstructured
@@ -159,7 +159,7 @@ def sensitivity(
     path: str | PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Sensitivity:
-    """Measure what each layer alone, or each group of coupled units, can bear: one evaluation per layer and sparsity.
+    """Evaluate the model with each layer, or each group of coupled units, pruned alone: once per layer and sparsity.
 
     The model is pruned in place for each evaluation and restored to the bit afterwards, also after an error or Ctrl-C:
     parameters, gradients, buffers, modes and random state. So ``evaluate`` may use its argument or an engine that holds

@@ -15,7 +15,7 @@ from ignite_prune._utils.arguments import check_is, check_seed
 from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune._utils.table import as_table
 from ignite_prune.allocation import ERK, LAMP, Allocation, Global, Uniform
-from ignite_prune.evidence.calibration import LossFn, PrepareBatch
+from ignite_prune.core.batches import LossFn, PrepareBatch
 from ignite_prune.measure.division import Division, evolved, greedy, moved_to_total
 from ignite_prune.measure.prunable import Prunables
 from ignite_prune.measure.sensitivity_scan import SPARSITIES, Sensitivity, checked_sparsities, scan

@@ -11,7 +11,7 @@ from torch import nn
 from ignite_prune._utils.arguments import check_positive
 from ignite_prune._utils.table import shown_seconds
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.model_io import as_arguments, checked_device
 from ignite_prune.structure.slicing.compare import run
 
@@ -21,7 +21,7 @@ class Timing:
     """A measured latency.
 
     Attributes:
-        seconds: median of a call.
+        seconds: median time of a call.
         spread: interquartile range, in seconds.
         calls: number of calls that were measured.
         threads: of torch, during the measurement.

@@ -1,4 +1,4 @@
-"""A model that is left exactly as it was, whatever is done with it in between."""
+"""Restores a model exactly after any code has run with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 
 
 @contextmanager

@@ -24,6 +24,14 @@ class Grid(NamedTuple):
     units: tuple[int, ...]
 
 
+class EntryGroups(NamedTuple):
+    """Groups of ``of`` consecutive entries along ``dim``, each a unit that keeps ``keep`` of them when it is pruned."""
+
+    keep: int
+    of: int
+    dim: int
+
+
 class Pattern(ABC):
     """A partition of a tensor into units that are kept or pruned as a whole. Frozen and stateless.
 
@@ -53,6 +61,15 @@ class Pattern(ABC):
         The same pattern, unless its dimensions stand for outputs and inputs.
         """
         return self
+
+    @property
+    def entry_groups(self) -> EntryGroups | None:
+        """The groups of entries that are its units, if a pruned unit keeps some of its entries; else None."""
+        return None
+
+    def over_batch(self, ndim: int) -> Pattern | None:
+        """Return the pattern of a batch that equals this one on each sample of ``ndim`` dimensions; None if none is."""
+        return None
 
     @abstractmethod
     def count(self, shape: Sequence[int]) -> int:
@@ -92,7 +109,12 @@ def exchanged(dim: int, ndim: int) -> int:
     return {0: 1, 1: 0}.get(dim % ndim, dim) if ndim > 1 else dim
 
 
-def norms(slices: Tensor, order: float) -> Tensor:
+def behind_batch(dim: int) -> int:
+    """Return the number of a dimension after a dimension 0 is added."""
+    return dim + 1 if dim >= 0 else dim
+
+
+def row_norms(slices: Tensor, order: float) -> Tensor:
     """Return the norm of each row in float64, in which squares neither overflow nor underflow.
 
     Raises:

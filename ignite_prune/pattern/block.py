@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -59,6 +59,9 @@ class Block(Pattern):
     def _grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape that is tiled."""
         return (shape[0], math.prod(shape[1:])) if self._as_matrix(len(shape)) else tuple(shape)
+
+    def over_batch(self, ndim: int) -> Block | None:
+        return replace(self, shape=(1, *self.shape)) if len(self.shape) == ndim else None
 
     def count(self, shape: Sequence[int]) -> int:
         grid = self._grid(shape)

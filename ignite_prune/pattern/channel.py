@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ignite_prune.pattern.base import Grid, Pattern, both, exchanged, living, norms
+from ignite_prune.pattern.base import Grid, Pattern, behind_batch, both, exchanged, living, row_norms
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class Channel(Pattern):
             return replace(self, dim=exchanged(self.dim, ndim))
         return replace(self, dim=tuple(exchanged(dim, ndim) for dim in self.dim))
 
+    def over_batch(self, ndim: int) -> Channel:
+        dims = (self.dim,) if isinstance(self.dim, int) else self.dim
+        return replace(self, dim=(0, *map(behind_batch, dims)))
+
     def _dims(self, ndim: int) -> tuple[int, ...]:
         dims = (self.dim,) if isinstance(self.dim, int) else self.dim
         if any(not -ndim <= dim < ndim for dim in dims) or len({dim % ndim for dim in dims}) < len(dims):
@@ -78,7 +82,7 @@ class Channel(Pattern):
         return Grid(tuple(shape), self._dims(len(shape)))
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        return norms(self._slices(living(scores, mask)), self.norm)
+        return row_norms(self._slices(living(scores, mask)), self.norm)
 
     def alive(self, mask: Tensor) -> Tensor:
         return self._slices(mask).any(1)

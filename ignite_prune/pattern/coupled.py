@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ignite_prune.pattern.base import Pattern, norms
+from ignite_prune.pattern.base import Pattern, row_norms
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Coupled(Pattern):
     def slices(self, scores: Tensor, dim: int) -> Tensor:
         """Return one score for each slice along a dimension, ``(size,)``, float64."""
         along = scores.movedim(dim, 0).reshape(scores.shape[dim], -1)
-        return along.sum(1, dtype=torch.float64) if self.norm is None else norms(along, self.norm)
+        return along.sum(1, dtype=torch.float64) if self.norm is None else row_norms(along, self.norm)
 
     def joined(self, slices: Tensor, units: Tensor, size: int) -> Tensor:
         """Return unit scores, ``(size,)``, from index scores; ``units`` holds the unit of each index, -1 for none."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ignite_prune.pattern.base import Grid, Pattern, both, living, norms
+from ignite_prune.pattern.base import Grid, Pattern, both, living, row_norms
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Head(Pattern):
         return rows.movedim(1, 0).flatten(1)
 
     def group(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        return norms(self._heads(living(scores, mask)), self.norm)
+        return row_norms(self._heads(living(scores, mask)), self.norm)
 
     def alive(self, mask: Tensor) -> Tensor:
         return self._heads(mask).any(1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune._utils.small_groups import LARGEST, best_in_groups, least_in_groups
-from ignite_prune.pattern.base import Grid, Pattern, both, exchanged, living
+from ignite_prune.pattern.base import EntryGroups, Grid, Pattern, behind_batch, both, exchanged, living
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,13 @@ class NofM(Pattern):
 
     def inputs_first(self, ndim: int) -> NofM:
         return replace(self, dim=exchanged(self.dim, ndim))
+
+    @property
+    def entry_groups(self) -> EntryGroups:
+        return EntryGroups(self.keep, self.of, self.dim)
+
+    def over_batch(self, ndim: int) -> NofM:
+        return replace(self, dim=behind_batch(self.dim))
 
     def count(self, shape: Sequence[int]) -> int:
         if not -len(shape) <= self.dim < len(shape):

@@ -23,6 +23,9 @@ class Unstructured(Pattern):
 
     streams: ClassVar[bool] = True
 
+    def over_batch(self, ndim: int) -> Unstructured:
+        return self
+
     def count(self, shape: Sequence[int]) -> int:
         return math.prod(shape)
 

@@ -1,4 +1,4 @@
-"""Arguments of pieces to fields of pydantic models.
+"""Converts annotations of pieces' arguments to fields of pydantic models.
 
 The annotation of an argument says what a file may hold for it: a number for a ``float``, a piece by name for a
 ``Schedule``, the seed for a ``torch.Generator``, the name of a function for a callable. Numbers, bools and strings are
@@ -49,7 +49,7 @@ def piece_field(kind: str, read: Callable[[str, Any], Any]) -> Any:
 
 
 def hint_of(owner: Any, annotation: Any) -> Any:
-    """Return an annotation, evaluated in the module of the class that has it; Any where that is not possible."""
+    """Return an annotation, evaluated in the module of its class; Any if it cannot be evaluated."""
     if not isinstance(annotation, str):
         return annotation
     space = {**_SPECIAL, **vars(sys.modules[owner.__module__])}

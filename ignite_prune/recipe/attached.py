@@ -1,4 +1,4 @@
-"""Attached: what a recipe has made, by name."""
+"""Attached: the handlers that a recipe has created, by name."""
 
 from __future__ import annotations
 

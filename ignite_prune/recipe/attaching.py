@@ -1,4 +1,4 @@
-"""Attaching: a recipe's handlers are made, checked against the run, and attached, all of them or none."""
+"""Attaches a recipe: creates its handlers, checks them against the run, and attaches all of them or none."""
 
 from __future__ import annotations
 

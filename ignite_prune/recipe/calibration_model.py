@@ -1,4 +1,4 @@
-"""CalibrationModel: which data evidence is computed from."""
+"""CalibrationModel: the data that evidence is computed from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Epochs: a number of iterations that a file gives in epochs."""
+"""Epochs: a duration in epochs, converted to iterations."""
 
 from __future__ import annotations
 

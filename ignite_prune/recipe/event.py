@@ -1,4 +1,4 @@
-"""Event: on which event of the trainer something happens, and what its numbers count."""
+"""Event: the trainer's event that a handler is attached to, and the unit of its schedule's steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KeepUnits: a target that counts the units that are left, which the model turns into a sparsity."""
+"""KeepUnits: a target number of remaining units, converted to a sparsity once the model is known."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ignite_prune._utils.arguments import near
 
 
-class Kind(NamedTuple):
+class PieceKind(NamedTuple):
     """A kind of pieces: where they are, and the class that all of them derive from."""
 
     room: str
@@ -23,16 +23,16 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "saliency": Kind("saliency", "Saliency"),
-    "pattern": Kind("pattern", "Pattern"),
-    "allocation": Kind("allocation", "Allocation"),
-    "schedule": Kind("schedule", "Schedule"),
-    "repair": Kind("repair", "Repair"),
-    "target": Kind("structure", "Cost"),
-    "gate": Kind("regularise", "Gate"),
-    "drop_fraction": Kind("regrow", "DropFraction"),
-    "sparsifier": Kind("activation", "Sparsifier"),
-    "handler": Kind("handlers.base", "BaseHandler"),
+    "saliency": PieceKind("saliency", "Saliency"),
+    "pattern": PieceKind("pattern", "Pattern"),
+    "allocation": PieceKind("allocation", "Allocation"),
+    "schedule": PieceKind("schedule", "Schedule"),
+    "repair": PieceKind("repair", "Repair"),
+    "target": PieceKind("structure", "Cost"),
+    "gate": PieceKind("regularise", "Gate"),
+    "drop_fraction": PieceKind("regrow", "DropFraction"),
+    "sparsifier": PieceKind("activation", "Sparsifier"),
+    "handler": PieceKind("handlers.base", "BaseHandler"),
 }
 _NOT_WRITTEN = ("Bound", "PruneHandler", "LotteryTicket", "PruningEngine")  # of one update; prune; rounds
 

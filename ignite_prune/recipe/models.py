@@ -75,7 +75,7 @@ def needs(piece: type) -> tuple[str, ...]:
 
 
 def is_late(piece: type) -> bool:
-    """Return whether a piece is made at each ``attach``: it needs the model, or has a state of its own."""
+    """Return whether a piece is created at each ``attach``, because it needs the model or is stateful."""
     return bool(needs(piece)) or not dataclasses.is_dataclass(piece)
 
 

@@ -1,4 +1,4 @@
-"""Pydantic's errors to a RecipeError: file, line, field, what was given, near matches."""
+"""Converts pydantic's errors to a RecipeError: file, line, field, the value given, near matches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading: the recipes of other tools."""
+"""Reads recipes of other tools."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ignite_prune._utils.arguments import near
 from ignite_prune.recipe.dialects.draft import Draft
-from ignite_prune.recipe.dialects.masked_state import is_masked, plain_state
+from ignite_prune.recipe.dialects.masked_state import is_masked_state, plain_state
 from ignite_prune.recipe.dialects.modifiers import is_modifiers
 from ignite_prune.recipe.dialects.neural_compressor import is_neural_compressor, read_neural_compressor
 from ignite_prune.recipe.dialects.report import Report
@@ -20,7 +20,7 @@ from ignite_prune.recipe.dialects.sparseml import read_modifiers
 from ignite_prune.recipe.dialects.tfmot import is_schedule, read_schedule
 from ignite_prune.recipe.recipe import Recipe
 from ignite_prune.recipe.recipe_error import RecipeError
-from ignite_prune.recipe.source import Source, is_text, parsed, source_of, text_of
+from ignite_prune.recipe.source import Source, document_of, is_text, parsed, text_of_file
 
 
 @dataclass
@@ -89,7 +89,7 @@ def read(given: Any, dialect: str | None = None, *, variables: Mapping[str, Any]
     names = [*_READERS, "torch"]
     if dialect is not None and dialect not in names:
         raise ValueError(f"Argument dialect: there is none {dialect!r}; {near(str(dialect), names)}")
-    if is_masked(given, dialect):
+    if is_masked_state(given, dialect):
         return _of_state(given)
     source = _source(given)
     if not isinstance(source.data, (dict, list)):
@@ -103,10 +103,10 @@ def read(given: Any, dialect: str | None = None, *, variables: Mapping[str, Any]
 def _source(given: Any) -> Source:
     """Return the data of a file or text; of Markdown that of its front matter or of its first YAML block."""
     if isinstance(given, (Mapping, list)):
-        return source_of(given if isinstance(given, Mapping) else {"list": given})
+        return document_of(given if isinstance(given, Mapping) else {"list": given})
     if not isinstance(given, (str, os.PathLike)):
         raise TypeError(f"A recipe should be a path, text or a mapping, but given {type(given)}")
-    text, name = (given, None) if is_text(given) else (text_of(given), os.fspath(given))
+    text, name = (given, None) if is_text(given) else (text_of_file(given), os.fspath(given))
     blocks = markdown_blocks(str(text))
     if not blocks:
         return parsed(str(text), name)
@@ -166,7 +166,7 @@ def _own(source: Source) -> Reading:
 
 def _of_state(given: Any) -> Reading:
     plain, masks, report = plain_state(given)
-    recipe = Recipe.from_source(source_of({"prune": {"params": list(masks), "masks": "nonzero"}}))
+    recipe = Recipe.from_source(document_of({"prune": {"params": list(masks), "masks": "nonzero"}}))
     return Reading(recipe, report, masks, plain)
 
 

@@ -1,4 +1,4 @@
-"""Recipe: everything that a PruneHandler and its companions are told, as one typed document."""
+"""Recipe: all settings of a PruneHandler and the handlers around it, as one typed document."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ignite_prune.recipe.models import model_of
 from ignite_prune.recipe.problems import as_recipe_error
 from ignite_prune.recipe.recipe_model import RecipeModel
 from ignite_prune.recipe.rounds import Rounds
-from ignite_prune.recipe.source import Source, source_of
+from ignite_prune.recipe.source import Source, document_of
 from ignite_prune.recipe.writing import written
 
 if TYPE_CHECKING:
@@ -134,22 +134,25 @@ class Recipe(RecipeModel):
         return recipe
 
     @classmethod
-    def of(cls, pruner: PruneHandler, event: Any = None) -> Recipe:
-        """Return the recipe of a pruner: its groups, settings, and the event that it is attached to.
+    def of(cls, pruner: Any, event: Any = None) -> Recipe:
+        """Return the recipe of a pruner or other handlers: their settings, and the events that they are attached to.
 
         Args:
-            pruner: attached or not. Masks that it was given, and calibration data, are not part of a recipe.
+            pruner: a ``PruneHandler``, a handler of ``ignite_prune.handlers``, several of them, what :meth:`attach`
+                returned, or a pruning engine (``rounds``); attached or not. Masks that it was given, calibration data
+                and teachers are not part of a recipe; :meth:`attach` takes them.
             event: as in a file, for an event whose filter is a function of your own.
 
         Raises:
+            TypeError: it is none of these.
             ValueError: a file cannot hold a part of it: a lambda, a class of your own, a filter of your own.
         """
-        from ignite_prune.recipe.of_pruner import data_of
+        from ignite_prune.recipe.of_handlers import data_of
 
-        return cls.from_source(source_of(data_of(pruner, event)))
+        return cls.from_source(document_of(data_of(pruner, event)))
 
     def data(self) -> dict[str, Any]:
-        """Return plain data: what stands in a file."""
+        """Return plain data, as a recipe file holds it."""
         found: dict[str, Any] = {}
         for name in ("epochs", "seed", "calibration", "rounds"):
             if getattr(self, name) is not None:
@@ -224,7 +227,7 @@ def load(given: Any) -> Recipe:
         >>> recipe.load({"schedule": {"type": "OneShot", "sparsity": 0.5, "at": 2}}).dump()
         'version: 1\nprune:\n  schedule: {type: OneShot, sparsity: 0.5, at: 2}\n'
     """
-    return Recipe.from_source(source_of(given).strict())
+    return Recipe.from_source(document_of(given).strict())
 
 
 def dump(recipe: Recipe, path: Any = None) -> str:

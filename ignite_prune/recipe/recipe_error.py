@@ -1,4 +1,4 @@
-"""RecipeError: what is wrong with a recipe, and where."""
+"""RecipeError: what is wrong with a recipe, and in which line."""
 
 from __future__ import annotations
 

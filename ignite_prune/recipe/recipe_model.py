@@ -1,4 +1,4 @@
-"""RecipeModel: what every part of a recipe shares."""
+"""RecipeModel: base class of all parts of a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rounds: training, pruning and rewinding, again and again."""
+"""Rounds: repeated training, pruning and rewinding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules for parameters, as a file gives them: names and globs, and those that only the model can resolve.
+"""Rules for parameters in a recipe file: names, globs, and rules that need the model to be resolved.
 
 The rules of :func:`ignite_prune.core.selection.select` are names, globs and layer types. A file may also hold a regular
 expression, several layer types of which a model need not have all, and names of modules; they become names of
@@ -206,7 +206,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def resolved(value: Any, model: nn.Module) -> Any:
-    """Return rules with those that need the model as names of parameters; other values as they are."""
+    """Return rules in which those that need the model are resolved to parameter names; other values are unchanged."""
     if isinstance(value, Rule):
         return value.names(model)
     if isinstance(value, (list, tuple)) and any(isinstance(each, (str, *Rule)) for each in value):

@@ -1,4 +1,4 @@
-"""ScheduledFilter: a filter of an event's counts that knows what it was made from."""
+"""ScheduledFilter: an event filter that stores the arguments that it was made from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text to plain data with the line of every value.
+"""Source: plain data of a YAML or JSON text, with the line of every value.
 
 A recipe comes from other people, so that nothing in it may build an object, fill the memory or take long. PyYAML's
 ``safe_load`` builds no objects, but expands aliases without a limit, keeps the last of two equal keys in silence and
@@ -75,7 +75,7 @@ def is_text(given: Any) -> bool:
     return isinstance(given, str) and ("\n" in given or ": " in given or given.lstrip()[:1] in ("{", "!", "-"))
 
 
-def source_of(given: Any) -> Source:
+def document_of(given: Any) -> Source:
     """Return the data of a file, a text or a mapping.
 
     Args:
@@ -91,10 +91,10 @@ def source_of(given: Any) -> Source:
         return parsed(given)
     if not isinstance(given, (str, os.PathLike)):
         raise TypeError(f"A recipe should be a path, text or a mapping, but given {type(given)}")
-    return parsed(text_of(given), os.fspath(given))
+    return parsed(text_of_file(given), os.fspath(given))
 
 
-def text_of(path: str | os.PathLike[str]) -> str:
+def text_of_file(path: str | os.PathLike[str]) -> str:
     """Return the text of a file that is not too large."""
     file, name = FilePath(path), os.fspath(path)
     try:
@@ -263,4 +263,4 @@ def _plain(value: Any, left: list[int], depth: int) -> Any:
     return value
 
 
-__all__ = ["Source", "dotted", "is_text", "parsed", "source_of", "text_of"]
+__all__ = ["Source", "document_of", "dotted", "is_text", "parsed", "text_of_file"]

@@ -15,7 +15,7 @@ from ignite_prune._utils.topk import keep_top
 
 @dataclass(frozen=True)
 class Connections:
-    """One layer, as input of a move.
+    """Weight, mask and growth evidence of one layer, as the input of a drop-and-grow move.
 
     Args:
         name: the parameter's name.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune.pattern import Pattern
-from ignite_prune.regularise.units import Units, Weights, units_of
+from ignite_prune.regularise.units import Weights, WeightUnits, units_of
 
 _LEAST = 1e-30  # smaller than every nonzero norm, because smaller squares underflow to 0 in float32
 
@@ -77,14 +77,18 @@ def proximal_(weight: Tensor, pattern: Pattern, threshold: float) -> Tensor:
     return weight
 
 
-def penalty(units: Units, weights: Weights, by_size: bool = False) -> Tensor:
+def penalty(units: WeightUnits, weights: Weights, by_size: bool = False) -> Tensor:
     """Return the sum of the unit norms, with ``by_size`` each times the square root of the unit's size."""
     norms = units.norms(weights)
     return (norms * _roots(units, weights, norms) if by_size else norms).sum()
 
 
 def add_gradients_(
-    units: Units, weights: Weights, gradients: Weights, strengths: Mapping[str, float | Tensor], by_size: bool = False
+    units: WeightUnits,
+    weights: Weights,
+    gradients: Weights,
+    strengths: Mapping[str, float | Tensor],
+    by_size: bool = False,
 ) -> None:
     """Add the penalty's gradient to the given gradients, in place, each times its strength."""
     per_norm = _per_norm(units, weights, by_size)
@@ -92,14 +96,16 @@ def add_gradients_(
         units.add_(name, gradient, weights[name], per_norm * strengths[name])
 
 
-def shrink_(units: Units, weights: Weights, thresholds: Mapping[str, float | Tensor], by_size: bool = False) -> None:
+def shrink_(
+    units: WeightUnits, weights: Weights, thresholds: Mapping[str, float | Tensor], by_size: bool = False
+) -> None:
     """Shrink the units in the weights of ``thresholds``, in place; all use the norms from before the call."""
     per_norm = _per_norm(units, weights, by_size)
     for name, threshold in thresholds.items():
         units.scale_(name, weights[name], (per_norm * -threshold).add_(1).clamp_(min=0))
 
 
-def _per_norm(units: Units, weights: Weights, by_size: bool) -> Tensor:
+def _per_norm(units: WeightUnits, weights: Weights, by_size: bool) -> Tensor:
     """Return 1 / norm of each unit, multiplied by the root of its size if ``by_size``; finite for a norm of 0."""
     norms = units.norms(weights)
     roots = _roots(units, weights, norms) if by_size else None
@@ -107,5 +113,5 @@ def _per_norm(units: Units, weights: Weights, by_size: bool) -> Tensor:
     return found if roots is None else found.mul_(roots)
 
 
-def _roots(units: Units, weights: Weights, like: Tensor) -> Tensor:
+def _roots(units: WeightUnits, weights: Weights, like: Tensor) -> Tensor:
     return units.sizes(weights).double().sqrt().to(like)

@@ -1,4 +1,4 @@
-"""Progressive masks: from one mask to the next in several small steps."""
+"""Progressive masks: the way from one mask to the next in several small steps."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Place(NamedTuple):
     values: Tensor
 
 
-class Units(ABC):
+class WeightUnits(ABC):
     """A partition of the entries of one or more weights into units.
 
     Attributes:
@@ -63,7 +63,7 @@ class Units(ABC):
                 total.view(sizes).addcmul_(weight.view(sizes), values.to(weight.dtype))
 
 
-class GridUnits(Units):
+class GridUnits(WeightUnits):
     """Units of a pattern that are slices of a view: see :meth:`Pattern.grid <ignite_prune.pattern.Pattern.grid>`."""
 
     def __init__(self, name: str, pattern: Pattern, shape: tuple[int, ...]) -> None:
@@ -100,7 +100,7 @@ class GridUnits(Units):
         yield Place(sizes, values)
 
 
-class IndexedUnits(Units):
+class IndexedUnits(WeightUnits):
     """Units of any pattern, found at each call by :meth:`Pattern.spread`; slower than :class:`GridUnits`."""
 
     def __init__(self, name: str, pattern: Pattern) -> None:
@@ -136,7 +136,7 @@ class IndexedUnits(Units):
         yield Place(tuple(weight.shape), torch.cat([values, values.new_tensor([rest])])[index])
 
 
-class CoupledUnits(Units):
+class CoupledUnits(WeightUnits):
     """Units of a structure's group: coupled slices of the given weights.
 
     Args:
@@ -177,7 +177,7 @@ class CoupledUnits(Units):
                 yield Place(tuple(weight.shape), padded[slot.units.to(padded.device)].view(along))
 
 
-def units_of(name: str, weight: Tensor, pattern: Pattern) -> Units:
+def units_of(name: str, weight: Tensor, pattern: Pattern) -> WeightUnits:
     """Return the units of a pattern on one weight."""
     shape = tuple(weight.shape)
     return IndexedUnits(name, pattern) if pattern.grid(shape) is None else GridUnits(name, pattern, shape)

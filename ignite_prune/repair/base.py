@@ -14,7 +14,7 @@ from ignite_prune.saliency import MissingEvidence, Saliency
 from ignite_prune.saliency.base import SOURCES
 
 if TYPE_CHECKING:
-    from ignite_prune.evidence.calibration import Batch
+    from ignite_prune.core.batches import Batch
     from ignite_prune.saliency.needs import Need
 
 Passes = Callable[[], "Iterator[Batch]"]
@@ -34,6 +34,7 @@ class RepairContext:
         reasons: returns why parameters have no evidence of a need, by parameter name.
         passes: returns the calibration batches; None if there are none.
         values: planned values of parameters and buffers, by name.
+        overwrite: whether the evidence is not needed afterwards, so that a repair may overwrite it.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class RepairContext:
     reasons: Callable[[Need], Mapping[str, str]]
     passes: Passes | None = None
     values: dict[str, Tensor] = field(default_factory=dict)
+    overwrite: bool = False
 
     def weight(self, name: str) -> Tensor:
         """Return the planned value of a parameter, in which newly pruned entries may not be 0 yet."""
@@ -71,15 +73,27 @@ class Repair(ABC):
     Attributes:
         whole: it works on the whole model, and runs after repairs of single layers.
         passes: it runs the pruned model, and so needs calibration data.
+        by_layer: it repairs each layer without regard to the others, so that layers may be given one after another.
     """
 
     whole: ClassVar[bool] = False
     passes: ClassVar[bool] = False
+    by_layer: ClassVar[bool] = False
 
     @property
     def needs(self) -> tuple[Need, ...]:
         """The evidence that it needs, collected before the update."""
         return ()
+
+    def selects(self, parameter: PrunedParameter, mask: Tensor, transposed: bool) -> bool:
+        """Return whether it selects a parameter's mask again, and of the given one only the number of zeros matters.
+
+        Args:
+            parameter: that the update prunes.
+            mask: its new mask.
+            transposed: whether dim 0 of the parameter holds the inputs.
+        """
+        return False
 
     @abstractmethod
     def __call__(self, context: RepairContext, pruned: Sequence[PrunedParameter]) -> None:

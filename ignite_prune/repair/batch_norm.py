@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ignite_prune._utils.distributed import all_reduce, raise_together
+from ignite_prune.core.batches import Batch
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.evidence.calibration import Batch, undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext
 
 Norm = nn.modules.batchnorm._BatchNorm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class DSnoT(Repair):
         Zhang et al., "Dynamic sparse no training", 2024, arXiv 2310.08915.
     """
 
+    by_layer: ClassVar[bool] = True
     cycles: int = 50
     threshold: float = 1e-4
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ignite_prune import saliency
 from ignite_prune._utils.arguments import check_positive
-from ignite_prune.pattern import NofM, Unstructured
+from ignite_prune.pattern import Pattern, Unstructured
+from ignite_prune.pattern.base import EntryGroups
 from ignite_prune.repair.base import PrunedParameter, Repair, RepairContext, evidence_for
 from ignite_prune.repair.sparsegpt_sweep import block_counts, by_count, by_group, sweep
 from ignite_prune.saliency.needs import InputMoments, Moments
@@ -36,6 +38,7 @@ class SparseGPT(Repair):
         Frantar, Alistarh, "SparseGPT", 2023, arXiv 2301.00774.
     """
 
+    by_layer: ClassVar[bool] = True
     block: int = 128
     damping: float = 0.01
 
@@ -47,6 +50,15 @@ class SparseGPT(Repair):
     def needs(self) -> tuple[InputMoments]:
         return (InputMoments(),)
 
+    def selects(self, parameter: PrunedParameter, mask: Tensor, transposed: bool) -> bool:
+        if not isinstance(parameter.saliency, saliency.SparseGPT):
+            return False
+        groups = parameter.pattern.entry_groups
+        if groups is None:
+            return isinstance(parameter.pattern, Unstructured)
+        form = _Matrix(mask, transposed, channels_last=True)
+        return groups.dim % mask.ndim == (0 if transposed else 1) and _all_done(form.rows(mask), groups)
+
     def __call__(self, context: RepairContext, pruned: Sequence[PrunedParameter]) -> None:
         for parameter in pruned:
             moments: Moments = evidence_for(context, self, parameter.name)
@@ -55,21 +67,20 @@ class SparseGPT(Repair):
                 context.masks[parameter.name],
                 context.before[parameter.name],
             )
-            form = _Matrix(weight, moments.transposed, channels_last=isinstance(parameter.pattern, NofM))
+            form = _Matrix(weight, moments.transposed, channels_last=parameter.pattern.entry_groups is not None)
             parts = zip(
                 form.rows(weight).chunk(len(moments.sums)),
                 form.rows(mask).chunk(len(moments.sums)),
                 [None] * len(moments.sums) if before is None else form.rows(before).chunk(len(moments.sums)),
                 moments.sums,
             )
-            pattern = parameter.pattern
-            along = isinstance(pattern, NofM) and pattern.dim % weight.ndim == (0 if moments.transposed else 1)
-            swept = [
-                self._sweep(part, kept, earlier, form.hessian(sums.to(weight.device) * moments.scale), parameter, along)
-                for part, kept, earlier, sums in parts
-            ]
-            context.values[parameter.name] = form.back(torch.cat([new for new, _ in swept]))
-            context.masks[parameter.name] = form.back(torch.cat([kept for _, kept in swept]))
+            pattern = parameter.pattern if self.selects(parameter, mask, moments.transposed) else None
+            swept = []
+            for part, kept, earlier, sums in parts:
+                scaled = sums.mul_(moments.scale) if context.overwrite else sums * moments.scale
+                swept.append(self._sweep(part, kept, earlier, form.hessian(scaled.to(weight.device)), pattern))
+            context.values[parameter.name] = form.back(_joined([new for new, _ in swept]))
+            context.masks[parameter.name] = form.back(_joined([kept for _, kept in swept]))
 
     def _sweep(
         self,
@@ -77,26 +88,35 @@ class SparseGPT(Repair):
         mask: Tensor,
         before: Tensor | None,
         hessian: Tensor,
-        parameter: PrunedParameter,
-        along: bool,
+        pattern: Pattern | None,
     ) -> tuple[Tensor, Tensor]:
-        """Sweep a matrix; ``along``: groups of N:M are along its inputs."""
-        pattern, rows = parameter.pattern, tuple(weight.shape)
-        selects = isinstance(parameter.saliency, saliency.SparseGPT)
-        if selects and isinstance(pattern, Unstructured):
-            counts = block_counts(int((~mask).sum()), (rows[0], rows[1]), self.block, before)
-            choose = by_count(counts, self.block, before)
-            return sweep(weight, hessian, damping=self.damping, block=self.block, choose=choose)
-        if selects and along and isinstance(pattern, NofM) and _all_done(mask, pattern):
-            choose = by_group(pattern.keep, before)
-            return sweep(weight, hessian, damping=self.damping, block=self.block, choose=choose, group=pattern.of)
-        return sweep(weight, hessian, damping=self.damping, block=self.block, mask=mask)
+        """Sweep a matrix, whose Hessian is overwritten.
+
+        Args:
+            weight: ``(rows, n)``.
+            mask: its new mask.
+            before: its mask so far.
+            hessian: ``(n, n)``.
+            pattern: in which the mask is selected again; None: it is not.
+        """
+        how: dict[str, Any] = {"damping": self.damping, "block": self.block, "overwrite": True}
+        if pattern is None:
+            return sweep(weight, hessian, mask=mask, **how)
+        groups = pattern.entry_groups
+        if groups is not None:
+            return sweep(weight, hessian, choose=by_group(groups.keep, before), group=groups.of, **how)
+        counts = block_counts(int((~mask).sum()), (weight.shape[0], weight.shape[1]), self.block, before)
+        return sweep(weight, hessian, choose=by_count(counts, self.block, before), **how)
 
 
-def _all_done(mask: Tensor, pattern: NofM) -> bool:
-    if mask.shape[1] % pattern.of:
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _all_done(mask: Tensor, groups: EntryGroups) -> bool:
+    if mask.shape[1] % groups.of:
         return False
-    return bool((mask.reshape(len(mask), -1, pattern.of).sum(-1) <= pattern.keep).all())
+    return bool((mask.reshape(len(mask), -1, groups.of).sum(-1) <= groups.keep).all())
 
 
 class _Matrix:
@@ -120,11 +140,11 @@ class _Matrix:
 
     def back(self, matrix: Tensor) -> Tensor:
         if self._transposed:
-            return matrix.t().contiguous()
+            return matrix.t()
         if not self._last:
-            return matrix.view(self._shape)
+            return matrix.reshape(self._shape)
         out, channels, *kernel = self._shape
-        return matrix.view(out, *kernel, channels).movedim(-1, 1).contiguous()
+        return matrix.reshape(out, *kernel, channels).movedim(-1, 1)
 
     def hessian(self, hessian: Tensor) -> Tensor:
         if not self._last:

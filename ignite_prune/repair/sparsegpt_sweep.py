@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -23,6 +24,7 @@ def sweep(
     mask: Tensor | None = None,
     choose: Chooser | None = None,
     group: int | None = None,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""Prune a matrix and update the remaining weights, column by column.
 
@@ -38,6 +40,8 @@ def sweep(
         mask: bool, of the weight's shape, True = kept; weights are updated for this mask.
         choose: selects the mask instead, on the weights updated so far, e.g. :func:`by_count` or :func:`by_group`.
         group: number of columns per call of ``choose``; None is a whole block. ``block`` is rounded up to a multiple.
+        overwrite: whether ``hessian`` may be overwritten; the results are stored column by column then, as a copy would
+            take more memory.
 
     Returns:
         The new weight, in the dtype of ``weight2d``, and the mask. Pruned entries are exactly 0.0; kept entries of a
@@ -58,9 +62,10 @@ def sweep(
     _check_shapes(weight2d, hessian, mask)
     _check_widths(block=block, group=block if group is None else group)
     dtype = torch.promote_types(torch.promote_types(weight2d.dtype, hessian.dtype), torch.float32)
-    factor = inverse_factor(hessian, damping).to(dtype)
+    dead = dead_columns(hessian)
+    factor = inverse_factor(hessian, damping, overwrite).to(dtype)
     diagonal = factor.diagonal().clone()
-    divisors = diagonal.masked_fill(dead_columns(hessian), torch.inf)  # dead columns score 0
+    divisors = diagonal.masked_fill(dead, torch.inf)  # dead columns score 0
     columns = weight2d.detach().t().to(dtype, copy=True, memory_format=torch.contiguous_format)  # (n, rows)
     kept = torch.ones_like(columns, dtype=torch.bool) if mask is None else mask.t().contiguous()
     step = block if group is None else -(-block // group) * group
@@ -76,10 +81,11 @@ def sweep(
                 error = torch.mul(columns[i], share[i - first], out=errors[i - start])
                 columns[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
         columns[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
-    if not bool(torch.isfinite(columns).all()):
+    if columns.numel() and not all(map(math.isfinite, columns.aminmax())):
         raise ValueError(f"The weights, updated at damping={damping:g}, are not finite; were they before?")
     columns.masked_fill_(~kept, 0)
-    return columns.t().to(weight2d.dtype).contiguous(), kept.t().contiguous()
+    new, mask = columns.t().to(weight2d.dtype), kept.t()
+    return (new, mask) if overwrite else (new.contiguous(), mask.contiguous())
 
 
 def by_count(counts: Sequence[int], block: int, before: Tensor | None = None) -> Chooser:

@@ -1,4 +1,4 @@
-"""Masks, weights, settings and curves of a file.
+"""Reads masks, weights, settings and curves from a checkpoint file.
 
 Files are checkpoints of Ignite's, state_dicts, those of ``torch.nn.utils.prune`` (``NAME_orig``, ``NAME_mask``) and
 files of ``export.save``.
@@ -18,12 +18,12 @@ from ignite_prune.core.mask_state import unpacked
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.recipe.dialects.masked_state import plain_state
 from ignite_prune.report.curves import curves_of_history, is_history
-from ignite_prune.report.findings import Source
+from ignite_prune.report.findings import ReportSource
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
-def read_file(path: Path) -> Source:
+def read_file(path: Path) -> ReportSource:
     """Return what a file holds.
 
     Raises:
@@ -32,7 +32,7 @@ def read_file(path: Path) -> Source:
     """
     if not path.is_file():
         raise FileNotFoundError(f"Argument source: there is no file {str(path)!r}")
-    source = Source(title=path.stem, where=str(path), file=path)
+    source = ReportSource(title=path.stem, where=str(path), file=path)
     if path.suffix == ".safetensors":
         return _safetensors(path, source)
     try:
@@ -45,7 +45,7 @@ def read_file(path: Path) -> Source:
     return _read(held, source)
 
 
-def _read(held: Any, source: Source) -> Source:
+def _read(held: Any, source: ReportSource) -> ReportSource:
     mappings = list(_mappings(held))
     for _, each in mappings:
         found = _masks(each)
@@ -66,7 +66,7 @@ def _read(held: Any, source: Source) -> Source:
     return source
 
 
-def _safetensors(path: Path, source: Source) -> Source:
+def _safetensors(path: Path, source: ReportSource) -> ReportSource:
     from ignite_prune._utils.extras import needed
     from ignite_prune.export.sparse_file import read
 
@@ -88,7 +88,7 @@ def _safetensors(path: Path, source: Source) -> Source:
 
 
 def _mappings(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Yield a mapping and all that are inside it, with the keys that they have."""
+    """Yield a mapping and every mapping inside it, each with its key."""
     if isinstance(value, Mapping) and depth < 6:
         yield key, value
         for name, each in value.items():

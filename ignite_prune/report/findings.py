@@ -1,4 +1,4 @@
-"""Records of what a report shows."""
+"""Findings: the data of a report, as records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Series = list[tuple[float, float]]
 
 
 @dataclass
-class Source:
+class ReportSource:
     """What was read from a pruner, a file or a folder.
 
     Attributes:
@@ -44,7 +44,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerFinding:
     """A row of the table of layers; None is not known without a model, or without example inputs."""
 
     name: str
@@ -91,8 +91,8 @@ class Findings:
     title: str
     where: str
     asked: list[tuple[str, str]]
-    layers: list[Layer]
-    total: Layer
+    layers: list[LayerFinding]
+    total: LayerFinding
     thin: list[str]
     curves: dict[str, dict[str, Series]]
     pictures: list[Picture]

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from ignite_prune.measure import summary
 from ignite_prune.measure.pattern_name import pattern_name
-from ignite_prune.report.findings import Layer, Source
+from ignite_prune.report.findings import LayerFinding, ReportSource
 
 _THIN = 0.05
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def layers_of(source: Source, example_inputs: Any) -> list[Layer]:
+def layers_of(source: ReportSource, example_inputs: Any) -> list[LayerFinding]:
     """Return a row for each layer of a model, or for each tensor of a file."""
     if source.model is not None:
         rows = summary(source.model, source.masks, example_inputs).layers
         return [
-            Layer(
+            LayerFinding(
                 each.name or "(model)",
                 each.kind,
                 "×".join(map(str, each.shape)),
@@ -35,7 +35,7 @@ def layers_of(source: Source, example_inputs: Any) -> list[Layer]:
             for each in rows
         ]
     return [
-        Layer(
+        LayerFinding(
             name,
             "",
             "×".join(map(str, tensor.shape)),
@@ -47,7 +47,7 @@ def layers_of(source: Source, example_inputs: Any) -> list[Layer]:
     ]
 
 
-def parameters_of(source: Source) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+def parameters_of(source: ReportSource) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Yield the name, tensor and mask (None: dense) of each parameter of a file.
 
     A state_dict does not tell parameters from buffers: what is named as the running statistics of norms, or is not of
@@ -65,10 +65,10 @@ def is_buffer(name: str, tensor: Tensor) -> bool:
     return name.rpartition(".")[2] in _STATISTICS or not (tensor.is_floating_point() or tensor.is_complex())
 
 
-def total_of(layers: Sequence[Layer]) -> Layer:
+def total_of(layers: Sequence[LayerFinding]) -> LayerFinding:
     """Return the sum of all rows."""
     counted = [each for each in layers if each.flops is not None]
-    return Layer(
+    return LayerFinding(
         "total",
         "",
         "",

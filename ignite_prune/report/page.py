@@ -1,4 +1,4 @@
-"""report: one file that shows what pruning a model came to."""
+"""report: one self-contained page about a pruned model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ignite_prune._utils.extras import needed
 from ignite_prune.core.selection import unwrap
 from ignite_prune.measure import engines
 from ignite_prune.report.curves import curves_of_history, grouped
-from ignite_prune.report.findings import Findings, Source
+from ignite_prune.report.findings import Findings, ReportSource
 from ignite_prune.report.layers import layers_of, thin_layers, total_of
 from ignite_prune.report.png import picture_of
-from ignite_prune.report.rendering import TEMPLATES, is_report, rendered, write
+from ignite_prune.report.rendering import TEMPLATES, is_report, rendered, write_whole
 from ignite_prune.report.sizes import sizes_of
 from ignite_prune.report.source import environment, read_source
 
@@ -87,11 +87,11 @@ def report(
         found.model = _with_state(model, found)
     if example_inputs is not None and found.model is None:
         raise ValueError("Argument example_inputs needs the model: report(checkpoint, model=model, example_inputs=x)")
-    write(path, rendered(_findings(found, example_inputs), TEMPLATES[path.suffix]))
+    write_whole(path, rendered(_findings(found, example_inputs), TEMPLATES[path.suffix]))
     return path
 
 
-def _findings(source: Source, example_inputs: Any) -> Findings:
+def _findings(source: ReportSource, example_inputs: Any) -> Findings:
     layers = layers_of(source, example_inputs)
     masks = source.masks
     if masks is None:
@@ -134,7 +134,7 @@ def _text(warning: Any) -> str:
     return f"{kind}{message}"
 
 
-def _with_state(model: Any, source: Source) -> nn.Module:
+def _with_state(model: Any, source: ReportSource) -> nn.Module:
     """Return a copy of a model with the weights of a file."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"Argument model should be a torch.nn.Module, but given {type(model)}")

@@ -1,4 +1,4 @@
-"""Rendering of findings by a template, and the write that is whole or not."""
+"""Renders findings with a template, and writes the page atomically."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rendered(findings: Findings, template: str) -> str:
     )
 
 
-def write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a text to a temporary file, which is then renamed."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -1,4 +1,4 @@
-"""What a report is made of: a pruner, a model, a checkpoint or a run's folder."""
+"""Reads the data of a report from a pruner, a model, a checkpoint or a run's folder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.handlers.sparse_training.base import MaskedHandler
 from ignite_prune.report.checkpoint_file import SUFFIXES, read_file
 from ignite_prune.report.curves import curves_of_folder, curves_of_history, is_history
-from ignite_prune.report.findings import Source
+from ignite_prune.report.findings import ReportSource
 
 _WHOLE = 8  # a checkpoint with a pruner's masks and the weights
 
 
-def read_source(source: Any) -> Source:
+def read_source(source: Any) -> ReportSource:
     """Return what a pruner, a model, a file or a folder holds.
 
     Raises:
@@ -35,7 +35,7 @@ def read_source(source: Any) -> Source:
     if isinstance(source, nn.Module):
         model = unwrap(source)
         _check_values(model)
-        return Source(type(model).__name__, f"a {type(model).__name__}", None, model.state_dict(), model)
+        return ReportSource(type(model).__name__, f"a {type(model).__name__}", None, model.state_dict(), model)
     if isinstance(source, (str, PathLike)):
         path = Path(source)
         return _of_folder(path) if path.is_dir() else read_file(path)
@@ -52,9 +52,9 @@ def _check_values(model: nn.Module) -> None:
             raise ValueError(f"Parameter {name!r} {what}, so there is nothing to report")
 
 
-def _of_pruner(pruner: PruneHandler | MaskedHandler) -> Source:
+def _of_pruner(pruner: PruneHandler | MaskedHandler) -> ReportSource:
     model = pruner.pruning.model if isinstance(pruner, PruneHandler) else pruner.model
-    found = Source(type(model).__name__, f"a {type(pruner).__name__}", pruner.masks, model.state_dict(), model)
+    found = ReportSource(type(model).__name__, f"a {type(pruner).__name__}", pruner.masks, model.state_dict(), model)
     found.asked.append(("handler", type(pruner).__name__))
     for index, group in enumerate(pruner.param_groups if isinstance(pruner, PruneHandler) else ()):
         found.asked.append((f"group {index}", describe_group(group, dict(model.named_parameters()))))
@@ -77,7 +77,7 @@ def _of_pruner(pruner: PruneHandler | MaskedHandler) -> Source:
     return found
 
 
-def _of_folder(folder: Path) -> Source:
+def _of_folder(folder: Path) -> ReportSource:
     """Return the newest checkpoint with a pruner and weights, else what is most like one, with TensorBoard's curves."""
     files = [each for each in folder.rglob("*") if each.suffix in SUFFIXES and each.is_file()]
     problems, found, best = list[str](), None, 0

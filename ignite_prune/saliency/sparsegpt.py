@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.triangular import damp_, invert_upper_, upper_factor_
 from ignite_prune.saliency.base import Informed
 from ignite_prune.saliency.needs import InputMoments, Moments
 
@@ -29,7 +30,7 @@ def dead_columns(hessian: Tensor) -> Tensor:
     return hessian.diagonal() == 0
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+def inverse_factor(hessian: Tensor, damping: float, overwrite: bool = False) -> Tensor:
     r"""Return the upper Cholesky factor :math:`U` of :math:`\tilde H^{-1} = U^T U`.
 
     :math:`\tilde H` is H with 1 on the diagonal of dead columns, plus ``damping`` times the mean of its diagonal.
@@ -38,6 +39,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     Args:
         hessian: ``(n, n)``, symmetric; not changed.
         damping: relative damping, at least 0; 0.01 in the paper.
+        overwrite: whether ``hessian`` may be overwritten; above 1024 columns no other memory of its size is used then.
 
     Returns:
         ``(n, n)``, in the dtype of ``hessian`` or at least float32. Up to 1024 columns are computed in float64; more
@@ -55,11 +57,16 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         raise ValueError(f"Argument hessian should have the shape (n, n), but given {tuple(hessian.shape)}")
     if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 <= damping < math.inf:
         raise ValueError(f"Argument damping should be a finite number of at least 0, but given {damping!r}")
-    single = torch.promote_types(hessian.dtype, torch.float32)
-    for dtype in [torch.float64] if len(hessian) <= _SMALL else [single, torch.float64]:
-        factor = _factor(hessian.to(dtype), damping)
-        if factor is not None:
-            return factor.to(single)
+    single, overwritten = torch.promote_types(hessian.dtype, torch.float32), False
+    if len(hessian) > _SMALL:
+        matrix = hessian.to(single, copy=not overwrite)
+        if upper_factor_(matrix, damping):
+            if all(map(math.isfinite, invert_upper_(matrix).aminmax())):
+                return matrix
+            overwritten = matrix is hessian
+    factor = None if overwritten else _factor(hessian.double(), damping)
+    if factor is not None:
+        return factor.to(single)
     raise ValueError(
         f"The Hessian has no finite inverse at damping={damping:g}; try a bigger damping, or more samples than the "
         f"{len(hessian)} columns, and check the inputs for NaN and infinity"
@@ -89,9 +96,7 @@ def column_scores(weight2d: Tensor, factor: Tensor, dead: Tensor | None = None) 
 def _factor(hessian: Tensor, damping: float) -> Tensor | None:
     """Return U in the dtype of ``hessian``, or None if the factorisation fails."""
     flipped = hessian.flip(0, 1)  # a copy, whose lower factor is R flipped
-    diagonal = flipped.diagonal()
-    diagonal.masked_fill_(diagonal == 0, 1)
-    diagonal.add_(diagonal.mean() * damping)
+    damp_(flipped.diagonal(), damping)
     lower, failed = torch.linalg.cholesky_ex(flipped)
     if bool(failed):
         return None

@@ -35,7 +35,7 @@ class Wanda(Informed):
         return InputNorms()
 
     def formula(self, weight: Tensor, evidence: Any) -> Tensor:
-        scores: Tensor = weight.abs() * evidence[1].sqrt().to(weight.dtype)
+        scores: Tensor = weight.abs().mul_(evidence[1].sqrt().to(weight.dtype))
         return scores
 
     def row_dim(self, evidence: Any) -> int | None:

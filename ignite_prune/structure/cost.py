@@ -12,7 +12,7 @@ from torch import nn
 
 from ignite_prune._utils.copies import copy_of
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.model_io import as_arguments
 from ignite_prune.structure.slicing.model_edit import ModelEdit
 from ignite_prune.structure.structure import Structure
@@ -31,7 +31,7 @@ class Cost(ABC):
         """Return the cost of the model with only the given units kept."""
 
     def whole(self, structure: Structure) -> float:
-        """Return the cost of the original model, before anything was pruned or sliced off."""
+        """Return the cost of the original model, before any pruning or slicing."""
         return self(structure.origin, {})
 
 

@@ -1,4 +1,4 @@
-"""``declare``: the structure of a model as its user knows it, for models that cannot be exported."""
+"""``declare``: a model's structure as stated by the user, for models that cannot be exported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.structure.kept_indices import value_at
 from ignite_prune.structure.structure import Structure
-from ignite_prune.structure.tracing.trace import read_place, shapes_of
+from ignite_prune.structure.tracing.settling import shapes_of
+from ignite_prune.structure.tracing.trace import read_place
 from ignite_prune.structure.unit_group import Axis, Slot, UnitGroup
 
 

@@ -1,6 +1,6 @@
 """``print(structure)``: shares first, then kinds of units and reasons, each with a count and one example.
 
-A model has hundreds of dimensions, of which most are alike: a Llama of 32 layers has 32 groups of heads, a ResNet keeps
+A model has hundreds of dimensions, most of which repeat: a Llama of 32 layers has 32 groups of heads, a ResNet keeps
 all its kernels. Groups whose names differ in numbers alone are therefore listed together, as are reasons that differ
 in the path of the module alone. ``structure.groups`` and ``structure.frozen`` hold each of them.
 """
@@ -59,7 +59,7 @@ def _kind(group: UnitGroup) -> str:
 
 
 def _of_kind(kind: Sequence[UnitGroup]) -> list[str]:
-    """Return two lines: the name and sizes of groups of one kind, and what the units of the first lie in."""
+    """Return two lines: name and sizes of groups of one kind, and the tensors that hold the units of the first."""
     sizes = sorted({each.size for each in kind})
     size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     times = f"{len(kind)} × " if len(kind) > 1 else ""

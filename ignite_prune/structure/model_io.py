@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ignite_prune.core.batches import takes
 
 _CACHES = ("past_key_values", "mems")  # a transformers model returns its cache under these names
 
@@ -19,21 +20,12 @@ def as_arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...]
     A mapping holds keyword arguments if ``forward`` takes them, else it is one argument, as a batch that is a dict.
     """
     if isinstance(example_inputs, Mapping):
-        return ((), dict(example_inputs)) if _takes(model, example_inputs) else ((example_inputs,), {})
+        return ((), dict(example_inputs)) if takes(model.forward, example_inputs) else ((example_inputs,), {})
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs), {}
     raise TypeError(f"Argument example_inputs should be a tensor, a tuple or a dict, but given {type(example_inputs)}")
-
-
-def _takes(model: nn.Module, keywords: Mapping[Any, Any]) -> bool:
-    """Return whether a model's forward pass takes these keyword arguments."""
-    try:
-        inspect.signature(model.forward).bind(**keywords)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def tensors_of(value: Any, caches: bool = False) -> list[Tensor]:

@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ignite_prune._utils.arguments import near
+from ignite_prune.core.batches import Batch, LossFn, PrepareBatch, batches
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import Batch, LossFn, PrepareBatch, batches, undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.kept_indices import KeptIndices
 from ignite_prune.structure.model_io import tensors_of
 from ignite_prune.structure.slicing.block_edit import BlockEdit
-from ignite_prune.structure.slicing.compare import difference, run, tolerance
+from ignite_prune.structure.slicing.compare import relative_difference, run, tolerance
 from ignite_prune.structure.slicing.model_edit import undone_on_error
-from ignite_prune.structure.slicing.shrink import Report
+from ignite_prune.structure.slicing.shrink import Report, parameter_count
 
 Scores = dict[str, float]
 """One number a block, larger = more important."""
@@ -161,7 +162,7 @@ class ResidualBlocks:
     ) -> Report:
         """Remove blocks from the model, in place; it then equals the model that skips them.
 
-        The list keeps its type, the blocks behind move up. Attributes and config entries that hold the number of blocks
+        The list keeps its type, and later blocks move up. Attributes and config entries that hold the number of blocks
         (``num_hidden_layers``) or an entry for each (``layer_types``), and the index of each layer (``layer_idx``) are
         set as in a model built with fewer blocks, which loads the ``state_dict``. Optimizers lose the parameters. Make
         a ``PruneHandler`` afterwards.
@@ -182,7 +183,7 @@ class ResidualBlocks:
         """
         gone = self._chosen(which, scores)
         self._check_hooks(gone)
-        parameters, (_, flops) = _count(self._model), run(self._model, example_inputs, True)
+        parameters, (_, flops) = parameter_count(self._model), run(self._model, example_inputs, True)
         with self.skipped(gone):
             expected, _ = run(self._model, example_inputs)
         edit = BlockEdit(self._model, as_optimizers(optimizer))
@@ -190,7 +191,7 @@ class ResidualBlocks:
             units = self._edit(edit, gone)
             try:
                 found, fewer = run(self._model, example_inputs, True)
-                error = difference(found, expected)
+                error = relative_difference(found, expected)
             except Exception as problem:
                 raise ValueError(f"The model does not run without {', '.join(gone)}: {problem}") from problem
             if not error <= tolerance(self._model):
@@ -200,7 +201,7 @@ class ResidualBlocks:
                 )
         lists = self._names_by_list().items()
         self.names = [_joined(path, key) for path, keys in lists for key in keys[: units.get(path, (0, len(keys)))[1]]]
-        return Report(units, (parameters, _count(self._model)), (flops, fewer), error, KeptIndices())
+        return Report(units, (parameters, parameter_count(self._model)), (flops, fewer), error, KeptIndices())
 
     def _edit(self, edit: BlockEdit, gone: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Remove blocks, and return how many each list had and has."""
@@ -308,7 +309,3 @@ def _ends(name: str, args: Any, kwargs: Any, output: Any) -> tuple[Tensor, Tenso
 
 def _cosine(x: Tensor, y: Tensor) -> Tensor:
     return F.cosine_similarity(x.detach().double(), y.detach().double(), dim=1 if x.dim() > 3 else -1)
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

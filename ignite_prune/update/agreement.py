@@ -36,7 +36,9 @@ def announced(refused: str = REFUSED) -> Iterator[None]:
         raise
 
 
-def check_alike(masks: MaskStore, settings: Mapping[str, str] = MappingProxyType({}), refused: str = REFUSED) -> None:
+def check_same_parameters(
+    masks: MaskStore, settings: Mapping[str, str] = MappingProxyType({}), refused: str = REFUSED
+) -> None:
     """Raise unless every rank prunes parameters of the same names and shapes, which collectives would mix up, and has
     the same settings.
 

@@ -1,4 +1,4 @@
-"""Whether a pruner has come to the end of its schedules."""
+"""Whether a pruner has reached the end of its schedules."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from ignite_prune._utils.topk import keep_top
 from ignite_prune.allocation import LAMP, Allocation, Global, Isomorphic, Layer
 from ignite_prune.pattern import Coupled
-from ignite_prune.structure import Cost, Structure
+from ignite_prune.structure import Cost, Kept, Structure, UnitGroup
 from ignite_prune.update.comparable_scores import comparable
 from ignite_prune.update.coupled_scores import coupled_layer
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.scores import ParameterScores, choose
 from ignite_prune.update.uneven_groups import warn_of_uneven
 
@@ -42,9 +42,27 @@ def choose_coupled_masks(
     units = [each for each in units if any(slot.name in scores for slot in each.slots)]  # others are left out
     before = structure.kept({name: mask for name, mask in masks.items() if mask is not None})
     layers = [coupled_layer(each, structure, scores, before[each.name], pattern) for each in units]
+    kept, chosen = units_that_stay(layers, units, before, group, target)
+    return _spread(structure, kept, chosen, masks)
+
+
+def units_that_stay(
+    layers: Sequence[Layer], units: Sequence[UnitGroup], before: Kept, group: ParamGroup, target: float | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the kept units of all groups, and of the groups that get smaller.
+
+    Args:
+        layers: what an allocation sees of each group of units.
+        units: the groups of units.
+        before: which units are left so far, of all groups.
+        group: the settings.
+        target: the sparsity; None: all that the allocation prunes.
+    """
+    structure, pattern = group["structure"], group["pattern"]
+    assert structure is not None and isinstance(pattern, Coupled)
     allocation, fraction = group["allocation"], 1.0 if target is None else target
     if group["target"] is None and not allocation.sets_own and not _to_prune(layers, allocation, fraction):
-        return {}
+        return dict(before), {}
     layers = comparable(layers, pattern.normalise, spread=isinstance(allocation, Global))
     patterns = {each.name: replace(pattern, round_to=lcm(pattern.round_to, each.multiple)) for each in units}
     choice = partial(_chosen, layers, patterns, allocation)
@@ -56,7 +74,7 @@ def choose_coupled_masks(
     if chosen and isinstance(allocation, (Global, Isomorphic, LAMP)):
         left = {layer.name: int(kept[layer.name].sum()) for layer in layers}
         warn_of_uneven(layers, left, patterns, allocation)
-    return _spread(structure, kept, chosen, masks)
+    return kept, chosen
 
 
 def _to_prune(layers: Sequence[Layer], allocation: Allocation, fraction: float) -> bool:

@@ -1,4 +1,4 @@
-"""LastScores: what the last update's scores were where asking for them again would give others."""
+"""LastScores: scores of the last update, kept if computing them again would give other values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.saliency import Saliency
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import bound_scores, drawn
 
 if TYPE_CHECKING:

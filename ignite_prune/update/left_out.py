@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.saliency import Informed
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import GroupUpdate
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def leave_out(update: GroupUpdate, store: MaskStore | None, evidence: Evidence |
         known = evidence.unusable(saliency.need)
         out |= {name: ("unusable", known[name].partition(": leave it out")[0]) for name in lacking if name in known}
         if update.group["structure"] is None and update.group["unreached"] == "keep":
-            reasons = evidence.reasons(saliency.need, unreached=True)
+            reasons = evidence.not_reached(saliency.need)
             out |= {name: ("unreached", reasons[name]) for name in lacking if name in reasons}
     if store is not None and update.group["structure"] is None:
         out |= {name: ("frozen", _FROZEN) for name in lacking if not store.parameters[name].requires_grad}

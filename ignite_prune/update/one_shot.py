@@ -14,16 +14,17 @@ from ignite_prune._utils.copies import copy_of
 from ignite_prune._utils.distributed import raise_together
 from ignite_prune._utils.shard import is_sharded
 from ignite_prune.allocation import Allocation, Global
+from ignite_prune.core.batches import LossFn, PrepareBatch
 from ignite_prune.core.mask_store import MaskStore, warn_of_nearly_empty
 from ignite_prune.core.selection import inputs_first, named_parameters, select, unwrap
-from ignite_prune.evidence.calibration import LossFn, PrepareBatch
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.repair.base import Repair
 from ignite_prune.saliency import Informed, Magnitude, NonFiniteSaliency, Saliency, as_saliency
 from ignite_prune.update.agreement import REFUSED, announced
 from ignite_prune.update.calibration import Calibration, as_calibration, calibrate
 from ignite_prune.update.left_out import leave_out, warn_of_left_out
-from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import build
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,
@@ -194,7 +195,8 @@ def _prune_shards(
     _check_sparsities(pruner.groups)
     if pruner.evidence is not None and calibration.data is None:
         raise ValueError(f"{pruner.groups[0]['saliency']} needs evidence: give data= and loss_fn=")
-    pruner.update([group["sparsity"] or 0.0 for group in pruner.groups])
+    own = [group["pattern"].share if group["allocation"].sets_own else 0.0 for group in pruner.groups]
+    pruner.update([most if group["sparsity"] is None else group["sparsity"] for most, group in zip(own, pruner.groups)])
     pruner.enforcer.remove()
     warn_of_nearly_empty(pruner.masks, set())
     return pruner.masks

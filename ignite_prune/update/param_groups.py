@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,51 +13,13 @@ from ignite_prune._utils.arguments import check_generator, near
 from ignite_prune._utils.sparsity import as_sparsity, as_unit_fraction
 from ignite_prune.allocation import Allocation, Layer
 from ignite_prune.core.check_report import SparsityWarning
-from ignite_prune.core.selection import as_rules, inputs_first, named_parameters, reparametrised, select
-from ignite_prune.pattern import Coupled, Pattern, Unstructured
-from ignite_prune.repair.base import Repair, as_repairs
+from ignite_prune.core.selection import as_rules, inputs_first, select
+from ignite_prune.pattern import Coupled, Pattern
+from ignite_prune.repair.base import as_repairs
 from ignite_prune.saliency import Saliency, as_saliency
 from ignite_prune.schedule import Schedule
-
-if TYPE_CHECKING:
-    from ignite_prune.structure import Cost, Structure, UnitGroup
-
-
-UNSET = float("0")
-"""The ``"sparsity"`` of groups until it is set: 0, an object of its own."""
-
-
-class ParamGroup(TypedDict):
-    """One group: the user's settings, and derived entries. A plain dict at run time.
-
-    Args:
-        params: names of the parameters that are masked.
-        scored: names of those that are scored: the same, unless a structure's units reach into other parameters.
-        shapes: the shape of each of ``params``.
-        inputs_first: those of ``params`` that store inputs in dim 0 and outputs in dim 1.
-        units: with a structure, the names of its unit groups that may shrink; otherwise empty.
-        sparsity: the target of the next update; None only in one shot, with an allocation that sets its own.
-        saliency, schedule, pattern, allocation, keep_dense, generator, repair, structure, target, unreached: see
-            :class:`~ignite_prune.PruneHandler`.
-    """
-
-    params: list[str]
-    scored: list[str]
-    shapes: dict[str, tuple[int, ...]]
-    inputs_first: frozenset[str]
-    units: list[str]
-    sparsity: float | None
-    saliency: Saliency
-    schedule: Schedule | None
-    pattern: Pattern
-    allocation: Allocation
-    keep_dense: bool
-    generator: torch.Generator | None
-    repair: tuple[Repair, ...]
-    structure: Structure | None
-    target: Cost | None
-    unreached: str
-
+from ignite_prune.update.coupled_groups import check_apart, extend_to_units, touched_weights
+from ignite_prune.update.param_group import UNSET, ParamGroup
 
 _REST = {
     "exclude": (),
@@ -116,12 +78,12 @@ def _group(model: nn.Module, given: Mapping[str, Any], defaults: Mapping[str, An
     group = _checked_settings(settings)
     chosen, structure = settings["params"], group["structure"]
     if chosen is None and structure is not None:
-        chosen = _touched(model, structure) or None
+        chosen = touched_weights(model, structure) or None
     parameters = select(model, chosen, settings["exclude"], report=True, sharded=sharded)
     group["params"] = group["scored"] = list(parameters)
     if structure is not None:
         exact = [] if chosen is None else [rule for rule in as_rules("params", chosen) if isinstance(rule, str)]
-        parameters = _extend_to_units(model, group, structure, exact)
+        parameters = extend_to_units(model, group, structure, exact)
     elif isinstance(group["pattern"], Coupled):
         raise ValueError(
             "pattern.Coupled() and structure= go together: PruneHandler(..., structure=trace(model, example_inputs))"
@@ -186,45 +148,6 @@ def _checked_settings(settings: Mapping[str, Any]) -> ParamGroup:
     return group
 
 
-def _touched(model: nn.Module, structure: Structure) -> list[str]:
-    """Return the weights that units lie in, of any layer: those with two dimensions or more, no embeddings."""
-    touched = {slot.name for each in structure for slot in each.slots}
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
-    _, parts = reparametrised(model)
-    return [
-        name
-        for name, parameter in named_parameters(model).items()
-        if name in touched and parameter.dim() > 1 and id(parameter) not in embeddings and name not in parts
-    ]
-
-
-def _extend_to_units(
-    model: nn.Module, group: ParamGroup, structure: Structure, exact: Sequence[str]
-) -> dict[str, nn.Parameter]:
-    """Extend a group to the coupled units that its weights produce; return all parameters that these lie in."""
-    everything, selected = named_parameters(model), set(group["params"])
-    other = [name for name, shape in structure.shapes.items() if name in everything and everything[name].shape != shape]
-    if other or not set(everything) <= set(structure.shapes):
-        raise ValueError("Argument structure is of another model; trace(model, example_inputs) this one")
-    units = structure.made_by(selected, selected.intersection(exact))
-    if not units:
-        raise ValueError(
-            "Argument structure: no group of units is made by a selected parameter; print(structure) tells why"
-        )
-    touched = {slot.name for each in units for slot in each.slots}
-    group["units"] = [each.name for each in units]
-    group["params"] = [name for name in everything if name in touched]
-    group["scored"] = [name for name in group["params"] if name in selected]
-    pattern = group["pattern"] = Coupled() if isinstance(group["pattern"], Unstructured) else group["pattern"]
-    if not isinstance(pattern, Coupled):
-        raise ValueError(f"With structure= units are a structure's: pattern.Coupled() goes with it, not {pattern}")
-    if structure is structure.origin and all(pattern.left(0, each.size) == each.size for each in units):
-        raise ValueError(f"With {pattern} no group may lose a unit; they have {[each.size for each in units][:8]}")
-    if group["target"] is not None and not group["target"].measured and group["sparsity"] is not None:
-        _check_reach(group, structure, group["target"], pattern, units)
-    return {name: everything[name] for name in group["params"]}
-
-
 def _check_together(groups: Sequence[ParamGroup]) -> None:
     """Raise if a parameter is in two groups, or if groups of coupled units have settings that cannot be combined."""
     seen: dict[str, int] = {}
@@ -236,34 +159,11 @@ def _check_together(groups: Sequence[ParamGroup]) -> None:
     if len({id(group["structure"]) for group in groups}) > 1:
         raise ValueError("Argument structure should be the same in every group")
     if groups[0]["structure"] is not None:
-        _check_apart(groups)
+        check_apart(groups)
         if any(group["target"] is not None for group in groups):
             raise ValueError("Argument target is what the whole model costs; it should be given with one group alone")
         if any(group["schedule"] is not None and group["schedule"].regrows for group in groups):
             raise ValueError("A schedule that lifts masks should be given with one group alone, as they share weights")
-
-
-def _check_apart(groups: Sequence[ParamGroup]) -> None:
-    seen: dict[str, int] = {}
-    for index, group in enumerate(groups):
-        for units in group["units"]:
-            if units in seen:
-                raise ValueError(
-                    f"The units of {units!r} appear in group {seen[units]} and again in group {index}, by another "
-                    "weight that has them too; name one of the two"
-                )
-            seen[units] = index
-
-
-def _check_reach(
-    group: ParamGroup, structure: Structure, cost: Cost, pattern: Coupled, units: Sequence[UnitGroup]
-) -> None:
-    """Raise if the cost of the fewest units that may be left is more than the target allows."""
-    fewest = {each.name: torch.arange(each.size) < pattern.left(0, each.size) for each in units}
-    reach = 1 - cost(structure, fewest) / cost.whole(structure)
-    asked = max(end for end in _ends(group) if end is not None)
-    if asked > reach:
-        raise ValueError(f"A sparsity of {asked:g} in {cost} cannot be reached: what must stay leaves {reach:.3f}")
 
 
 def _check_fit(group: ParamGroup) -> None:

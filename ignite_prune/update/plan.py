@@ -1,4 +1,4 @@
-"""What an update is going to change: new masks, and the values that repairs give; :func:`carry_out` changes it all."""
+"""UpdatePlan: the new masks and repaired values of an update, which :func:`carry_out` applies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import named_parameters
 from ignite_prune.repair.base import Passes, PrunedParameter, RepairContext
 from ignite_prune.saliency import Informed, Saliency
-from ignite_prune.update.param_groups import ParamGroup, pattern_of
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import pattern_of
 from ignite_prune.update.scores import ParameterScores, choose_masks
 
 if TYPE_CHECKING:
@@ -204,8 +205,12 @@ def repaired(
     plan: UpdatePlan,
     evidence: Evidence | None,
     passes: Passes | None,
+    overwrite: bool = False,
 ) -> UpdatePlan:
-    """Return a plan with its repairs: those of single layers first, then those of the whole model."""
+    """Return a plan with its repairs: those of single layers first, then those of the whole model.
+
+    The arguments are those of :class:`.RepairContext`; ``overwrite``: evidence and new values may be overwritten.
+    """
     context = RepairContext(
         model,
         store.parameters,
@@ -217,13 +222,17 @@ def repaired(
     )
     todo = [(repair, _pruned(group, plan, before)) for group in groups for repair in group["repair"]]
     done = set()
-    for repair, pruned in sorted(todo, key=lambda each: each[0].whole):  # stable: in the order given
+    todo.sort(key=lambda each: each[0].whole)  # stable: in the order given
+    for index, (repair, pruned) in enumerate(todo):
+        context.overwrite = overwrite and index == len(todo) - 1
         if pruned and not (repair.whole and repair in done):
             repair(context, pruned)
             done.add(repair)
     for name, mask in context.masks.items():
         if name in context.values:
-            context.values[name] = context.values[name] * mask
+            value, held = context.values[name], store.parameters[name]
+            own = overwrite and value.untyped_storage().data_ptr() != held.untyped_storage().data_ptr()
+            context.values[name] = value.mul_(mask) if own else value * mask
     return UpdatePlan(context.masks, context.values)
 
 
@@ -246,7 +255,7 @@ def write_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         local(parameters[name] if name in parameters else buffers[name]).copy_(value)
 
 
-class Prunable(Protocol):
+class PlanTarget(Protocol):
     """What :func:`carry_out` changes; see :class:`~ignite_prune.update.pruner.Pruner`."""
 
     model: nn.Module
@@ -261,7 +270,7 @@ class Prunable(Protocol):
 
 
 def carry_out(
-    pruner: Prunable,
+    pruner: PlanTarget,
     plan: UpdatePlan,
     targets: Sequence[float],
     former: list[float | None],

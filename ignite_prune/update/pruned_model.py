@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.commit import to_the_end
-from ignite_prune._utils.shard import is_sharded
+from ignite_prune._utils.shard import collected, is_sharded
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.dense_values import DenseValues
 from ignite_prune.core.mask_enforcer import MaskEnforcer
@@ -22,7 +22,8 @@ from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.saliency import Informed
 from ignite_prune.update.calibration import Calibration
 from ignite_prune.update.last_scores import LastScores
-from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import build
 from ignite_prune.update.plan import evidence_of, write_values
 
 if TYPE_CHECKING:
@@ -77,12 +78,12 @@ class PrunedModel:
         check_held(chosen, optimizers)
         shapes = {} if self.structure is None else self.structure.origin.shapes
         if self.structure is not None and masks is not None:  # masks of a part of a unit are extended to the unit
-            whole = self.structure.masks(self.structure.kept(masks))
+            whole = self.structure.masks(self.structure.kept({name: collected(m) for name, m in masks.items()}))
             masks = {name: whole[name] for name in chosen}
         store = MaskStore
         if any(type(each) is not nn.Parameter and is_sharded(each) for each in chosen.values()):
             from ignite_prune.core.sharded_mask_store import ShardedMaskStore as store  # slow to import
-            from ignite_prune.update.sharded import check_settings
+            from ignite_prune.update.sharded.settings import check_settings
 
             check_settings(self.groups)
         self.masks = store(chosen, masks, {name: shapes[name].numel() for name in chosen if name in shapes})
@@ -99,6 +100,7 @@ class PrunedModel:
         self.verify = "never"
         self.reached_at: dict[str, tuple[float | None, int]] = {}
         self.partial: set[str] = set()
+        self._kept_units: tuple[int, Mapping[str, Tensor]] = -1, {}  # at which change of sharded masks
         self._left_out: set[str] = set()  # what a warning has named
         for group in self.groups:
             if group["saliency"].randomised:
@@ -152,9 +154,22 @@ class PrunedModel:
         """The number of units of a structure's groups at first, and now; empty without a structure."""
         if self.structure is None:
             return {}
-        origin, kept = self.structure.origin.groups, self.structure.kept(self.masks)
+        origin, kept = self.structure.origin.groups, self.kept_units()
         names = (name for group in self.groups for name in group["units"])
         return {name: (origin[name].size, int(kept[name].count_nonzero())) for name in names}
+
+    def kept_units(self) -> Mapping[str, Tensor]:
+        """Return which units of the structure are left; with sharded parameters every rank calls it."""
+        assert self.structure is not None
+        if not self.masks.is_sharded:
+            return self.structure.kept(self.masks)
+        changes, kept = self._kept_units
+        if changes != self.masks.changes:
+            from ignite_prune.update.sharded.coupled_units import kept_over_shards  # slow to import
+
+            kept = kept_over_shards(self.structure, self.masks)
+            self._kept_units = self.masks.changes, kept
+        return kept
 
     def sparsities(self) -> dict[str, float]:
         """Return what is published: :meth:`.MaskStore.published`, and the sparsity of a structure's units."""

@@ -12,10 +12,10 @@ from torch import Tensor
 from ignite_prune._utils.distributed import raise_together
 from ignite_prune._utils.sparsity import as_unit_fraction
 from ignite_prune.core.claims import check_same
-from ignite_prune.update.agreement import REFUSED, agree, average_scores, check_alike
+from ignite_prune.update.agreement import REFUSED, agree, average_scores, check_same_parameters
 from ignite_prune.update.calibration import calibrate
 from ignite_prune.update.left_out import leave_out, warn_of_left_out
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,
@@ -88,7 +88,7 @@ class Pruner(PrunedModel):
         It raises the errors of :func:`.choose_masks` and :class:`.WeightCheck`.
         """
         if self.masks.is_sharded:
-            from ignite_prune.update.sharded import planned_over_shards  # slow to import
+            from ignite_prune.update.sharded.plan_shards import planned_over_shards  # slow to import
 
             return planned_over_shards(self, targets)
         check_same(self.model, self.masks.parameters, REMAKE)
@@ -100,7 +100,7 @@ class Pruner(PrunedModel):
             self.weights.all()
         if ranks:
             due = [self.is_due(group, target) for group, target in zip(self.groups, targets)]
-            check_alike(self.masks, {"targets": f"{list(targets)}", "due": f"{due}"})
+            check_same_parameters(self.masks, {"targets": f"{list(targets)}", "due": f"{due}"})
         updates = self._scored(targets, before, ranks)
         for update in updates:
             if not (update.is_due or update.lifts) and update.saliency.needs:
@@ -158,7 +158,7 @@ class Pruner(PrunedModel):
     def scores(self) -> dict[str, Tensor]:
         """Return every scored parameter's saliency as of now; drawn and cached scores are the last update's."""
         if self.masks.is_sharded:
-            from ignite_prune.update.sharded import scores_over_shards  # slow to import
+            from ignite_prune.update.sharded.plan_shards import scores_over_shards  # slow to import
 
             return scores_over_shards(self, self.last.drawn or [None] * len(self.groups))
         return self.last.scores(self.groups, self.masks, self.evidence)

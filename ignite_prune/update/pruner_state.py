@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ignite_prune._utils.arguments import check_generator_state
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.core.dense_values import DenseValues
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.core.mask_state import unpacked
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.pruner import Pruner
+
+_NAMED_BY_NEED = 3  # the state version from which evidence carries the key of its need
 
 
 def state_of(pruner: Pruner, evidence: list[dict[str, Any]], compress: bool = False) -> dict[str, Any]:
     """Return a pruner's masks, targets, generators, kept values and evidence as plain data.
 
-    Those of sharded parameters are DTensors: see :mod:`~ignite_prune.update.sharded_state`.
+    Those of sharded parameters are DTensors: see :mod:`~ignite_prune.update.sharded.state`.
     """
     dense = {} if pruner.dense is None else pruner.dense.state_dict()
     if pruner.masks.is_sharded:
-        from ignite_prune.update.sharded_state import apart  # slow to import
+        from ignite_prune.update.sharded.state import apart  # slow to import
 
         collectors = [] if pruner.evidence is None else list(pruner.evidence.collectors.values())
         names = [] if pruner.dense is None else pruner.dense.names
@@ -42,7 +46,8 @@ def loader_of(pruner: Pruner, state: PrunerState) -> Callable[[], None]:
     """Check a state against a pruner and return the function that loads it; nothing changes before it is called."""
     dense = DenseValues(pruner.masks, []) if pruner.dense is None else pruner.dense
     masks = pruner.masks.unpacked(state.masks)
-    values, replaced = dense.unpacked(state.dense, masks), pruner.masks.replaced(masks)
+    whole = partial(unpacked, state.masks, pruner.masks.parameters)
+    values, replaced = dense.unpacked(state.dense, masks, whole), pruner.masks.replaced(masks)
 
     def load() -> None:
         pruner.masks.put(replaced)
@@ -91,3 +96,26 @@ def _check_generator(state: Any, group: ParamGroup) -> None:
         raise ValueError("The checkpoint's pruner and this one should both have a generator in a group, or neither")
     if generator is not None:
         check_generator_state(generator, state)
+
+
+def checked_evidence(pruner: Pruner, state: Any, version: int) -> list[dict[str, Any]]:
+    """Return the evidence of a checkpoint that was written with a state version, in the form that is loaded.
+
+    Raises:
+        ValueError: it does not fit what the pruner gathers.
+    """
+    try:
+        if pruner.evidence is not None:
+            return pruner.evidence.checked(state)
+        if not isinstance(state, (list, tuple)) or state:
+            raise ValueError(
+                "The checkpoint's pruner and this one should gather the same evidence (the same saliency and repair)"
+            )
+    except ValueError as error:
+        if version >= _NAMED_BY_NEED:  # a misfit is the user's then, not the version's
+            raise
+        raise ValueError(
+            f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "
+            "continue with the masks alone, replace each entry of its 'evidence' by {}"
+        ) from error
+    return []

@@ -10,7 +10,7 @@ import torch
 from ignite_prune._utils.plain_repr import plain_repr
 from ignite_prune.saliency import FromCallable, Saliency
 from ignite_prune.structure.structure import Structure
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 
 _COMPARED = (
     *("params", "saliency", "pattern", "allocation", "schedule", "structure", "repair", "target", "keep_dense"),

@@ -58,6 +58,16 @@ class ParameterScores:
         self._checked = False
 
     @property
+    def device(self) -> torch.device:
+        """Where the parameter lies."""
+        return self._parameter.device
+
+    @property
+    def rows(self) -> int | None:
+        """The dimension that indexes rows, if scores are only compared within a row."""
+        return self._saliency.rows(self.name) if self._saliency.by_row else None
+
+    @property
     def lacks_evidence(self) -> bool:
         """Whether the saliency needs evidence about the parameter, and there is none."""
         saliency = self._saliency.evident

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ignite_prune._utils.kept import kept_of
 from ignite_prune.structure import Indices, Structure
-from ignite_prune.structure.slicing.model_edit import cut
 from ignite_prune.update.pruner import Pruner
 
 
@@ -17,7 +17,7 @@ def sliced_pruner(pruner: Pruner, structure: Structure, indices: Indices) -> Pru
         structure: what is left.
         indices: which indices of each parameter were kept.
     """
-    masks = {name: cut(mask, indices.get(name, {})) for name, mask in pruner.masks.items()}
+    masks = {name: kept_of(mask, indices.get(name, {})) for name, mask in pruner.masks.items()}
     params, settings = pruner.given
     settings = {**settings, "structure": structure}
     made = Pruner(pruner.model, pruner.optimizers, params, settings, pruner.calibration, masks, pruner.weights.strict)

@@ -1,4 +1,4 @@
-"""Whether ranks have equal masks where they should: checksums of the masks are compared."""
+"""Checks by checksums that ranks have equal masks where they must."""
 
 from __future__ import annotations
 

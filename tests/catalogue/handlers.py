@@ -88,14 +88,21 @@ def _teacher() -> nn.Module:
     return nn.Sequential(*small_net(5)[:5], nn.Linear(128, 24), nn.Tanh(), nn.Linear(24, 4))
 
 
-def _moving() -> dict[str, Any]:
-    return {"sparsity": 0.5, "every": 3, "end": 14, "generator": torch.Generator().manual_seed(7)}
-
-
 ITERATION = Events.ITERATION_COMPLETED
 RISE = schedule.Linear(0.5, begin=0, end=12)  # in iterations
 _TERMS = [handlers.SoftTargets(4.0), handlers.HiddenMSE("5", project=True), handlers.HiddenMSE("0", normalised=True)]
 _channels = patterns.Channel()
+
+
+def moving(name: str, kind: Any, end: int = 12) -> HandlerRow:
+    """A row of dynamic sparse training that moves connections until an iteration."""
+
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        dice = torch.Generator().manual_seed(7)
+        return kind(model, optimizer, sparsity=0.5, every=3, end=end, generator=dice)
+
+    return HandlerRow(name, _alone(make), {"zero": True})
+
 
 # make() -> gate
 GATES = [
@@ -106,10 +113,10 @@ GATES = [
 # make(model, optimizer) -> handlers by name. States of an earlier version are kept of some rows, see tests/states:
 # their settings stay as they are.
 HANDLERS = [
-    HandlerRow("set", _alone(lambda m, o: handlers.SET(m, o, **_moving())), {"zero": True}),
-    HandlerRow("rigl", _alone(lambda m, o: handlers.RigL(m, o, **_moving())), {"zero": True}),
-    HandlerRow("srigl", _alone(lambda m, o: handlers.SRigL(m, o, **_moving())), {"zero": True}),
-    HandlerRow("sparse_momentum", _alone(lambda m, o: handlers.SparseMomentum(m, o, **_moving())), {"zero": True}),
+    moving("set", handlers.SET),
+    moving("rigl", handlers.RigL),
+    moving("srigl", handlers.SRigL),
+    moving("sparse_momentum", handlers.SparseMomentum),
     HandlerRow("top_kast", _alone(lambda m, o: handlers.TopKAST(m, o, sparsity=0.5, every=3))),
     HandlerRow("top_kast_decays", _alone(lambda m, o: handlers.TopKAST(m, o, sparsity=0.8, every=2, strength=0.05))),
     HandlerRow("sr_ste", _alone(lambda m, o: handlers.SRSTE(m, o))),

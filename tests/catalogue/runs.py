@@ -158,7 +158,11 @@ def _pruner(
     model = net_for(row, seed)
     optimizer = find(OPTIMIZERS, options.get("optimizer", "adam_amsgrad")).make(model.parameters())
     trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
-    pruner = PruneHandler(model, optimizer, **_settings(model, row, options))
+    settings = _settings(model, row, options)
+    if "epoch" in event or event in ("once", "two_events"):  # the schedule of the catalogue is for iterations
+        last = {"every_2_epochs": epochs // 2 * 2, "once": 2}.get(event, epochs)
+        settings["schedule"] = schedule.Polynomial(0.75, begin=0, end=last)
+    pruner = PruneHandler(model, optimizer, **settings)
     objects = {"model": model, "optimizer": optimizer, "pruner": pruner}
     return _train(objects, trainer, lambda: pruner.attach(trainer, _event(event)), batches(length), epochs)
 
@@ -236,7 +240,8 @@ def _rounds(
     trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
     lr = PiecewiseLinear(optimizer, "lr", [(0, 0.002), (4, 0.02), (10, 0.001)])
     trainer.add_event_handler(Events.ITERATION_STARTED, lr)
-    pruner = PruneHandler(model, optimizer, **_settings(model, row, {"schedule": "linear", **options}))
+    settings = _settings(model, row, options) | {"schedule": schedule.Linear(0.75, begin=0, end=rounds)}
+    pruner = PruneHandler(model, optimizer, **settings)
     engine = create_pruning_engine(
         trainer,
         pruner,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ignite_prune import PruneHandler, prune_model, repair, score
-from ignite_prune.evidence import endless
+from ignite_prune.core import endless
 from ignite_prune.saliency import APoZ, MissingEvidence, Sensitivity, Shapley, SparseGPT, Taylor, Wanda
 
 X, Y = torch.arange(12.0).view(3, 4) / 12, torch.tensor([0, 1, 1])

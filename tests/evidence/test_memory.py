@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ignite_prune import PruneHandler, prune_model, repair, score
+from ignite_prune._utils.free_memory import check_memory
 from ignite_prune.evidence import Evidence
-from ignite_prune.evidence.collectors.gradients import check_memory
 from ignite_prune.saliency import OBD, OBS, GaussNewton, SparseGPT
 from ignite_prune.saliency.needs import FisherBlocks, InputMoments
 
@@ -18,7 +18,7 @@ def free(monkeypatch):
     """Set the bytes that are free."""
 
     def bytes_free(number):
-        monkeypatch.setattr("ignite_prune.evidence.collectors.gradients._free_memory", lambda device: number)
+        monkeypatch.setattr("ignite_prune._utils.free_memory._free_memory", lambda device: number)
 
     return bytes_free
 
@@ -90,8 +90,8 @@ def moments_taken(model, data):
     evidence = Evidence(model, {InputMoments(): dict(model.named_parameters())})
     (collector,) = evidence.collectors.values()
     made = []
-    zeros = collector.zeros
-    collector.zeros = lambda name: made.append(zeros(name)) or made[-1]
+    zeros = collector.record.zeros
+    collector.record.zeros = lambda name: made.append(zeros(name)) or made[-1]
     try:
         evidence.calibrate(data)
     except ValueError as error:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ignite_prune import PruneHandler, prune_model, repair, score
-from ignite_prune.evidence.collectors import gradients
+from ignite_prune._utils import free_memory
 from ignite_prune.saliency import (
     APoZ,
     BatchNormScale,
@@ -225,8 +225,8 @@ def test_a_weight_that_ranks_use_otherwise_is_refused_on_all(formula):
 def out_of_memory(rank):
     model, shape = made(linear)
     pruner = PruneHandler(model, None, "a.weight", saliency=SparseGPT(), data=half(rank, shape))
-    free = (lambda device: 0) if rank else gradients._free_memory
-    with mock.patch.object(gradients, "_free_memory", free):  # the rank takes other work afterwards
+    free = (lambda device: 0) if rank else free_memory._free_memory
+    with mock.patch.object(free_memory, "_free_memory", free):  # the rank takes other work afterwards
         return refusal(lambda: pruner.step(0.5)), pruner.sparsity
 
 

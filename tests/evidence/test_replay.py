@@ -10,7 +10,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from ignite_prune.evidence.forward.observer import ForwardObserver
-from ignite_prune.evidence.forward.replay import Replay
+from ignite_prune.evidence.forward.replay import PassReplay
 from tests.models import Net
 
 
@@ -52,7 +52,7 @@ class Swap:
         self.parameters = {n: p for n, p in model.named_parameters() if p.dim() > 1}
 
     def replay(self):
-        return Replay(self.model, self.call, self.x, self.parameters)
+        return PassReplay(self.model, self.call, self.x, self.parameters)
 
     def evaluate(self, name, value):
         observer = ForwardObserver()
@@ -365,7 +365,7 @@ def test_another_way_to_the_point_gives_nothing():
 
 def test_input_is_never_written_to():
     model, x = nn.Linear(3, 2).eval(), torch.ones(5, 3)
-    replay = Replay(model, lambda x: model(x.contiguous()), x, dict(model.named_parameters()))
+    replay = PassReplay(model, lambda x: model(x.contiguous()), x, dict(model.named_parameters()))
     assert torch.equal(replay.rerun("weight", torch.zeros(5, 2)), torch.zeros(5, 2))
     assert torch.equal(x, torch.ones(5, 3))
 
@@ -400,7 +400,7 @@ def test_refusals():
         replay_of(model, torch.ones(1, 3))
     model.eval()
     with pytest.raises(TypeError, match="should return a tensor"):
-        Replay(model, lambda x: None, torch.ones(1, 3), {})
+        PassReplay(model, lambda x: None, torch.ones(1, 3), {})
     replay = replay_of(model, torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"of shape \(1, 2\)"):
         replay.replay("weight", torch.zeros(2, 2))

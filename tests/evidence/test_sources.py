@@ -336,7 +336,7 @@ def test_a_singular_fisher(entry):
 @ENTRIES
 @pytest.mark.parametrize("formula", [OBS(block=16), SparseGPT()], ids=kind)
 def test_evidence_over_memory(entry, formula, monkeypatch):
-    monkeypatch.setattr("ignite_prune.evidence.collectors.gradients._free_memory", lambda device: 10)
+    monkeypatch.setattr("ignite_prune._utils.free_memory._free_memory", lambda device: 10)
     figure = r"would take \d+(\.\d+)? [KM]iB, but cpu has 10 B free"
     assert_refused(entry, net(), ValueError, figure, saliency=formula)
 

@@ -26,7 +26,10 @@ from ignite_prune.regrow import (
 )
 from tests.catalogue import OPTIMIZERS
 from tests.golden_values import arrays, tensor
+from tests.marks import CUT_SHORT
 from tests.models import assert_zero, batches, small_net
+
+pytestmark = CUT_SHORT
 
 HANDLERS = [SET, RigL, SRigL, SparseMomentum]
 GOLDEN = "dynamic_sparse"

@@ -16,7 +16,10 @@ from ignite_prune.core.step_hooks import StepHooks
 from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.lottery.rewind import Rewind
 from ignite_prune.structure import trace
+from tests.marks import CUT_SHORT
 from tests.models import assert_same_bits
+
+pytestmark = CUT_SHORT
 
 X = torch.zeros(2, 8)
 MASKING = {

@@ -22,6 +22,7 @@ from torch import nn
 
 from ignite_prune import PruneEvents, PruneHandler, saliency, schedule
 from tests.catalogue import RAMPS, SCHEDULES
+from tests.marks import CUT_SHORT
 from tests.models import WEIGHTS, assert_zero, batches, small_net, train_step
 
 
@@ -124,6 +125,7 @@ def test_an_update_event_is_fired_and_leaves_no_trace():
     assert fired[-1] == 5 and trainer.state.sparsity["global"] == 0.85, "a step by hand is published too"
 
 
+@CUT_SHORT
 def test_checkpoint_files_keep_their_names():
     for first in (True, False):
         with tempfile.TemporaryDirectory() as folder:
@@ -139,6 +141,7 @@ def test_checkpoint_files_keep_their_names():
             assert [item.filename for item in handler._saved] == [f"model_{n}.pt" for n in (1, 2, 3)]
 
 
+@CUT_SHORT
 def test_a_new_run_starts_the_schedule_anew_and_keeps_the_masks():
     _, optimizer, trainer, pruner = setup()
     trainer.run(batches(), max_epochs=4)
@@ -343,6 +346,7 @@ def test_scores():
     assert (magnitude.scores()["5.weight"] == 3).all(), "as of now"
 
 
+@CUT_SHORT
 def test_layers_by_group_with_their_own_schedules():
     groups = [
         {"params": "0.weight", "schedule": schedule.OneShot(0.5, at=1)},

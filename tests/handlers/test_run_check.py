@@ -13,6 +13,7 @@ from torch import nn
 
 from ignite_prune import PruneHandler, allocation, saliency, schedule
 from ignite_prune.handlers import SET, RigL, RunWarning, create_pruning_engine
+from tests.marks import CUT_SHORT
 
 DATA = [(torch.randn(8, 16), torch.randint(0, 4, (8,))) for _ in range(4)]
 RISE = schedule.Linear(0.5, begin=0, end=4)
@@ -186,6 +187,7 @@ WRONG = {
 }
 
 
+@CUT_SHORT
 def test_epochs_that_ended_early_are_counted_on_after_a_resume():
     """Ignite divides iterations by the length of an epoch: episodes that were cut short would be done twice."""
     saved, at = {}, []

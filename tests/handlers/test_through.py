@@ -15,6 +15,7 @@ from ignite_prune.handlers import SRSTE, AlternatingSparse, TopKAST
 from ignite_prune.handlers.sparse_training.masked_forward import MaskedForward
 from tests.catalogue import OPTIMIZERS
 from tests.golden_values import arrays
+from tests.marks import CUT_SHORT
 from tests.models import Net, batches, small_net
 from tests.ranks import on_two_ranks
 
@@ -47,6 +48,7 @@ def masked(model, pruner):
     return plain
 
 
+@CUT_SHORT
 @pytest.mark.parametrize("make", [top_kast, sr_ste])
 def test_the_forward_is_the_masked_models(make):
     model, _, _, pruner = make()
@@ -249,6 +251,7 @@ def test_penalties_are_in_scale(fused):
 # AC/DC
 
 
+@CUT_SHORT
 @pytest.mark.parametrize(
     ("key", "begin", "phase", "end", "epochs"),
     [("acdc_cifar_freq20_200ep", 10, 20, 171, 200), ("acdc_imagenet_rn50_100ep", 10, 5, 86, 80)],

@@ -10,10 +10,11 @@ from torch import nn
 
 from ignite_prune import PruneHandler, allocation, repair, saliency, schedule
 from ignite_prune._utils.distributed import all_gather
-from ignite_prune.evidence import rank_states
+from ignite_prune.evidence import ranks
 from tests.catalogue import SALIENCIES, find, net_for, options_for
 from tests.catalogue.runs import InPlace
 from tests.laws.resuming import loaded, saved
+from tests.marks import CUT_SHORT
 from tests.models import assert_same_bits, batches
 from tests.ranks import on_two_ranks
 
@@ -89,7 +90,7 @@ def fed(rank, steps=2):
 
 
 def calls_on_one_rank(rank):
-    rank_states.PATIENCE, before = 0.3, rank_states.PATIENCE
+    ranks.PATIENCE, before = 0.3, ranks.PATIENCE
     pruner = fed(rank)
     try:
         with warnings.catch_warnings(record=True) as told:
@@ -98,7 +99,7 @@ def calls_on_one_rank(rank):
         idist.barrier()
         together = pruner.state_dict()
     finally:
-        rank_states.PATIENCE = before
+        ranks.PATIENCE = before
     told = [str(each.message) for each in told]
     first, second = fed(rank, 0), fed(rank, 0)
     if alone:
@@ -164,6 +165,7 @@ def gathering(row):
     return pruner
 
 
+@CUT_SHORT
 @pytest.mark.parametrize(
     "row", [find(SALIENCIES, name) for name in ("wanda", "obd_hutchinson", "synflow", "obs")], ids=str
 )

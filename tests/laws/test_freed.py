@@ -11,6 +11,7 @@ import pytest
 
 from tests.catalogue import COUPLED, HANDLERS, REPAIRS, SALIENCIES, SPARSIFIERS
 from tests.catalogue.runs import build
+from tests.marks import CUT_SHORT
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
 RUNS = {
@@ -32,6 +33,7 @@ def objects_of(options):
     return [weakref.ref(each) for each in (*run.objects.values(), run.trainer)]
 
 
+@CUT_SHORT
 def test_what_is_dropped_is_freed():
     alive = {name: objects_of(options) for name, options in RUNS.items()}
     gc.collect()

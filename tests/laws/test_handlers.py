@@ -13,10 +13,12 @@ from ignite_prune.handlers import SET
 from tests.catalogue import HANDLERS, find
 from tests.catalogue.runs import build
 from tests.laws.resuming import loaded, saved
+from tests.marks import CUT_SHORT
 from tests.models import assert_same_bits, assert_zero, batches, small_net, train_step
 from tests.ranks import on_two_ranks
 
 pytestmark = [
+    CUT_SHORT,
     pytest.mark.filterwarnings("ignore:Pruning left less than 1 %"),
 ]
 PENALTIES = ("group_lasso", "slimming", "learnt_sparsity")

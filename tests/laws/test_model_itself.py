@@ -11,6 +11,7 @@ from ignite.engine import Events, create_supervised_trainer
 from torch import nn
 
 from ignite_prune import MaskStore, PruneHandler, prune_model, schedule
+from tests.marks import CUT_SHORT
 from tests.models import WEIGHTS, assert_zero, batches, small_net, train_step
 
 
@@ -93,6 +94,7 @@ def assert_no_hooks(model, optimizer, trainer):
     assert not [name for name in names if "Prune" in name or "Attachment" in name]
 
 
+@CUT_SHORT
 @pytest.mark.parametrize(
     "event",
     [Events.EPOCH_COMPLETED, Events.ITERATION_COMPLETED(every=2), Events.EPOCH_STARTED | Events.EPOCH_COMPLETED],

@@ -1,8 +1,10 @@
 """An error on one rank is raised on every rank within seconds, with its rank, type and message; nothing has changed."""
 
+import contextlib
 import re
 import time
 
+import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -149,6 +151,56 @@ def test_it_is_raised_on_all(name):
     assert (kind == "ValueError" and "refused on another rank" in text) or "failed on another rank" in text
     assert re.search(f": rank 1 raised {own_kind}: ", text) and own[:900] in text
     assert max(took, own_took) < 5
+
+
+MADE_WRONG = {  # keywords of the second rank's constructor
+    "params": ({"params": "nothing"}, "ValueError: Argument params: no parameter matches 'nothing'"),
+    "optimizer": ({"optimizer": object}, "TypeError: Argument optimizer should be"),
+    "masks": ({"masks": Broken}, "TypeError: "),
+}
+
+
+def wrongly_made(rank, name, act):
+    """On one rank the constructor raises, which is no collective; the others use what they have made."""
+    model, began = small_net(), time.monotonic()
+    options = {"optimizer": torch.optim.SGD(model.parameters(), lr=0.1), **(MADE_WRONG[name][0] if rank else {})}
+    with pytest.raises(Exception) as told:
+        made = PruneHandler(model, **options)
+        attached(made) if act == "attach" else made.step(0.5 if act == "step" else "x")
+    took = time.monotonic() - began
+    idist.barrier()
+    assert PruneHandler(small_net()).step(0.5) == 0.5  # the ranks are together again
+    return f"{type(told.value).__name__}: {told.value}", took
+
+
+@pytest.mark.parametrize(("name", "act"), [("params", "attach"), ("optimizer", "step"), ("masks", "wrong step")])
+def test_a_constructor_that_fails_on_one_rank_is_raised_on_all(name, act):
+    (first, took), (second, own_took) = on_two_ranks(wrongly_made, name, act)
+    assert re.match(MADE_WRONG[name][1], second) and own_took < 1 and took < 20
+    assert re.match(f"ValueError: .* refused on another rank; .*: rank 1 raised {MADE_WRONG[name][1]}", first)
+
+
+def tried_again(rank, on_one):
+    for params in ("nothing", None)[1 - rank if on_one else 0 :]:
+        try:
+            made = PruneHandler(small_net(), params=params)
+        except ValueError:
+            continue
+    attached(made)
+    return made.step(0.5)
+
+
+def made_by_one(rank):
+    if rank == 0:
+        with contextlib.suppress(TypeError):
+            PruneHandler(small_net(), params=3)
+        PruneHandler(small_net()).scores()
+    return PruneHandler(small_net()).step(0.5)
+
+
+@pytest.mark.parametrize(("work", "args"), [(tried_again, [False]), (tried_again, [True]), (made_by_one, [])])
+def test_constructors_that_fail_and_are_tried_again_refuse_nothing(work, args):
+    assert on_two_ranks(work, *args) == (0.5, 0.5)
 
 
 DIFFER = {  # settings of the second rank, and what both are told

@@ -23,6 +23,7 @@ from tests.catalogue import (
 )
 from tests.catalogue.runs import build
 from tests.laws.resuming import ALTERNATING, BOTH, assert_resumes
+from tests.marks import CUT_SHORT
 from tests.models import assert_same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pruning left less than 1 %")
@@ -138,6 +139,7 @@ def test_rounds_cut_short_and_run_again_in_the_same_process():
 
 
 @pytest.mark.filterwarnings("ignore::ignite_prune.SparsityWarning")  # masks are not loaded, on purpose
+@CUT_SHORT
 def test_a_run_that_is_not_restored_is_told_apart():
     """The law can fail: with another generator, or an optimizer that begins again, the end differs."""
     run = build(handler="set")

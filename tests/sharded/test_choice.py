@@ -23,9 +23,32 @@ def given(model):
     return saliency.Given({name: torch.rand(p.shape, generator=generator) for name, p in model.named_parameters()})
 
 
+def tied(model):
+    return saliency.Given({name: (p * 4).round().abs() for name, p in model.named_parameters()})
+
+
+def spread(model):
+    """Return scores that differ between layers by orders of magnitude."""
+    named = model.named_parameters()
+    return saliency.Given({name: p.abs() * 10.0**-index for index, (name, p) in enumerate(named)})
+
+
 CHOICES = {
     "global": lambda model: {},
     "floors": lambda model: {"allocation": allocation.Global(min_density=0.08)},
+    "floors that bind": lambda model: {
+        "saliency": spread(model),
+        "params": "layers.*",
+        "allocation": allocation.Global(min_density=0.15),
+    },
+    "lamp": lambda model: {"allocation": allocation.LAMP(), "params": "*"},
+    "lamp of ties": lambda model: {"allocation": allocation.LAMP(), "saliency": tied(model)},
+    "lamp of rows": lambda model: {"allocation": allocation.LAMP(), "pattern": pattern.Channel(0)},
+    "owl": lambda model: {"allocation": allocation.OWL(threshold=2.0)},
+    "deviations": lambda model: {"allocation": allocation.StdThreshold()},
+    "quality": lambda model: {"allocation": allocation.StdThreshold(q=0.5)},
+    "bucket": lambda model: {"allocation": allocation.Bucket(0.2, relative=True), "params": "*"},
+    "budget of ties": lambda model: {"allocation": allocation.Bucket(9.0), "saliency": tied(model)},
     "uniform": lambda model: {"allocation": allocation.Uniform()},
     "erk": lambda model: {"allocation": allocation.ERK()},
     "isomorphic": lambda model: {"allocation": allocation.Isomorphic()},
@@ -38,7 +61,7 @@ CHOICES = {
     "groups": lambda model: {
         "params": [{"params": "layers.0.*", "allocation": allocation.Uniform()}, {"params": "layers.1.weight"}]
     },
-    "ties": lambda model: {"saliency": saliency.Given({n: (p * 4).round().abs() for n, p in model.named_parameters()})},
+    "ties": lambda model: {"saliency": tied(model)},
 }
 WHOLE_UNITS = {
     "2:4": lambda model: {"pattern": pattern.NofM(2, 4)},
@@ -67,7 +90,7 @@ def choose(rank, kind):
         targets = (0.2, 0.45) if name in WHOLE_UNITS else (0.3, 0.8)
         wanted, _ = masks_of(make, Net(widths), targets)
         model = sharded(kind, Net(widths))
-        if name in ("given", "ties"):
+        if "saliency" in make(Net(widths)) and name not in ("random", "callable", "squares"):
             options = make(Net(widths))
             make = lambda _, options=options: options  # noqa: E731
         found, pruner = masks_of(make, model, targets)

@@ -19,6 +19,13 @@ from tests.ranks import SERVER, on_ranks
 from tests.sharded.nets import EVEN, Net, fsdp, mesh_of, sharded, tensor_parallel
 
 
+class OwnAllocation(allocation.Allocation):
+    """An allocation of a user's, which sees whole scores."""
+
+    def divide(self, layers, sparsity):
+        return [allocation.Pool((layer,), int(layer.scores().numel() * (1 - sparsity))) for layer in layers]
+
+
 def refused(call, *texts, error=ValueError):
     with pytest.raises(error) as raised:
         call()
@@ -36,7 +43,7 @@ def at_the_door(rank):
     for options, text in (
         ({"saliency": saliency.OBD(saliency.Hutchinson())}, "Curvature of whole parameters"),
         ({"saliency": saliency.Taylor(by_unit=True)}, "whole parameters"),
-        ({"allocation": allocation.Bucket(1.0)}, "With shards allocation may be"),
+        ({"allocation": OwnAllocation()}, "With shards allocation may be"),
         ({"pattern": pattern.Head(2)}, "With shards pattern may be"),
         ({"repair": repair.SparseGPT()}, "Argument repair needs whole parameters"),
     ):

@@ -1,6 +1,7 @@
 """Checkpoints: saved on some ranks, loaded on others, and between sharded runs and plain ones."""
 
 import warnings
+from io import BytesIO
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from ignite.engine import Engine
 from ignite.handlers import Checkpoint, DiskSaver
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ignite_prune import PruneHandler, saliency
 from ignite_prune.handlers import FullState
@@ -42,6 +44,57 @@ def seen(pruner):
         return masks, scores, {name: values.tolist() for name, values in state["dense"]}
     dense = {name: whole(values)[~whole(pruner.masks[name])] for name, values in state["masks"]["dense"].items()}
     return masks, scores, {name: values.tolist() for name, values in dense.items()}
+
+
+def kept_dense(rank, kind):
+    """Kept values of a plain run in a sharded one, and back: the same values come back."""
+    warnings.simplefilter("ignore")
+    model, optimizer, plain = made("plain")
+    train(model, optimizer, 1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    plain.step(0.4)
+    plain.step(0.7)
+    net, _, pruner = made(kind)
+    net.load_state_dict({name: distribute(p, before[name]) for name, p in net.named_parameters()})
+    pruner.load_state_dict(plain.state_dict())
+    assert pruner.sparsity == plain.sparsity
+    state = FullState(pruner).state_dict()
+    pruner.restore()
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(whole(parameter.detach()), before[name], rtol=0, atol=0)
+    if rank == 0:
+        again, _, other = made("plain")
+        torch.save(state, io := BytesIO())
+        other.load_state_dict(torch.load(BytesIO(io.getvalue()), weights_only=True))
+        other.restore()
+        kept = {n: p for n, p in again.named_parameters() if n in plain.masks}
+        assert all(torch.equal(p[~plain.masks[n]], before[n][~plain.masks[n]]) for n, p in kept.items())
+    return True
+
+
+def gathering(rank, kind, folder):
+    """Evidence of the inputs of layers in training, half of it before a checkpoint."""
+    warnings.simplefilter("ignore")
+    options = {"saliency": saliency.Wanda(), "keep_dense": False}
+    model, optimizer, pruner = made(kind, **options)
+    pruner.attach(Engine(lambda e, b: None))
+    train(model, optimizer, 2)
+    dcp.save({"model": model.state_dict(), "pruner": pruner.state_dict()}, checkpoint_id=folder)
+    again, _, other = made(kind, **options)
+    other.attach(Engine(lambda e, b: None))
+    state = {"model": again.state_dict(), "pruner": other}
+    dcp.load(state, checkpoint_id=folder)
+    again.load_state_dict(state["model"])
+    for each in (pruner, other):
+        each.step(0.5)
+    return [all(torch.equal(whole(m), whole(pruner.masks[n])) for n, m in other.masks.items()), pruner.sparsity]
+
+
+def distribute(parameter, values):
+    """Return whole values as a parameter lies."""
+    if not isinstance(parameter, DTensor):
+        return values
+    return distribute_tensor(values, parameter.device_mesh, parameter.placements)
 
 
 def begin(rank, kind, folder, asynchronous):
@@ -120,3 +173,13 @@ def one_file(rank, folder):
 
 def test_ignites_checkpoint_is_one_file(tmp_path):
     assert all(on_ranks(2, one_file, str(tmp_path)))
+
+
+@pytest.mark.parametrize(("ranks", "kind"), [(3, "fsdp"), (2, "tp")])
+def test_kept_values_of_plain_and_sharded_runs(ranks, kind):
+    assert all(on_ranks(ranks, kept_dense, kind))
+
+
+def test_evidence_of_inputs_goes_on(tmp_path):
+    for same, sparsity in on_ranks(2, gathering, "fsdp", str(tmp_path)):
+        assert same and sparsity == 0.5

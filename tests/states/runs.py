@@ -18,18 +18,17 @@ from torch import nn
 
 from ignite_prune import PruneHandler, Rewind, create_pruning_engine, saliency, schedule
 from ignite_prune import pattern as patterns
+from ignite_prune.handlers import SET, RigL, SparseMomentum, SRigL
 from tests.catalogue import HANDLERS, HandlerRow, find
+from tests.catalogue.handlers import moving
 from tests.catalogue.runs import InPlace
 from tests.models import batches
 
 WRITTEN_BY = "d10432a"
 KILLED, ENDS = 10, 15  # iterations: the state is taken at the first, the run ends at the second
 EPOCH = 3
+MOVING = {"set": SET, "rigl": RigL, "srigl": SRigL, "sparse_momentum": SparseMomentum}
 KEPT = (
-    "set",
-    "rigl",
-    "srigl",
-    "sparse_momentum",
     "top_kast",
     "sr_ste",
     "group_lasso",
@@ -156,6 +155,7 @@ ROWS: dict[str, Callable[[], Run]] = {
     "shapley": _pruner(lambda: saliency.Shapley(samples=2), pattern=patterns.Channel()),
     "random_dense": _pruner(saliency.Random, keep_dense=True),
     **{name: _handler(find(HANDLERS, name)) for name in KEPT},
+    **{name: _handler(moving(name, kind, end=14)) for name, kind in MOVING.items()},
     "rounds": _rounds,
 }
 

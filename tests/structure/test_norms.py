@@ -60,3 +60,33 @@ def test_twice():
         pruner.step(sparsity)
         shrinker.shrink()
     assert model.embed.out_features == model.norm.weight.numel() == model.body.linear1.in_features < 16
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weights are standardised in each forward pass, as in BiT and NFNet, or by their moments."""
+
+    def __init__(self, *sizes, moments=False):
+        super().__init__(*sizes)
+        self.gain, self.moments = nn.Parameter(torch.rand(sizes[1], 1, 1, 1)), moments
+
+    def forward(self, x):
+        if self.moments:
+            var, mean = torch.var_mean(self.weight, dim=[1, 2, 3], keepdim=True)
+            return self._conv_forward(x, (self.weight - mean) / (var + 1e-5).sqrt(), self.bias)
+        flat, gain = self.weight.reshape(1, self.out_channels, -1), (self.gain * 0.3).view(-1)
+        weight = nn.functional.batch_norm(flat, None, None, weight=gain, training=True, momentum=0.0)
+        return self._conv_forward(x, weight.reshape_as(self.weight), self.bias)
+
+
+@pytest.mark.filterwarnings("ignore:Units that norms")
+@pytest.mark.parametrize("moments", [False, True])
+def test_inputs_of_standardised_weights_go_by_request(moments):
+    torch.manual_seed(0)
+    convs = Standardised(3, 8, 3, moments=moments), Standardised(8, 6, 3, moments=moments)
+    layers = convs[0], nn.BatchNorm2d(8), nn.ReLU(), convs[1], nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten()
+    model = nn.Sequential(*layers, nn.Linear(24, 2)).double().eval()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert [group.name for group in trace(model, x)] == ["3.weight"]
+    structure = trace(model, x, through_norms=True)
+    assert {group.name: group.size for group in structure} == {"0.weight": 8, "3.weight": 6}
+    assert shrink(model, structure.masks(halved(structure)), x, structure=structure).error < 1e-12

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.kept import Kept, kept_of
 from ignite_prune.core.selection import inputs_first
 from ignite_prune.evidence.collectors.base import Collector, N, Scale, on_gradient
 from ignite_prune.evidence.forward.observer import ForwardObserver
-from ignite_prune.evidence.running_sums import Kept, kept_of, wide, zeros_over
+from ignite_prune.evidence.running_sums import sum_dtype, zeros_over
 from ignite_prune.saliency.needs import Activations, FollowingScale
 
 
@@ -19,18 +21,15 @@ class ActivationCollector(Collector[N]):
     """Base of collectors of one number a unit."""
 
     def prepare(self) -> None:
-        self._inputs_first = inputs_first(self.model)
-
-    def outputs(self, name: str) -> int:
-        """Return the dimension of a weight that numbers its outputs."""
-        return int(name in self._inputs_first)
+        inputs_first_of = inputs_first(self.model)
+        self.outputs = {name: int(name in inputs_first_of) for name in self.parameters}  # the dim of each weight
 
     def zeros(self, name: str) -> Tensor:
-        dim = self.outputs(name)
+        dim = self.outputs[name]
         return zeros_over(self.parameters[name], self.parameters[name].shape[dim : dim + 1])
 
     def cut(self, name: str, total: Tensor, kept: Kept) -> Tensor:
-        dim = self.outputs(name)
+        dim = self.outputs[name]
         return kept_of(total, {0: kept[dim]} if dim in kept else {})
 
     def subscribe(self, observer: ForwardObserver, scale: Scale) -> None:
@@ -49,8 +48,8 @@ class ActivationMeans(ActivationCollector[Activations]):
         self.backward = self.need.gradient
 
     def on_activation(self, scale: Scale, name: str, z: Tensor, dim: int, samples: int) -> None:
-        if z.shape[dim] != self.parameters[name].shape[self.outputs(name)]:
-            self.refused[name] = f"its dim {self.outputs(name)} does not number its outputs"
+        if z.shape[dim] != self.parameters[name].shape[self.outputs[name]]:
+            self.refused[name] = f"its dim {self.outputs[name]} does not number its outputs"
         elif self.need.maps and dim != -3:
             self.refused[name] = "its outputs have no maps of two dimensions"
         elif not self.need.gradient:
@@ -65,7 +64,7 @@ class ActivationMeans(ActivationCollector[Activations]):
     def _add(
         self, name: str, z: Tensor, dims: tuple[int, int], scale: float = 1.0, gradient: Tensor | None = None
     ) -> None:
-        running, arranged = self.running(name), self._arranged(z, *dims)
+        running, arranged = self.record.at(name), self._arranged(z, *dims)
         samples = len(arranged)
         if gradient is not None:  # of each sample's own loss, where the batch's is a mean
             gradient = self._arranged(gradient, *dims).to(running.dtype) * (samples / scale)
@@ -74,12 +73,8 @@ class ActivationMeans(ActivationCollector[Activations]):
 
     def _arranged(self, z: Tensor, samples: int, dim: int) -> Tensor:
         """Return ``(samples, units, positions)``, or with maps ``(samples, units, height, width)``."""
-        if z.ndim == -dim:
-            z = z.unsqueeze(0)
-        z = z.movedim((samples, dim), (0, 1))
-        if self.need.maps:
-            return z
-        return z.flatten(2) if z.ndim > 2 else z.unsqueeze(2)
+        z = (z.unsqueeze(0) if z.ndim == -dim else z).movedim((samples, dim), (0, 1))
+        return z if self.need.maps else z.flatten(2) if z.ndim > 2 else z.unsqueeze(2)
 
 
 class FollowingScales(ActivationCollector[FollowingScale]):
@@ -94,11 +89,9 @@ class FollowingScales(ActivationCollector[FollowingScale]):
     def prepare(self) -> None:
         super().prepare()
         self._norms: dict[str, Tensor] = {}
-        self._seen: set[str] = set()
-        self._uneven: set[str] = set()
 
     def on_activation(self, scale: Scale, name: str, z: Tensor, dim: int, samples: int) -> None:
-        self._seen.add(name)
+        self.refused.setdefault(name, _NO_NORM)
 
     def on_forward_end(self, observer: ForwardObserver) -> None:
         super().on_forward_end(observer)
@@ -106,29 +99,24 @@ class FollowingScales(ActivationCollector[FollowingScale]):
         for name, scale in norms.items():
             if name not in self.parameters:
                 continue
-            if len(scale) != self.parameters[name].shape[self.outputs(name)]:
-                self._uneven.add(name)
+            if len(scale) != self.parameters[name].shape[self.outputs[name]]:
+                self.refused[name] = f"its dim {self.outputs[name]} does not number its outputs, as it works in groups"
             else:
                 self._norms[name] = scale
-                self.running(name)
+                self.record.at(name)
                 self.record.counts[name] = 1.0
 
     def settle(self) -> None:
         for name, scale in self._norms.items():
-            self.record.sums[name] = scale.detach().to(wide(scale), copy=True)
+            self.record.sums[name] = scale.detach().to(sum_dtype(scale), copy=True)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, sums: bool = True) -> dict[str, Any]:
         self.settle()
-        return super().state_dict()
+        return super().state_dict(sums)
 
-    def reason(self, name: str) -> str:
-        if name in self._uneven:
-            return f"its dim {self.outputs(name)} does not number its outputs, as it works in groups"
-        return "no BatchNorm follows it" if self.cannot(name) else super().reason(name)
+    def load_extras(self, state: Mapping[str, Any]) -> None:
+        if state["counts"]:  # which layers no BatchNorm follows is known already
+            self.refused |= {name: _NO_NORM for name in self.parameters if name not in state["counts"]}
 
-    def cannot(self, name: str) -> bool:
-        restored = not self._seen and bool(self.record.counts)  # of a checkpoint: no forward pass has been seen yet
-        return name in self._seen or restored or super().cannot(name)
 
-    def is_unreached(self, name: str) -> bool:
-        return not self.cannot(name) and super().is_unreached(name)
+_NO_NORM = "no BatchNorm follows it"

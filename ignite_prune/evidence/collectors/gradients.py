@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.free_memory import check_memory
+from ignite_prune._utils.kept import Kept
 from ignite_prune._utils.shard import local
 from ignite_prune._utils.state import checked_mapping, checked_tensor
 from ignite_prune.core.selection import inputs_first, named_parameters
 from ignite_prune.evidence.collectors.base import Collector, N
-from ignite_prune.evidence.running_sums import Kept, wide, zeros_over
+from ignite_prune.evidence.running_sums import sum_dtype, zeros_over
 from ignite_prune.saliency.needs import Fisher, FisherBlocks, Gradients
 from ignite_prune.saliency.obs import add_outer_
 
@@ -24,6 +24,7 @@ class GradientCollector(Collector[N]):
     """Base of collectors of gradients."""
 
     replicated = True
+    by_part = True
     backward = True
     of_gradients = True
     unreached = "it got no gradient: the loss does not depend on it"
@@ -36,24 +37,37 @@ class GradientSums(GradientCollector[Gradients]):
     def prepare(self) -> None:
         self.lasting, self.per_sample = self.need.memory.lasting, self.need.per_sample
         self._inputs_first = inputs_first(self.model) if self.need.by_unit else frozenset[str]()
-        self._biases = _biases(self.model, self.parameters, self._inputs_first) if self.need.by_unit else {}
+        self._biases = self._own_biases() if self.need.by_unit else {}
         self.differentiated = {**self.parameters, **dict(self._biases.values())}
 
     def zeros(self, name: str) -> Tensor:
-        parameter, dim = self.parameters[name], int(name in self._inputs_first)
-        shape = parameter.shape[dim : dim + 1] if self.need.by_unit else None
-        return zeros_over(parameter, shape, self.need.memory.dtype)
+        shape = self._units(name) if self.need.by_unit else None
+        return zeros_over(self.parameters[name], shape, self.need.memory.dtype)
+
+    def _units(self, name: str) -> torch.Size:
+        """Return the number of a weight's units, as a shape."""
+        dim = int(name in self._inputs_first)
+        return self.parameters[name].shape[dim : dim + 1]
+
+    def _own_biases(self) -> dict[str, tuple[str, nn.Parameter]]:
+        """Return name and parameter of each weight's bias, if it has one entry for each output."""
+        everything, found = named_parameters(self.model), {}
+        for name in self.parameters:
+            head, dot, leaf = name.rpartition(".")
+            bias_name = f"{head}{dot}{leaf.replace('weight', 'bias')}"
+            bias = everything.get(bias_name)
+            if bias is not None and bias_name != name and bias.shape == self._units(name):
+                found[name] = (bias_name, bias)
+        return found
 
     @torch.no_grad()
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         decay = self.need.memory.decay
-        for name, parameter in self.parameters.items():
-            if name not in gradients:
-                continue
-            running = self.record.at(name, self.zeros)
+        for name in filter(gradients.__contains__, self.parameters):
+            running = self.record.at(name)
             if decay != 1:
                 running.mul_(decay)
-            gradient, weight = gradients[name], local(parameter.detach())
+            gradient, weight = gradients[name], local(self.parameters[name].detach())
             if self.need.by_unit:
                 gradient, weight = self._by_unit(name, gradient, weight, gradients)
             after = self.need.term(running, gradient.to(running.dtype), weight.to(running.dtype))
@@ -67,7 +81,7 @@ class GradientSums(GradientCollector[Gradients]):
             self.record.count(name, decay=decay)
 
     def _by_unit(self, name: str, gradient: Tensor, weight: Tensor, gradients: Mapping[str, Tensor]) -> Any:
-        dtype = wide(weight)
+        dtype = sum_dtype(weight)
         product = gradient.to(dtype) * weight.to(dtype)
         product = product.transpose(0, 1) if name in self._inputs_first else product
         product = product.flatten(1).sum(1) if product.ndim > 1 else product  # a vector's units are its entries
@@ -78,21 +92,6 @@ class GradientSums(GradientCollector[Gradients]):
 
     def result(self, name: str, total: Tensor, count: float) -> Tensor:
         return total / count if self.need.mean else total
-
-
-def _biases(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs_first: Collection[str]
-) -> dict[str, tuple[str, nn.Parameter]]:
-    """Return name and parameter of each weight's bias, if it has one entry for each output."""
-    everything, found = named_parameters(model), {}
-    for name, parameter in parameters.items():
-        head, dot, leaf = name.rpartition(".")
-        bias_name = f"{head}{dot}{leaf.replace('weight', 'bias')}"
-        bias = everything.get(bias_name)
-        dim = int(name in inputs_first)
-        if bias is not None and bias_name != name and bias.shape == parameter.shape[dim : dim + 1]:
-            found[name] = (bias_name, bias)
-    return found
 
 
 _AT_ONCE = 4
@@ -108,7 +107,7 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
         self.differentiated, self.per_sample = self.parameters, self.need.per_sample
         self._waiting: dict[str, list[Tensor]] = {}
         parameters = self.parameters.values()
-        size = sum(math.prod(self._shape(name)) * wide(p).itemsize for name, p in self.parameters.items())
+        size = sum(math.prod(self._shape(name)) * sum_dtype(p).itemsize for name, p in self.parameters.items())
         what = f"Fisher blocks of {self.need.block} over {sum(p.numel() for p in parameters):,} weights"
         check_memory(size, next(iter(parameters)).device, what, "take fewer parameters, or smaller blocks")
 
@@ -123,18 +122,16 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
 
     @torch.no_grad()
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
-        for name in self.parameters:
-            if name in gradients:
-                running = self.record.at(name, self.zeros)
-                waiting = self._waiting.setdefault(name, [])
-                waiting.append(gradients[name].detach().reshape(-1).to(running.dtype, copy=True))
-                self.record.count(name)
-                if len(waiting) == _AT_ONCE:
-                    self._settle(name)
+        for name in filter(gradients.__contains__, self.parameters):
+            running, waiting = self.record.at(name), self._waiting.setdefault(name, [])
+            waiting.append(gradients[name].detach().reshape(-1).to(running.dtype, copy=True))
+            self.record.count(name)
+            if len(waiting) == _AT_ONCE:
+                self._settle(name)
 
     def _settle(self, name: str) -> None:
         if waiting := self._waiting.pop(name):
-            add_outer_(self.running(name), waiting)
+            add_outer_(self.record.at(name), waiting)
 
     def settle(self) -> None:
         for name in list(self._waiting):
@@ -147,52 +144,23 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
     def result(self, name: str, total: Tensor, count: float) -> Fisher:
         return Fisher(total, count)
 
-    def sliced_state(self, indices: Mapping[str, Kept]) -> dict[str, Any]:
-        state = super().sliced_state(indices)
-        waiting = {name: held for name, held in state["waiting"].items() if name in state["sums"]}
-        return {**state, "waiting": waiting}
+    def sliced_state(self, indices: Mapping[str, Kept], sums: bool = True) -> dict[str, Any]:
+        state = super().sliced_state(indices, sums)
+        waiting = {name: held for name, held in state.get("waiting", {}).items() if name in state["sums"]}
+        return {**state, "waiting": waiting} if state else state
 
-    def state_dict(self) -> dict[str, Any]:
-        waiting = {name: torch.stack(held) for name, held in self._waiting.items() if held}
-        return {**super().state_dict(), "waiting": waiting}
+    def extras(self) -> dict[str, Any]:
+        return {"waiting": {name: torch.stack(held) for name, held in self._waiting.items() if held}}
 
-    def checked(self, state: Any) -> dict[str, Any]:
-        checked = super().checked(state)
-        waiting = checked_mapping("evidence 'waiting'", checked.get("waiting"), checked["sums"], whole=False)
+    def check_extras(self, state: Mapping[str, Any]) -> None:
+        waiting = checked_mapping("evidence 'waiting'", state.get("waiting"), state["sums"], whole=False)
         for name, held in waiting.items():
-            what, entries = f"evidence of {name!r}", self.parameters[name].numel()
+            what, parameter = f"evidence of {name!r}", self.parameters[name]
             rows = checked_tensor(what, held).shape[:1]
-            checked_tensor(what, held, shape=(*rows, entries), dtype=wide(self.parameters[name]))
-        return checked
+            checked_tensor(what, held, shape=(*rows, parameter.numel()), dtype=sum_dtype(parameter))
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
+    def load_extras(self, state: Mapping[str, Any]) -> None:
         self._waiting = {
             name: list(held.detach().to(self.parameters[name].device, copy=True))
             for name, held in state["waiting"].items()
         }
-
-
-def check_memory(size: int, device: torch.device, what: str, advice: str) -> None:
-    """Raise ValueError before an allocation of ``size`` bytes that would not fit; give both figures."""
-    free = _free_memory(device)
-    if free is not None and size > free:
-        raise ValueError(f"{what} would take {_readable(size)}, but {device} has {_readable(free)} free; {advice}")
-
-
-def _readable(size: int) -> str:
-    power = min(max(size.bit_length() - 1, 0) // 10, 4)
-    return f"{size / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
-
-
-def _free_memory(device: torch.device) -> int | None:
-    if device.type == "cuda":  # memory that torch reserves and does not use is free too
-        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + idle
-    with suppress(OSError), open("/proc/meminfo") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    with suppress(ValueError, OSError, AttributeError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None

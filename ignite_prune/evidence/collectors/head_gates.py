@@ -1,4 +1,4 @@
-"""Evidence from attention heads."""
+"""Evidence from attention heads: gradients of gates on their outputs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ignite_prune._utils.state import checked_int, checked_tensor
+from ignite_prune._utils.state import checked_int, checked_mapping, checked_tensor
 from ignite_prune.evidence.collectors.base import Collector, Scale, on_gradient
 from ignite_prune.evidence.forward.attention_tracker import Attention
 from ignite_prune.evidence.forward.observer import ForwardObserver
-from ignite_prune.evidence.running_sums import wide, zeros_over
+from ignite_prune.evidence.running_sums import Forms, sum_dtype, zeros_over
 from ignite_prune.saliency.needs import HeadGates
 
 
 class HeadGateMeans(Collector[HeadGates]):
     """Collects :class:`~ignite_prune.saliency.needs.HeadGates`: a sum over samples, one number a head."""
 
-    any_form = True
     backward = True
 
     def prepare(self) -> None:
@@ -44,7 +43,7 @@ class HeadGateMeans(Collector[HeadGates]):
 
     def _add(self, attention: Attention, gradient: Tensor, scale: float) -> None:
         context = attention.context
-        wanted = wide(context)
+        wanted = sum_dtype(context)
         gates = (context.to(wanted) * gradient.to(wanted) / scale).sum((-2, -1))  # (samples, heads)
         # The gradient of a sample's own loss is `samples` times its part of the batch's mean.
         gates = gates * context.shape[0] if self.need.per_sample else gates.sum(0, keepdim=True)
@@ -53,9 +52,9 @@ class HeadGateMeans(Collector[HeadGates]):
         found |= {attention.key: grouped, attention.value: grouped}
         for name, values in found.items():
             if name is not None and name in self.parameters:
-                total = values.abs().sum(0).to(wide(self.parameters[name]))
+                total = values.abs().sum(0).to(sum_dtype(self.parameters[name]))
                 self.record.forms[name] = tuple(total.shape)
-                running = self.running(name)
+                running = self.record.at(name)
                 if running.shape != total.shape:
                     raise ValueError(
                         f"The evidence of {name!r} is of {running.numel()} heads, but its attention has {total.numel()}"
@@ -63,16 +62,13 @@ class HeadGateMeans(Collector[HeadGates]):
                 self.record.sums[name] = running + total
                 self.record.count(name, values.shape[0])
 
-    def checked(self, state: Any) -> dict[str, Any]:
-        checked = super().checked(state)
-        for name, held in checked["sums"].items():
-            heads = checked_int(f"number of heads of {name!r}", held.numel(), 1, max(1, *self.parameters[name].shape))
-            checked_tensor(f"evidence of {name!r}", held, shape=(heads,), dtype=wide(self.parameters[name]))
-        return checked
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.record.forms = {name: tuple(total.shape) for name, total in self.record.sums.items()}
+    def checked_forms(self, state: Mapping[str, Any]) -> Forms:
+        sums = checked_mapping("evidence 'sums'", state.get("sums"), self.parameters, whole=False)
+        heads = {name: checked_tensor(f"evidence of {name!r}", held).numel() for name, held in sums.items()}
+        return {
+            name: (checked_int(f"number of heads of {name!r}", number, 1, max(1, *self.parameters[name].shape)),)
+            for name, number in heads.items()
+        }
 
     def reason(self, name: str) -> str:
         if not self._seen:

@@ -1,4 +1,4 @@
-"""Evidence at construction: the parameters' values."""
+"""Evidence from construction: copies of the parameters' values."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class InitialValues(Collector[Initial]):
     """Collects :class:`~ignite_prune.saliency.needs.Initial`: copies of the parameters, made at construction."""
 
     shared = True
+    by_part = True
     initial = True
     lasting = True
     unseen = "in one shot nothing is known of the start; give it: Change(initial=state_dict)"

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from ignite_prune._utils.nested import mapped, tensors_in
 from ignite_prune._utils.state import checked_int, checked_mapping
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.evidence.collectors.base import Collector, Scale
 from ignite_prune.evidence.forward.observer import ForwardObserver
 from ignite_prune.saliency.needs import SynapticFlow
@@ -26,6 +26,7 @@ class InputShapes(Collector[SynapticFlow]):
 
     replicated = True
     lasting = True
+    goes_on = True
 
     def prepare(self) -> None:
         self.shapes: Any = None
@@ -73,22 +74,23 @@ class InputShapes(Collector[SynapticFlow]):
             found = torch.autograd.grad(total, chosen, allow_unused=True)
         return {name: g for name, g in zip(self.parameters, found) if g is not None}
 
-    def drawn(self) -> dict[str, Any]:
+    def extras(self) -> dict[str, Any]:
         return {"shapes": self.shapes}
 
     def checked(self, state: Any) -> dict[str, Any]:
         if not isinstance(state, Mapping) or "shapes" not in state:
             raise ValueError("The checkpoint's evidence is damaged: it lacks 'shapes'")
-        checked, shapes = super().checked({**state, "sums": {}, "counts": {}}), state["shapes"]
-        if shapes is not None:
-            inputs = checked_mapping("evidence 'shapes'", shapes, ("args", "kwargs"))
+        return super().checked({**state, "sums": {}, "counts": {}})
+
+    def check_extras(self, state: Mapping[str, Any]) -> None:
+        if state["shapes"] is not None:
+            inputs = checked_mapping("evidence 'shapes'", state["shapes"], ("args", "kwargs"))
             if not isinstance(inputs["args"], list) or not isinstance(inputs["kwargs"], Mapping):
                 raise TypeError("The checkpoint's evidence 'shapes' should be a list 'args' and a mapping 'kwargs'")
-            _check_shapes(inputs["args"])
-            _check_shapes(inputs["kwargs"])
-        return checked
+            _ones(inputs["args"], torch.device("meta"))
+            _ones(inputs["kwargs"], torch.device("meta"))
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_extras(self, state: Mapping[str, Any]) -> None:
         self.shapes = state["shapes"]
         self.record.counts = {} if self.shapes is None else dict.fromkeys(self.parameters, 1.0)
 
@@ -97,25 +99,18 @@ def _shape(tensor: Tensor) -> dict[str, list[int]]:
     return {"shape": list(tensor.shape[1:])}
 
 
-def _check_shapes(shapes: Any) -> None:
-    """Raise TypeError or ValueError unless a nest holds the shapes of tensors, and plain values."""
+def _ones(shapes: Any, device: torch.device) -> Any:
+    """Return ones of a nest of shapes, for one sample; raise TypeError or ValueError if it is another nest."""
     if isinstance(shapes, Mapping) and set(shapes) == {"shape"}:
         sizes = shapes["shape"]
         if not isinstance(sizes, list):
             raise TypeError(f"The checkpoint's evidence 'shapes' should be lists of ints, but one is {type(sizes)}")
         checked_int("input size", math.prod(checked_int("input size", size) for size in sizes), 0, 2**40)
-    elif isinstance(shapes, Mapping | list | tuple):
-        for each in shapes.values() if isinstance(shapes, Mapping) else shapes:
-            _check_shapes(each)
-    elif not (shapes is None or isinstance(shapes, bool | int | float | str)):
-        raise TypeError(f"The checkpoint's evidence 'shapes' should be of plain values, but one is {type(shapes)}")
-
-
-def _ones(shapes: Any, device: torch.device) -> Any:
-    if isinstance(shapes, dict) and set(shapes) == {"shape"}:
-        return torch.ones(1, *shapes["shape"], dtype=torch.float64, device=device)
-    if isinstance(shapes, dict):
+        return torch.ones(1, *sizes, dtype=torch.float64, device=device)
+    if isinstance(shapes, Mapping):
         return {key: _ones(each, device) for key, each in shapes.items()}
     if isinstance(shapes, (list, tuple)):
         return [_ones(each, device) for each in shapes]
+    if not (shapes is None or isinstance(shapes, bool | int | float | str)):
+        raise TypeError(f"The checkpoint's evidence 'shapes' should be of plain values, but one is {type(shapes)}")
     return shapes

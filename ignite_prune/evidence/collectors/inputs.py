@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.free_memory import check_memory
+from ignite_prune._utils.kept import Kept
 from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.evidence.collectors.base import Collector, N, Scale
-from ignite_prune.evidence.collectors.gradients import check_memory
+from ignite_prune.evidence.collectors.input_shards import InputShards, own_input
 from ignite_prune.evidence.forward.layer_calls import LayerCall
 from ignite_prune.evidence.forward.observer import ForwardObserver
-from ignite_prune.evidence.running_sums import Kept, wide, zeros_over
+from ignite_prune.evidence.running_sums import Forms, sum_dtype, zeros_over
 from ignite_prune.saliency.needs import InputMoments, InputNorms, Moments
 
 _PIECE = 1 << 18  # entries that stay in a core's cache
@@ -26,68 +29,79 @@ class InputCollector(Collector[N]):
 
     A sum is flat in the layer's inputs: ``groups × inputs of an output``. A layer's first call shows how it uses its
     weight; ``record.forms`` holds the groups, and whether dim 1 holds the outputs.
+
+    Attributes:
+        whole_columns: whether a sum needs all inputs of an output together.
     """
+
+    whole_columns: ClassVar[bool] = False
 
     def inputs(self, name: str) -> int:
         """Return the number of inputs of one output of a layer."""
-        shape, (_, transposed) = self.parameters[name].shape, self.record.forms.get(name, (1, False))
+        shape, (_, transposed) = self.parameters[name].shape, self.form(name)
         return shape[0] if transposed else math.prod(shape[1:])
+
+    def form(self, name: str) -> tuple[int, ...]:
+        """Return a layer's groups and whether dim 1 of its weight holds the outputs."""
+        return self.record.forms.get(name, (1, False))
 
     def kept_inputs(self, name: str, kept: Kept) -> Tensor | None:
         """Return the inputs that are kept with these indices of the weight; None for a grouped layer."""
-        groups, transposed = self.record.forms.get(name, (1, False))
+        groups, transposed = self.form(name)
         if groups > 1 and kept:
             return None
         shape, along = self.parameters[name].shape, 0 if transposed else 1
         places = torch.arange(shape[0]) if transposed else torch.arange(math.prod(shape[1:])).view(shape[1:])
         return places.index_select(0, kept[along].cpu()).flatten() if along in kept else places.flatten()
 
+    @cached_property
+    def shards(self) -> InputShards:
+        """Which layers have inputs that lie on several ranks."""
+        return InputShards()
+
+    def settle(self) -> None:
+        for name in self.shards.copies():
+            self.record.sums.pop(name, None)
+            self.record.counts.pop(name, None)
+
     def subscribe(self, observer: ForwardObserver, scale: Scale) -> None:
         observer.subscribe(self.parameters, on_layer_call=self.on_layer_call, on_end=self.on_forward_end)
 
     def on_layer_call(self, name: str, call: LayerCall) -> None:
         """Called before a layer runs."""
+        parameter = self.parameters[name]
         if call.rows is not None:
             self.refused[name] = "only a part of it is used at a time (cross attention), each with inputs of its own"
         elif call.kind.startswith("conv_transpose"):
             self.refused[name] = "it is the weight of a transposed convolution, which has no inputs of one output alone"
-        elif call.input.numel() or not self.parameters[name].numel():  # an expert without tokens shows nothing
+        elif call.input.numel() or not parameter.numel():
             self.record.forms[name] = (call.groups, call.transposed)
-            running = self.running(name)
-            parameter = self.parameters[name]  # without entries there is nothing to score
-            added = self.add(running, call, tuple(parameter.shape[2:])) if parameter.numel() else 1.0
-            self.record.count(name, added)
+            running, kernel = self.record.at(name), tuple(parameter.shape[2:])
+            self.shards.see(name, call)
+            call, columns, adds = own_input(call, len(kernel), self.whole_columns)
+            if adds:  # without entries there is nothing to score
+                added = self.add(running[..., columns], call, kernel) if parameter.numel() else 1.0
+                self.record.count(name, added)
         else:
-            self.without_rows.add(name)
+            self.missed[name] = "its calls had no rows, as those of an expert without tokens"
 
     def add(self, running: Tensor, call: LayerCall, kernel: tuple[int, ...]) -> float:
         """Add the inputs of a layer call to its sum; return how many it adds to the count."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "forms": {name: list(form) for name, form in self.record.forms.items()}}
+    def extras(self) -> dict[str, Any]:
+        return {"forms": {name: list(form) for name, form in self.record.forms.items()}}
 
-    def checked(self, state: Any) -> dict[str, Any]:
-        given = state.get("forms") if isinstance(state, Mapping) else None
-        forms = checked_mapping("evidence 'forms'", given, self.parameters, whole=False)
-        earlier = self.record.forms
-        self.record.forms = {name: self._form(name, form) for name, form in forms.items()}  # the sums' shapes follow
-        try:
-            checked = super().checked(state)
-        finally:
-            self.record.forms = earlier
-        checked_mapping("evidence 'sums'", checked["sums"], forms, whole=False)
-        return checked
+    def checked_forms(self, state: Mapping[str, Any]) -> Forms:
+        forms = checked_mapping("evidence 'forms'", state.get("forms"), self.parameters, whole=False)
+        for name, form in forms.items():
+            if not isinstance(form, list | tuple) or len(form) != 2 or type(form[1]) not in (bool, int):
+                raise ValueError(f"The checkpoint's evidence is damaged: 'forms' of {name!r} is {form!r:.60}")
+            checked_int(f"groups of {name!r}", form[0], 1, max(1, *self.parameters[name].shape))
+        return {name: (groups, bool(transposed)) for name, (groups, transposed) in forms.items()}
 
-    def _form(self, name: str, form: Any) -> tuple[int, bool]:
-        """Return a layer's groups and whether dim 1 of its weight holds the outputs, of a checkpoint."""
-        if not isinstance(form, list | tuple) or len(form) != 2 or type(form[1]) not in (bool, int):
-            raise ValueError(f"The checkpoint's evidence is damaged: 'forms' of {name!r} is {form!r:.60}")
-        return checked_int(f"groups of {name!r}", form[0], 1, max(1, *self.parameters[name].shape)), bool(form[1])
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.record.forms = {name: self._form(name, form) for name, form in state["forms"].items()}
+    def check_extras(self, state: Mapping[str, Any]) -> None:
+        checked_mapping("evidence 'sums'", state["sums"], state["forms"], whole=False)
 
 
 class InputNormSums(InputCollector[InputNorms]):
@@ -98,12 +112,11 @@ class InputNormSums(InputCollector[InputNorms]):
     """
 
     def zeros(self, name: str) -> Tensor:
-        groups, _ = self.record.forms.get(name, (1, False))
-        return zeros_over(self.parameters[name], (3, groups * self.inputs(name)))
+        return zeros_over(self.parameters[name], (3, self.form(name)[0] * self.inputs(name)))
 
     @torch.no_grad()
     def add(self, running: Tensor, call: LayerCall, kernel: tuple[int, ...]) -> float:
-        x = call.input.detach().to(running.dtype)
+        x = call.input.detach().to(running)
         if not kernel:
             x = x.reshape(-1, x.shape[-1])
         elif x.ndim == len(kernel) + 1:
@@ -145,6 +158,8 @@ class InputMomentSums(InputCollector[InputMoments]):
     The first call of a layer shows the shape; until then memory is checked for the smallest one possible.
     """
 
+    whole_columns = True
+
     def prepare(self) -> None:
         self._groups = _groups_of_modules(self.model, self.parameters)
         self._check(list(self.parameters))
@@ -164,7 +179,7 @@ class InputMomentSums(InputCollector[InputMoments]):
 
     def _check(self, names: list[str]) -> None:
         """Raise if the moments of these layers would not fit into the free memory."""
-        sizes = {name: math.prod(self._shape(name)) * wide(self.parameters[name]).itemsize for name in names}
+        sizes = {name: math.prod(self._shape(name)) * sum_dtype(self.parameters[name]).itemsize for name in names}
         largest = max(sizes, key=sizes.__getitem__)
         what = f"Second moments of the inputs of {len(names)} layer{'s' if len(names) > 1 else ''}"
         advice = f"leave out layers with many inputs by exclude= ({largest!r} has {self._shape(largest)[1]:,})"
@@ -174,7 +189,7 @@ class InputMomentSums(InputCollector[InputMoments]):
     def add(self, running: Tensor, call: LayerCall, kernel: tuple[int, ...]) -> float:
         groups, inputs, _ = running.shape
         columns = input_windows(call, kernel).reshape(-1, groups * inputs)
-        parts = columns.to(running.dtype).reshape(-1, groups, inputs).transpose(0, 1)
+        parts = columns.to(running).reshape(-1, groups, inputs).transpose(0, 1)
         running.baddbmm_(parts.transpose(1, 2), parts)
         return columns.shape[0]
 

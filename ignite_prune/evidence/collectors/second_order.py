@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_generator_state
 from ignite_prune._utils.nested import mapped, tensors_in
+from ignite_prune.core.batches import Batch
 from ignite_prune.core.gradient_hooks import unmasked
-from ignite_prune.evidence.calibration import Batch
 from ignite_prune.evidence.collectors.base import Collector, N
-from ignite_prune.evidence.running_sums import wide
+from ignite_prune.evidence.running_sums import sum_dtype
 from ignite_prune.saliency.needs import Curvature, HessianGradient
 from ignite_prune.saliency.obd import Exact, GaussNewton, Hutchinson
 
@@ -35,7 +35,7 @@ class SecondOrder(Collector[N]):
 
     def _add(self, found: Mapping[str, Tensor], weight: float) -> None:
         for name, value in found.items():
-            running = self.running(name)
+            running = self.record.at(name)
             running.add_(value.detach().to(running.dtype), alpha=weight)
             self.record.count(name, weight)
 
@@ -69,6 +69,7 @@ class CurvatureSums(SecondOrder[Curvature]):
                 f"{method.limit:,}; use Hutchinson(), GaussNewton() or EmpiricalFisher(), or raise the limit"
             )
         self._signs = torch.Generator()
+        self.goes_on = isinstance(method, Hutchinson)
         if isinstance(method, Hutchinson):
             self._signs.manual_seed(method.seed)
 
@@ -95,19 +96,13 @@ class CurvatureSums(SecondOrder[Curvature]):
         bits = torch.randint(0, 2, like.shape, generator=self._signs)
         return bits.to(like.device, like.dtype).mul_(2).sub_(1)
 
-    def drawn(self) -> dict[str, Any]:
+    def extras(self) -> dict[str, Any]:
         return {"signs": self._signs.get_state()}
 
-    def drawn_state(self) -> dict[str, Any]:
-        return super().drawn_state() if isinstance(self.need.method, Hutchinson) else {}
+    def check_extras(self, state: Mapping[str, Any]) -> None:
+        check_generator_state(self._signs, state.get("signs"))
 
-    def checked(self, state: Any) -> dict[str, Any]:
-        checked = super().checked(state)
-        check_generator_state(self._signs, checked.get("signs"))
-        return checked
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
+    def load_extras(self, state: Mapping[str, Any]) -> None:
         self._signs.set_state(state["signs"].cpu())
 
 
@@ -155,7 +150,7 @@ def gauss_newton_diagonal(batch: Batch, parameters: Mapping[str, Tensor]) -> dic
         raise TypeError(f"GaussNewton() needs a model whose output is one tensor, but it was {type(output)}")
     if not output.requires_grad:
         return {}
-    logits = output.detach().to(wide(output)).requires_grad_()
+    logits = output.detach().to(sum_dtype(output)).requires_grad_()
     slope = gradients_of(batch.loss(logits), {"logits": logits}, create_graph=True).get("logits")
     if slope is None:
         raise ValueError(

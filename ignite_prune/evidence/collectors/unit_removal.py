@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ignite_prune.evidence.calibration import Batch
+from ignite_prune.core.batches import Batch
 from ignite_prune.evidence.collectors.base import Collector
-from ignite_prune.evidence.forward.replay import Replay
-from ignite_prune.evidence.running_sums import wide
+from ignite_prune.evidence.forward.replay import PassReplay
+from ignite_prune.evidence.running_sums import sum_dtype
 from ignite_prune.saliency.needs import UnitRemoval
 
 LossWith = Callable[[Tensor], float]
@@ -39,7 +39,7 @@ class UnitRemovalValues(Collector[UnitRemoval]):
     def on_batch(self, batch: Batch) -> None:
         # The loss is checked afterwards: a check in Python would end the recording.
         x = dict(batch.x) if isinstance(batch.x, Mapping) else batch.x
-        replay = Replay(batch.model, lambda x: batch.given(x).loss(finite=False), x, self.parameters)
+        replay = PassReplay(batch.model, lambda x: batch.given(x).loss(finite=False), x, self.parameters)
         if not torch.isfinite(replay.result).all():
             raise ValueError(f"The loss of a calibration batch is {replay.result.item()}: nothing can be judged by it")
         self.refused |= dict.fromkeys(replay.repeated, "its layer is used more than once in a forward pass")
@@ -48,7 +48,7 @@ class UnitRemovalValues(Collector[UnitRemoval]):
                 self.refused[name] = "its dim 0 does not number its outputs"
             if name in self.refused:
                 continue
-            evaluate, running, units = _evaluator(replay, name), self.running(name), self.parameters[name].shape[0]
+            evaluate, running, units = _evaluator(replay, name), self.record.at(name), self.parameters[name].shape[0]
             is_exact = units <= self.need.exact
             values = exact_values(evaluate, units) if is_exact else sampled_values(evaluate, self.orders(name))
             running += (values * batch.size).to(running.device)
@@ -56,10 +56,10 @@ class UnitRemovalValues(Collector[UnitRemoval]):
 
     def result(self, name: str, total: Tensor, count: float) -> Tensor:
         parameter = self.parameters[name]
-        return (total.mean(0) / count).to(parameter.device, wide(parameter))
+        return (total.mean(0) / count).to(parameter.device, sum_dtype(parameter))
 
 
-def _evaluator(replay: Replay, name: str) -> LossWith:
+def _evaluator(replay: PassReplay, name: str) -> LossWith:
     """Return the loss as a function of a layer's kept units."""
     run = replay.replay if replay.is_exact(name) else replay.rerun
     point = replay.points[name]

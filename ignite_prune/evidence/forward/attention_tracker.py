@@ -39,7 +39,7 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class HeadSource:
     """A tensor computed from the output of one selected layer."""
 
     name: str
@@ -47,22 +47,22 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class HeadScores:
     """Products of queries and keys; ``soft``: after the softmax."""
 
-    query: Source | None
-    key: Source | None
+    query: HeadSource | None
+    key: HeadSource | None
     soft: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Context:
+class HeadContext:
     """An attention's output, before the output projection."""
 
     tensor: Tensor
-    query: Source | None
-    key: Source | None
-    value: Source | None
+    query: HeadSource | None
+    key: HeadSource | None
+    value: HeadSource | None
     kv_heads: int
 
 
@@ -87,7 +87,7 @@ class AttentionTracker:
         self, tags: TensorTags, batches: list[tuple[int | None, int]], deliver: Callable[[Attention], object]
     ) -> None:
         self._tags, self._batches, self._deliver = tags, batches, deliver
-        self._waiting: dict[int, Context] = {}
+        self._waiting: dict[int, HeadContext] = {}
 
     def after(self, call: ops.Call, result: Any) -> Any:
         """Follow a call's result and return it; where heads are folded into the batch, return a view of a view."""
@@ -96,8 +96,8 @@ class AttentionTracker:
             self._found(result, *(_as_source(self._flow(each)) for each in taken), _heads_of(taken[1]))
         elif call.op == "softmax":
             flow = self._flow(call.input)
-            pair = (flow.query, flow.key) if isinstance(flow, Scores) else (None, None)
-            self._mark(result, Scores(*pair, soft=True))
+            pair = (flow.query, flow.key) if isinstance(flow, HeadScores) else (None, None)
+            self._mark(result, HeadScores(*pair, soft=True))
         elif call.op in ops.PRODUCTS:
             return self._product(call, result)
         elif (flow := self._carried(call)) is not None:
@@ -113,18 +113,18 @@ class AttentionTracker:
         """Drop all attentions without delivering."""
         self._waiting.clear()
 
-    def after_layer(self, name: str, call: LayerCall, output: Tensor, parameter: nn.Parameter) -> None:
+    def after_layer(self, call: LayerCall, output: Tensor, parameter: nn.Parameter) -> None:
         """Follow a layer: its input may be the heads' output, and its output is a source."""
         flow = self._flow(call.input)
-        if isinstance(flow, Context) and id(flow) in self._waiting:
-            self._send(flow, name)
-        self._mark(output, Source(name, parameter.shape[1 if call.transposed else 0]))
+        if isinstance(flow, HeadContext) and id(flow) in self._waiting:
+            self._send(flow, call.name)
+        self._mark(output, HeadSource(call.name, parameter.shape[1 if call.transposed else 0]))
 
     def _product(self, call: ops.Call, result: Tensor) -> Tensor:
         first, second = call.tensors[-2:]
         left, right = self._flow(first), self._flow(second)
-        if not (isinstance(left, Scores) and left.soft):
-            self._mark(result, Scores(_as_source(left), _as_source(right)))
+        if not (isinstance(left, HeadScores) and left.soft):
+            self._mark(result, HeadScores(_as_source(left), _as_source(right)))
             return result
         samples, heads = self._batches[-1] if self._batches else (0, 0)
         samples = 1 if samples is None else samples
@@ -139,20 +139,20 @@ class AttentionTracker:
 
     def _found(self, context: Any, *sources: Any) -> None:
         if isinstance(context, Tensor) and context.dim() == 4:
-            flow = Context(context, *sources)
+            flow = HeadContext(context, *sources)
             self._waiting[id(flow)] = flow
             self._mark(context, flow)
 
-    def _carried(self, call: ops.Call) -> Source | Scores | Context | None:
+    def _carried(self, call: ops.Call) -> HeadSource | HeadScores | HeadContext | None:
         """Return the one known flow that a call carries on to its result, or None."""
         flows = {flow for flow in map(self._flow, call.tensors) if flow is not None}
         if len(flows) != 1 or call.op in ops.COMPARISONS:
             return None
         flow = flows.pop()
-        allowed = _KEEPING | {"mul"} if isinstance(flow, Context) else _COMPUTING
+        allowed = _KEEPING | {"mul"} if isinstance(flow, HeadContext) else _COMPUTING
         return flow if call.op in allowed or call.turns else None
 
-    def _send(self, context: Context, output: str | None) -> None:
+    def _send(self, context: HeadContext, output: str | None) -> None:
         del self._waiting[id(context)]
         _, heads, _, size = context.tensor.shape
         query, key, value = (None if s is None else s.name for s in (context.query, context.key, context.value))
@@ -175,8 +175,8 @@ class AttentionTracker:
         return None if tag is None else tag.flow
 
 
-def _as_source(flow: Any) -> Source | None:
-    return flow if isinstance(flow, Source) else None
+def _as_source(flow: Any) -> HeadSource | None:
+    return flow if isinstance(flow, HeadSource) else None
 
 
 def _heads_of(keys: Tensor) -> int:

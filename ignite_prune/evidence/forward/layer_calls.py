@@ -16,6 +16,7 @@ class LayerCall:
     """One call of a layer with a selected weight, with what it takes to unfold a convolution's input.
 
     Attributes:
+        name: of the weight.
         kind: ``"linear"``, ``"matmul"`` (also mm, addmm and ``@``), ``"conv1d"`` ... ``"conv_transpose3d"``.
         input: the layer's input: (..., in) for a linear layer, (batch, in, *space) or (in, *space) for a convolution.
         transposed: whether dim 1 of the weight holds its output units: ``x @ w`` and transposed convolutions.
@@ -24,6 +25,7 @@ class LayerCall:
         stride: of a convolution, one a dim, as ``dilation`` and ``padding``, which may also be a name.
     """
 
+    name: str
     kind: str
     input: Tensor
     transposed: bool
@@ -39,31 +41,25 @@ class LayerCall:
         return -(int(self.kind[-2]) + 1) if self.kind in CONVOLUTIONS else -1
 
 
-_PRODUCTS = {"matmul": (0, "input", 1, "other"), "mm": (0, "input", 1, "mat2"), "addmm": (1, "mat1", 2, "mat2")}
+_WEIGHT = {"linear": (1, "weight"), "matmul": (1, "other"), "mm": (1, "mat2"), "addmm": (2, "mat2")}
+_WEIGHT |= dict.fromkeys(CONVOLUTIONS, (1, "weight"))
 
 
-def used_weight(call: Call, tags: TensorTags) -> Weight | None:
-    """Return the selected weight of a layer call; None for other calls."""
-    if call.op == "linear" or call.op in CONVOLUTIONS:
-        tag = tags.of(call.argument(1, "weight"))
-    elif call.op in _PRODUCTS:
-        tag = tags.of(call.argument(*_PRODUCTS[call.op][2:]))
-    else:
+def layer_call_of(call: Call, tags: TensorTags) -> LayerCall | None:
+    """Return the record of a call of a layer with a selected weight, before it runs; None for other calls."""
+    tag = tags.of(call.argument(*_WEIGHT[call.op])) if call.op in _WEIGHT else None
+    if tag is None or tag.weight is None:
         return None
-    return None if tag is None else tag.weight
-
-
-def read_layer_call(call: Call, weight: Weight) -> LayerCall:
-    """Return the record of a layer call, before it runs; ``weight`` is from :func:`used_weight`."""
-    if call.op == "linear":
-        return LayerCall("linear", call.input, weight.turned, weight.rows)
-    if call.op in _PRODUCTS:
-        taken = call.argument(*_PRODUCTS[call.op][:2])
-        return LayerCall("matmul", taken, not weight.turned, weight.rows)
-    dims, transposed = int(call.op[-2]), "transpose" in call.op
-    padding = call.argument(4, "padding", 0)
+    weight, op = tag.weight, call.op
+    if op == "linear":
+        return LayerCall(weight.name, op, call.input, weight.turned, weight.rows)
+    if op not in CONVOLUTIONS:
+        taken = call.argument(1, "mat1") if op == "addmm" else call.input
+        return LayerCall(weight.name, "matmul", taken, not weight.turned, weight.rows)
+    dims, transposed, padding = int(op[-2]), "transpose" in op, call.argument(4, "padding", 0)
     return LayerCall(
-        call.op,
+        weight.name,
+        op,
         call.input,
         transposed,
         weight.rows,

@@ -19,13 +19,15 @@ from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.inert_hook import InertHook
 from ignite_prune._utils.nested import tensors_in
+from ignite_prune._utils.shard import is_sharded
 from ignite_prune.core.selection import unwrap
 from ignite_prune.evidence.forward.attention_tracker import AttentionTracker
 from ignite_prune.evidence.forward.evaluation_points import EvaluationPoints
-from ignite_prune.evidence.forward.layer_calls import LayerCall, derive, read_layer_call, used_weight
+from ignite_prune.evidence.forward.layer_calls import LayerCall, derive, layer_call_of
 from ignite_prune.evidence.forward.op_tables import READING, Call, enter_attention, op_name
 from ignite_prune.evidence.forward.root_forward import RootForward
 from ignite_prune.evidence.forward.tensor_tags import TensorTags
+from ignite_prune.evidence.forward.unsharded_weights import UnshardedWeights
 
 Callback = Callable[..., object]
 _ATTENTION = frozenset(("softmax", "scaled_dot_product_attention"))
@@ -89,9 +91,7 @@ class ForwardObserver(TorchFunctionMode):
         self._model = nn.Module()
         self._buffers: set[int] | None = None
         self._batches: list[tuple[int | None, int]] = []  # samples and heads of running F.multi_head_attention_forward
-        self._handles: list[RemovableHandle | RootForward] = []
-
-    # Subscribers
+        self._handles: list[RemovableHandle | RootForward | UnshardedWeights] = []
 
     def subscribe(
         self,
@@ -119,8 +119,7 @@ class ForwardObserver(TorchFunctionMode):
         self.parameters |= parameters
         self.tags.add_weights(parameters)
         given = {"model_input": on_model_input, "layer_call": on_layer_call, "activation": on_activation}
-        given |= {"attention": on_attention, "end": on_end}
-        for event, callback in given.items():
+        for event, callback in {**given, "attention": on_attention, "end": on_end}.items():
             if callback is not None:
                 self._subscribers.setdefault(event, []).append((parameters, callback))
         if on_activation is not None:
@@ -136,7 +135,7 @@ class ForwardObserver(TorchFunctionMode):
         return self.points
 
     def _deliver(self, event: str, name: str | None, *given: Any) -> None:
-        """Call the subscribers of an event; of an event of one weight, those that selected it."""
+        """Call the subscribers of an event; an event of one weight goes to the subscribers that selected it."""
         if event in self._subscribers and (self._is_enabled is None or self._is_enabled()):
             with torch._C.DisableTorchFunction():  # other modes must not see what subscribers compute
                 for names, callback in self._subscribers[event]:
@@ -149,13 +148,15 @@ class ForwardObserver(TorchFunctionMode):
 
     def install(self, model: nn.Module) -> None:
         """Observe the forward passes of a model, bare or wrapped, until :meth:`remove`; a second call does nothing."""
-        if self._handles:
+        if self._handles or not (self.parameters or self._subscribers):
             return
-        if "model_input" in self._subscribers:
+        if not self.parameters:
             hook = InertHook(self._enter_model)
             self._handles.append(unwrap(model).register_forward_pre_hook(hook, with_kwargs=True))
-        if self.parameters:
-            self._handles.append(RootForward(model, self._begin, self._end))
+            return
+        self._handles.append(RootForward(model, self._begin, self._end))
+        if any(map(is_sharded, self.parameters.values())):
+            self._handles.append(UnshardedWeights(unwrap(model), self.tags))
 
     def remove(self) -> None:
         """Stop observing, and leave the mode if an interrupted forward pass did not."""
@@ -174,14 +175,15 @@ class ForwardObserver(TorchFunctionMode):
 
     def _enter_model(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if not torch.compiler.is_compiling():
-            for _, callback in self._subscribers["model_input"]:
+            for _, callback in self._subscribers.get("model_input", ()):
                 callback(args, kwargs)
 
-    def _begin(self, model: nn.Module) -> None:
+    def _begin(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         self._model, self._buffers = model, None
         if self._editor is not None:
             self._editor.begin()
         self.__enter__()  # type: ignore[no-untyped-call]
+        self._enter_model(model, args, kwargs)
 
     def _end(self, failed: bool) -> None:
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -234,25 +236,24 @@ class ForwardObserver(TorchFunctionMode):
             derive(call, result, self.tags)
             return self._attentions.after(call, result) if self._attentions is not None and call.turns else result
         step = None if self.points is None else self.points.before(call)
-        weight = used_weight(call, self.tags)
-        layer = None if weight is None else read_layer_call(call, weight)
-        if weight is not None and "layer_call" in self._subscribers:
-            self._deliver("layer_call", weight.name, layer)  # before the call: its input is in the cache
+        layer = layer_call_of(call, self.tags)
+        if layer is not None:
+            self._deliver("layer_call", layer.name, layer)  # before the call: its input is in the cache
         result = call.func(*call.args, **call.kwargs)
         if step is not None and self.points is not None:
             self.points.after(step, result)
-        if weight is not None and layer is not None:
-            self._after_layer(weight.name, layer, result)
+        if layer is not None:
+            self._after_layer(layer, result)
             return result
         self._after_other(call, result)
         return result if self._attentions is None else self._attentions.after(call, result)
 
-    def _after_layer(self, name: str, call: LayerCall, output: Tensor) -> None:
-        self.uses[name] = self.uses.get(name, 0) + 1
+    def _after_layer(self, call: LayerCall, output: Tensor) -> None:
+        self.uses[call.name] = self.uses.get(call.name, 0) + 1
         if self.points is not None and call.rows is None:
-            self.points.start(name, output, call.unit_dim, self._batches[-1][0] if self._batches else None)
+            self.points.start(call.name, output, call.unit_dim, self._batches[-1][0] if self._batches else None)
         if self._attentions is not None:
-            self._attentions.after_layer(name, call, output, self.parameters[name])
+            self._attentions.after_layer(call, output, self.parameters[call.name])
 
     def _after_other(self, call: Call, result: object) -> None:
         """Tag what a call derives from selected weights, or record that it uses them in an unknown way."""

@@ -29,7 +29,7 @@ AtPoint = Callable[[str, Tensor, int, Mapping[str, int]], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class LayerPoint:
     """A copy of a layer's evaluation point, the dim of its units from the end, and the layer calls before it."""
 
     value: Tensor
@@ -37,7 +37,7 @@ class Point:
     before: Mapping[str, int]
 
 
-class Replay:
+class PassReplay:
     """A forward pass under ``no_grad`` whose evaluation points can be replaced.
 
     The pass should not use random numbers. Memory: every intermediate result of the pass.
@@ -59,7 +59,7 @@ class Replay:
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
-        >>> replay = Replay(model, model, torch.ones(4, 2), dict(model.named_parameters()))
+        >>> replay = PassReplay(model, model, torch.ones(4, 2), dict(model.named_parameters()))
         >>> replay.is_exact("0.weight")
         True
         >>> bool((replay.replay("0.weight", torch.zeros(4, 3)) == model[2].bias).all())
@@ -72,14 +72,14 @@ class Replay:
         if model.training:
             raise ValueError("A replay needs a model in eval mode, but the model given is in training mode")
         self._model, self._call, self._x, self._parameters = model, call, x, parameters
-        self.points: dict[str, Point] = {}
+        self.points: dict[str, LayerPoint] = {}
         self.repeated: set[str] = set()
-        recorder = _Recorder()
+        recorder = _OpRecorder()
 
         def at_point(name: str, z: Tensor, dim: int, before: Mapping[str, int]) -> None:
             if name in self.points:
                 self.repeated.add(name)
-            self.points[name] = Point(recorder.mark(name, z), dim, before)
+            self.points[name] = LayerPoint(recorder.mark(name, z), dim, before)
 
         with recorder:
             self.result = self._run(x, at_point, recorder.read)
@@ -88,9 +88,9 @@ class Replay:
         recorder.result = recorder.nodes.get(id(self.result))
         self._recorder = self._without_side_effects() if recorder.mutates else recorder
 
-    def _without_side_effects(self) -> _Recorder | None:
+    def _without_side_effects(self) -> _OpRecorder | None:
         """Record the pass with in-place operations replaced, if that is possible."""
-        recorder = _Recorder()
+        recorder = _OpRecorder()
 
         def call(x: Any) -> Tensor:
             return recorder.mark(None, self._run(x, lambda name, z, *_: recorder.mark(name, z), _refuse))
@@ -103,13 +103,7 @@ class Replay:
         return None if recorder.mutates else recorder
 
     def _run(self, x: Any, at_point: AtPoint, on_read: Callable[[Tensor], object] = lambda _: None) -> Tensor:
-        """Run the model and the loss.
-
-        Args:
-            x: the input.
-            at_point: called with the activation at each layer's evaluation point.
-            on_read: called with each tensor whose value Python code reads (``.item()``, ``if tensor:``).
-        """
+        """Run the model and the loss; ``on_read`` is called with tensors that Python code reads (``if tensor:``)."""
         observer = ForwardObserver()
         observer.subscribe(
             self._parameters, on_activation=lambda name, z, dim, _: at_point(name, z, dim, dict(observer.uses))
@@ -127,7 +121,7 @@ class Replay:
                 done.append(z.copy_(value))
 
         # As in the recording: without a dispatch mode the observer does not see scripted functions.
-        with _Operations():  # type: ignore[no-untyped-call]
+        with _OpRecorder(records=False):
             result = self._run(self._x, replace)
         return result if done else None
 
@@ -151,11 +145,12 @@ class Replay:
         return expected is not None and _same_bits(self.replay(name, other), expected)
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records every operation as a node of a graph, with its result."""
+class _OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records every operation as a node of a graph, with its result; without ``records`` it only runs them."""
 
-    def __init__(self) -> None:
+    def __init__(self, records: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._records = records
         self.nodes: dict[int, fx.Node] = {}  # by the id of the tensor, which `values` keeps alive
         self.values: dict[fx.Node, Any] = {}
         self.mutates = False  # whether an operation was in place, so that values are not what they were
@@ -168,7 +163,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         self.mutates |= func._schema.is_mutable
         result = func(*args, **kwargs)
-        if not self.mutates:
+        if self._records and not self.mutates:
             node = self._graph.call_function(func, mapped(args, self._node), mapped(kwargs, self._node))
             self._keep(node, result)
         return result
@@ -205,17 +200,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         """Return the result as a function of the value at a point; None if it does not depend on the point alone."""
-        point, result = self._points.get(name), self.result
         if name not in self._functions:
             self._functions[name] = None
             # An argument may be one that generated code cannot name, such as a torch.Generator.
             with suppress(Exception):
-                self._functions[name] = None if point is None or result is None else self._compile(point, result)
+                self._functions[name] = self._compile(self._points[name])
         return self._functions[name]
 
-    def _compile(self, point: fx.Node, result: fx.Node) -> Callable[[Tensor], Tensor] | None:
-        steps = _between(point, result, list(self.values))
-        if steps is None or not (steps or point is result):
+    def _compile(self, point: fx.Node) -> Callable[[Tensor], Tensor] | None:
+        result = self.result
+        steps = None if result is None else _between(point, result, list(self.values))
+        if result is None or steps is None or not (steps or point is result):
             return None
         graph, copies, outside = fx.Graph(), dict[fx.Node, fx.Node](), list[Any]()
         copies[point] = graph.placeholder(point.name)
@@ -228,13 +223,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         graph.output(copies[result])
         module = fx.GraphModule({}, graph)
         return lambda value: module(value, *outside)
-
-
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs every operation as it is."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 class _Readings(TorchFunctionMode):

@@ -21,16 +21,18 @@ class RootForward:
 
     Args:
         model: bare, or wrapped in DDP or ``torch.compile``: the hooks are put on the module inside.
-        begin: called with the module at the start of a forward pass.
+        begin: called with the module and the arguments at the start of a forward pass.
         end: called at its end with whether it failed.
     """
 
-    def __init__(self, model: nn.Module, begin: Callable[[nn.Module], object], end: Callable[[bool], object]) -> None:
+    def __init__(
+        self, model: nn.Module, begin: Callable[[nn.Module, Any, Any], object], end: Callable[[bool], object]
+    ) -> None:
         self._begin, self._end = begin, end
         self._running: list[tuple[types.FrameType, BaseException | None]] = []  # with the error being handled, if any
         root, enter, leave = unwrap(model), InertHook(self._enter), InertHook(self._leave)
         self._handles = [
-            root.register_forward_pre_hook(enter, prepend=True),
+            root.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
             root.register_forward_hook(leave, always_call=True),
         ]
 
@@ -41,14 +43,14 @@ class RootForward:
         if self._running:
             self._abandon()
 
-    def _enter(self, model: nn.Module, *_: Any) -> None:
+    def _enter(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
         if self._running and not is_running(self._running[0][0]):
             self._abandon()
         self._running.append((sys._getframe(2), sys.exc_info()[1]))
         if len(self._running) == 1:
-            self._begin(model)
+            self._begin(model, args, kwargs)
 
     def _leave(self, *_: Any) -> None:
         if torch.compiler.is_compiling() or not self._running:

@@ -34,7 +34,7 @@ class TensorTag:
 
 
 class TensorTags:
-    """Tags by tensor identity. A weak reference tells a dead tensor from a new one with the same id."""
+    """Tags by tensor identity. A weak reference distinguishes a freed tensor from a new one with the same id."""
 
     def __init__(self) -> None:
         self._weights: dict[int, TensorTag] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.distributed import mean_over_ranks, world_size
-from ignite_prune.handlers.distillation.forward_capture import Call, ForwardCapture
+from ignite_prune.handlers.distillation.forward_capture import CapturedCall, ForwardCapture
 from ignite_prune.handlers.distillation.pair_features import PairFeatures
 from ignite_prune.handlers.distillation.teacher import Teacher
 from ignite_prune.handlers.distillation.terms import AttentionMSE, HiddenMSE, Term, names_of
@@ -62,7 +62,7 @@ class DistilledLoss:
         self.is_used = False
         self.is_installed = False
         self._has_ended = False
-        self._calls: list[Call] = []
+        self._calls: list[CapturedCall] = []
         self._averaged: dict[nn.Parameter, Any] = {}
 
     @property
@@ -121,7 +121,7 @@ class DistilledLoss:
         self.last = {name: each.detach() for name, each in zip(self.names, (mixed, loss, distilled, *means))}
         return mixed
 
-    def _compared(self, call: Call) -> list[Tensor]:
+    def _compared(self, call: CapturedCall) -> list[Tensor]:
         """Return each term's loss for one forward pass."""
         assert self.teacher is not None
         args, kwargs = (call.args, call.kwargs) if self._inputs is None else self._inputs(call.args, call.kwargs)
@@ -130,14 +130,14 @@ class DistilledLoss:
         self._average_gradients()
         return found
 
-    def _captured(self, call: Call) -> Any:
+    def _captured(self, call: CapturedCall) -> Any:
         if not torch.is_grad_enabled():
             return None
         self._calls = [*self._calls[1 - _VIEWS :], call]
         return None if self._own_loss is None else self._with_loss(call.output, self._own_loss)
 
     def _with_loss(self, output: Any, key: Any) -> Any:
-        """Return the model's output with the mixed loss in the place of its own."""
+        """Return the model's output with its loss replaced by the mixed loss."""
         if isinstance(output, MutableMapping) and isinstance(output.get(key), Tensor):
             output[key] = self.mix(output[key])
             return output

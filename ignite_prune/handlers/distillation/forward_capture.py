@@ -1,4 +1,4 @@
-"""What a model's forward passes were given and gave, and what some of its modules gave within them."""
+"""Inputs and outputs of a model's forward passes, and outputs of some of its modules within them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ignite_prune._utils.inert_hook import InertHook
 from ignite_prune.core.selection import unwrap
 
 
-class Call(NamedTuple):
+class CapturedCall(NamedTuple):
     """One forward pass: its arguments, its output, and the outputs of modules by name, in the order of their calls."""
 
     args: tuple[Any, ...]
@@ -31,13 +31,13 @@ class ForwardCapture:
     Args:
         model: bare, DDP-wrapped or compiled, as it is called.
         names: modules inside the wrapper whose outputs are captured.
-        captured: called with each :class:`Call`; what it returns replaces the output, None leaves it.
+        captured: called with each :class:`CapturedCall`; what it returns replaces the output, None leaves it.
 
     Raises:
         ValueError: the model has no module of a name.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], captured: Callable[[Call], Any]) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], captured: Callable[[CapturedCall], Any]) -> None:
         self._model, self._captured = model, captured
         modules = dict(unwrap(model).named_modules())
         self._modules: dict[str, nn.Module] = {}
@@ -72,7 +72,7 @@ class ForwardCapture:
 
     def _leave(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         features, self._features = self._features, None  # a recomputation in the backward pass is not captured
-        return None if features is None else self._captured(Call(args, kwargs, output, features))
+        return None if features is None else self._captured(CapturedCall(args, kwargs, output, features))
 
     def _keeper(self, name: str) -> Callable[..., None]:
         def keep(_: nn.Module, __: Any, output: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.state import checked_mapping, checked_tensor
-from ignite_prune.handlers.distillation.forward_capture import Call
+from ignite_prune.handlers.distillation.forward_capture import CapturedCall
 from ignite_prune.handlers.distillation.projections import Projections
 from ignite_prune.handlers.distillation.terms import AttentionMSE, HiddenMSE, Term
 from ignite_prune.handlers.shrink_handler import ShrinkHandler
@@ -47,7 +47,7 @@ class PairFeatures:
         """Yield the matrices of the projections."""
         yield from self._projections.parameters()
 
-    def compare(self, index: int, student: Call, teacher: Call) -> Tensor:
+    def compare(self, index: int, student: CapturedCall, teacher: CapturedCall) -> Tensor:
         """Return a term's loss, the mean over the calls of its module.
 
         Raises:

@@ -93,7 +93,7 @@ def _widths(term: HiddenMSE, student: nn.Module, teacher: nn.Module) -> tuple[in
     if not isinstance(term.project, bool):
         return term.project[0], term.project[1]
     names = (term.student, term.student if term.teacher is None else term.teacher)
-    found = [width_of(model.get_submodule(name)) for model, name in zip((student, teacher), names)]
+    found = [features_of(model.get_submodule(name)) for model, name in zip((student, teacher), names)]
     for who, name, width in zip(("student", "teacher"), names, found):
         if width is None:
             raise ValueError(
@@ -103,7 +103,7 @@ def _widths(term: HiddenMSE, student: nn.Module, teacher: nn.Module) -> tuple[in
     return int(found[0] or 0), int(found[1] or 0)
 
 
-def width_of(module: nn.Module) -> int | None:
+def features_of(module: nn.Module) -> int | None:
     """Return the number of features of a layer's output; None where its class does not state it."""
     if isinstance(module, nn.Linear):
         return module.out_features
@@ -119,4 +119,4 @@ def width_of(module: nn.Module) -> int | None:
         return module.embedding_dim
     if isinstance(module, nn.MultiheadAttention):
         return int(module.embed_dim)
-    return width_of(module.self_attn) if isinstance(module, nn.TransformerEncoderLayer) else None
+    return features_of(module.self_attn) if isinstance(module, nn.TransformerEncoderLayer) else None

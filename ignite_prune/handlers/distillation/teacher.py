@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ignite_prune.handlers.distillation.forward_capture import Call, ForwardCapture
+from ignite_prune.handlers.distillation.forward_capture import CapturedCall, ForwardCapture
 
 
 class Teacher:
@@ -23,7 +23,7 @@ class Teacher:
         self.model = model
         self._capture = ForwardCapture(model, names, self._keep)
         self._training: list[nn.Module] = []  # modules that were in training mode before
-        self._last: Call | None = None
+        self._last: CapturedCall | None = None
 
     def install(self) -> None:
         """Install the hooks and put the model in eval mode."""
@@ -38,7 +38,7 @@ class Teacher:
             module.training = True
         self._training, self._last = [], None
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedCall:
         """Return the forward pass with these arguments."""
         self.model.eval()  # in case it was changed
         with torch.no_grad():
@@ -47,5 +47,5 @@ class Teacher:
         assert found is not None
         return found
 
-    def _keep(self, call: Call) -> None:
+    def _keep(self, call: CapturedCall) -> None:
         self._last = call

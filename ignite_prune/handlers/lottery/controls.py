@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ignite_prune._utils.topk import keep_top
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.saliency import Random
-from ignite_prune.update.param_groups import ParamGroup, pattern_of
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import pattern_of
 
 
 def shuffled(groups: Sequence[ParamGroup], masks: MaskStore, seed: int) -> dict[str, Tensor]:
@@ -36,7 +37,7 @@ def inverted(groups: Sequence[ParamGroup], masks: MaskStore, scores: Mapping[str
     return _for_each_layer(groups, masks, scores, -1)
 
 
-def drawn(groups: Sequence[ParamGroup], masks: MaskStore, seed: int) -> dict[str, Tensor]:
+def random_masks(groups: Sequence[ParamGroup], masks: MaskStore, seed: int) -> dict[str, Tensor]:
     """Return random masks that keep, in each group over all of its layers, as many units as ``masks`` does."""
     random, found = Random(seed), dict[str, Tensor]()
     for group in groups:

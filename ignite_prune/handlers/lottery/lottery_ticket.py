@@ -148,7 +148,7 @@ class LotteryTicket:
         A run that was interrupted continues where it was; a run to more rounds continues from the last one.
 
         Raises:
-            TypeError, ValueError: not a number of rounds, fewer than are completed, or finalized.
+            TypeError, ValueError: ``rounds`` is not an int, or below the completed rounds; or the ticket is finalized.
         """
         check_positive("rounds", rounds, whole=True)
         done = self.engine.state.epoch
@@ -226,7 +226,7 @@ class LotteryTicket:
         if control is Control.SHUFFLED:
             masks = controls.shuffled(groups, self.masks, seed)
         elif control is Control.RANDOM:
-            masks = controls.drawn(groups, self.masks, seed)
+            masks = controls.random_masks(groups, self.masks, seed)
         elif control is Control.INVERTED:
             masks = self._of_least_saliency(snapshot, order)
         self.masks.update(masks)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_callable, check_positive
 from ignite_prune._utils.copies import copy_of
+from ignite_prune.core.batches import LossFn, PrepareBatch, batches
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import LossFn, PrepareBatch, batches
 from ignite_prune.handlers.lottery.snapshot import reread_buffers
 from ignite_prune.repair.batch_norm import Norm, averaging
 

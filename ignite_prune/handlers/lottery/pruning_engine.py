@@ -14,15 +14,30 @@ from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.distributed import any_rank
 from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.events import PruningEvents, fire, register
-from ignite_prune.handlers.lottery.results import Evaluate, Result, as_plain, checked_results, plot
+from ignite_prune.handlers.lottery.engine_state import (
+    BETWEEN,
+    PRUNED,
+    TRAINED,
+    TRAINING,
+    TUNING,
+    VERSION,
+    checked_form,
+    checked_rounds,
+)
+from ignite_prune.handlers.lottery.results import (
+    Evaluate,
+    Result,
+    as_plain,
+    check_floor,
+    checked_results,
+    is_below,
+    plot,
+)
 from ignite_prune.handlers.lottery.snapshot import Snapshot
+from ignite_prune.handlers.lottery.snapshot_moment import check_held, check_taken, snapshots_due
 from ignite_prune.handlers.lottery.training_segment import TrainingSegment, forget_failure
 from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.handlers.run_check import RunCheck
-from ignite_prune.handlers.run_warning import OUT_OF_REACH
-
-VERSION = 2  # 1 had a list of results
-BETWEEN, TRAINING, TRAINED, PRUNED, TUNING = PHASES = ("between", "training", "trained", "pruned", "tuning")
 
 
 class PruningEngine(Engine):
@@ -50,6 +65,7 @@ class PruningEngine(Engine):
         self.trainer, self.pruner, self.snapshot = segment.trainer, pruner, snapshot
         self._segment, self._evaluate = segment, evaluate
         self._epochs, self._fine_tune, self._floor, self._target = epochs, fine_tune, dict(floor or {}), target
+        self.settings = {"epochs": epochs, "fine_tune": fine_tune, "floor": floor, "target": target}
         self._phase, self._completed, self._loaded = BETWEEN, 0, False
         self.state.epoch_length = 1  # a round is an epoch of one iteration
         self._results: list[Result] = []
@@ -99,9 +115,8 @@ class PruningEngine(Engine):
         if self._loaded and self._phase == BETWEEN and self._completed == rounds:
             return self.state  # Ignite would start a finished run again from round 1
         forget_failure(self)
-        if max_iters is not None:  # which Ignite takes from 0.5.5 on
-            return super().run(max_epochs=max_epochs, max_iters=max_iters, epoch_length=1)
-        return super().run(max_epochs=max_epochs, epoch_length=1)
+        limit: dict[str, Any] = {} if max_iters is None else {"max_iters": max_iters}  # Ignite 0.5.5
+        return super().run(max_epochs=max_epochs, epoch_length=1, **limit)
 
     def train(self, epochs: int | None = None) -> dict[str, Any]:
         """Train the present model once more, outside the rounds, and return the evaluator's metrics.
@@ -143,21 +158,10 @@ class PruningEngine(Engine):
             if self.snapshot is not None:
                 self.snapshot.forget()
         self._publish()
-        self._check_run()
+        rounds = int(self.state.max_epochs or getattr(self.state, "max_iters", None) or 0)
+        self._check.check_rounds(rounds, [group["schedule"] for group in self.pruner.param_groups], self._target)
         if self._completed and self._phase == BETWEEN:
             self._stop_where_due()
-
-    def _check_run(self) -> None:
-        """Warn of rounds that cannot end as asked."""
-        self._check.last = rounds = int(self.state.max_epochs or getattr(self.state, "max_iters", None) or 0)
-        schedules = [group["schedule"] for group in self.pruner.param_groups if group["schedule"] is not None]
-        if self._target is None:
-            for schedule in schedules:
-                self._check.check_schedule(schedule, "rounds")
-        elif len(schedules) == len(self.pruner.param_groups):
-            last = max(schedule(rounds) for schedule in schedules)
-            if last < self._target - 1e-9:
-                self._check.tell("target", OUT_OF_REACH.format(target=self._target, rounds=rounds, last=last))
 
     def _round(self) -> Result | None:
         try:
@@ -196,14 +200,15 @@ class PruningEngine(Engine):
 
     def _train(self, stage: str, then: str) -> None:
         """Train to the segment's end and store the result, unless this engine was terminated meanwhile."""
-        self._segment.run([(Events.ITERATION_COMPLETED, self._end_with_me), *self._snapshot_due()])
+        self._segment.run(
+            [(Events.ITERATION_COMPLETED, self._end_with_me), *snapshots_due(self.snapshot, self._segment)]
+        )
         if self.should_terminate:
             return
-        self._check_snapshot()
+        check_taken(self.snapshot, self._segment)
         metrics = as_plain(self._evaluate())
-        self._check_floor(metrics)
-        number = self._completed + 1
-        result = {"round": number, "stage": stage, "sparsity": self.pruner.sparsity, "metrics": metrics}
+        check_floor(self._floor, metrics)
+        result = {"round": self._completed + 1, "stage": stage, "sparsity": self.pruner.sparsity, "metrics": metrics}
         self._results.append(result)
         self.state.metrics.update({name: value for name, value in metrics.items() if isinstance(value, float)})
         self._enter(then)
@@ -213,38 +218,9 @@ class PruningEngine(Engine):
         if self.should_terminate:
             trainer.terminate()
 
-    def _snapshot_due(self) -> list[Any]:
-        """Take a snapshot that is due now; return the handler that takes one that is due later in this segment.
-
-        It is added last, so that it is called after every learning-rate scheduler.
-        """
-        snapshot, position = self.snapshot, self._segment.position
-        if snapshot is None or snapshot.taken:
-            return []
-        moment = snapshot.rewind.iteration
-        if position == moment:
-            snapshot.take()
-            return []
-
-        def take(trainer: Engine) -> None:
-            if self._segment.position == moment:
-                snapshot.take()
-
-        ends_epoch = moment % self._segment.epoch_length == 0
-        return [(Events.EPOCH_COMPLETED if ends_epoch else Events.ITERATION_COMPLETED, take)]
-
-    def _check_snapshot(self) -> None:
-        if self.snapshot is not None and not self.snapshot.taken:
-            raise ValueError(
-                f"Rewinding to iteration {self.snapshot.rewind.iteration} is out of reach: it was never snapshotted, "
-                f"as the first round's training ended at iteration {self._segment.position}; nothing was pruned"
-            )
-
     def _prune(self, number: int) -> None:
-        self._phase, changes = (
-            PRUNED,
-            self.pruner.masks.changes,
-        )  # a handler of the update's event may save a checkpoint
+        changes = self.pruner.masks.changes
+        self._phase = PRUNED  # a handler of the update's event may save a checkpoint
         try:
             scheduled = any(group["schedule"] is not None for group in self.pruner.param_groups)
             self.pruner.step(at=number) if scheduled else self.pruner.step()
@@ -278,16 +254,7 @@ class PruningEngine(Engine):
         return self._target is not None and self.pruner.sparsity >= self._target - half_a_weight
 
     def _is_below_floor(self) -> bool:
-        last = self.results[-1]["metrics"] if self.results else {}
-        below = any(not last[name] >= value for name, value in self._floor.items() if name in last)  # NaN too
-        return any_rank(below)
-
-    def _check_floor(self, metrics: Mapping[str, Any]) -> None:
-        missing = [name for name in self._floor if not isinstance(metrics.get(name), float)]
-        if missing:
-            raise ValueError(
-                f"Argument floor: the evaluator gives no number {missing[0]!r}; it gives {sorted(metrics)}"
-            )
+        return any_rank(is_below(self._floor, self.results[-1]["metrics"] if self.results else {}))
 
     def _publish(self) -> None:
         vars(self.state).update(results=self._results, sparsity=self.pruner.pruning.sparsities())
@@ -313,44 +280,22 @@ class PruningEngine(Engine):
             TypeError: not a state of a pruning engine.
             ValueError: of other settings, or damaged; nothing has changed then.
         """
-        state = state_dict.get("pruning") if isinstance(state_dict, Mapping) else None
-        if not isinstance(state, Mapping) or not {"version", "phase", "trainer", "results", "snapshot"} <= set(state):
-            raise TypeError("Argument state_dict should be a pruning engine's, with 'pruning', but it is not")
-        version, phase = state["version"], state["phase"]
-        if type(version) is not int or version not in (1, VERSION):
-            raise ValueError(
-                f"The checkpoint's pruning engine has version {version!r:.40}, this one reads versions up to {VERSION}"
-            )
-        if not isinstance(phase, str) or phase not in PHASES:
-            raise ValueError(f"The checkpoint's pruning engine is in an unknown phase {phase!r:.40}")
+        state, phase = checked_form(state_dict)
         place, results = self._segment.checked(state["trainer"]), checked_results(state["results"])
         if (state["snapshot"] is None) != (self.snapshot is None):
             raise ValueError("The checkpoint's pruning engine and this one should both rewind, or neither")
         load_snapshot = None if self.snapshot is None else self.snapshot.loader_of(state["snapshot"])
         iteration = place["iteration"] - place["first"] * place["epoch_length"]
-        due = self.snapshot is not None and (phase != TRAINING or iteration > self.snapshot.rewind.iteration)
-        if due and (results or phase != BETWEEN) and state["snapshot"].get("held") is None:
-            raise ValueError("The checkpoint's pruning engine is damaged: it lacks the snapshot that it rewinds to")
-        rounds = {key: value for key, value in state_dict.items() if key != "pruning"}
-        done = rounds.get("iteration")
-        if type(done) is not int or not 0 <= done < 2**62:
-            raise ValueError("Argument state_dict should hold how many rounds are done, 'iteration', an int from 0 on")
-        ends = [rounds[name] for name in ("max_epochs", "max_iters") if rounds.get(name) is not None]
-        if not all(type(each) is int and done <= each < 2**62 for each in ends):
-            raise ValueError(f"Argument state_dict should end at a round from {done} on, but ends at {ends!r:.60}")
-        if type(rounds.get("epoch_length")) is not int or rounds["epoch_length"] != 1:
-            raise ValueError("Argument state_dict should have an 'epoch_length' of 1: a round is one iteration")
-        lost = [key for key in self.state_dict_user_keys if key not in rounds]
-        if lost or not ({"max_epochs", "max_iters"} & set(rounds)):
-            raise ValueError(f"Argument state_dict is damaged: it lacks {lost or 'max_epochs'}")
+        if results or phase != BETWEEN:
+            check_held(self.snapshot, state["snapshot"], iteration if phase == TRAINING else None)
+        rounds = checked_rounds(state_dict, self.state_dict_user_keys)
 
         def commit() -> None:
             super(PruningEngine, self).load_state_dict(rounds)
             if load_snapshot is not None:
                 load_snapshot()
             self._segment.load_state_dict(place)
-            self._phase, self._completed, self._results = phase, self.state.iteration, results
-            self._loaded = True
+            self._phase, self._completed, self._results, self._loaded = phase, self.state.iteration, results, True
 
         to_the_end(commit)
         self._publish()

@@ -129,3 +129,15 @@ def plot(results: Sequence[Result], metric: str | None = None, ax: Axes | None =
     if not axes.xaxis_inverted():
         axes.invert_xaxis()
     return axes
+
+
+def is_below(floor: Mapping[str, float], metrics: Mapping[str, Any]) -> bool:
+    """Return whether a metric is below its floor; NaN is."""
+    return any(not metrics[name] >= value for name, value in floor.items() if name in metrics)
+
+
+def check_floor(floor: Mapping[str, float], metrics: Mapping[str, Any]) -> None:
+    """Raise ValueError if the evaluator gives no number for a floor."""
+    missing = [name for name in floor if not isinstance(metrics.get(name), float)]
+    if missing:
+        raise ValueError(f"Argument floor: the evaluator gives no number {missing[0]!r}; it gives {sorted(metrics)}")

@@ -1,4 +1,4 @@
-"""Rewind: which state of a model and its optimizers is restored, and of which iteration."""
+"""Rewind: selects the state that is restored (model, optimizers) and the iteration that it is from."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ class Rewind:
 
     @property
     def iteration(self) -> int:
-        """Number of iterations trained at the moment to restore."""
+        """The training iteration whose state is restored."""
         return 0 if self.to == "init" else self.to

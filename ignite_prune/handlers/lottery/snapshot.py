@@ -19,7 +19,7 @@ from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.pairs import as_pairs, from_pairs
 from ignite_prune._utils.state import check_alike, checked_tensor
 from ignite_prune.core.mask_store import MaskStore
-from ignite_prune.core.optimizer_loading import check_settings, check_slots, stand_in
+from ignite_prune.core.optimizer_loading import check_can_step, check_slots, stand_in
 from ignite_prune.core.optimizer_state import put_slots, slots_of
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import named_parameters, unwrap
@@ -226,7 +226,7 @@ class Snapshot:
             for optimizer, slots in zip(self._optimizers, held.get("slots", [])):
                 check_slots(optimizer, slots)
             for optimizer, settings in zip(self._optimizers, held.get("settings", [])):
-                check_settings(optimizer, settings)
+                check_can_step(optimizer, settings)
             for scheduler, saved in zip(self.schedulers, held.get("schedulers", [])):
                 _check_scheduler(scheduler, saved, self._optimizers)
 

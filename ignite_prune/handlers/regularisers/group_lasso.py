@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from ignite_prune.core.selection import inputs_first, named_parameters, unwrap
 from ignite_prune.handlers.regularisers.lasso import Lasso
-from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, build
+from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, build_strengths
 from ignite_prune.pattern import Coupled, Pattern
-from ignite_prune.regularise.units import CoupledUnits, Units, units_of
+from ignite_prune.regularise.units import CoupledUnits, WeightUnits, units_of
 from ignite_prune.schedule import Schedule
 from ignite_prune.update.param_groups import is_structure
 
@@ -89,11 +89,11 @@ class GroupLasso(Lasso):
             "by_size": by_size,
             "exclude": exclude,
         }
-        groups = build(model, params, **settings)
+        groups = build_strengths(model, params, **settings)
         super().__init__(model, optimizer, groups, [_units(model, group) for group in groups], proximal)
 
 
-def _units(model: nn.Module, group: RegulariserGroup) -> list[Units]:
+def _units(model: nn.Module, group: RegulariserGroup) -> list[WeightUnits]:
     everything = named_parameters(model)
     pattern, structure = group["pattern"], group["structure"]
     if not isinstance(group["by_size"], bool):
@@ -117,7 +117,7 @@ def _units(model: nn.Module, group: RegulariserGroup) -> list[Units]:
     return _of_structure(everything, group)
 
 
-def _of_structure(everything: Mapping[str, nn.Parameter], group: RegulariserGroup) -> list[Units]:
+def _of_structure(everything: Mapping[str, nn.Parameter], group: RegulariserGroup) -> list[WeightUnits]:
     """Return the units that the group's parameters make; its ``"params"`` become every parameter of these units."""
     structure = group["structure"]
     assert structure is not None
@@ -134,7 +134,7 @@ def _of_structure(everything: Mapping[str, nn.Parameter], group: RegulariserGrou
     return [CoupledUnits(each, shapes) for each in units]
 
 
-def _of_pattern(name: str, parameter: nn.Parameter, pattern: Pattern) -> Units:
+def _of_pattern(name: str, parameter: nn.Parameter, pattern: Pattern) -> WeightUnits:
     try:
         pattern.count(tuple(parameter.shape))
     except ValueError as error:

@@ -13,7 +13,7 @@ from ignite_prune.core.step_hooks import Closure, grad_scale
 from ignite_prune.handlers.regularisers.base import Regulariser
 from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup
 from ignite_prune.regularise.lasso import add_gradients_, penalty, shrink_
-from ignite_prune.regularise.units import Units
+from ignite_prune.regularise.units import WeightUnits
 
 
 class Lasso(Regulariser):
@@ -32,7 +32,7 @@ class Lasso(Regulariser):
         model: nn.Module,
         optimizer: Any,
         groups: list[RegulariserGroup],
-        units: Sequence[Sequence[Units]],
+        units: Sequence[Sequence[WeightUnits]],
         proximal: bool,
     ) -> None:
         if not isinstance(proximal, bool):

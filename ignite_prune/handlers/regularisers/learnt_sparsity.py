@@ -1,4 +1,4 @@
-"""LearntSparsity: how sparse each layer becomes is learnt together with its weights."""
+"""LearntSparsity: each layer's sparsity is learnt together with its weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ignite_prune.core.step_hooks import Closure, grad_scale
 from ignite_prune.core.weight_masking import LENT
 from ignite_prune.handlers.attachment import Attachment
 from ignite_prune.handlers.regularisers.base import Regulariser
-from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, build
+from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, build_strengths
 from ignite_prune.regularise import Gate, SoftThreshold
 from ignite_prune.saliency import NonFiniteSaliency
 from ignite_prune.schedule import Schedule
@@ -98,7 +98,7 @@ class LearntSparsity(Regulariser):
     ) -> None:
         check_is("shared", shared, bool)
         model = unwrap(model)
-        groups = build(model, params, gate=gate, strength=strength, exclude=exclude)
+        groups = build_strengths(model, params, gate=gate, strength=strength, exclude=exclude)
         for group in groups:
             if not isinstance(group["gate"], Gate):
                 raise TypeError(
@@ -235,8 +235,8 @@ class LearntSparsity(Regulariser):
             )
         self._stepping.append(name)
         LENT.add(id(parameter))
-        pruned = (parameter == 0) & (work != 0)
-        self._whole[name].masked_fill_(pruned, 0)
+        if not torch.equal(parameter, work):  # something else has written to it
+            self._whole[name].masked_fill_((parameter == 0) & (work != 0), 0)
         learnt.grad = of_learnt / (1.0 if scale is None else scale) + group["strength"] * of_penalty
         gradient.copy_(of_whole)
         parameter.copy_(self._whole[name])

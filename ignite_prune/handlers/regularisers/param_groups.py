@@ -1,4 +1,4 @@
-"""Parameter groups of a regulariser: which parameters, and how strongly."""
+"""Parameter groups of a regulariser: parameters, each group with a strength."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RegulariserGroup(_Settings, TypedDict):
     schedule: Schedule | None
 
 
-def build(model: nn.Module, params: Any, **defaults: Any) -> list[RegulariserGroup]:
+def build_strengths(model: nn.Module, params: Any, **defaults: Any) -> list[RegulariserGroup]:
     """Return the groups of ``params``, each with its ``"strength"`` as a number and the ``"schedule"`` it follows.
 
     Args:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.handlers.regularisers.lasso import Lasso
-from ignite_prune.handlers.regularisers.param_groups import build
+from ignite_prune.handlers.regularisers.param_groups import build_strengths
 from ignite_prune.pattern import Unstructured
 from ignite_prune.regularise.units import units_of
 from ignite_prune.schedule import Schedule
@@ -66,7 +66,7 @@ class Slimming(Lasso):
     ) -> None:
         model = unwrap(model)
         params = nn.modules.batchnorm._BatchNorm if params is None else params
-        groups = build(model, params, strength=strength, exclude=exclude)
+        groups = build_strengths(model, params, strength=strength, exclude=exclude)
         everything, units = named_parameters(model), []
         for group in groups:
             group["by_size"] = False

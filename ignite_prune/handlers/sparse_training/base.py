@@ -1,4 +1,4 @@
-"""Base class of handlers that own masks from their construction on."""
+"""MaskedHandler: base class of handlers that have masks from construction on."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune._utils.arguments import check_is, near
 from ignite_prune._utils.distributed import raise_together, world_size
+from ignite_prune._utils.recorded_arguments import RecordedArguments
 from ignite_prune.allocation import Allocation
 from ignite_prune.core.claims import check_same
 from ignite_prune.core.mask_store import MaskStore
@@ -25,8 +26,9 @@ from ignite_prune.handlers.events import PruneEvents, fire
 from ignite_prune.handlers.run_warning import STATIC
 from ignite_prune.handlers.target_handler import TargetHandler
 from ignite_prune.saliency import NonFiniteSaliency
-from ignite_prune.update.agreement import NOT_ATTACHED, NOT_MADE, agreed, announced, check_alike
-from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.agreement import NOT_ATTACHED, NOT_MADE, agreed, announced, check_same_parameters
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import build
 from ignite_prune.update.plan import UpdatePlan
 from ignite_prune.update.scores import all_finite
 
@@ -43,7 +45,7 @@ class _Fixed(dict[str, Any]):
         )
 
 
-class MaskedHandler(TargetHandler):
+class MaskedHandler(RecordedArguments, TargetHandler):
     """Masks some of a model's parameters from its construction on; it knows the event of its updates.
 
     Args:
@@ -81,7 +83,7 @@ class MaskedHandler(TargetHandler):
         everything = named_parameters(self._model)
         self._masks = MaskStore({name: everything[name] for group in self._groups for name in group["params"]})
         check_held(self._masks.parameters, self._optimizers)
-        check_alike(self._masks, refused=NOT_MADE)
+        check_same_parameters(self._masks, refused=NOT_MADE)
         self._check_free()
 
     def _check_optimizers(self) -> None:
@@ -218,7 +220,7 @@ class MaskedHandler(TargetHandler):
 
             own = {f"setting {number}:": part for number, part in enumerate(self._describe())}
             settings = {**settings_of(self._groups, {}), **own, "a handler": where}
-            check_alike(self._masks, settings, NOT_ATTACHED)
+            check_same_parameters(self._masks, settings, NOT_ATTACHED)
 
     def _trained_by(self) -> list[Optimizer]:
         return self._optimizers

@@ -25,7 +25,7 @@ from ignite_prune.handlers.run_check import iterations_of
 from ignite_prune.handlers.run_warning import BEYOND, UNMOVED
 from ignite_prune.handlers.sparse_training.base import MaskedHandler
 from ignite_prune.handlers.sparse_training.gradient_listener import GradientListener, NoListener
-from ignite_prune.handlers.sparse_training.initial_masks import checked_sparsity, start
+from ignite_prune.handlers.sparse_training.initial_masks import check_room, checked_sparsity, start
 from ignite_prune.regrow.base import Connections, Move
 from ignite_prune.regrow.fraction import CosineDrop, DropFraction
 from ignite_prune.saliency import NonFiniteSaliency
@@ -96,7 +96,7 @@ class DynamicSparse(MaskedHandler):
             self._listening = self._listens(self._masks, self._enforcer, self._optimizers)
             self._listening.is_due = self._sees_step
             first = self._agreed(lambda: self._first(masks))
-        self._check_room(first)
+        check_room(first, self._masks)
         self._masks.update(first)
         self._budgets = {name: self._masks.kept(name) for name in self._masks}
         self._hold()
@@ -135,19 +135,6 @@ class DynamicSparse(MaskedHandler):
         drawn = start(self._groups, self._masks.parameters, draw, checked_sparsity)
         return {name: self._move.first(mask, self._generator) for name, mask in drawn.items()}
 
-    def _check_room(self, masks: Mapping[str, Tensor]) -> None:
-        if all(bool(mask.all()) for mask in masks.values()):
-            raise ValueError("Every layer is full, so nothing can grow: give a larger sparsity")
-        if not any(bool(masks[name].any()) if name in masks else True for name in self._masks):
-            raise ValueError("No connection is left to train: give a smaller sparsity")
-        empty = [name for name, mask in masks.items() if mask.numel() and not mask.any()]
-        if empty:
-            warnings.warn(
-                f"No connection is left in {', '.join(empty)}, and none grows where none is: give a smaller sparsity, "
-                "or exclude them",
-                stacklevel=3,
-            )
-
     # When
 
     def _event(self) -> AnyEvent:
@@ -167,9 +154,7 @@ class DynamicSparse(MaskedHandler):
         """Return the iteration from which no update is made."""
         if self._end is not None:
             return self._end
-        state = engine.state
-        # Ignite before 0.5.5 has no max_iters.
-        whole = getattr(state, "max_iters", None) or (state.max_epochs or 0) * (state.epoch_length or 0)
+        whole = iterations_of(engine)
         if not whole:
             raise ValueError(
                 f"The run's length is not known, so {type(self).__name__} needs end=: from which iteration no update "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from ignite_prune.allocation import Layer
 from ignite_prune.allocation.base import once
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.scores import choose
 
 
@@ -49,3 +51,23 @@ def checked_sparsity(group: ParamGroup) -> float:
 def _layer(name: str, parameter: nn.Parameter, scores: Callable[[Tensor], Tensor]) -> Layer:
     held: Any = once(lambda: scores(parameter.detach()))
     return Layer(name, tuple(parameter.shape), parameter.numel(), held, None, parameter.numel())
+
+
+def check_room(masks: Mapping[str, Tensor], store: MaskStore) -> None:
+    """Raise if nothing can grow by first masks, or nothing is left; warn of layers without a connection.
+
+    Args:
+        masks: the first masks; a parameter that they leave out is dense.
+        store: of the parameters.
+    """
+    if all(bool(mask.all()) for mask in masks.values()):
+        raise ValueError("Every layer is full, so nothing can grow: give a larger sparsity")
+    if not any(bool(masks[name].any()) if name in masks else True for name in store):
+        raise ValueError("No connection is left to train: give a smaller sparsity")
+    empty = [name for name, mask in masks.items() if mask.numel() and not mask.any()]
+    if empty:
+        warnings.warn(
+            f"No connection is left in {', '.join(empty)}, and none grows where none is: give a smaller sparsity, or "
+            "exclude them",
+            stacklevel=4,
+        )

@@ -1,4 +1,4 @@
-"""Draft: the recipe that another tool's is translated to, while it is gathered."""
+"""Draft: the recipe of this package while another tool's recipe is translated to it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Draft:
         return Source(self.source.name, data, lines)
 
     def _gathered(self) -> dict[str, Any]:
-        """Return the groups as one where there is one, and what they share once."""
+        """Return a single group's settings, or several groups with their shared settings stated once."""
         if len(self.groups) == 1 and "keep" not in self.groups[0]:
             return dict(self.groups[0])
         shared = {

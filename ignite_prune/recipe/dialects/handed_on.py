@@ -1,4 +1,4 @@
-"""Modifiers that do something else than pruning, and what takes their place in Ignite."""
+"""Modifiers that do not prune, and their counterparts in Ignite."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ignite_prune.recipe.dialects.draft import Draft
-from ignite_prune.recipe.dialects.names import params_of
+from ignite_prune.recipe.dialects.names import params_of_names
 from ignite_prune.recipe.dialects.steps import number
 from ignite_prune.recipe.recipe_error import Path
 
@@ -80,7 +80,7 @@ class HeadSensitivity:
             saliency: Any = {"type": "HeadImportance", "normalize": normalize, "per_sample": False}
             self.draft.group(
                 entry["path"],
-                params=params_of(entry["names"]),
+                params=params_of_names(entry["names"]),
                 keep={"units": target, "rows": stride, "at": at},
                 saliency=saliency if heads else {"type": "Taylor", "by_unit": True},
                 pattern={"type": "Coupled", "normalise": None, "combine": "first"},

@@ -16,7 +16,7 @@ from ignite_prune.recipe.recipe_error import RecipeError
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
-def is_masked(given: Any, dialect: str | None) -> bool:
+def is_masked_state(given: Any, dialect: str | None) -> bool:
     """Return whether something is a state_dict, or a file of one."""
     if dialect is not None and dialect != "torch":
         return False

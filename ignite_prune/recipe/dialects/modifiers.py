@@ -1,4 +1,4 @@
-"""The modifiers of a SparseML or llm-compressor file, wherever they stand in it."""
+"""Finds the modifiers in a SparseML or llm-compressor file, at any depth."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 
-def params_of(names: Any) -> Any:
+def params_of_names(names: Any) -> Any:
     """Return rules for names of parameters, in which ``*`` stands for a layer's number."""
     if not names:
         return {"layers": ["Linear", "Conv1d", "Conv2d", "Conv3d"]}

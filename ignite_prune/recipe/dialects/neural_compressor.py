@@ -8,8 +8,8 @@ from typing import Any
 from ignite_prune._utils.arguments import near
 from ignite_prune.recipe.dialects.draft import Draft
 from ignite_prune.recipe.dialects.heads import HeadSensitivity, is_structured
-from ignite_prune.recipe.dialects.names import params_of
-from ignite_prune.recipe.dialects.steps import number, pattern_of
+from ignite_prune.recipe.dialects.names import params_of_names
+from ignite_prune.recipe.dialects.steps import number, pattern_of_text
 from ignite_prune.recipe.dialects.weight_config import read_steps
 from ignite_prune.recipe.recipe_error import Path
 from ignite_prune.recipe.source import Source
@@ -122,14 +122,14 @@ def _add(draft: Draft, asked: dict[str, Any], path: Path) -> None:
     if kind not in PRUNE_TYPES:
         raise ValueError(f"prune_type {kind!r} is not known; {near(str(kind), list(PRUNE_TYPES))}")
     parameters = asked.get("parameters") or {}
-    params = params_of(asked.get("names"))
+    params = params_of_names(asked.get("names"))
     if kind == "pattern_lock":
         draft.settings["masks"] = "nonzero"
         held = {"type": "Held", "schedule": {"type": "Constant", "sparsity": 0}, "every": 1}
         draft.group(path, params=params, schedule=held, allocation="Uniform")
         draft.report.add("translated", kind, draft.line(path), "masks: nonzero, what is zero at the start stays zero")
         return
-    pattern = pattern_of(asked.get("pattern", parameters.get("pattern", "1x1")), "sum")
+    pattern = pattern_of_text(asked.get("pattern", parameters.get("pattern", "1x1")), "sum")
     group: dict[str, Any] = {
         "params": params,
         "schedule": _schedule(asked),

@@ -1,4 +1,4 @@
-"""Report: what became of each part of another tool's recipe."""
+"""Report: how each part of another tool's recipe was translated."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Item:
 
 @dataclass
 class Report:
-    """What became of each part of a recipe; printable.
+    """How each part of another tool's recipe was translated; ``print`` shows it.
 
     Args:
-        dialect: whose recipe it is.
-        items: the parts in the order in which they were read.
+        dialect: the format of the recipe.
+        items: one for each part, in the order in which they were read.
     """
 
     dialect: str

@@ -13,9 +13,9 @@ from ignite_prune.recipe.dialects.sparseml_fields import (
     NO_EFFECT,
     PRUNABLE,
     allocation_of,
-    number,
-    params_of,
-    pattern_of,
+    params_of_sparseml,
+    pattern_of_mask_type,
+    required_number,
     schedule_of,
     targets_of,
 )
@@ -113,7 +113,7 @@ def _gradual(
         if modifier.take("phased", False):
             return alternating(draft, modifier)
         glob = modifier.take("global_sparsity", modifier.take("apply_globally", bool(is_global)))
-        pattern = pattern_of(modifier.take("mask_type", "unstructured"), modifier.take("mask_structure"))
+        pattern = pattern_of_mask_type(modifier.take("mask_type", "unstructured"), modifier.take("mask_structure"))
         final, params = modifier.take("final_sparsity"), modifier.take("params")
         named = targets_of(modifier.take("targets"), modifier.take("ignore")) if "targets" in modifier.fields else None
         shared: dict[str, Any] = {"allocation": allocation_of(glob), "pattern": pattern}
@@ -129,13 +129,13 @@ def _gradual(
         several = [(final, params)] if not isinstance(final, dict) else [(f, p) for f, p in final.items()]
         if isinstance(final, dict) and params:
             raise ValueError("params should be empty where final_sparsity maps sparsities to params")
-        schedules = schedule_of(modifier, [number("final_sparsity", each) for each, _ in several], draft)
+        schedules = schedule_of(modifier, [required_number("final_sparsity", each) for each, _ in several], draft)
         for (_, names), schedule in zip(several, schedules):
-            group = {"params": named or params_of(names), "schedule": schedule, **shared}
+            group = {"params": named or params_of_sparseml(names), "schedule": schedule, **shared}
             if any(each["params"] == group["params"] for each in draft.groups):
                 raise ValueError("params are those of an earlier modifier; a parameter has one schedule")
             draft.group(modifier.path, **group)
-        finals = ", ".join(f"{number('final_sparsity', each):g}" for each, _ in several)
+        finals = ", ".join(f"{required_number('final_sparsity', each):g}" for each, _ in several)
         return f"a parameter group with a Held schedule to {finals}, {shared['allocation']}"
 
     return read
@@ -148,10 +148,10 @@ def _fisher(modifier: Modifier) -> tuple[Any, Any]:
 
 
 def _constant(draft: Draft, modifier: Modifier) -> str:
-    start = number("start", modifier.take("start_epoch", modifier.take("start", 0)))
+    start = required_number("start", modifier.take("start_epoch", modifier.take("start", 0)))
     for key in ("end_epoch", "end", "update_frequency"):
         modifier.take(key)
-    params = params_of(modifier.take("params")) if "params" in modifier.fields else None
+    params = params_of_sparseml(modifier.take("params")) if "params" in modifier.fields else None
     if params is None:
         params = targets_of(modifier.take("targets"), modifier.take("ignore"))
     if any(group["params"] == params or start > 0 for group in draft.groups):

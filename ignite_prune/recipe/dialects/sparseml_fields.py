@@ -36,7 +36,7 @@ NO_EFFECT = {
 }
 
 
-def number(name: str, value: Any) -> float:
+def required_number(name: str, value: Any) -> float:
     """Return a number of the file.
 
     Raises:
@@ -47,7 +47,7 @@ def number(name: str, value: Any) -> float:
     return steps.number(name, value)
 
 
-def params_of(value: Any) -> Any:
+def params_of_sparseml(value: Any) -> Any:
     """Return rules for SparseML's ``params``."""
     if value in (None, [], "__ALL_PRUNABLE__", ["__ALL_PRUNABLE__"]):
         return dict(PRUNABLE)
@@ -78,7 +78,7 @@ def targets_of(targets: Any, ignore: Any) -> Any:
     return {"modules": listed, **({"ignore": left_out} if left_out else {})}
 
 
-def pattern_of(mask_type: Any, mask_structure: Any) -> Any:
+def pattern_of_mask_type(mask_type: Any, mask_structure: Any) -> Any:
     """Return the pattern of a ``mask_type`` or ``mask_structure``; N of N:M counts what is pruned."""
     value = mask_type if mask_structure in (None, "0:0", "unstructured") else mask_structure
     if value in ("unstructured", "0:0"):
@@ -107,10 +107,10 @@ def allocation_of(is_global: Any) -> str:
 
 def schedule_of(modifier: Modifier, finals: list[float], draft: Draft) -> list[dict[str, Any]]:
     """Return a schedule for each final sparsity, in epochs, held between updates."""
-    start = max(0, number("start_epoch", modifier.take("start_epoch", modifier.take("start", 0))))
-    end = number("end_epoch", modifier.take("end_epoch", modifier.take("end", -1)))
+    start = max(0, required_number("start_epoch", modifier.take("start_epoch", modifier.take("start", 0))))
+    end = required_number("end_epoch", modifier.take("end_epoch", modifier.take("end", -1)))
     end = start if end < 0 else end
-    frequency = number("update_frequency", modifier.take("update_frequency", -1))
+    frequency = required_number("update_frequency", modifier.take("update_frequency", -1))
     initial, shape = (
         modifier.take("init_sparsity", 0),
         modifier.take("inter_func", modifier.take("update_scheduler", "cubic")),
@@ -135,7 +135,7 @@ def schedule_of(modifier: Modifier, finals: list[float], draft: Draft) -> list[d
             "final": final,
             "begin": start,
             "end": end,
-            "initial": min(number("init_sparsity", initial), final),
+            "initial": min(required_number("init_sparsity", initial), final),
         }
         for final in finals
     ]

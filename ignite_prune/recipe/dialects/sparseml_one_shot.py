@@ -7,7 +7,7 @@ from typing import Any
 
 from ignite_prune.recipe.dialects.draft import Draft
 from ignite_prune.recipe.dialects.modifiers import Modifier
-from ignite_prune.recipe.dialects.sparseml_fields import number, pattern_of, targets_of
+from ignite_prune.recipe.dialects.sparseml_fields import pattern_of_mask_type, required_number, targets_of
 
 
 def one_shot(saliency: Any, repair: Any) -> Callable[[Draft, Modifier], str]:
@@ -16,7 +16,7 @@ def one_shot(saliency: Any, repair: Any) -> Callable[[Draft, Modifier], str]:
     def read(draft: Draft, modifier: Modifier) -> str:
         sparsity = modifier.take("sparsity", modifier.take("final_sparsity"))
         profile = modifier.take("sparsity_profile")
-        pattern = pattern_of("unstructured", modifier.take("mask_structure"))
+        pattern = pattern_of_mask_type("unstructured", modifier.take("mask_structure"))
         owl = {"type": "OWL", "threshold": modifier.take("owl_m", 5), "spread": modifier.take("owl_lmbda", 0.08)}
         if profile not in (None, "owl"):
             raise ValueError(f"sparsity_profile should be owl, but given {profile!r}")
@@ -42,7 +42,7 @@ def one_shot(saliency: Any, repair: Any) -> Callable[[Draft, Modifier], str]:
         if isinstance(sparsity, list) and len(sparsity) != len(targets):
             raise ValueError(f"sparsity should have one number for each of the {len(targets)} targets")
         for names, each in several:
-            schedule = {"type": "OneShot", "sparsity": number("sparsity", each), "at": 0}
+            schedule = {"type": "OneShot", "sparsity": required_number("sparsity", each), "at": 0}
             draft.group(modifier.path, params=targets_of(names, ignore), schedule=schedule, **shared)
         draft.settings["event"] = "started"
         needs = "" if saliency == "Magnitude" else "; attach(..., data=) of calibration"

@@ -5,27 +5,35 @@ from __future__ import annotations
 from ignite_prune._utils.arguments import near
 from ignite_prune.recipe.dialects.draft import Draft
 from ignite_prune.recipe.dialects.modifiers import Modifier
-from ignite_prune.recipe.dialects.sparseml_fields import allocation_of, number, params_of, pattern_of, schedule_of
+from ignite_prune.recipe.dialects.sparseml_fields import (
+    allocation_of,
+    params_of_sparseml,
+    pattern_of_mask_type,
+    required_number,
+    schedule_of,
+)
 
 
 def alternating(draft: Draft, modifier: Modifier) -> str:
     """AC/DC: dense and sparse phases in turn."""
-    phase = number("update_frequency", modifier.take("update_frequency"))
-    start = number("start_epoch", modifier.take("start_epoch", 0))
-    end = number("end_epoch", modifier.take("end_epoch"))
+    phase = required_number("update_frequency", modifier.take("update_frequency"))
+    start = required_number("start_epoch", modifier.take("start_epoch", 0))
+    end = required_number("end_epoch", modifier.take("end_epoch"))
     if phase != int(phase) or phase < 1:
         raise ValueError(f"update_frequency should be whole epochs here, but given {phase:g}")
     draft.handler(
         modifier.path,
         type="AlternatingSparse",
-        sparsity=number("compression_sparsity", modifier.take("compression_sparsity", modifier.take("final_sparsity"))),
+        sparsity=required_number(
+            "compression_sparsity", modifier.take("compression_sparsity", modifier.take("final_sparsity"))
+        ),
         begin=start + phase,  # the first phase is dense, and epochs count from 1 when they start
         end=max(start + phase, end - phase + 1),
         phase=int(phase),
         reset_momentum=bool(modifier.take("momentum_buffer_reset", True)),
         allocation=allocation_of(modifier.take("global_sparsity", True)),
-        pattern=pattern_of(modifier.take("mask_type", "unstructured"), None),
-        params=params_of(modifier.take("params")),
+        pattern=pattern_of_mask_type(modifier.take("mask_type", "unstructured"), None),
+        params=params_of_sparseml(modifier.take("params")),
     )
     modifier.take("init_sparsity")
     return "handlers: AlternatingSparse (AC/DC)"
@@ -37,18 +45,18 @@ def rigl(draft: Draft, modifier: Modifier) -> str:
     kinds = {"uniform": "Uniform", "erdos_renyi": {"type": "ERK", "kernel": False}, "erdos_renyi_kernel": "ERK"}
     if strategy not in kinds:
         raise ValueError(f"sparsity_strategy {strategy!r} is not known; {near(str(strategy), list(kinds))}")
-    pattern_of(modifier.take("mask_type", "unstructured"), None)
+    pattern_of_mask_type(modifier.take("mask_type", "unstructured"), None)
     modifier.take("global_sparsity")
-    start = number("start_epoch", modifier.take("start_epoch", 0))
+    start = required_number("start_epoch", modifier.take("start_epoch", 0))
     draft.handler(
         modifier.path,
         type="RigL",
-        sparsity=number("final_sparsity", modifier.take("final_sparsity")),
+        sparsity=required_number("final_sparsity", modifier.take("final_sparsity")),
         every={"epochs": _frequency(modifier)},
-        end={"epochs": number("end_epoch", modifier.take("end_epoch"))},
-        drop_fraction=number("init_update_fraction", modifier.take("init_update_fraction", 0.3)),
+        end={"epochs": required_number("end_epoch", modifier.take("end_epoch"))},
+        drop_fraction=required_number("init_update_fraction", modifier.take("init_update_fraction", 0.3)),
         allocation=kinds[strategy],
-        params=params_of(modifier.take("params")),
+        params=params_of_sparseml(modifier.take("params")),
     )
     late = f"; it begins with the run, not at epoch {start:g}" if start > 0 else ""
     return "handlers: RigL, which grows by the gradient of one iteration" + late
@@ -59,14 +67,14 @@ def top_kast(draft: Draft, modifier: Modifier) -> str:
     draft.handler(
         modifier.path,
         type="TopKAST",
-        sparsity=number("forward_sparsity", modifier.take("forward_sparsity")),
-        backward_sparsity=number("backward_sparsity", modifier.take("backward_sparsity")),
+        sparsity=required_number("forward_sparsity", modifier.take("forward_sparsity")),
+        backward_sparsity=required_number("backward_sparsity", modifier.take("backward_sparsity")),
         every={"epochs": _frequency(modifier)},
-        strength=number(
+        strength=required_number(
             "active_weight_decay", modifier.take("active_weight_decay", modifier.take("acive_param_decay", 1e-4))
         ),
         allocation=allocation_of(modifier.take("global_sparsity", True)),
-        params=params_of(modifier.take("params")),
+        params=params_of_sparseml(modifier.take("params")),
     )
     for key in ("start_epoch", "end_epoch", "mask_type"):
         modifier.take(key)
@@ -74,7 +82,7 @@ def top_kast(draft: Draft, modifier: Modifier) -> str:
 
 
 def _frequency(modifier: Modifier) -> float:
-    every = number("update_frequency", modifier.take("update_frequency", -1))
+    every = required_number("update_frequency", modifier.take("update_frequency", -1))
     return 1 if every <= 0 else every
 
 
@@ -83,8 +91,8 @@ def structured(draft: Draft, modifier: Modifier) -> str:
     mask, coupled = modifier.take("mask_type", "filter"), modifier.take("param_groups")
     if mask not in ("filter", "channel"):
         raise ValueError(f"mask_type should be filter or channel, but given {mask!r}")
-    params = params_of(modifier.take("params"))
-    (schedule,) = schedule_of(modifier, [number("final_sparsity", modifier.take("final_sparsity"))], draft)
+    params = params_of_sparseml(modifier.take("params"))
+    (schedule,) = schedule_of(modifier, [required_number("final_sparsity", modifier.take("final_sparsity"))], draft)
     if coupled:
         draft.settings["structure"] = "trace"
         draft.group(

@@ -27,7 +27,7 @@ def number(name: str, value: Any) -> float:
     return value
 
 
-def pattern_of(value: Any, reduce: str = "mean") -> Any:
+def pattern_of_text(value: Any, reduce: str = "mean") -> Any:
     """Return the pattern of ``4x1`` (outputs by inputs), ``1xchannel``, ``2:4`` or ``2in4`` (N is what is pruned)."""
     text = str(value).lower().replace(" ", "").removeprefix("tile_pattern_")
     if text == "1x1":

@@ -7,7 +7,7 @@ from typing import Any
 
 from ignite_prune._utils.arguments import near
 from ignite_prune.recipe.dialects.draft import Draft
-from ignite_prune.recipe.dialects.steps import number, pattern_of, ramp_of, saliency_of
+from ignite_prune.recipe.dialects.steps import number, pattern_of_text, ramp_of, saliency_of
 from ignite_prune.recipe.recipe_error import Path
 
 # both spellings, the later one as the name that is used here
@@ -49,7 +49,7 @@ _TYPES = {"Conv": ["Conv1d", "Conv2d", "Conv3d"], "Linear": ["Linear"]}
 
 
 def read_steps(draft: Draft, data: Mapping[str, Any], path: Path, defaults: Mapping[str, Any] | None = None) -> None:
-    """Add one config: settings of its own and a list of pruners, ``pruners`` or ``pruning_configs``.
+    """Add one config: shared settings and a list of pruners, ``pruners`` or ``pruning_configs``.
 
     Raises:
         RecipeError: a field that cannot be read.
@@ -99,7 +99,7 @@ def _group(draft: Draft, asked: dict[str, Any], path: Path) -> dict[str, Any]:
         asked["pruning_type"] = asked["pruning_type"].removesuffix("_progressive")
         if not draft.handlers:
             draft.handler(path, type="ProgressiveMasks")
-    pattern = pattern_of(asked["pattern"], str(asked["criterion_reduce_type"]))
+    pattern = pattern_of_text(asked["pattern"], str(asked["criterion_reduce_type"]))
     initial = number("init_sparsity", asked["init_sparsity"])
     schedule = ramp_of(asked["sparsity_decay_type"], final, begin, end, every, initial)
     if schedule["type"] == "OneShot":

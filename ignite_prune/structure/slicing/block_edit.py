@@ -1,4 +1,4 @@
-"""Removal of whole blocks from the lists that a model keeps them in, with what counts and numbers them.
+"""Removal of whole blocks from a model's lists, with an update of the attributes that count and number them.
 
 A model stores how many blocks it has in more places than its list: configs from which it is built again, attributes,
 the index of each layer (a cache is addressed by it), lists of one entry a layer. Each is set to what a model would
@@ -76,7 +76,7 @@ class BlockEdit:
         self._undo.append(lambda: setattr(owner, name, before))
 
     def _renumber(self, blocks: Sequence[Any], stay: Sequence[int]) -> None:
-        """Set the attributes that hold a layer's index, those that count up over all blocks."""
+        """Set the attributes that hold a layer's index, which count up over all blocks."""
         held = [dict(_indices(block)) for block in blocks]
         for place, (_, name, first) in held[0].items():
             values = [each[place][2] if place in each else None for each in held]

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from ignite_prune._utils.copies import copy_of
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.evidence.calibration import undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.model_io import as_arguments, tensors_of
 from ignite_prune.structure.slicing.held_chance import HeldChance
 from ignite_prune.structure.slicing.norm_of_some import NormOfSome
@@ -92,7 +92,15 @@ def run_with(
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the counter sees attention as its matrix products
             stack.enter_context(counter)
         torch.manual_seed(0)
-        return tensors_of(model(*args, **kwargs)), counter.get_total_flops()
+        before = [(module, dict(vars(module))) for module in model.modules()]
+        found = tensors_of(model(*args, **kwargs)) or _stored(before)
+        return found, counter.get_total_flops()
+
+
+def _stored(before: Sequence[tuple[nn.Module, Mapping[str, Any]]]) -> list[Tensor]:
+    """Return the tensors that modules store since then: all that a forward pass without outputs gives."""
+    values = [(its.get(name), value) for module, its in before for name, value in vars(module).items()]
+    return tensors_of([value for held, value in values if value is not held])
 
 
 @contextmanager
@@ -143,7 +151,7 @@ def _outputs(model: nn.Module, example_inputs: Any) -> list[tuple[str, list[Tens
     return found
 
 
-def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def relative_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest absolute difference of outputs, relative to the largest absolute value.
 
     Raises:
@@ -157,6 +165,8 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     for one, other in zip(found, expected):
         if one.shape != other.shape:
             raise ValueError(f"an output has the shape {tuple(one.shape)} instead of {tuple(other.shape)}")
+        if one.is_meta:
+            raise ValueError("its outputs are on the meta device, where there are no values to compare")
         worst = max(worst, _relative(one, other))
     return worst
 
@@ -171,7 +181,7 @@ def difference_without_chance(model: nn.Module, masked: nn.Module, run: Run) -> 
     """
     with HeldChance() as held:
         found, expected = run(model), run(masked)
-    return difference(found, expected), sorted(held.drawn)
+    return relative_difference(found, expected), sorted(held.drawn)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import near
+from ignite_prune._utils.kept import kept_of
 from ignite_prune.core.optimizer_state import exchange
 from ignite_prune.core.optimizers import Optimizers, as_optimizers
-from ignite_prune.evidence.running_sums import kept_of
 from ignite_prune.structure.kept_indices import attributes_of, value_at, with_entry
 from ignite_prune.structure.slicing.module_attributes import counts, widths
 from ignite_prune.structure.slicing.slots import cut_slot
@@ -29,17 +29,6 @@ from ignite_prune.structure.tracing.heads_attention import HeadsAttention
 
 Indices = Mapping[str, Mapping[int, Tensor]]
 """The kept indices by name of a parameter or buffer and by dimension."""
-
-
-def cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """Return a copy of a tensor with only the given indices of each dimension.
-
-    Example:
-        >>> cut(torch.arange(6).view(2, 3), {1: torch.tensor([0, 2])})
-        tensor([[0, 2],
-                [3, 5]])
-    """
-    return kept_of(tensor, dims)
 
 
 class Undoable(Protocol):
@@ -94,13 +83,13 @@ class ModelEdit:
             self._undo.pop()()
 
     def _cut(self, tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-        sliced = _with_layout_of(tensor, cut(tensor.detach(), dims))
+        sliced = _with_layout_of(tensor, kept_of(tensor.detach(), dims))
         if not isinstance(tensor, nn.Parameter):
             return sliced
         parameter = nn.Parameter(sliced, requires_grad=tensor.requires_grad)
         parameter.__dict__.update(tensor.__dict__)  # attributes that users set on it
         if tensor.grad is not None:
-            parameter.grad = cut(tensor.grad, dims)
+            parameter.grad = kept_of(tensor.grad, dims)
         wrappers = self._optimizers.wrappers if isinstance(self._optimizers, Optimizers) else ()
         for optimizer in (*self._optimizers, *wrappers):
             exchange(

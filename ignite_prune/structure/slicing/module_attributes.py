@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ignite_prune.structure.tracing.heads_attention import HeadsAttention
 
@@ -24,10 +26,25 @@ def widths(module: nn.Module) -> Attributes:
         >>> widths(layer)
         {'in_features': 3, 'out_features': 2}
     """
-    for kind, read in _WIDTHS.items():
-        if isinstance(module, kind):
-            return read(module)
-    return _conv1d(module) if type(module).__name__ == "Conv1D" else {}
+    with _still(module):
+        for kind, read in _WIDTHS.items():
+            if isinstance(module, kind):
+                return read(module)
+        return _conv1d(module) if type(module).__name__ == "Conv1D" else {}
+
+
+@contextmanager
+def _still(module: nn.Module) -> Iterator[None]:
+    """Put a module's parametrizations in eval mode: reading its weight calls them, and some change their buffers."""
+    inside = list(module.parametrizations.modules()) if is_parametrized(module) else []  # type: ignore[union-attr]
+    changed = [each for each in inside if each.training]
+    for each in changed:
+        each.training = False
+    try:
+        yield
+    finally:
+        for each in changed:
+            each.training = True
 
 
 def _linear(module: Any) -> Attributes:
@@ -183,21 +200,6 @@ _COUNTS: dict[str, tuple[Count, ...]] = {
     ),
 }
 """By the name of the class in ``transformers``."""
-
-_FROM_ATTRIBUTE: dict[str, dict[tuple[str, int], str]] = {
-    "GPT2Attention": {("split", 0): "split_size"},
-    "T5Attention": {("zeros", 1): "n_heads"},
-    "WhisperAttention": {("view", 2): "num_heads"},
-}
-"""The attribute above that ``forward`` of a class passes to an operation, by operation and argument position."""
-
-
-def size_from_attribute(module: nn.Module, operation: str, sizes: Sequence[int]) -> int | None:
-    """Return the position in ``sizes`` that ``forward`` reads from an attribute which slicing updates, or None."""
-    for (name, place), attribute in _of(module, _FROM_ATTRIBUTE, {}).items():
-        if name == operation and place < len(sizes) and sizes[place] == dict(_unit_counts(module)).get(attribute):
-            return place
-    return None
 
 
 def counts(model: nn.Module) -> Iterator[tuple[Any, str, int]]:

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 _MEANS = (torch.mean, Tensor.mean, torch.var, Tensor.var, torch.std, Tensor.std, torch.var_mean, torch.std_mean)
 _LAST = (F.layer_norm, F.rms_norm, torch.layer_norm, torch.rms_norm)
 _SECOND = (F.group_norm, torch.group_norm)
+_OF_WEIGHTS = (F.batch_norm, torch.batch_norm)
 
 
 class NormOfSome(nn.Module):
@@ -56,23 +57,25 @@ class _OverSome(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = dict(kwargs or {})
-        if func in _MEANS and self._along(args, named):
-            dim = named.get("dim", args[1] if len(args) > 1 else None)
+        if func in _MEANS and (dim := self._along(args, named)) is not None:
             return func(self._some(args[0], dim), *args[1:], **named)
         if func in _LAST:
             return self._norm(func, -1, args, named)
         if func in _SECOND:
             return self._norm(func, 1, args, named)
+        if func in _OF_WEIGHTS and args and args[0].shape[-1] == self._size:
+            found = func(self._some(args[0], -1), *args[1:], **named)
+            return torch.zeros_like(args[0]).index_copy(-1, self._left.to(found.device), found)
         return func(*args, **named)
 
-    def _along(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
-        """Return whether a mean is over the channels."""
+    def _along(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> int | None:
+        """Return the dimension of the channels that a mean is over, or None."""
         dim = named.get("dim", args[1] if len(args) > 1 else None)
         dims = dim if isinstance(dim, (list, tuple)) else [dim]
-        return len(dims) == 1 and type(dims[0]) is int and args[0].shape[dims[0]] == self._size
+        return next((d for d in dims if type(d) is int and args[0].shape[d] == self._size), None)
 
-    def _some(self, x: Tensor, dim: Any) -> Tensor:
-        return x.index_select(dim[0] if isinstance(dim, (list, tuple)) else dim, self._left.to(x.device))
+    def _some(self, x: Tensor, dim: int) -> Tensor:
+        return x.index_select(dim, self._left.to(x.device))
 
     def _norm(self, func: Callable[..., Any], dim: int, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Return a norm of the channels that are left, and 0 for the others."""

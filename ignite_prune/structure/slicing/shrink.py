@@ -25,10 +25,10 @@ from ignite_prune.core.check_report import SparsityWarning
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.structure.slicing.compare import (
-    difference,
     difference_without_chance,
     first_difference,
     masked_copy,
+    relative_difference,
     run,
     run_in_training,
     runs_in_training,
@@ -180,7 +180,7 @@ def sliced(
     indices = structure.indices(kept)
     rates = dropout_rates(model)
     rates = {path: rates[path] * left for path, left in structure.rates(kept).items()} if scale_dropout else {}
-    before = _count(model)
+    before = parameter_count(model)
     rest = structure.masks(kept, without=masks)
     masked = masked_copy(model, {**masks, **rest}, structure.normalised(kept))
     counting = not structure.counts_flops
@@ -194,7 +194,7 @@ def sliced(
             for edit in edits:
                 edit.slice(indices, rates)
             found, fewer = run(model, example_inputs, counting)
-            error, drawn = difference(found, expected), list[str]()
+            error, drawn = relative_difference(found, expected), list[str]()
             if not error <= tolerance(model):
                 error, drawn = difference_without_chance(model, masked, lambda each: run(each, example_inputs)[0])
             if trains:
@@ -211,7 +211,7 @@ def sliced(
         warn_of_configs(described)
         units = {name: (len(each), int(each.sum())) for name, each in kept.items() if not each.all()}
         work = (flops, fewer) if counting else (structure.flops(), structure.flops(kept))
-        yield Report(units, (before, _count(model)), work, error, indices)
+        yield Report(units, (before, parameter_count(model)), work, error, indices)
 
 
 def _check_steps(optimizers: Sequence[Optimizer]) -> None:
@@ -225,7 +225,7 @@ def _check_steps(optimizers: Sequence[Optimizer]) -> None:
 
 def _warn_of_change(model: nn.Module, masked: nn.Module, example_inputs: Any) -> None:
     """Warn if pruned units still have an output because only weights are masked, not biases or norms."""
-    change = difference(run(masked, example_inputs)[0], run(model, example_inputs)[0])
+    change = relative_difference(run(masked, example_inputs)[0], run(model, example_inputs)[0])
     if not change <= tolerance(model):
         warnings.warn(
             f"The pruned units still have an output, by their biases or norms: without them the outputs change by "
@@ -280,5 +280,6 @@ def _check_not_empty(structure: Structure, kept: Kept) -> None:
             raise ValueError(f"All {group.size} units of {group.name!r} are pruned: the layer would be empty")
 
 
-def _count(model: nn.Module) -> int:
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of a model's parameters' entries."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ignite_prune._utils.kept import kept_of
 from ignite_prune.core.moments import is_plain_data
-from ignite_prune.evidence.running_sums import kept_of
 
 Ranges = tuple[tuple[int, int] | None, ...]
 """For each dimension of a slot the parameter's dimensions that it stands for, flattened; None where its size is 1."""

@@ -1,6 +1,6 @@
 """Which attributes a forward pass reads: sizes that a program keeps in ``self.num_heads`` and the like.
 
-In an exported graph such a size is a number. If slicing changes the size, it has to set the attribute anew, so the
+In an exported graph such a size is a number. If slicing changes the size, it has to update the attribute, so the
 tracing has to know which attribute the number is from: one that holds the number, of the module whose ``forward`` calls
 the operation, and that this forward pass reads. Whether that is right is left to the trial.
 """

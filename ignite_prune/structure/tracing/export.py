@@ -11,19 +11,24 @@ runs the model with one unit removed (``SizeProbe``) and freezes the groups for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import config
 from torch.utils._pytree import tree_leaves
 
 from ignite_prune._utils.copies import copy_of
 from ignite_prune._utils.quiet import quiet
 from ignite_prune.structure.tracing.attribute_reads import Reads, record_reads
 from ignite_prune.structure.tracing.failure import told
+from ignite_prune.structure.tracing.followed_run import followed_run
+from ignite_prune.structure.tracing.graph import Graph
 from ignite_prune.structure.tracing.heads_attention import use_heads_attention
 from ignite_prune.structure.tracing.padded_sequences import PaddedSequences, use_padded_recurrent
 from ignite_prune.structure.tracing.plain_forward import with_plain_forward
@@ -32,8 +37,10 @@ from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
 from ignite_prune.structure.tracing.unit_ids import UnitIds
 from ignite_prune.structure.tracing.zero import Zero
 
-Export = tuple[Any, Reads]
-"""An exported program, and the attributes that its forward pass has read."""
+_NO_TRACES = "do_not_emit_stack_traces"
+
+Export = tuple[Graph, Reads]
+"""The graph of a forward pass, and the attributes that it has read."""
 
 
 class Exports:
@@ -76,6 +83,11 @@ def trace_units(
     model, units = exports.model, UnitIds()
     traced = TracedModel(units, _new_ids(model, units))
     units.given = len(units)
+    for path, module in model.named_modules():  # a program may reshape a weight before its layer uses it
+        if isinstance(module, nn.modules.conv._ConvNd) and f"{path}.weight" in traced.held:
+            kernel = traced.held[f"{path}.weight"][2:]
+            for dim in kernel:
+                units.freeze(dim, f"conv{len(kernel)}d in {path} uses it as a kernel dimension")
     used = _followed(*exports.in_eval, traced, model, through_norms, last)
     if in_training:
         exported = exports.in_training
@@ -89,23 +101,20 @@ def trace_units(
 
 
 def _followed(
-    exported: Any, reads: Reads, traced: TracedModel, model: nn.Module, through_norms: bool, last: bool
+    graph: Graph, reads: Reads, traced: TracedModel, model: nn.Module, through_norms: bool, last: bool
 ) -> set[int]:
     """Propagate ids through an exported graph, and return the ``id`` of the held dimensions that it uses."""
-    from torch.export.graph_signature import InputKind  # slow to import
-
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     inputs: list[TracedTensor | None] = []
-    for spec in exported.graph_signature.input_specs:
-        zero = Zero.MASKED if spec.kind == InputKind.PARAMETER else Zero.NO
-        known = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
-        inputs.append(TracedTensor(traced.held[spec.target], zero) if known else None)
+    for name in graph.names:
+        zero = Zero.MASKED if name in parameters else Zero.NO
+        inputs.append(None if name is None else TracedTensor(traced.held[name], zero))
     propagation = Propagation(traced, dict(model.named_modules()), through_norms, reads, last)
-    found = propagation.run(exported.graph, exported.graph_module, inputs, traced.units)
+    found = propagation.run(graph.graph, graph.owner, inputs, traced.units)
     for each in tree_leaves(found):
         _freeze_output(each, traced.units)
-    specs = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
-    nodes = (node for node in exported.graph.nodes if node.op == "placeholder" and node.users)
-    return {id(traced.held[specs[node.name]]) for node in nodes if specs[node.name] in traced.held}
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    return {id(traced.held[name]) for name, node in zip(graph.names, places) if name is not None and node.users}
 
 
 def _copy_sharing_memory(model: nn.Module) -> nn.Module:
@@ -127,6 +136,12 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             return _export(model, args, kwargs, heads=False)
     except Exception as error:
         _check_runs(model, args, kwargs)
+        found = None
+        with suppress(Exception):
+            found = _run(model, args, kwargs)
+        if found is not None:
+            warnings.warn(f"The structure is that of the branches which example_inputs take: {error}", stacklevel=2)
+            return found
         raise ValueError(
             f"The model cannot be exported by torch.export: {error}. structure.declare(model, groups) needs no export: "
             'it takes the tensors that lose units together, [{"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}], and '
@@ -145,16 +160,46 @@ def _exported_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: Mappi
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], heads: bool = True, training: bool = False
 ) -> Export:
-    with quiet(), torch.no_grad(), PaddedSequences():
+    with quiet(), _without_traces(), torch.no_grad(), PaddedSequences():
         copied = _copy_sharing_memory(model).train(training)
         if heads:
             use_heads_attention(copied)
         use_padded_recurrent(copied)
         reads = record_reads(copied)
+        given = with_plain_forward(copied, args, kwargs)
         try:
-            return torch.export.export(copied, with_plain_forward(copied, args, kwargs), strict=False), reads
+            return _graph_of(torch.export.export(copied, given, strict=False)), reads
         except Exception as error:
             raise ValueError(told(error, copied)) from None
+
+
+def _graph_of(exported: Any) -> Graph:
+    from torch.export.graph_signature import InputKind  # slow to import
+
+    held = (InputKind.PARAMETER, InputKind.BUFFER)
+    names = [spec.target if spec.kind in held else None for spec in exported.graph_signature.input_specs]
+    return Graph(exported.graph, exported.graph_module, names)
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Export:
+    """Return the graph of a run with these arguments, of a model that cannot be exported."""
+    with quiet(), torch.no_grad(), torch.random.fork_rng(), PaddedSequences():
+        copied = copy_of(model).eval()
+        use_heads_attention(copied)
+        use_padded_recurrent(copied)
+        reads = record_reads(copied)
+        return followed_run(copied, with_plain_forward(copied, args, kwargs)), reads
+
+
+@contextmanager
+def _without_traces() -> Iterator[None]:
+    """Leave out the stack traces of nodes, which take a fifth of an export's time and are not needed."""
+    before = vars(config).get(_NO_TRACES)
+    vars(config)[_NO_TRACES] = True  # an option of torch from 2.8 on; without effect before
+    try:
+        yield
+    finally:
+        vars(config)[_NO_TRACES] = before
 
 
 def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

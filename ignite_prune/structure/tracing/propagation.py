@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ignite_prune.structure.tracing.attribute_reads import Reads
+from ignite_prune.structure.tracing.graph import alive_nodes, name_of, named_arguments, path_of, place_of
 from ignite_prune.structure.tracing.rules import RULES, Op
 from ignite_prune.structure.tracing.rules.pointwise import pointwise
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
@@ -45,6 +46,7 @@ class TracedModel:
         unused: dimensions that the forward pass does not use.
         attributes: dimensions whose size a module holds in an attribute, with its path and name.
         ambiguous: operations in which several sizes may be a number of units.
+        same_size: dimensions whose size is a constant in the graph, each with one of a module's inputs of that size.
         guessed: operations in which any of several sizes may be computed from a width.
     """
 
@@ -61,6 +63,7 @@ class TracedModel:
     attributes: list[tuple[str, str, Dim]] = field(default_factory=list)
     ambiguous: list[str] = field(default_factory=list)
     guessed: list[str] = field(default_factory=list)
+    same_size: list[tuple[Dim, Dim]] = field(default_factory=list)
 
 
 class Propagation:
@@ -80,6 +83,7 @@ class Propagation:
         self._traced, self._modules, self._through_norms, self._reads = traced, modules, through_norms, reads
         self._last = last
         self._dividing: set[str] = set()  # paths of modules
+        self._entering: dict[str, dict[int, Dim]] = {}  # by path of a module, what others have computed
         self._sizes: dict[Any, int] = {}  # by symbol: a number for each size that depends on data
 
     def run(
@@ -97,9 +101,9 @@ class Propagation:
         """
         values: dict[fx.Node, Any] = {}
         found: Any = None
-        alive, given = _alive(graph), iter(inputs)
+        alive, given = alive_nodes(graph), iter(inputs)
         self._dividing |= {
-            _path(node) for node in graph.nodes if node.op == "call_function" and _name(node.target) in _DIVIDES
+            path_of(node) for node in graph.nodes if node.op == "call_function" and name_of(node.target) in _DIVIDES
         }
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -107,7 +111,7 @@ class Propagation:
                 values[node] = self._fixed(node.meta.get("val")) if value is None else value
             elif node.op == "call_function":
                 mine = units if node in alive else TieOnly(units)
-                values[node] = self._called(node, values, mine, _where(node) or where, depth)
+                values[node] = self._called(node, values, mine, place_of(node) or where, depth)
             elif node.op == "output":
                 found = fx.map_arg(node.args[0], values.__getitem__)
             else:
@@ -126,24 +130,25 @@ class Propagation:
         shapes = [self._shape(each) for each in (outputs if several else [outputs]) if isinstance(each, Tensor)]
         if not shapes:
             return self._fixed(outputs)
-        path = _path(node) or where.partition("@")[0]
+        path = path_of(node) or where.partition("@")[0]
         given = [each for each in node.all_input_nodes if isinstance(values[each], TracedTensor)]
         function: Any = node.target
         op = Op(
             units,
-            _name(node.target),
+            name_of(node.target),
             where,
             shapes,
             self._modules.get(path),
             self._through_norms,
             path in self._dividing,
-            _named(node.target, args, kwargs),
+            named_arguments(node.target, args, kwargs),
             function,
             several,
             {id(values[each]) for each in given if each.meta["val"].dtype == torch.bool},
             self._reads.get(path, ()),
             self._last,
         )
+        self._enter(node, values)
         found = self._by_rule(op, args, kwargs)
         if found is None:
             kinds = {id(values[each]): each.meta["val"].dtype for each in given}
@@ -192,6 +197,19 @@ class Propagation:
             return None
         return outputs
 
+    def _enter(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> None:
+        """Record the dimensions of an operation's inputs for the modules that they enter."""
+        parts = place_of(node).split(".") if place_of(node) else []
+        for each in node.all_input_nodes:
+            value, before = values[each], place_of(each)
+            if each.op != "call_function" or not isinstance(value, TracedTensor):
+                continue
+            for depth in range(len(parts), 0, -1):
+                inside = ".".join(parts[:depth])
+                if f"{before}.".startswith(f"{inside}."):
+                    break
+                self._entering.setdefault(inside, {}).update((id(dim), dim) for dim in value.dims)
+
     def _record(self, op: Op, path: str, args: Any, found: Any) -> None:
         traced = self._traced
         if op.normalised is not None:
@@ -202,6 +220,9 @@ class Propagation:
         traced.ambiguous.extend([op.label] * op.ambiguous)
         traced.guessed.extend([op.label] * op.guessed)
         traced.attributes.extend((path, name, dim) for name, dim in op.attributes if not op.is_frozen(dim))
+        for dim in op.fixed_sizes:
+            entered = self._entering.get(op.where, {}) if len(dim) > 1 and not op.is_frozen(dim) else {}
+            traced.same_size.extend((dim, each) for each in entered.values() if len(each) == len(dim))
         traced.work.extend(products(op.name, args, found))
         inputs = [each for each in tree_leaves(args) if isinstance(each, TracedTensor)]
         if isinstance(op.module, nn.modules.dropout._DropoutNd) and inputs:
@@ -224,15 +245,6 @@ class Propagation:
         for symbol in expression.free_symbols:
             self._sizes.setdefault(symbol, 5 + len(self._sizes))
         return int(expression.subs({symbol: self._sizes[symbol] for symbol in expression.free_symbols}))
-
-
-def _alive(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that an output or a mutation depends on; the rest is dead code."""
-    alive: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if node.op != "call_function" or node.is_impure() or any(user in alive for user in node.users):
-            alive.add(node)
-    return alive
 
 
 def _expanded(function: Any, args: Any, kwargs: Any, kinds: Mapping[int, torch.dtype]) -> fx.GraphModule:
@@ -258,34 +270,6 @@ def _expanded(function: Any, args: Any, kwargs: Any, kinds: Mapping[int, torch.d
     if any(node.op == "call_function" and node.target is function for node in made.graph.nodes):
         raise ValueError(f"{function} is not expressed by other operations")
     return made
-
-
-def _named(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an operation's arguments by name, with their defaults."""
-    schema = getattr(target, "_schema", None)
-    arguments = schema.arguments if schema else ()
-    defaults = {each.name: each.default_value for each in arguments if each.has_default_value()}
-    return {**defaults, **{each.name: value for each, value in zip(arguments, args)}, **kwargs}
-
-
-def _name(target: Any) -> str:
-    """Return the operation's name without its overload; with the namespace unless that is ``aten``."""
-    schema = getattr(target, "_schema", None)
-    if schema is None:
-        return str(getattr(target, "__name__", target))
-    library, _, name = schema.name.partition("::")
-    return str(name if library == "aten" else schema.name)
-
-
-def _path(node: fx.Node) -> str:
-    """Return the path of the module that a node was recorded in, which may be called several times."""
-    return _where(node).partition("@")[0]  # "@1": the module's second call
-
-
-def _where(node: fx.Node) -> str:
-    """Return the path of the module that a node was recorded in."""
-    stack = node.meta.get("nn_module_stack")
-    return str(list(stack.values())[-1][0]) if stack else ""
 
 
 def _check(op: Op, found: Any) -> None:

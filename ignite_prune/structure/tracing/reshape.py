@@ -77,6 +77,9 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, ran
 def _merged(units: UnitIds, parts: Sequence[Dim], why: str) -> Dim:
     """Return the ids of merged dimensions; freeze them if more than one has removable units."""
     sizes = [len(part) for part in parts]
+    for part in parts if max(sizes) > 1 else ():
+        if len(part) == 1:
+            units.freeze(part, f"{why} merges it with others")
     moving = [k for k, part in enumerate(parts) if not units.is_frozen(part).all()]
     if len(moving) > 1:  # a size that the program chose yields to the width of a layer
         moving = [k for k in moving if not units.is_open(parts[k])] or moving[:1]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,10 +15,9 @@ from ignite_prune.core.selection import named_parameters, unwrap
 from ignite_prune.structure.model_io import as_arguments
 from ignite_prune.structure.slicing.size_probe import SizeProbe
 from ignite_prune.structure.structure import Structure
-from ignite_prune.structure.tracing.attribute_reads import unit_rank
 from ignite_prune.structure.tracing.export import Exports, trace_units
 from ignite_prune.structure.tracing.propagation import TracedModel
-from ignite_prune.structure.tracing.unit_grouping import UnitGrouping, reasons
+from ignite_prune.structure.tracing.settling import is_frozen_by_trial, parameters_left, settled_by_trial, shapes_of
 
 
 def trace(
@@ -76,11 +74,11 @@ def trace(
         return found
 
     def settled(found: TracedModel, in_training: bool) -> Structure:
-        structure = _settled(model, found, probe)
-        if found.guessed and any(each in reason for each in _BY_TRIAL for reason in structure.frozen.values()):
+        structure = settled_by_trial(model, found, probe)
+        if found.guessed and is_frozen_by_trial(structure):
             other = trace_units(exports, through_norms, in_training, last=True)
             _apply(other, places, kept)
-            structure = min(structure, _settled(model, other, probe), key=_left)
+            structure = min(structure, settled_by_trial(model, other, probe), key=parameters_left)
         return structure
 
     found = traced(in_training=False)
@@ -89,8 +87,10 @@ def trace(
         found = traced(in_training=True)
         structure = settled(found, in_training=True)
     else:
+        probe.stops = True
         structure = settled(found, in_training=False)
-        if probe.failed_in == {True}:  # a branch that is taken in training alone
+        if probe.stopped:  # a branch that is taken in training alone
+            probe.stops = False
             structure = settled(traced(in_training=True), in_training=True)
     _warn_of_norms(structure)
     return structure
@@ -99,14 +99,6 @@ def trace(
 def _free(traced: TracedModel) -> int:
     """Return how many indices of parameters and buffers may go."""
     return sum(int((~traced.units.is_frozen(ids)).sum()) for dims in traced.held.values() for ids in dims)
-
-
-_BY_TRIAL = _FAILS, _WRITTEN = "without one of its units the model fails", "writes its size in the program"
-
-
-def _left(structure: Structure) -> int:
-    """Return how many parameters are left if each group keeps one unit."""
-    return structure.parameters({group.name: torch.arange(group.size) < 1 for group in structure})
 
 
 def _apply(traced: TracedModel, places: Sequence[Sequence[tuple[str, int]]], kept: Sequence[str]) -> None:
@@ -120,56 +112,6 @@ def _apply(traced: TracedModel, places: Sequence[Sequence[tuple[str, int]]], kep
             traced.units.freeze(ids, "argument keep names it")
 
 
-def _settled(model: nn.Module, traced: TracedModel, probe: SizeProbe) -> Structure:
-    """Return the structure, with those groups frozen for which a trial fails."""
-    shapes, parameters = shapes_of(model), list(named_parameters(model))
-    needed: set[tuple[str, str]] = set()  # attributes without which a trial fails
-    while True:
-        grouping = UnitGrouping(traced, list(shapes))
-        structure = Structure(
-            [replace(each, multiple=probe.multiples.get(each.name, 1)) for each in grouping.groups],
-            shapes,
-            parameters,
-            reasons(traced, parameters),
-            traced.unknown,
-            grouping.work,
-            grouping.dropouts,
-            grouping.normalised,
-            {place: axis for place, axis in grouping.attributes.items() if place in needed},
-        )
-        fixed_by = {name: op for dim, op in traced.fixed_sizes for name in grouping.along(dim)}
-        tried = fixed_by | {name: op for dim, op in traced.tried for name in grouping.along(dim)}
-        failing = probe.failing(structure) or probe.differing(structure, list(tried))
-        if not failing and all(group.multiple == probe.multiples.get(group.name, 1) for group in structure):
-            return structure
-        likely = _likeliest(grouping, failing, needed)
-        if likely:
-            needed |= likely
-            continue
-        for name, error in failing.items():
-            maker = structure.groups[name].slots[structure.groups[name].maker]
-            ids = traced.held[maker.name][maker.dim][maker.units >= 0]
-            why = f"{_FAILS}, {error}"
-            if name in fixed_by:
-                why = f"{fixed_by[name]} {_WRITTEN}, where -1 would leave it open"
-            traced.units.freeze(ids, why)
-
-
-def _likeliest(
-    grouping: UnitGrouping, failing: Collection[str], needed: Collection[tuple[str, str]]
-) -> set[tuple[str, str]]:
-    """Return the attributes that may hold the sizes of failing groups, those whose names say so best.
-
-    An attribute of another meaning may have the same value, so the less likely ones are only taken if these do not do.
-    """
-    ranks = {
-        place: unit_rank(place[1])
-        for place, axis in grouping.attributes.items()
-        if place not in needed and any(name in failing for name, _ in axis.parts)
-    }
-    return {place for place, rank in ranks.items() if rank == max(ranks.values())}
-
-
 def _warn_of_norms(structure: Structure) -> None:
     paths = list(structure.normalised())
     if paths:
@@ -178,11 +120,6 @@ def _warn_of_norms(structure: Structure) -> None:
             "slicing changes their statistics, so train on afterwards",
             stacklevel=3,
         )
-
-
-def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
-    """Return the shapes of a model's parameters and buffers by name; tied tensors are listed once."""
-    return {name: tensor.shape for name, tensor in {**named_parameters(model), **dict(model.named_buffers())}.items()}
 
 
 def misfit(model: nn.Module, structure: Structure) -> str | None:

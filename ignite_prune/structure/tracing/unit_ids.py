@@ -48,6 +48,13 @@ class UnitIds:
     def __len__(self) -> int:
         return self._size
 
+    def copy(self) -> UnitIds:
+        """Return a copy, whose ties and frozen units are its own."""
+        found = UnitIds()
+        found._parent, found._frozen, found._size = self._parent.clone(), self._frozen.clone(), self._size
+        found.reasons, found.given = list(self.reasons), self.given
+        return found
+
     def new(self, size: int) -> Tensor:
         """Return ``size`` unused ids."""
         first, self._size = self._size, self._size + size

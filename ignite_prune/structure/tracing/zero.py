@@ -1,4 +1,4 @@
-"""What is known of the entries of pruned units in a tensor of the graph."""
+"""Zero: whether the entries of pruned units in a traced tensor are known to be 0."""
 
 from enum import IntEnum
 

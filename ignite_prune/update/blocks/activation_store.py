@@ -1,4 +1,4 @@
-"""What the nodes of a relay gave out for each batch: in memory, on another device or on disk."""
+"""Outputs of the nodes of a relay for each batch: in memory, on another device or on disk."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ from torch import Tensor
 from ignite_prune._utils.nested import mapped, tensors_in
 
 Offload = Literal["cpu", "disk"]
+_SLAB = 1 << 26  # bytes; the C library takes large pieces from the system, and gives them back when they are free
+_ALIGNED = 64
 
 
 class ActivationStore(ABC):
-    """Values (tensors in containers) by batch and node."""
+    """Values (tensors in containers) by batch and node.
+
+    Attributes:
+        batches: their number, once it is known.
+    """
+
+    batches = 0
 
     @abstractmethod
     def put(self, batch: int, node: int, value: Any, dropped: Iterable[int] = ()) -> None:
@@ -32,6 +40,35 @@ class ActivationStore(ABC):
     @abstractmethod
     def drop(self, batch: int, node: int) -> None:
         """Forget a value, if there is one."""
+
+
+class _Slabs:
+    """Memory of tensors on the CPU, taken in large pieces.
+
+    Each value of its own would be allocated between short-lived temporaries, in whose place later ones do not fit: the
+    memory of a process would grow to twice what it holds. A piece takes no memory until it is written to.
+    """
+
+    def __init__(self) -> None:
+        self._free = torch.empty(0, dtype=torch.uint8)
+
+    def like(self, tensor: Tensor, number: int) -> Tensor:
+        """Return an uninitialised, contiguous tensor on the CPU of the shape and type of another.
+
+        Args:
+            tensor: of any device.
+            number: of such tensors that are expected, this one among them.
+        """
+        size = -(-tensor.nbytes // _ALIGNED) * _ALIGNED
+        if size > len(self._free):
+            self._free = torch.empty(max(size, min(size * number, _SLAB)), dtype=torch.uint8)
+        taken, self._free = self._free[: tensor.nbytes], self._free[size:]
+        return taken.view(tensor.dtype).view(tensor.shape)
+
+
+def _fills_memory(tensor: Tensor) -> bool:
+    """Return whether a tensor has entries, and memory for each of them: an expanded one has not."""
+    return tensor.layout == torch.strided and 0 < tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -51,9 +88,10 @@ class MemoryActivationStore(ActivationStore):
     def __init__(self, home: torch.device | None, device: torch.device | None) -> None:
         self._home, self._device = home, device
         self._values: dict[tuple[int, int], Any] = {}
+        self._slabs = _Slabs()
 
     def put(self, batch: int, node: int, value: Any, dropped: Iterable[int] = ()) -> None:
-        # Written over values that are no longer needed: new tensors between temporaries would fragment the memory.
+        # Written over values that are no longer needed.
         old = [tensor for each in dropped for tensor in tensors_in(self._values.pop((batch, each), ()))]
         free = list({tensor.data_ptr(): tensor for tensor in old if tensor.is_contiguous()}.values())
 
@@ -62,6 +100,8 @@ class MemoryActivationStore(ActivationStore):
             for index, room in enumerate(free):
                 if (room.shape, room.dtype, room.device) == (tensor.shape, tensor.dtype, home):
                     return free.pop(index).copy_(tensor)
+            if home.type == "cpu" and self.batches > batch and _fills_memory(tensor):
+                return self._slabs.like(tensor, self.batches - batch).copy_(tensor.detach())
             return _own(tensor.to(home))
 
         self._values[batch, node] = mapped(value, kept)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ignite_prune.core.selection import named_parameters, select
 from ignite_prune.update.blocks.block_list import check_unshared
-from ignite_prune.update.param_groups import ParamGroup, build
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import build
 
 
 def check_model(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Which modules of a model are its blocks."""
+"""Finds the modules that are a model's blocks."""
 
 from __future__ import annotations
 

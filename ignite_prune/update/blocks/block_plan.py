@@ -1,4 +1,4 @@
-"""What is pruned in one block: its evidence, and the masks and values that follow from it."""
+"""One block's update: its evidence, and the masks and values computed from it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from ignite_prune.allocation import OWL, Uniform
 from ignite_prune.allocation.base import Layer
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.evidence.evidence import Evidence
-from ignite_prune.saliency import Saliency
-from ignite_prune.update.param_groups import ParamGroup, pattern_of
+from ignite_prune.repair.base import PrunedParameter
+from ignite_prune.saliency import Magnitude, Saliency
+from ignite_prune.update.param_group import ParamGroup
+from ignite_prune.update.param_groups import pattern_of
 from ignite_prune.update.plan import (
     GroupUpdate,
     UpdatePlan,
@@ -75,25 +77,55 @@ def plan_block(
     if evidence is not None:
         evidence.sum_over_ranks()
     saliency, plan, before = drawn(group, group["generator"]), UpdatePlan(), store.so_far()
-    for part in _parts(group):
-        update = _scored(part, target, saliency, store, evidence)
+    for part in _parts(group, evidence, store):
         made = UpdatePlan()
-        merge(made.masks, plan_masks(update, store, before, evidence))
-        del update
-        made = repaired(model, [part], store, before, made, evidence, None)
-        plan.masks |= made.masks
-        plan.values |= made.values
+        merge(made.masks, _masks(part, target, saliency, store, evidence))
+        made = repaired(model, [part], store, before, made, evidence, None, overwrite=True)
         _release(evidence, part["scored"])
+        for mine, new in ((plan.masks, made.masks), (plan.values, made.values)):
+            while new:
+                name, tensor = new.popitem()
+                mine[name] = tensor.contiguous()
     return plan
 
 
-def _parts(group: ParamGroup) -> Iterator[ParamGroup]:
-    """Yield groups that can be planned one after another, so that scores and evidence of one are in memory."""
-    if not isinstance(group["allocation"], Uniform):
+def _parts(group: ParamGroup, evidence: Evidence | None, store: MaskStore) -> Iterator[ParamGroup]:
+    """Yield groups that can be planned one after another, so that scores and evidence of one are in memory.
+
+    The layer with the most evidence comes first: there are few new masks and values in memory then.
+    """
+    if not isinstance(group["allocation"], Uniform) or not all(repair.by_layer for repair in group["repair"]):
         yield group
         return
-    for name in group["scored"]:
+    for name in sorted(group["scored"], key=lambda name: (-_size(evidence, name), -store.whole(name))):
         yield {**group, "params": [name], "scored": [name], "shapes": {name: group["shapes"][name]}}
+
+
+def _size(evidence: Evidence | None, name: str) -> int:
+    """Return the bytes of a parameter's evidence."""
+    sums = [] if evidence is None else [evidence.totals(need)[0].get(name) for need in evidence.collectors]
+    return sum(held.nbytes for held in sums if held is not None)
+
+
+def _masks(
+    part: ParamGroup, target: float | None, saliency: Saliency, store: MaskStore, evidence: Evidence | None
+) -> dict[str, torch.Tensor]:
+    """Return the new masks of a group; what a repair selects again is selected by magnitude, which needs no memory."""
+    before = store.so_far()
+    if part["repair"] and isinstance(part["allocation"], Uniform):
+        update = GroupUpdate(part, target, Magnitude())
+        update.scores = bound_scores(part, update.saliency, store, before, None)
+        masks = plan_masks(update, store, before, None)
+        if all(_is_selected_again(part, name, mask, evidence) for name, mask in masks.items()):
+            return masks
+    return plan_masks(_scored(part, target, saliency, store, evidence), store, before, evidence)
+
+
+def _is_selected_again(part: ParamGroup, name: str, mask: torch.Tensor, evidence: Evidence | None) -> bool:
+    first = part["repair"][0]
+    forms = [evidence.collectors[need].record.forms for need in first.needs] if evidence is not None else []
+    transposed = any(len(form.get(name, ())) == 2 and bool(form[name][1]) for form in forms)
+    return first.selects(PrunedParameter(name, part["saliency"], pattern_of(part, name)), mask, transposed)
 
 
 def _release(evidence: Evidence | None, names: Sequence[str]) -> None:

@@ -13,13 +13,15 @@ from torch import nn
 
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.distributed import raise_together
+from ignite_prune._utils.freed_memory import give_back_freed
 from ignite_prune.allocation import OWL
+from ignite_prune.core.batches import Batch
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.evidence.calibration import Batch, undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.evidence.collectors.base import observer_of
 from ignite_prune.evidence.evidence import Evidence
-from ignite_prune.evidence.running_sums import FAILED
+from ignite_prune.evidence.ranks import FAILED
 from ignite_prune.update.blocks.activation_store import ActivationStore
 from ignite_prune.update.blocks.block_masks import BlockReport
 from ignite_prune.update.blocks.block_plan import (
@@ -33,7 +35,7 @@ from ignite_prune.update.blocks.placeholders import placeholder, without_numbers
 from ignite_prune.update.blocks.progress import Advance
 from ignite_prune.update.blocks.relay import Relay, call, observable
 from ignite_prune.update.blocks.survey import Present, Route, check_output
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import UpdatePlan, write_values
 
 INPUT = -1
@@ -154,6 +156,7 @@ class BlockPruner:
             evidence = self._gather(place, keep=not self.sequential)
             self._prune(name, store, evidence)
             del evidence
+            give_back_freed()
             if self.sequential:
                 self._outputs(place)
         return sum(map(store.kept, store)), store.numel

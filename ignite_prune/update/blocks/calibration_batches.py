@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from ignite_prune._utils.distributed import raise_together
+from ignite_prune.core.batches import Batch, batches
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.evidence.calibration import Batch, batches, undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.evidence.collectors.base import observer_of
-from ignite_prune.evidence.running_sums import FAILED
+from ignite_prune.evidence.ranks import FAILED
 from ignite_prune.saliency import MissingEvidence
 from ignite_prune.update.blocks.activation_store import ActivationStore
 from ignite_prune.update.blocks.block_plan import check_local, evidence_for_block
@@ -22,7 +23,7 @@ from ignite_prune.update.blocks.block_pruner import INPUT, Weights
 from ignite_prune.update.blocks.relay import Forward, observable
 from ignite_prune.update.blocks.survey import Route, survey
 from ignite_prune.update.calibration import Calibration
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 
 
 def prepared(
@@ -64,6 +65,7 @@ def prepared(
         return 0, Route(dict(blocks), 0, (frozenset(),) * len(blocks), -1)
     try:
         number, first = _keep(store, calibration, model, device, seen)
+        store.batches = number
         route = known()
         with undisturbed(model), torch.no_grad(), weights.around():
             if route is None:
@@ -93,7 +95,7 @@ def _observed(
     with observer_of(collectors).installed(root):
         output = root(forward, args, kwargs)
     for collector in collectors:
-        for unseen in (*collector.refused, *collector.unknown):
+        for unseen in collector.refused:
             if not collector.record.counts.get(unseen):
                 raise MissingEvidence(f"There is no evidence for parameter {unseen!r}: {collector.reason(unseen)}")
     return output

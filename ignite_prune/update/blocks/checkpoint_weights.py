@@ -118,7 +118,7 @@ class CheckpointWeights:
         self._fill([module, *lists] if alone else module.modules())
 
     def complete(self) -> bool:
-        """Read all that is outside of the blocks, for a model that uses weights of modules that it does not call."""
+        """Read every weight outside of the blocks, for a model that uses weights of modules that it does not call."""
         if self.completed:
             return False
         self.completed = True

@@ -22,7 +22,7 @@ from ignite_prune.update.blocks.journal import Journal, digest
 from ignite_prune.update.blocks.safetensors_files import SafetensorsFiles
 from ignite_prune.update.blocks.survey import Route
 from ignite_prune.update.blocks.unfinished_blocks import UnfinishedBlocks
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 
 _WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".safetensors"}
 _SMALL = 64 * 2**20  # bytes of the largest file that is copied next to the weights

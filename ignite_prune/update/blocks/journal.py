@@ -1,4 +1,4 @@
-"""What of a pruning of a checkpoint is done, in a file that is whole after a kill."""
+"""Journal: the finished steps of pruning a checkpoint, in a file that stays valid after a kill."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Journal:
         return found
 
 
-def described(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """Return a setting as text that is the same in another process."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_callable
+from ignite_prune._utils.bits import pack, unpack
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune.allocation import Allocation, Uniform
+from ignite_prune.core.batches import PrepareBatch
 from ignite_prune.core.mask_store import warn_of_nearly_empty
 from ignite_prune.core.selection import named_parameters, unwrap
-from ignite_prune.evidence.calibration import PrepareBatch
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.repair.base import Repair
 from ignite_prune.saliency import Saliency, Wanda
@@ -31,7 +32,7 @@ from ignite_prune.update.blocks.calibration_batches import prepared
 from ignite_prune.update.blocks.progress import check_progress, shown
 from ignite_prune.update.blocks.unfinished_blocks import UnfinishedBlocks, progress_text
 from ignite_prune.update.calibration import Calibration, as_calibration
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import UpdatePlan, write_values
 
 
@@ -61,12 +62,12 @@ def prune_blocks(
     """Prune a model in one shot, block by block, as SparseGPT and Wanda are published.
 
     For each block in turn: its evidence is gathered from all calibration batches, its layers are pruned, and it runs
-    again with the pruned weights, whose outputs are the inputs of the next block. Memory: one block's evidence, and
-    what one block gives out for all batches.
+    again with the pruned weights, whose outputs are the inputs of the next block. Memory: one block's evidence, and one
+    block's outputs for all batches.
 
     Each pass is a forward of the model that ends with the block; the blocks before it return what was stored.
     Embeddings, positions, masks, rotary embeddings and caches are therefore those that the model itself passes to each
-    block, also where blocks get different ones, or where encoder and decoder are both in the list.
+    block, also if blocks get different ones, or if encoder and decoder are both in the list.
 
     Args:
         model: in eval mode; bare, or wrapped in DDP or ``torch.compile``.
@@ -139,14 +140,14 @@ def prune_blocks(
         weights = BlockWeights(model, modules, target)
         number, route = prepared(model, modules, groups, calibration, store, weights, where)
         before = _evaluated(model, evaluate)
-        masks, kept = _masks_of(model, groups), _Undo(model, store if atomic else None)
+        found, kept = dict[str, Tensor](), _Undo(model, store if atomic else None)
         pruner = BlockPruner(
-            model, route, groups, weights, store, number, sequential, kept.keep, partial(_put, masks), lambda what: None
+            model, route, groups, weights, store, number, sequential, kept.keep, partial(_put, found), lambda what: None
         )
         reports, began = list[BlockReport](), time.perf_counter()
-        with shown(progress, pruner.passes) as pruner.advance, _explained(pruner, reports, masks, kept):
+        with shown(progress, pruner.passes) as pruner.advance, _explained(pruner, reports, kept):
             pruner.run(lambda place, report: reports.append(report) if report.name in groups else None)
-    seconds = time.perf_counter() - began
+    seconds, masks = time.perf_counter() - began, _masks_of(model, groups, found)
     warn_of_nearly_empty(masks, set())
     masks.report = BlocksReport(tuple(reports), seconds, before, _evaluated(model, evaluate))
     return masks
@@ -163,17 +164,25 @@ def _check_flags(**flags: Any) -> None:
             raise TypeError(f"Argument {name} should be a bool, but given {value!r}")
 
 
-def _masks_of(model: nn.Module, groups: Mapping[str, ParamGroup]) -> BlockMasks:
-    parameters = named_parameters(model)
-    return BlockMasks({name: parameters[name] for group in groups.values() for name in group["params"]})
+def _masks_of(model: nn.Module, groups: Mapping[str, ParamGroup], bits: dict[str, Tensor]) -> BlockMasks:
+    """Return masks of one bit for each entry as bool tensors; ``bits`` is empty afterwards."""
+    parameters, masks = named_parameters(model), {}
+    while bits:
+        name, packed = bits.popitem()
+        parameter = parameters[name]
+        masks[name] = unpack(packed, parameter.numel()).view(parameter.shape).to(parameter.device)
+    found = BlockMasks({name: parameters[name] for group in groups.values() for name in group["params"]})
+    found.put(found.replaced(masks))
+    return found
 
 
-def _put(masks: BlockMasks, name: str, plan: UpdatePlan) -> None:
-    masks.put(masks.replaced(plan.masks))
+def _put(bits: dict[str, Tensor], name: str, plan: UpdatePlan) -> None:
+    """Keep masks in one bit for each entry, as those of all blocks are a quarter of a model's memory otherwise."""
+    bits |= {each: pack(mask) for each, mask in plan.masks.items()}
 
 
 class _Undo:
-    """Keeps what pruning changes, so that it can be undone.
+    """Stores the values that pruning changes, to undo it.
 
     Args:
         model: unwrapped.
@@ -208,7 +217,7 @@ _KEPT = -1  # a batch of its own
 
 
 @contextmanager
-def _explained(pruner: BlockPruner, reports: Sequence[BlockReport], masks: BlockMasks, kept: _Undo) -> Iterator[None]:
+def _explained(pruner: BlockPruner, reports: Sequence[BlockReport], kept: _Undo) -> Iterator[None]:
     """Say which blocks are pruned if an error ends pruning, or undo it."""
     try:
         yield

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_callable
 from ignite_prune.allocation import Allocation, Uniform
+from ignite_prune.core.batches import PrepareBatch
 from ignite_prune.core.selection import named_parameters
-from ignite_prune.evidence.calibration import PrepareBatch
 from ignite_prune.pattern import Pattern, Unstructured
 from ignite_prune.repair.base import Repair
 from ignite_prune.saliency import Saliency, Wanda
@@ -26,11 +26,11 @@ from ignite_prune.update.blocks.block_pruner import BlockPruner
 from ignite_prune.update.blocks.calibration_batches import prepared
 from ignite_prune.update.blocks.checkpoint_weights import CheckpointWeights, built_empty
 from ignite_prune.update.blocks.checkpoint_work import CheckpointWork
-from ignite_prune.update.blocks.journal import described
+from ignite_prune.update.blocks.journal import setting_text
 from ignite_prune.update.blocks.progress import check_progress, shown
 from ignite_prune.update.blocks.safetensors_files import SafetensorsFiles
 from ignite_prune.update.calibration import Calibration, as_calibration
-from ignite_prune.update.param_groups import ParamGroup
+from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.plan import UpdatePlan
 
 
@@ -123,12 +123,12 @@ def prune_checkpoint(
     with weights.hollow():
         groups = block_groups(model, modules, params, exclude, generator=_own_generator(generator), **settings)
     told = {
-        **{name: described(value) for name, value in settings.items()},
+        **{name: setting_text(value) for name, value in settings.items()},
         "blocks": list(modules),
         "parameters": [name for group in groups.values() for name in group["params"]],
         "sequential": sequential,
         "dtype": str(dtype),
-        "checkpoint": hashlib.sha256(described(sorted(files.entries.items())).encode()).hexdigest(),
+        "checkpoint": hashlib.sha256(setting_text(sorted(files.entries.items())).encode()).hexdigest(),
     }
     work = CheckpointWork(files, target, told)
     with work.explained():

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ignite_prune.evidence.calibration import Batch
+from ignite_prune.core.batches import Batch
 
 Forward = Callable[..., Any]
 Handler = Callable[[str, Forward, tuple[Any, ...], Mapping[str, Any]], Any]

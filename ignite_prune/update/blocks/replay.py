@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.nested import tensors_in
-from ignite_prune.evidence.calibration import Batch
+from ignite_prune.core.batches import Batch
 from ignite_prune.update.blocks.placeholders import cloned, placeholder, without_numbers
 from ignite_prune.update.blocks.relay import Forward, Relay, call
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ignite_prune._utils.nested import tensors_in
-from ignite_prune.evidence.calibration import Batch
+from ignite_prune.core.batches import Batch
 from ignite_prune.saliency import MissingEvidence
 from ignite_prune.update.blocks.activation_store import is_plain_form
 from ignite_prune.update.blocks.placeholders import cloned
@@ -25,12 +25,12 @@ class Present(Protocol):
         """Bring those of one block inside a ``with`` block."""
 
     def complete(self) -> bool:
-        """Bring all that are outside of the blocks; return whether some were missing."""
+        """Load all weights outside of the blocks; return whether some were missing."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """The nodes of a relay, and what each needs.
+    """The nodes of a relay, and the inputs that each needs.
 
     Args:
         nodes: modules by name, in the order of their calls: those ahead of the blocks that are run once for each batch,

@@ -22,6 +22,6 @@ class UnfinishedBlocks(RuntimeError, ValueError):
 
 
 def progress_text(name: str, done: Sequence[str]) -> str:
-    """Return what is pruned and what is not, for messages."""
+    """Return the names of pruned and unpruned blocks, for messages."""
     shown = ", ".join(map(repr, done if len(done) <= 4 else [*done[:2], "...", done[-1]]))
     return f"Pruning ended at block {name!r}: {len(done)} blocks are pruned ({shown}); this one and the rest are not"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ignite_prune.structure.tracing.rules.op import Op, Rule
-from ignite_prune.structure.tracing.rules.pointwise import broadcast
+from ignite_prune.structure.tracing.rules.pointwise import tied_broadcast
 from ignite_prune.structure.tracing.traced_tensor import TracedTensor, fixed
 from ignite_prune.structure.tracing.zero import Zero
 
@@ -24,7 +24,7 @@ def index_put(
 ) -> TracedTensor:
     """Values written, or added, at indices in adjacent dimensions; the dimensions after these are passed through."""
     first, last = _indexed(op, x, indices)
-    rest = broadcast(op, [x.dims[last:], values.dims[len(values.dims) - (len(x.dims) - last) :]])
+    rest = tied_broadcast(op, [x.dims[last:], values.dims[len(values.dims) - (len(x.dims) - last) :]])
     for dim in values.dims[: len(values.dims) - (len(x.dims) - last)]:
         op.freeze(dim, "writes at indices")
     for dim in x.dims[:first]:

@@ -105,12 +105,19 @@ def _grouped(op: Op, inputs: Dim, within: Dim, outputs: Dim, groups: int) -> Non
 
 
 def batch_norm(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
+    """Batch norm, also of a weight ``(1, out, rest)``, which is standardised over the rest, as in BiT and NFNet."""
     for each in args[:4]:
         if isinstance(each, TracedTensor):
             op.tie(x.dims[1], each.dims[0])
+    affine = [each for each in args[:2] if isinstance(each, TracedTensor)]
+    if x.zero == Zero.MASKED and x.shape[0] == 1 and len(x.dims) == 3:
+        if op.through_norms:
+            op.normalised = x.dims[2]
+        else:
+            op.freeze(x.dims[2], "normalises over it")
+        return TracedTensor(x.dims, Zero.COMPUTED if len(args) < 2 or args[1] is None else Zero.NO)
     for dim in (x.dims[0], *x.dims[2:]):
         op.freeze(dim, "takes statistics over it")
-    affine = [each for each in args[:2] if isinstance(each, TracedTensor)]
     return TracedTensor(x.dims, _zero(op, (), *affine) if affine else Zero.NO)
 
 

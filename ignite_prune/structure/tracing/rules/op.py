@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from ignite_prune.structure.slicing.module_attributes import size_from_attribute
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor, fixed
 from ignite_prune.structure.tracing.unit_ids import UnitIds
 
@@ -76,10 +75,6 @@ class Op:
     def label(self) -> str:
         """The operation and the module that calls it, for messages."""
         return f"{self.name} in {self.where}" if self.where else self.name
-
-    def size_from_attribute(self, sizes: Sequence[int]) -> int | None:
-        """Return the position in ``sizes`` that is read from an attribute which slicing updates, or None."""
-        return None if self.module is None else size_from_attribute(self.module, self.name, sizes)
 
     def holding(self, value: Any) -> list[str]:
         """Return the attributes of the module that hold a value and that its forward pass reads.

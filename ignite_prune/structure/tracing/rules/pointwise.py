@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ignite_prune.structure.tracing.rules.op import Op, Rule
-from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor, fixed
+from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
 from ignite_prune.structure.tracing.zero import Zero
 
 _PROBES = (-2.3, -0.4, 0.3, 0.7, 3.1)
@@ -19,11 +19,11 @@ _PROBES = (-2.3, -0.4, 0.3, 0.7, 3.1)
 def pointwise(op: Op, *args: Any, **kwargs: Any) -> TracedTensor:
     """Elementwise function of tensors, with broadcasting: dimensions of equal size are tied."""
     values = _tensors(args, kwargs)
-    dims = broadcast(op, [each.dims for each in values])
+    dims = tied_broadcast(op, [each.dims for each in values])
     return TracedTensor(dims, _zero(op, dims, args, kwargs))
 
 
-def broadcast(op: Op, each: Sequence[Sequence[Dim]]) -> tuple[Dim, ...]:
+def tied_broadcast(op: Op, each: Sequence[Sequence[Dim]]) -> tuple[Dim, ...]:
     """Tie dimensions that are broadcast against each other, freeze those of size 1, and return the result's."""
     rank = max(map(len, each), default=0)
     return tuple(_together(op, [dims[d] for dims in each if len(dims) >= -d]) for d in range(-rank, 0))
@@ -74,7 +74,7 @@ def _is_zero(function: Any, args: Any, kwargs: Any, zeros: Any) -> bool:
 
 
 def where(op: Op, condition: TracedTensor, first: Any, second: Any) -> TracedTensor:
-    dims = broadcast(op, [each.dims for each in (condition, first, second) if isinstance(each, TracedTensor)])
+    dims = tied_broadcast(op, [each.dims for each in (condition, first, second) if isinstance(each, TracedTensor)])
     units = [d for d in range(-len(dims), 0) if not op.is_frozen(dims[d])]
     zeros = []
     for each in (first, second):
@@ -92,7 +92,7 @@ def where_filled(op: Op, x: TracedTensor, mask: TracedTensor, value: Any) -> Tra
 
 def copied(op: Op, x: TracedTensor, source: TracedTensor, *args: Any) -> TracedTensor:
     """``copy_``: the values of another tensor, broadcast to the shape of this one."""
-    dims = broadcast(op, [x.dims, source.dims])
+    dims = tied_broadcast(op, [x.dims, source.dims])
     return TracedTensor(dims, source.zero if source.shape == x.shape else Zero.NO)
 
 
@@ -111,13 +111,9 @@ def filled(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> TracedTensor:
     return TracedTensor(x.dims)
 
 
-def made(op: Op, *args: Any, **kwargs: Any) -> TracedTensor:
+def made_of_shape(op: Op, *args: Any, **kwargs: Any) -> TracedTensor:
     """New tensor of a given shape with different values along it."""
-    dims = [fixed(size) for size in op.shapes[0]]
-    known = op.size_from_attribute(op.shapes[0])
-    if known is not None:
-        dims[known] = op.units.new(op.shapes[0][known])
-    return TracedTensor(tuple(dims))
+    return TracedTensor.fixed(op.shapes[0])
 
 
 def constant(op: Op, *args: Any, **kwargs: Any) -> TracedTensor:
@@ -152,8 +148,8 @@ RULES: dict[str, Rule] = {
     "where": where,
     **dict.fromkeys(("masked_fill", "masked_fill_"), where_filled),
     **dict.fromkeys(("copy_", "copy"), copied),
-    **dict.fromkeys(("arange", "eye", "rand", "randn", "randint", "randperm", "linspace", "logspace"), made),
-    **dict.fromkeys(("scalar_tensor", "tensor", "_tensor_constant"), made),
+    **dict.fromkeys(("arange", "eye", "rand", "randn", "randint", "randperm", "linspace", "logspace"), made_of_shape),
+    **dict.fromkeys(("scalar_tensor", "tensor", "_tensor_constant"), made_of_shape),
     **dict.fromkeys(("zeros", "ones", "full", "empty"), constant),
     **dict.fromkeys(("new_ones", "new_zeros", "new_full", "new_empty"), constant),
 }

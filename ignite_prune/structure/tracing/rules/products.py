@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ignite_prune.structure.tracing.rules.op import Op, Rule
-from ignite_prune.structure.tracing.rules.pointwise import broadcast
+from ignite_prune.structure.tracing.rules.pointwise import tied_broadcast
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
 from ignite_prune.structure.tracing.zero import Zero
 
@@ -27,7 +27,7 @@ def matmul(op: Op, first: TracedTensor, second: TracedTensor) -> TracedTensor:
     contracted(op, first.dims[-1], second, first)
     if second.zero and columns:
         op.makes.append(second.dims[-1])
-    outer = broadcast(op, [first.dims[:-2], second.dims[:-2]])
+    outer = tied_broadcast(op, [first.dims[:-2], second.dims[:-2]])
     dims = (*outer, *(first.dims[-2:-1] if rows else ()), *(second.dims[-1:] if columns else ()))
     return TracedTensor(dims, _zero(op, dims, first, second))
 
@@ -51,7 +51,7 @@ def dot(op: Op, first: TracedTensor, second: TracedTensor) -> TracedTensor:
 
 def baddbmm(op: Op, bias: TracedTensor, first: TracedTensor, second: TracedTensor, **kwargs: Any) -> TracedTensor:
     product = matmul(op, first, second)
-    return TracedTensor(broadcast(op, [bias.dims, product.dims]), min(bias.zero, product.zero))
+    return TracedTensor(tied_broadcast(op, [bias.dims, product.dims]), min(bias.zero, product.zero))
 
 
 def grouped_mm(op: Op, x: TracedTensor, weight: TracedTensor, ends: TracedTensor, *args: Any) -> TracedTensor:
@@ -72,7 +72,7 @@ def einsum(op: Op, equation: str, tensors: Sequence[TracedTensor], **kwargs: Any
     dims: dict[str, Dim] = {}
     for each, tensor in zip(inputs, tensors):
         for letter, dim in zip(each, tensor.dims):
-            dims[letter] = dim if letter not in dims else broadcast(op, [[dims[letter]], [dim]])[0]
+            dims[letter] = dim if letter not in dims else tied_broadcast(op, [[dims[letter]], [dim]])[0]
     for letter in dims.keys() - set(letters):
         contracted(op, dims[letter], *(tensor for each, tensor in zip(inputs, tensors) if letter in each))
     zeros = [
@@ -119,7 +119,7 @@ def distances(op: Op, first: TracedTensor, second: TracedTensor, *args: Any, **k
     """Distances of all pairs of rows: a unit that is 0 in both adds nothing."""
     op.tie(first.dims[-1], second.dims[-1])
     contracted(op, first.dims[-1], min(first, second, key=lambda each: each.zero))
-    outer = broadcast(op, [first.dims[:-2], second.dims[:-2]])
+    outer = tied_broadcast(op, [first.dims[:-2], second.dims[:-2]])
     return TracedTensor((*outer, first.dims[-2], second.dims[-2]))
 
 
@@ -133,7 +133,7 @@ def bilinear(
         contracted(op, dim, weight, x)
     if bias is not None:
         op.tie(outputs, bias.dims[0])
-    outer = broadcast(op, [first.dims[:-1], second.dims[:-1]])
+    outer = tied_broadcast(op, [first.dims[:-1], second.dims[:-1]])
     return TracedTensor((*outer, outputs))
 
 

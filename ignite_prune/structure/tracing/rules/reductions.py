@@ -45,8 +45,9 @@ def reduce(op: Op, x: TracedTensor, *args: Any, **kwargs: Any) -> Any:
     if args and isinstance(args[0], TracedTensor):
         return pointwise(op, x, *args)
     gone, keep = _dims(op, x), bool(op.named.get("keepdim"))
-    for d in gone:
-        if op.name in _STATISTICS and op.writes_norm and len(gone) == 1 and op.normalised is None:
+    moving = [d for d in gone if not op.is_frozen(x.dims[d])]
+    for d in moving:
+        if op.name in _STATISTICS and op.writes_norm and len(moving) == 1 and op.normalised is None:
             op.normalised = x.dims[d]
             op.on_trial(x.dims[d])
         elif _sums(op):

@@ -1,8 +1,8 @@
 """The state of a sharded pruner: its tensors in mappings by name, which torch.distributed.checkpoint saves by shards.
 
-It takes apart nested mappings only, and fills those that a new pruner's state has; what stands in lists and tuples it
-pickles as a whole. So kept values and sums of evidence, which may have other entries from time to time, stand next to
-the masks, for every parameter, and :func:`joined` puts them back in their places.
+It splits nested mappings, and fills the ones that a new pruner's state has; lists and tuples are pickled unchanged.
+So kept values and sums of evidence, which may have other entries from time to time, stand next to the masks, for every
+parameter, and :func:`joined` puts them back in their places.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ def apart(
     """
     state, sums, rest = masks.state_dict(), dict[str, Any](), list[dict[str, Any]]()
     for index, each in enumerate(evidence):
-        if each:
+        if each and collectors[index].by_part:
             collector, held = collectors[index], each["sums"]
             sums[str(index)] = {n: held.get(n, _zeros(collector, n)) for n in collector.parameters}
-        rest.append({**each, "sums": {}} if each else each)
+            rest.append({**each, "sums": {}})
+        else:
+            rest.append(each)
     state["dense"] = {name: values.get(name, torch.zeros_like(masks.parameters[name])) for name in names}
     return {**state, "sums": sums}, rest
 
@@ -57,7 +59,7 @@ def joined(state: Mapping[str, Any]) -> Mapping[str, Any]:
         return state
     sums, evidence = masks.get("sums", {}), list[Any]()
     for index, each in enumerate(state["evidence"] if isinstance(state["evidence"], list | tuple) else ()):
-        held = sums.get(str(index), {}) if isinstance(sums, Mapping) else {}
+        held = sums.get(str(index)) if isinstance(sums, Mapping) else None
         counts = each.get("counts") if isinstance(each, Mapping) else None
         if isinstance(counts, Mapping) and isinstance(held, Mapping):
             evidence.append({**each, "sums": {name: held[name] for name in counts if name in held}})
@@ -76,7 +78,7 @@ def whole(state: Mapping[str, Any], collect: Callable[[Tensor], Tensor]) -> dict
     shards, dense = state["masks"]["shards"], list[tuple[str, Tensor]]()
     evidence = []
     for each in joined(state)["evidence"]:
-        sums = {name: collect(held) for name, held in each["sums"].items()} if each else {}
+        sums = {n: collect(held) if is_sharded(held) else held for n, held in each["sums"].items()} if each else {}
         evidence.append({**each, "sums": sums} if each else each)
     bits = []
     for name, shard in shards.items():

@@ -1,11 +1,9 @@
-"""Calibration data: batches, the passes over one, and a model that is left unchanged."""
+"""Batch: one batch of data with its model and loss; and iteration over the batches of a loader."""
 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.nested import mapped, tensors_in
-from ignite_prune.evidence.endless import warned_if_endless
+from ignite_prune.core.endless import warned_if_endless
 
 PrepareBatch = Callable[..., tuple[Any, Any]]
 """Ignite's: ``(batch, device=None, non_blocking=False) -> (x, y)``."""
@@ -45,7 +43,7 @@ class Batch:
 
         A mapping is passed as keywords if the model's ``forward`` takes its keys, and whole otherwise.
         """
-        if isinstance(self.x, Mapping) and _takes(self.model.forward, self.x):
+        if isinstance(self.x, Mapping) and takes(self.model.forward, self.x):
             return (), dict(self.x)
         return (self.x,), {}
 
@@ -104,7 +102,7 @@ def batches(
         raise ValueError("Argument data gave no batch; is the loader empty, or an iterator that was used up?")
 
 
-def _takes(forward: Callable[..., Any], given: Mapping[Any, Any]) -> bool:
+def takes(forward: Callable[..., Any], given: Mapping[Any, Any]) -> bool:
     """Return whether a function can be called with these keywords."""
     if not all(isinstance(key, str) for key in given):
         return False
@@ -133,48 +131,3 @@ def _prepared(batch: Any, device: torch.device) -> tuple[Any, Any]:
 
 def _sliced(value: Any, i: int, n: int) -> Any:
     return mapped(value, lambda tensor: tensor[i : i + 1] if tensor.ndim and tensor.shape[0] == n else tensor)
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Run compiled models eagerly, so that they can be observed; torch before 2.6 has no such switch."""
-    stance = vars(torch.compiler).get("set_stance")
-    compiled = "torch._dynamo" in sys.modules  # slow to import; without it nothing is compiled
-    return stance("force_eager") if stance is not None and compiled else nullcontext()
-
-
-@contextmanager
-def undisturbed(model: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
-    """Run passes in eval mode with gradients on, and restore modes, buffers and random state afterwards.
-
-    With ``batch_statistics`` BatchNorm uses the batch's statistics, for a network that was never trained.
-    """
-    modes = {module: module.training for module in model.modules()}
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in modes
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with ExitStack() as restored:  # each callback is called, also if Ctrl-C cuts another one short
-        for module, name, buffer, before in buffers:
-            restored.callback(_restore_buffer, module, name, buffer, before)
-        for module, mode in modes.items():
-            restored.callback(vars(module).update, training=mode)
-        with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=[d.index or 0 for d in devices]))
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(_eager())
-            model.eval()
-            for module in modes:
-                if batch_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.train()
-            yield
-
-
-@torch.no_grad()
-def _restore_buffer(module: nn.Module, name: str, buffer: Tensor, before: Tensor) -> None:
-    if module._buffers[name] is not buffer or not torch.equal(buffer, before):
-        buffer.copy_(before)
-        module._buffers[name] = buffer

@@ -40,7 +40,7 @@ class ShardedChannels:
         units = tuple(part.shape[dim] for dim in dims)
         here = Part(units, tuple(part.start[dim] for dim in dims), tuple(part.size[dim] for dim in dims))
         self._here, self._counted, self._norm = here, part.counted, pattern.norm
-        self.is_split = _is_split(parameter, dims)
+        self.is_split = is_split_beyond(parameter, dims)
         if self.is_split and pattern.norm == torch.inf:
             raise ValueError(
                 f"{pattern} takes the largest entry of slices of {scores.name!r} that several ranks hold parts of; "
@@ -79,8 +79,8 @@ class ShardedChannels:
         return self._here.of(units.view(self._here.shape)).reshape(-1)
 
 
-def _is_split(parameter: Any, dims: Sequence[int]) -> bool:
-    """Return whether a parameter is sharded along a dimension that does not index its units."""
+def is_split_beyond(parameter: Any, dims: Sequence[int]) -> bool:
+    """Return whether a parameter is sharded along other dimensions than those that index its units."""
     if not is_sharded(parameter):
         return False
     return any(not each.is_replicate() and each.dim not in dims for each in parameter.placements)

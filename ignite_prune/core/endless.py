@@ -1,4 +1,4 @@
-"""Data without an end: refused where its type tells, warned of while it is iterated over."""
+"""Data without an end: refused if its type shows it, warned of while it is iterated over."""
 
 from __future__ import annotations
 

@@ -1,0 +1,69 @@
+"""ParameterPlaces: whether a model still holds the parameters that are masked.
+
+When a layer is exchanged, a weight is tied or parametrized, or a state_dict is loaded with ``assign=True``, the model
+trains another parameter from then on. Masks and hooks stay with the former one, whose pruned entries remain 0: reading
+weights finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ignite_prune.core.selection import named_parameters
+
+_AT_ONCE = 8  # names that are looked up after an iteration
+
+
+@dataclass
+class ParameterPlaces:
+    """Looks masked parameters up in a model.
+
+    Args:
+        model: unwrapped.
+        parameters: those that are masked, by name.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> places = ParameterPlaces(model, dict(model.named_parameters()))
+        >>> places.lost()
+        []
+        >>> model[1] = nn.Linear(2, 2)
+        >>> places.lost()
+        ['1.weight', '1.bias']
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    _names: list[str] = field(init=False)
+    _next: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._names = list(self.parameters)
+
+    def some_lost(self) -> bool:
+        """Return whether one of a few parameters, other ones each time, may not be where it was."""
+        looked_up = self._names[self._next : self._next + _AT_ONCE]
+        self._next = self._next + _AT_ONCE if self._next + _AT_ONCE < len(self._names) else 0
+        return any(self._at(name) is not self.parameters[name] for name in looked_up)
+
+    def lost(self) -> list[str]:
+        """Return the names of all parameters that the model does not hold, or holds under a parametrization."""
+        moved = [name for name in self._names if self._at(name) is not self.parameters[name]]
+        if not moved:
+            return []
+        now = {parameter: name for name, parameter in named_parameters(self.model).items()}
+        elsewhere = {name: now.get(self.parameters[name], "parametrizations.") for name in moved}
+        lost = [name for name in moved if "parametrizations." in elsewhere[name]]
+        # Names of compiled layers have another form, and adapters rename what they wrap: both hold the same parameter.
+        self._names = [name for name in self._names if name not in elsewhere or name in lost]
+        return lost
+
+    def _at(self, name: str) -> nn.Parameter | None:
+        module: nn.Module | None = self.model
+        *path, leaf = name.split(".")
+        for part in path:
+            module = None if module is None else module._modules.get(part)
+        return None if module is None else module._parameters.get(leaf)

@@ -1,0 +1,1 @@
+"""Mask updates of models whose parameters lie on several ranks: parts are scored, and counts are exchanged."""
