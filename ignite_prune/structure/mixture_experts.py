@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ignite_prune._utils.arguments import near
+from ignite_prune.core.batches import PrepareBatch, batches
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
-from ignite_prune.evidence.calibration import PrepareBatch, batches, undisturbed
+from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.kept_indices import KeptIndices
 from ignite_prune.structure.mixture import CHOSEN, COUNT, MixtureRouting, integers_of, mixtures_of, numbers_of
 from ignite_prune.structure.slicing.block_edit import BlockEdit
-from ignite_prune.structure.slicing.compare import difference, run, tolerance
+from ignite_prune.structure.slicing.compare import relative_difference, run, tolerance
 from ignite_prune.structure.slicing.model_edit import ModelEdit, check_free, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import configs_along
-from ignite_prune.structure.slicing.shrink import Report
+from ignite_prune.structure.slicing.shrink import Report, parameter_count
 
 Numbers = Mapping[str, Sequence[int]]
 """Numbers of experts by path of a mixture."""
@@ -153,7 +154,7 @@ class Experts:
         gone = self._chosen(which, scores)
         self._check_left(gone)
         check_free(self._model, [name for path in gone for name in self._names(path)])
-        parameters, (_, flops) = _count(self._model), run(self._model, example_inputs, True)
+        parameters, (_, flops) = parameter_count(self._model), run(self._model, example_inputs, True)
         with self.masked(gone) as called:
             expected, _ = run(self._model, example_inputs)
         self._check_called(called & set(gone) | (set(self._mixtures) - set(gone)))
@@ -169,7 +170,7 @@ class Experts:
             edits[0].slice(indices)
             try:
                 found, fewer = run(self._model, example_inputs, True)
-                error = difference(found, expected)
+                error = relative_difference(found, expected)
             except Exception as problem:
                 raise ValueError(f"The model does not run without these experts: {problem}") from problem
             if not error <= tolerance(self._model):
@@ -179,7 +180,7 @@ class Experts:
                 )
         before, self._mixtures = self.sizes, dict(mixtures_of(self._model))
         units = {path: (before[path], self.sizes[path]) for path in gone}
-        sizes = parameters, _count(self._model)
+        sizes = parameters, parameter_count(self._model)
         return Report(units, sizes, (flops, fewer), error, KeptIndices(indices))
 
     def _names(self, path: str) -> list[str]:
@@ -260,7 +261,3 @@ class Experts:
             raise ValueError(
                 f"The router of {missing[0]!r} is not called with linear(x, weight), so its logits are not known"
             )
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

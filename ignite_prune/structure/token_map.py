@@ -14,10 +14,10 @@ from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.structure.kept_indices import KeptIndices
 from ignite_prune.structure.slicing.block_edit import BlockEdit
-from ignite_prune.structure.slicing.compare import difference, run, tolerance
+from ignite_prune.structure.slicing.compare import relative_difference, run, tolerance
 from ignite_prune.structure.slicing.config_check import configs_of
 from ignite_prune.structure.slicing.model_edit import ModelEdit, check_free, undone_on_error
-from ignite_prune.structure.slicing.shrink import Report
+from ignite_prune.structure.slicing.shrink import Report, parameter_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ def vocabulary(
     if missing:
         raise ValueError(f"Argument keep should contain the special tokens of the model: {', '.join(missing)}")
     check_free(model, list(names))
-    parameters, seen = _count(model), list[Tensor]()
+    parameters, seen = parameter_count(model), list[Tensor]()
     hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
     try:
         before, flops = run(model, example_inputs, True)
@@ -122,13 +122,13 @@ def vocabulary(
             found, fewer = run(model, example_inputs, True)
         finally:
             hook.remove()
-        error = difference(found, expected)
+        error = relative_difference(found, expected)
         if not error <= tolerance(model):
             raise ValueError(
                 f"The model with {len(kept)} tokens differs by {error:.1e} from the original one, so it was put back: "
                 "forward() uses the ids, or the size of the vocabulary, in another way"
             )
-    sizes = parameters, _count(model)
+    sizes = parameters, parameter_count(model)
     return TokenMap(kept, size, Report({path: (size, len(kept))}, sizes, (flops, fewer), error, KeptIndices(indices)))
 
 
@@ -193,7 +193,3 @@ def _specials(model: nn.Module, layer: nn.Embedding, size: int) -> Iterator[tupl
         for name, value in vars(owner).items():
             if name.endswith("_token_id") and type(value) is int and 0 <= value < size:
                 yield owner, name, value
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
