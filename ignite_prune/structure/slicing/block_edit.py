@@ -41,6 +41,12 @@ class BlockEdit:
             blocks: the keys of all its blocks; it may hold other modules between them.
             gone: those to remove.
         """
+        self.remove(path, blocks, gone)
+        for owner, name, value in _counts(self._model, path, len(blocks), [key not in gone for key in blocks]):
+            self.assign(owner, name, value)
+
+    def remove(self, path: str, blocks: Sequence[str], gone: Sequence[str]) -> None:
+        """Remove items of one list as :meth:`drop` does, without setting the numbers of layers."""
         holder = self._model.get_submodule(path)
         stay = [key for key in blocks if key not in gone]
         before = dict(holder._modules)
@@ -50,8 +56,6 @@ class BlockEdit:
         new = dict(zip(stay, blocks))  # the first keys, as in a model built with fewer blocks
         after = {str(at) if numbers else new.get(key, key): module for at, (key, module) in enumerate(left)}
         self._exchange(holder, after, before)
-        for owner, name, value in _counts(self._model, path, len(blocks), [key in stay for key in blocks]):
-            self._set(owner, name, value)
         self._forget({parameter for key in gone for parameter in before[key].parameters()})  # type: ignore[union-attr]
 
     def undo(self) -> None:
@@ -65,7 +69,8 @@ class BlockEdit:
         self._undo.append(lambda: holder._modules.update(before))
         self._undo.append(holder._modules.clear)
 
-    def _set(self, owner: Any, name: str, value: Any) -> None:
+    def assign(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute of a module or config."""
         before = getattr(owner, name)
         setattr(owner, name, value)
         self._undo.append(lambda: setattr(owner, name, before))
@@ -77,7 +82,7 @@ class BlockEdit:
             values = [each[place][2] if place in each else None for each in held]
             if values == [first + number for number in range(len(blocks))]:
                 for new, old in enumerate(stay):
-                    self._set(held[old][place][0], name, first + new)
+                    self.assign(held[old][place][0], name, first + new)
 
     def _forget(self, gone: set[nn.Parameter]) -> None:
         """Remove parameters that the model no longer has from its optimizers, with their state."""

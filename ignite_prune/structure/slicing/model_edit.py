@@ -129,6 +129,15 @@ def check_optimizers(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
             raise ValueError("Argument optimizer holds none of the model's parameters")
 
 
+def check_free(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise ValueError if parameters have hooks, which would refer to the ones that slicing replaces."""
+    parameters = dict(model.named_parameters())
+    for name in names:
+        parameter = parameters.get(name)
+        if parameter is not None and (parameter._post_accumulate_grad_hooks or parameter._backward_hooks):
+            raise ValueError(f"Parameter {name!r} has hooks, as of a PruneHandler; finalize() that first")
+
+
 def _with_layout_of(before: Tensor, tensor: Tensor) -> Tensor:
     """Return ``tensor`` in the memory format of ``before``: channels last, or contiguous."""
     for kind, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):

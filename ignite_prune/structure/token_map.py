@@ -1,0 +1,195 @@
+"""Rows of an embedding and of its head removed: the model of a smaller vocabulary, with a map of the token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ignite_prune._utils.arguments import near
+from ignite_prune.core.optimizers import as_optimizers
+from ignite_prune.core.selection import unwrap
+from ignite_prune.structure.kept_indices import KeptIndices
+from ignite_prune.structure.slicing.block_edit import BlockEdit
+from ignite_prune.structure.slicing.compare import relative_difference, run, tolerance
+from ignite_prune.structure.slicing.config_check import configs_of
+from ignite_prune.structure.slicing.model_edit import ModelEdit, check_free, undone_on_error
+from ignite_prune.structure.slicing.shrink import Report, parameter_count
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMap:
+    """The ids of a smaller vocabulary.
+
+    Args:
+        kept: ``(new size,)``, the old id of each new one, ascending.
+        size: of the old vocabulary.
+        report: the sizes of the model before and after.
+    """
+
+    kept: Tensor
+    size: int
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def new(self, ids: Tensor) -> Tensor:
+        """Return the new ids of old ones, in any shape; negative ids (labels to ignore) stay.
+
+        Raises:
+            ValueError: an id was not kept.
+        """
+        found = _new(self.kept, self.size, ids)
+        wrong = ids[(found < 0) & (ids >= 0)]
+        if len(wrong):
+            raise ValueError(f"Token {int(wrong[0])} is not in the smaller vocabulary of {len(self)} tokens")
+        return found
+
+    def old(self, ids: Tensor) -> Tensor:
+        """Return the old ids of new ones, as a generated sequence; negative ids stay."""
+        return torch.where(ids < 0, ids, self.kept.to(ids.device)[ids.clamp(min=0)])
+
+
+def vocabulary(
+    model: nn.Module, keep: Any, example_inputs: Any, *, embedding: str | None = None, optimizer: Any = None
+) -> TokenMap:
+    """Keep only some tokens of a model's vocabulary, in place.
+
+    The rows of the embedding and of the head, tied or not, its bias, ``vocab_size``, the ids of special tokens in
+    configs and ``padding_idx``, and optimizers follow. For mapped ids the outputs are those of the original model, with
+    the logits of the tokens that are kept; both are run and compared.
+
+    Args:
+        model: bare, or wrapped in ``torch.compile``.
+        keep: ids of the tokens to keep, ints in any order or an integer tensor.
+        example_inputs: inputs of the model, with old ids that are all kept.
+        embedding: path of the ``nn.Embedding`` of tokens; None: that of transformers' ``get_input_embeddings()``, or
+            the model's only one.
+        optimizer: the optimizer or optimizers that train the model.
+
+    Returns:
+        The map between old and new ids, with the report.
+
+    Raises:
+        TypeError: the ids are not integers.
+        ValueError: an id is out of range or missing in ``keep`` although a config or the example needs it, several
+            embeddings are possible, or the outputs differ. Nothing has changed then.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10))
+        >>> tokens = vocabulary(model, [2, 3, 7], torch.tensor([[2, 7]]))
+        >>> model(tokens.new(torch.tensor([[7, 3]]))).shape
+        torch.Size([1, 2, 3])
+    """
+    model = unwrap(model)
+    path, layer = _embedding(model, embedding)
+    size = layer.num_embeddings
+    kept = _ids(keep, size)
+    names = _names(model, layer)
+    specials = list(_specials(model, layer, size))
+    missing = [f"{name} {value}" for _, name, value in specials if value not in set(kept.tolist())]
+    if missing:
+        raise ValueError(f"Argument keep should contain the special tokens of the model: {', '.join(missing)}")
+    check_free(model, list(names))
+    parameters, seen = parameter_count(model), list[Tensor]()
+    hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    try:
+        before, flops = run(model, example_inputs, True)
+    finally:
+        hook.remove()
+    if not seen:
+        raise ValueError(f"The embedding {path!r} is not called by the forward pass")
+    unknown = set(torch.cat([ids.flatten() for ids in seen]).tolist()) - set(kept.tolist())
+    if unknown:
+        raise ValueError(f"Argument example_inputs contains token {min(unknown)}, which is not in keep")
+    expected = [each.index_select(-1, kept) if each.shape[-1:] == (size,) else each for each in before]
+    optimizers = as_optimizers(optimizer)
+    edits = ModelEdit(model, optimizers), BlockEdit(model, optimizers)
+    indices = {name: {dim: kept} for name, dim in names.items()}
+    with undone_on_error(edits):
+        for owner in [*model.modules(), *configs_of(model)]:
+            if vars(owner).get("vocab_size") == size:
+                edits[1].assign(owner, "vocab_size", len(kept))
+        for owner, name, value in specials:
+            edits[1].assign(owner, name, kept.tolist().index(value))
+        edits[0].slice(indices)
+        hook = layer.register_forward_pre_hook(lambda module, args: (_new(kept, size, args[0]), *args[1:]))
+        try:
+            found, fewer = run(model, example_inputs, True)
+        finally:
+            hook.remove()
+        error = relative_difference(found, expected)
+        if not error <= tolerance(model):
+            raise ValueError(
+                f"The model with {len(kept)} tokens differs by {error:.1e} from the original one, so it was put back: "
+                "forward() uses the ids, or the size of the vocabulary, in another way"
+            )
+    sizes = parameters, parameter_count(model)
+    return TokenMap(kept, size, Report({path: (size, len(kept))}, sizes, (flops, fewer), error, KeptIndices(indices)))
+
+
+def _new(kept: Tensor, size: int, ids: Tensor) -> Tensor:
+    """Return the new ids; -1 for those that are not kept, negative ones stay."""
+    table = torch.full((size,), -1, dtype=torch.long)
+    table[kept] = torch.arange(len(kept))
+    return torch.where(ids < 0, ids.long(), table.to(ids.device)[ids.long().clamp(0, size - 1)]).to(ids.dtype)
+
+
+def _ids(keep: Any, size: int) -> Tensor:
+    found = torch.as_tensor(list(keep) if isinstance(keep, (set, frozenset, range)) else keep)
+    if found.dim() != 1 or not len(found) or found.is_floating_point() or found.dtype == torch.bool:
+        raise TypeError(f"Argument keep should be a sequence of token ids, but given {keep!r:.60}")
+    found = torch.tensor(sorted(set(found.tolist())))
+    if not 0 <= int(found[0]) <= int(found[-1]) < size:
+        wrong = int(found[0]) if found[0] < 0 else int(found[-1])
+        raise ValueError(f"Argument keep should hold ids in [0, {size}), but given {wrong}")
+    return found
+
+
+def _embedding(model: nn.Module, path: str | None) -> tuple[str, nn.Embedding]:
+    found = {name: each for name, each in model.named_modules() if isinstance(each, nn.Embedding)}
+    if path is not None:
+        if path not in found:
+            raise ValueError(f"Argument embedding: there is no nn.Embedding {path!r}; {near(path, list(found))}")
+        return path, found[path]
+    getter: Callable[[], Any] | None = getattr(model, "get_input_embeddings", None)
+    given = None if getter is None else getter()
+    of_model = {name: each for name, each in found.items() if given is None or each is given}
+    if len(of_model) != 1:
+        raise ValueError(f"Argument embedding should be the path of the tokens' embedding, one of {', '.join(found)}")
+    return next(iter(of_model.items()))
+
+
+def _names(model: nn.Module, layer: nn.Embedding) -> dict[str, int]:
+    """Return the tensors with one entry for each token, and their dimension: embedding, head and biases."""
+    size, width = layer.weight.shape
+    heads = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == size
+        and (module.weight is layer.weight or size != width)
+    ]
+    rows = {id(layer.weight), *(id(each.weight) for each in heads), *(id(each.bias) for each in heads)}
+    found = {name: 0 for name, each in model.named_parameters() if id(each) in rows}
+    found |= {
+        name: each.dim() - 1
+        for name, each in [*model.named_parameters(), *model.named_buffers()]
+        if name.rpartition(".")[2] in ("bias", "final_logits_bias") and each.numel() == size != width and each.dim() < 3
+    }
+    return found
+
+
+def _specials(model: nn.Module, layer: nn.Embedding, size: int) -> Iterator[tuple[Any, str, int]]:
+    """Yield the owners, names and values of ids of special tokens."""
+    if layer.padding_idx is not None:
+        yield layer, "padding_idx", layer.padding_idx
+    generation = vars(model).get("generation_config")
+    for owner in [*configs_of(model), *([] if generation is None else [generation])]:
+        for name, value in vars(owner).items():
+            if name.endswith("_token_id") and type(value) is int and 0 <= value < size:
+                yield owner, name, value
