@@ -132,6 +132,8 @@ class BlockPruner:
                     allocation = group["allocation"]
                     assert isinstance(allocation, OWL)
                     ratios[name] = allocation.outliers(block_layer(group, store, evidence))
+                    if evidence is not None:
+                        evidence.reset(start=True)
             self._drop_before(place)
         groups = [self.groups[name] for name in ratios]
         owl = groups[0]["allocation"]
@@ -155,7 +157,8 @@ class BlockPruner:
             store = self._store_of(name)
             evidence = self._gather(place, keep=not self.sequential)
             self._prune(name, store, evidence)
-            del evidence
+            if evidence is not None:
+                evidence.reset(start=True)  # collectors refer to themselves, and would live on
             give_back_freed()
             if self.sequential:
                 self._outputs(place)

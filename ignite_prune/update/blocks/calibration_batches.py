@@ -98,6 +98,7 @@ def _observed(
         for unseen in collector.refused:
             if not collector.record.counts.get(unseen):
                 raise MissingEvidence(f"There is no evidence for parameter {unseen!r}: {collector.reason(unseen)}")
+    evidence.reset(start=True)  # collectors refer to themselves, and would live on
     return output
 
 
