@@ -186,7 +186,8 @@ class AttachedPruner(TargetHandler):
 
     def _check_end(self, engine: Engine) -> None:
         targets = [group["sparsity"] for group in self.pruning.groups]
-        if not self._schedules() and not self._has_pruned and not any(targets):
+        scores_only = self._shared  # it acts beside others, as one does that is only asked for scores()
+        if not self._schedules() and not self._has_pruned and not any(targets) and not scores_only:
             self._check.tell("nothing", NOTHING)
 
     def _check_final(self) -> None:
