@@ -191,7 +191,9 @@ class AttachedPruner(TargetHandler):
             self._check.tell("nothing", NOTHING)
 
     def _check_final(self) -> None:
-        if not self._has_pruned:
+        schedules = self._schedules()
+        dense = [schedule for schedule in schedules if schedule.ends and schedule(schedule.horizon) == 0]
+        if not self._has_pruned and not (schedules and len(dense) == len(schedules)):  # else it was asked for nothing
             why = NEVER_ATTACHED if self._check.last is None else NOT_UPDATED
             self._check.tell("nothing", UNUSED.format(why=why))
 
