@@ -15,7 +15,7 @@ import logging
 import statistics
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ignite_prune import allocation, pattern, prune_model, trace
 from ignite_prune.structure import Flops, Structure
+from structured_peer import by_torch_pruning
 
 Batch = tuple[Any, Tensor]
 FRACTIONS = (0.5, 0.7)
@@ -209,6 +210,8 @@ def train(task: Task, model: nn.Module, steps: int, generator: torch.Generator, 
 
 # Rules
 
+NOT_BY_PEER = ("llama",)  # it does not end within minutes, of the RMSNorms' parameters
+
 RULES: dict[str, dict[str, Any]] = {
     "plain norms, Global": {"pattern": pattern.Coupled(normalise=None)},
     "by kind, Global (default)": {},
@@ -219,39 +222,52 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-def pruned(task: Task, model: nn.Module, structure: Structure, fraction: float, rule: dict[str, Any]) -> float:
-    """Prune a copy of the model to a fraction of its FLOPs, train it a little more, and return its error."""
-    smaller = copy.deepcopy(model)
-    masks = prune_model(smaller, sparsity=fraction, structure=structure, target=Flops(), **rule)
-    optimizer = torch.optim.AdamW(smaller.parameters(), lr=task.rate / 3, weight_decay=0.01)
-    parameters = dict(smaller.named_parameters())
-    smaller.train()
+def retrained(task: Task, model: nn.Module, masks: dict[str, Tensor]) -> float:
+    """Train a pruned model a little more, and return its error."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=task.rate / 3, weight_decay=0.01)
+    parameters = dict(model.named_parameters())
+    model.train()
     for batch in task.batches(task.more, torch.Generator().manual_seed(1)):
         optimizer.zero_grad()
-        task.loss(smaller, batch).backward()
+        task.loss(model, batch).backward()
         optimizer.step()
         with torch.no_grad():
             for name, mask in masks.items():
                 parameters[name].mul_(mask)
-    smaller.eval()
-    return task.error(smaller)
+    model.eval()
+    return task.error(model)
 
 
-def compare(name: str, seeds: Sequence[int]) -> None:
-    """Print a table of one net: the mean error over seeds, by rule and fraction of the FLOPs."""
-    task, found = TASKS[name](), dict[tuple[str, float], list[float]]()
-    for seed in seeds:
-        torch.manual_seed(seed)
-        model, generator = task.build(), torch.Generator().manual_seed(seed)
-        train(task, model, task.steps, generator, task.rate)
-        structure = trace(model, task.batches(1, generator)[0][0][:1])
-        found.setdefault(("dense", 0.0), []).append(task.error(model))
+def pruned(task: Task, model: nn.Module, structure: Structure, fraction: float, rule: dict[str, Any]) -> float:
+    """Prune a copy of the model to a fraction of its FLOPs, train it a little more, and return its error."""
+    smaller = copy.deepcopy(model)
+    masks = prune_model(smaller, sparsity=fraction, structure=structure, target=Flops(), **rule)
+    return retrained(task, smaller, dict(masks))
+
+
+def errors(name: str, seed: int) -> Iterator[tuple[str, float, float]]:
+    """Yield the rule, the fraction of the FLOPs that goes, and the error, of one net trained with one seed."""
+    task = TASKS[name]()
+    torch.manual_seed(seed)
+    model, generator = task.build(), torch.Generator().manual_seed(seed)
+    train(task, model, task.steps, generator, task.rate)
+    inputs = task.batches(1, generator)[0][0][:1]
+    structure = trace(model, inputs)
+    yield "dense", 0.0, task.error(model)
+    for fraction in FRACTIONS:
         for rule, options in RULES.items():
-            for fraction in FRACTIONS:
-                found.setdefault((rule, fraction), []).append(pruned(task, model, structure, fraction, options))
-    for (rule, fraction), errors in found.items():
-        spread = statistics.stdev(errors) if len(errors) > 1 else 0.0
-        sys.stdout.write(f"{name:6} {rule:28} {fraction:.1f} {statistics.mean(errors):7.2f} ± {spread:.2f}\n")
+            yield rule, fraction, pruned(task, model, structure, fraction, options)
+        if name not in NOT_BY_PEER:
+            yield "torch-pruning", fraction, retrained(task, by_torch_pruning(model, inputs, fraction), {})
+
+
+def table(found: dict[tuple[str, str, float], list[float]]) -> str:
+    """Return the means over seeds, with the number of seeds."""
+    lines = []
+    for (name, rule, fraction), each in sorted(found.items()):
+        spread = statistics.stdev(each) if len(each) > 1 else 0.0
+        lines.append(f"{name:6} {rule:28} {fraction:.1f} {statistics.mean(each):7.2f} ± {spread:.2f} ({len(each)})")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -261,8 +277,13 @@ def main() -> None:
     given = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    for name in given.nets:
-        compare(name, range(given.seeds))
+    found: dict[tuple[str, str, float], list[float]] = {}
+    for seed in range(given.seeds):
+        for name in given.nets:
+            for rule, fraction, error in errors(name, seed):
+                found.setdefault((name, rule, fraction), []).append(error)
+            sys.stdout.write(f"after {name} with seed {seed}\n{table(found)}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -93,14 +93,15 @@ def _ours(model: nn.Module, inputs: Any, norms: bool = False) -> Row:
             return row
         flops = structure.flops(), structure.flops(kept)
         row["flops"] = flops[1] / max(1, flops[0])
-        masks = structure.masks(kept)
+        masks, learns = structure.masks(kept), _can_learn(copy.deepcopy(model), inputs)
         expected = None if norms else _run(_masked(model, masks), inputs)
         report = shrink(model, masks, inputs, structure=structure)
         row["parameters"] = report.parameters[1] / report.parameters[0]
         row["error"] = report.error
         if expected is not None:
             row["independent"] = _apart(_run(model, inputs), expected)
-        _learns(model, inputs)
+        if learns:
+            _learns(model, inputs)
         row["ok"] = True
     except Exception as error:
         row.setdefault("seconds", time.process_time() - started)
@@ -152,6 +153,14 @@ def _learns(model: nn.Module, inputs: Any) -> None:
     if outputs:
         sum(each.abs().mean() for each in outputs).backward()
         torch.optim.SGD(model.parameters(), 1e-3).step()
+
+
+def _can_learn(model: nn.Module, inputs: Any) -> bool:
+    try:
+        _learns(model, inputs)
+    except Exception:  # some models need another mode for it, or cannot at all
+        return False
+    return True
 
 
 def _weights(model: nn.Module) -> set[str]:

@@ -3,16 +3,16 @@
 import sys
 from typing import TYPE_CHECKING
 
-from ignite_prune import activation, allocation, functional, pattern, repair, saliency, schedule, structure
+from ignite_prune import allocation, pattern, repair, saliency, schedule
 from ignite_prune._utils.lazy import importer
 from ignite_prune._utils.renamed import RenamedModules
 from ignite_prune.core.check_report import CheckReport, PrunedWeightsAlive, SparsityWarning
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.handlers import PruneEvents, PruneHandler
 from ignite_prune.update.calibration import Calibration
-from ignite_prune.update.one_shot import prune_model, score
 
 if TYPE_CHECKING:
+    from ignite_prune import activation, functional, structure
     from ignite_prune.export.networkx_graph import to_networkx
     from ignite_prune.handlers.distillation.distillation import Distillation
     from ignite_prune.handlers.lottery.create_pruning_engine import create_pruning_engine
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ignite_prune.structure import load_shrunk, shrink, trace
     from ignite_prune.update.blocks.prune_blocks import prune_blocks
     from ignite_prune.update.blocks.prune_checkpoint import prune_checkpoint
+    from ignite_prune.update.one_shot import prune_model, score
 
 __version__ = "0.1.0"
 
@@ -70,12 +71,15 @@ _FILES = {
     "load_shrunk": "structure.slicing.checkpoint",
     "prune_blocks": "update.blocks.prune_blocks",
     "prune_checkpoint": "update.blocks.prune_checkpoint",
+    "prune_model": "update.one_shot",
+    "score": "update.one_shot",
     "shrink": "structure.slicing.shrink",
     "to_networkx": "export.networkx_graph",
     "trace": "structure.tracing.trace",
 }
+_ROOMS = ("activation", "export", "functional", "measure", "recipe", "report", "structure")  # imported when used
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = importer(__name__, _FILES, rooms=("export", "measure", "recipe", "report"))
+    __getattr__, __dir__ = importer(__name__, _FILES, rooms=_ROOMS)
 sys.meta_path.append(
     RenamedModules(
         {

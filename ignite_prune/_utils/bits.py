@@ -7,8 +7,9 @@ by 0 or 1 gives 0.0 or the unchanged value for any content, in one pass: twice a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -122,8 +123,52 @@ def masked_copy_(target: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None or bits is None or not same:
         target.detach().copy_(source)
         return target if mask is None else zero_(target.detach(), mask)
-    torch.mul(source.detach().view(bits), mask, out=target.detach().view(bits))
+    for found, given, kept in pieces_of(target.detach(), source.detach(), mask):
+        torch.mul(given.view(bits), kept, out=found.view(bits))
     return target
+
+
+def pieces_of(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Yield views of tensors of one shape that stay in a core's cache together; whole ones if their layouts differ.
+
+    Example:
+        >>> [(piece.shape, none) for piece, none in pieces_of(torch.zeros(2, 3), None)]
+        [(torch.Size([6]), None)]
+    """
+    first = next(each for each in tensors if each is not None)
+    if not first.is_cpu or any(each is not None and not each.is_contiguous() for each in tensors):
+        yield tensors
+        return
+    flat = [each if each is None else torch.split(each.view(-1), _PIECE) for each in tensors]
+    for number in range(-(-first.numel() // _PIECE)):
+        yield tuple(each if each is None else each[number] for each in flat)
+
+
+def unmasked_copy(tensor: Tensor, mask: Tensor) -> Tensor:
+    """Return a copy of a tensor that is exactly 0 where the mask is True, for :func:`put_back_`.
+
+    Example:
+        >>> unmasked_copy(torch.tensor([-1.0, 2.0]), torch.tensor([True, False]))
+        tensor([0., 2.])
+    """
+    return masked_copy_(torch.empty_like(tensor), tensor, ~mask)
+
+
+def put_back_(tensor: Tensor, copy: Tensor, mask: Tensor) -> None:
+    """Write an :func:`unmasked_copy` to where the mask is False, in place, through the bits.
+
+    Example:
+        >>> tensor, mask = torch.tensor([-1.0, 2.0]), torch.tensor([True, False])
+        >>> copy = unmasked_copy(tensor, mask)
+        >>> put_back_(tensor.mul_(3), copy, mask)
+        >>> tensor
+        tensor([-3.,  2.])
+    """
+    bits = _SAME_SIZE.get(tensor.element_size())
+    if bits is None or tensor.stride() != copy.stride():
+        tensor.copy_(torch.where(mask, tensor, copy))
+    else:
+        zero_(tensor, mask).detach().view(bits).add_(copy.view(bits))
 
 
 def zero_any_(tensor: Tensor, mask: Tensor) -> None:

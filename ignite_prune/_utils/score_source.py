@@ -44,7 +44,7 @@ class ScoreSource:
 
     def every(self, stride: int) -> Tensor:
         """Return the scores at every ``stride``-th flat index, 1-D."""
-        return self.whole().reshape(-1)[::stride]
+        return self.whole().reshape(-1)[::stride].clone()  # a view would keep all scores in memory
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ entries and sum a function of them; what is above and below the interval is know
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune._utils.score_keys import key_of, keys_of, number_of, zero_bits
-from ignite_prune._utils.sharded_top import Scored
+from ignite_prune._utils.sharded_top import Bounds, Scored
 from ignite_prune._utils.sum_together import OverRanks
 from ignite_prune._utils.threshold_search import FEW, bin_width
 
@@ -45,12 +46,13 @@ class ScoreSums:
 
     def __init__(self, tensors: Sequence[Scored], power: int) -> None:
         self._tensors, self._power = [each for each in tensors if each.part.counted], power
-        self._shift, self._is_narrowed, self._inside = 0, False, 0
-        self._held: list[Tensor] | None = None
+        self._shift, self._is_narrowed, self._inside = 0, False, (0, 0.0)
+        self._held: Tensor | None = None
+        self._own, self._expected = torch.zeros(2, 0), 0  # this rank's table, and how many keys of it stay
         self.first = self.last = 0
         self.above, self.below = (0, 0.0), (0, 0.0)
         self._start = self._bits = 0
-        self.table, self.edges = torch.zeros(2, 0), list[float]()
+        self.table, self.edges = torch.zeros(2, 0), torch.zeros(0)
 
     @property
     def is_listed(self) -> bool:
@@ -58,8 +60,8 @@ class ScoreSums:
         return self._bits == 0
 
     @property
-    def inside(self) -> int:
-        """The number of entries in the interval."""
+    def inside(self) -> tuple[int, float]:
+        """Number and sum of the entries in the interval."""
         return self._inside
 
     def bounds(self) -> Tensor:
@@ -92,31 +94,33 @@ class ScoreSums:
             table[0] += torch.bincount(places, minlength=bins).cpu()
             terms = _numbers(keys, self._shift) ** self._power
             table[1] += torch.bincount(places, weights=terms, minlength=bins).cpu()
+        self._own = table.clone()
         return table
 
     def _pieces(self) -> Iterator[Tensor]:
         """Yield the keys in the interval; they are held from the second round on, when few are left."""
         if self._held is not None:
-            self._held = [keys[(keys >= self.first) & (keys <= self.last)] for keys in self._held]
-            yield from self._held
+            self._held = self._held[(self._held >= self.first) & (self._held <= self.last)]
+            yield self._held
             return
-        held = list[Tensor]()
+        held, at = torch.empty(self._expected, dtype=torch.int64), 0  # before large temporaries, as it stays
         for tensor in self._tensors:
             scores = tensor.scores().reshape(-1)
             flat = scores if tensor.alive is None else scores[tensor.alive.reshape(-1)]
             for piece in torch.split(flat, _PIECE):
                 keys = keys_of(piece, self._shift)
                 if self._is_narrowed:
-                    held.append(keys := keys[(keys >= self.first) & (keys <= self.last)])
+                    keys = keys[(keys >= self.first) & (keys <= self.last)]
+                    held[at : at + len(keys)], at = keys.cpu(), at + len(keys)
                 yield keys
         self._held = held if self._is_narrowed else None
 
     def take(self, table: Tensor) -> None:
         """Set the table of all ranks."""
-        self.table = table
-        starts = [max((self._start + index) << self._bits, self.first) for index in range(table.shape[1])]
-        self.edges = [number_of(min(start, self.last + 1), self._shift) for start in starts]
-        self.edges.append(number_of(self.last + 1, self._shift))
+        self.table, (count, total) = table, table.sum(1).tolist()
+        self._inside = int(count), total
+        starts = (torch.arange(table.shape[1] + 1) + self._start) << self._bits
+        self.edges = _numbers(starts.clamp(self.first, max(self.last + 1, self.first)), self._shift)
 
     def narrow(self, low: int, high: int) -> None:
         """Go on with the bins from ``low`` on and before ``high``, without empty ones at the ends."""
@@ -128,12 +132,19 @@ class ScoreSums:
         self.below = self.below[0] + int(count), self.below[1] + total
         end = ((self._start + high) << self._bits) - 1
         self.first, self.last = max(self.first, (self._start + low) << self._bits), min(self.last, end)
-        self._is_narrowed, self._inside = True, int(self.table[0, low:high].sum())
+        count, total = self.table[:, low:high].sum(1).tolist()
+        self._is_narrowed, self._inside = True, (int(count), total)
+        self._expected = int(self._own[0, low:high].sum())
+
+    def around(self) -> Bounds:
+        """Return scores below and above the interval."""
+        low = number_of(self.first - 1, self._shift) if self.first > 0 else -math.inf
+        return Bounds(low, number_of(self.last + 1, self._shift), self._shift)
 
     def listed(self) -> Tensor:
         """Return the scores in the interval over all ranks, descending; see :attr:`is_listed`."""
         counts = self.table[0].long()
-        return torch.tensor(self.edges[: len(counts)], dtype=torch.float64).repeat_interleave(counts).flip(0)
+        return self.edges[: len(counts)].repeat_interleave(counts).flip(0)
 
     def held(self) -> Tensor:
         """Return this rank's scores in the interval."""
@@ -172,20 +183,23 @@ def narrowed(
         for row, (low, high) in zip(rows, decide(rows)):
             row.narrow(low, high)
         before, size = size, sum(row.last - row.first for row in rows)
-        if sum(row.inside for row in rows) <= FEW or size == before:
+        if sum(row.inside[0] for row in rows) <= FEW or size == before:
             return (yield from _exchanged(rows, exchange))
 
 
 def _exchanged(rows: Sequence[ScoreSums], exchange: Ranks) -> OverRanks[list[Tensor]]:
     """Return the few scores that are left in each row, descending, from all ranks."""
-    mine = [row.held() for row in rows]
-    own = torch.zeros((exchange.ranks, len(rows)), dtype=torch.float64)
-    own[exchange.rank] = torch.tensor([len(each) for each in mine], dtype=torch.float64)
-    sizes = (yield own).long()
-    found = []
-    for index, each in enumerate(mine):
-        before = int(sizes[: exchange.rank, index].sum())
-        found.append(torch.zeros(int(sizes[:, index].sum()), dtype=torch.float64))
-        found[-1][before : before + len(each)] = each
-    every = torch.split((yield torch.cat(found)), [len(each) for each in found])
-    return [each.sort(descending=True).values for each in every]
+    mine, total = [row.held() for row in rows], sum(row.inside[0] for row in rows)
+    numbers = torch.cat(mine)
+    owners = torch.cat([torch.full((len(each),), index + 1.0) for index, each in enumerate(mine)])
+    if total * exchange.ranks <= FEW:  # a place for all of them for each rank
+        first, size = total * exchange.rank, total * exchange.ranks
+    else:
+        own = torch.zeros(exchange.ranks, dtype=torch.float64)
+        own[exchange.rank] = len(numbers)
+        sizes = yield own
+        first, size = int(sizes[: exchange.rank].sum()), total
+    every = torch.zeros((2, size), dtype=torch.float64)
+    every[:, first : first + len(numbers)] = torch.stack([owners.double(), numbers])
+    owners, numbers = yield every
+    return [numbers[owners == index + 1].sort(descending=True).values for index in range(len(rows))]

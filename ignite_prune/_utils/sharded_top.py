@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +53,14 @@ class Scored:
     total: int
 
 
+class Bounds(NamedTuple):
+    """Scores between which a threshold lies, and how many low bits of the scores' keys are 0."""
+
+    low: float
+    high: float
+    shift: int
+
+
 @dataclass
 class Ranking:
     """Tensors of which the best ``keep`` entries are kept together.
@@ -59,10 +68,12 @@ class Ranking:
     Args:
         tensors: their indices in the list of all.
         keep: number of entries to keep, over all ranks.
+        bounds: what is known of the threshold; None if nothing is.
     """
 
     tensors: Sequence[int]
     keep: int
+    bounds: Bounds | None = None
 
 
 @dataclass
@@ -113,9 +124,10 @@ def keep_top_of_all(tensors: Sequence[Scored], rankings: Sequence[Ranking], exch
     spread = 4.0
     while left:  # those whose bracket missed are tried again
         pools = [_Pool([tensors[i] for i in each.tensors], each.keep) for each in left]
-        if spread < math.inf and any(pool.total > FEW for pool in pools):
-            _bracket(pools, spread, exchange)
-            _refine([pool for pool in pools if _is_wide(pool, exchange.ranks)], exchange)
+        unknown = [pool for pool, each in zip(pools, left) if not _takes(pool, each.bounds, spread)]
+        if spread < math.inf and any(pool.total > FEW for pool in unknown):
+            _bracket(unknown, spread, exchange)
+            _refine([pool for pool in unknown if _is_wide(pool, exchange.ranks)], exchange)
         for pool in pools:
             _collect(pool)
         missed = _place(pools, exchange)
@@ -125,6 +137,14 @@ def keep_top_of_all(tensors: Sequence[Scored], rankings: Sequence[Ranking], exch
                 masks |= dict(zip(ranking.tensors, _kept(pool)))
         left, spread = [left[index] for index in missed], 40.0 if spread == 4.0 else math.inf
     return masks
+
+
+def _takes(pool: _Pool, bounds: Bounds | None, spread: float) -> bool:
+    """Set a pool's known bounds, unless they were tried before; return whether there are any."""
+    if bounds is None or spread != 4.0:
+        return False
+    pool.low, pool.high, pool.shift = bounds
+    return True
 
 
 def _constant(tensor: Scored, keep: bool) -> Tensor:
@@ -141,21 +161,29 @@ def _bracket(pools: Sequence[_Pool], spread: float, exchange: Exchange) -> None:
     for row, pool in zip(own, pools):
         counted = [each for each in pool.tensors if each.part.counted]
         stride = -(-sum(math.prod(each.part.size) for each in counted) // n) | 1  # odd: dimensions are powers of two
-        taken = [_every(each, stride) for each in counted]
-        sample = torch.cat([torch.empty(0, dtype=torch.float64), *(values.double().cpu() for values in taken)])[:n]
-        row[0] = min((zero_bits(values.dtype) for values in taken), default=64)
-        row[1] = sum(each.living for each in counted)
-        row[2 : 2 + len(sample)] = sample
+        row[0], row[1], at = 64, sum(each.living for each in counted), 2
+        for each in counted:
+            at = _fill(row, at, each, stride)
     sampled = exchange.collect(own, "samples of scores")
     for index, pool in enumerate(pools):
         pool.shift = int(sampled[:, index, 0].min()) % 64
         _bound(pool, sampled[:, index, 1:], spread)
 
 
-def _every(tensor: Scored, stride: int) -> Tensor:
-    values = tensor.scores().reshape(-1)[::stride]
-    alive = None if tensor.alive is None else tensor.alive.reshape(-1)[::stride]
-    return values.clone() if alive is None else values[alive]
+def _fill(row: Tensor, at: int, tensor: Scored, stride: int) -> int:
+    """Write every so many of a tensor's scores into a row, from ``at`` on; return where they end.
+
+    Nothing is kept of one tensor while the next one's scores are computed: small pieces between large ones would
+    fragment the memory.
+    """
+    scores = tensor.scores()
+    row[0] = min(int(row[0]), zero_bits(scores.dtype))
+    values = scores.reshape(-1)[::stride]
+    if tensor.alive is not None:
+        values = values[tensor.alive.reshape(-1)[::stride]]
+    end = min(at + len(values), len(row))
+    row[at:end] = values[: end - at].cpu()
+    return end
 
 
 def _bound(pool: _Pool, sampled: Tensor, spread: float) -> None:
@@ -215,21 +243,31 @@ def _just(key: int, shift: int) -> float:
 
 def _collect(pool: _Pool) -> None:
     """Set the masks of what is above the lower bound, and the candidates between the bounds, in one pass."""
+    sizes = [math.prod(tensor.part.size) for tensor in pool.tensors]
+    pool.masks = [torch.empty(size, dtype=torch.bool) for size in sizes]  # before large temporaries, as they stay
     keys, places, counted, base = list[Tensor](), list[Tensor](), list[Tensor](), 0
-    for tensor in pool.tensors:
-        flat = exact(exact(tensor.scores().reshape(-1), pool.low), pool.high)
-        mask = flat > pool.low
-        if tensor.alive is not None:
-            mask &= tensor.alive.reshape(-1)
-        inside = (flat < pool.high).logical_and_(mask).nonzero().squeeze(1)
-        pool.masks.append(mask)
+    for index, tensor in enumerate(pool.tensors):
+        inside, found = _candidates(pool, index)
         pool.inside.append(inside)
-        keys.append(keys_of(flat[inside], pool.shift).cpu())
+        keys.append(found)
         places.append(-(tensor.part.positions(inside) + base).cpu())
         counted.append(torch.full((len(inside),), tensor.part.counted))
         base += math.prod(tensor.part.shape)
     first, last = key_of(pool.low, pool.shift), key_of(pool.high, pool.shift)
     pool.search = ThresholdSearch(0, 0, first, last, base, torch.cat(keys), torch.cat(places), torch.cat(counted))
+
+
+def _candidates(pool: _Pool, index: int) -> tuple[Tensor, Tensor]:
+    """Set one mask of a pool; return the indices of the candidates in it, and their keys."""
+    tensor = pool.tensors[index]
+    flat = exact(exact(tensor.scores().reshape(-1), pool.low), pool.high)
+    if pool.masks[index].device != flat.device:
+        pool.masks[index] = torch.empty_like(flat, dtype=torch.bool)
+    mask = torch.gt(flat, pool.low, out=pool.masks[index])
+    if tensor.alive is not None:
+        mask &= tensor.alive.reshape(-1)
+    inside = (flat < pool.high).logical_and_(mask).nonzero().squeeze(1)
+    return inside, keys_of(flat[inside], pool.shift).cpu()
 
 
 def _place(pools: Sequence[_Pool], exchange: Exchange) -> list[int]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ignite_prune._utils.compare import above, below
+from ignite_prune._utils.compare import above, below, copy_turned
 
 LARGEST = 16  # entries of a group; above, sorting costs less
 _PIECE = 1 << 17  # entries that stay in a core's cache
@@ -90,7 +90,7 @@ def _rows(groups: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
     buffer = _Buffer(pieces[0], groups.dtype)
     for piece, kept in zip(pieces, masks):
         moved = piece.movedim(-1, 0)
-        rows = buffer(moved.shape).copy_(moved)
+        rows = copy_turned(moved, buffer(moved.shape))
         yield rows if kept is None else rows.masked_fill_(~kept.movedim(-1, 0), -torch.inf)
 
 

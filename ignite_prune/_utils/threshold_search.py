@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ignite_prune._utils.exchange import Exchange
 
-BINS = 1 << 13  # counts in a message, 8 bytes each
-FEW = 1 << 12  # candidates that are exchanged, 24 bytes each
+BINS = 1 << 14  # counts in a message, 8 bytes each
+FEW = 1 << 13  # candidates that are exchanged, 24 bytes each
 _LOWEST = -(1 << 62)
 
 

@@ -14,11 +14,12 @@ from torch.overrides import has_torch_function
 
 from ignite_prune._utils.arguments import check_positive
 from ignite_prune._utils.distributed import all_reduce
+from ignite_prune._utils.recorded_arguments import RecordedArguments
 from ignite_prune.schedule import Schedule
 from ignite_prune.schedule.base import check_sparsity
 
 
-class Sparsifier(nn.Module, ABC):
+class Sparsifier(RecordedArguments, nn.Module, ABC):
     r"""Passes some entries of an activation (the winners) and sets the others to 0; gradients flow to winners only.
 
     In training it records the duty cycle of each unit, a running mean of how often it wins:

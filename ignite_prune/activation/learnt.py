@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.recorded_arguments import RecordedArguments
 from ignite_prune.schedule.base import check_sparsity
 
 
-class Learnt(nn.Module):
+class Learnt(RecordedArguments, nn.Module):
     r"""A learnt sparsity :math:`a = \sigma(\theta)`, for ``TopK``; give :math:`\theta` to an optimizer.
 
     The forward pass drops exactly the fraction a. To first order, dropping a set of winners changes the loss by

@@ -3,9 +3,9 @@
 Two handlers that mask the same weights with different masks undo each other's work at every step, and each publishes a
 sparsity that the other one breaks. So a handler claims its parameters when it begins to mask them (when it is attached,
 or at its first update or load), and a second one that would mask one of them is refused by name, unless it was made
-with ``shared=True``. The record keeps nobody alive: a handler that is dropped without ``detach()`` gives its parameters
-free as soon as it is collected. The parameters of a model may be replaced by other objects meanwhile; a handler that
-would then mask what no forward pass reads refuses to act (:func:`check_same`).
+with ``shared=True``. Weak references are recorded: when a handler is dropped without ``detach()``, its claim ends as
+soon as it is collected. The parameters of a model may be replaced by other objects meanwhile; a handler that would then
+mask what no forward pass reads refuses to act (:func:`check_same`).
 """
 
 from __future__ import annotations

@@ -77,6 +77,18 @@ def keeps_zero(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
     return known and not optimizer.defaults.get("differentiable")
 
 
+def keeps_weight(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> bool:
+    """Return whether a step leaves a weight of any value as it is where its gradient and slots are 0.
+
+    Args:
+        optimizer: the optimizer.
+        group: the parameter's group in it.
+        parameter: the parameter.
+    """
+    decays = type(optimizer).__name__ == "ASGD" or bool(group.get("weight_decay", 0))
+    return not decays and keeps_zero(optimizer, parameter)
+
+
 def is_known(optimizer: Any) -> bool:
     """Return whether the optimizer is one of ``torch.optim``'s own, whose slots and steps are known."""
     kind = type(optimizer)

@@ -13,7 +13,6 @@ from torch.nn.utils import parametrize
 
 from ignite_prune._utils.arguments import near
 from ignite_prune._utils.shard import is_sharded
-from ignite_prune.core.dense_report import warn_of_dense
 from ignite_prune.core.weight_kinds import (
     ADAPTER,
     EMBEDDINGS,
@@ -145,6 +144,8 @@ def select(
             if report and name not in chosen and name not in dropped and name not in parts and _dims(p) > 1
         }
         if computed or left:
+            from ignite_prune.core.dense_report import warn_of_dense  # rarely needed
+
             warn_of_dense(everything, left, computed)
     else:
         chosen = {name for rule in as_rules("params", params) for name in _matches(model, rule, "params")}

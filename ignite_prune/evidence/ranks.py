@@ -1,6 +1,6 @@
 """Evidence over ranks, each of which gathers from its own data: sums over ranks, and checkpoints of all ranks.
 
-For a mask update the sums of all ranks are added up, on every rank alike (:func:`totals_over_ranks`).
+For a mask update the sums of all ranks are added up, with the same result on every rank (:func:`totals_over_ranks`).
 
 A checkpoint is usually the file of rank 0. So ``state_dict()`` holds the evidence of all ranks, if all ranks call it,
 as Ignite's ``Checkpoint`` does (:class:`RankStates`); a resumed rank takes its own part (:func:`own_part`), and adds up

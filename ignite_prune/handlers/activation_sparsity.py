@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
 from ignite_prune._utils.distributed import mean_over_ranks, world_size
+from ignite_prune._utils.recorded_arguments import RecordedArguments
 from ignite_prune.activation.after_activation import AfterActivation
 from ignite_prune.activation.base import Sparsifier
 from ignite_prune.activation.k_winners import KWinners
@@ -22,7 +23,7 @@ from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.schedule.base import check_steps
 
 
-class ActivationSparsity(BaseHandler):
+class ActivationSparsity(RecordedArguments, BaseHandler):
     """Applies sparsifiers to layers' outputs, and updates amounts and boosts of all sparsifiers during training.
 
     The model keeps its class and its ``state_dict``; each layer gets a copy of its sparsifier, whose state is in this

@@ -27,14 +27,11 @@ from ignite_prune.update.agreement import NOT_ATTACHED, announced, check_same_pa
 from ignite_prune.update.at_target import is_at_target
 from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.pruner import REMAKE, Pruner
-from ignite_prune.update.pruner_state import PrunerState, loader_of, state_of
 
 if TYPE_CHECKING:
+    from ignite_prune._utils.exchange import Traffic
     from ignite_prune.handlers.evidence_feed import EvidenceFeed
     from ignite_prune.structure import Indices, Structure
-
-
-_NAMED_BY_NEED = 3  # the state version from which evidence carries the key of its need
 
 
 class AttachedPruner(TargetHandler):
@@ -70,6 +67,17 @@ class AttachedPruner(TargetHandler):
     def structure(self) -> Structure | None:
         """The structure whose units are pruned, as it is now; None where single entries or patterns are."""
         return self.pruning.structure
+
+    @property
+    def model_sparsity(self) -> float:
+        """The fraction of all floating-point parameters of the model that is pruned, biases and norms included."""
+        return self.masks.sparsity_of(self.pruning.model)
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """What the ranks exchanged in the last mask update of sharded parameters; None for others."""
+        exchange = self.masks.exchange
+        return None if exchange is None else exchange.traffic
 
     @property
     def units(self) -> dict[str, tuple[int, int]]:
@@ -264,6 +272,8 @@ class AttachedPruner(TargetHandler):
     def _state(self) -> dict[str, Any]:
         if self.pruning.verify == "checkpoint":
             self.pruning.check_equal(self.masks.held)
+        from ignite_prune.update.pruner_state import state_of  # slow to import
+
         return state_of(self.pruning, [] if self._feed is None else self._feed.state_dict(), self._compress_masks)
 
     def _upgraded(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -277,9 +287,11 @@ class AttachedPruner(TargetHandler):
             from ignite_prune.update.sharded.state import joined  # slow to import
 
             state = joined(state)
+        from ignite_prune.update.pruner_state import PrunerState, checked_evidence, loader_of  # slow to import
+
         fitting = PrunerState.checked(state, self.pruning.groups)
         load_masks = loader_of(self.pruning, fitting)
-        evidence = self._checked_evidence(fitting.evidence, state["version"])
+        evidence = checked_evidence(self.pruning, fitting.evidence, state["version"])
 
         def load() -> None:
             load_masks()
@@ -289,21 +301,3 @@ class AttachedPruner(TargetHandler):
             self._at = None
 
         return load
-
-    def _checked_evidence(self, state: Any, version: int) -> list[dict[str, Any]]:
-        try:
-            if self.pruning.evidence is not None:
-                return self.pruning.evidence.checked(state)
-            if not isinstance(state, (list, tuple)) or state:
-                raise ValueError(
-                    "The checkpoint's pruner and this one should gather the same evidence (the same saliency and "
-                    "repair)"
-                )
-        except ValueError as error:
-            if version >= _NAMED_BY_NEED:  # a misfit is the user's then, not the version's
-                raise
-            raise ValueError(
-                f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "
-                "continue with the masks alone, replace each entry of its 'evidence' by {}"
-            ) from error
-        return []

@@ -9,6 +9,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from ignite_prune._utils.arguments import check_positive
+from ignite_prune._utils.recorded_arguments import RecordedArguments
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune._utils.state import checked_int
 from ignite_prune.core.mask_store import MaskStore
@@ -21,7 +22,7 @@ from ignite_prune.update.agreement import agreed, announced
 from ignite_prune.update.plan import UpdatePlan
 
 
-class ProgressiveMasks(BaseHandler):
+class ProgressiveMasks(RecordedArguments, BaseHandler):
     """Brings a pruner from each of its masks to the next in sub-steps, the entries of the least magnitude first.
 
     A block or a channel loses its entries gradually. On every ``steps``-th event the pruner plans its next masks; on

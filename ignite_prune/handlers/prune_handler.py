@@ -20,7 +20,6 @@ from ignite_prune._utils.arguments import check_is
 from ignite_prune._utils.distributed import raise_together, world_size
 from ignite_prune._utils.extras import needed
 from ignite_prune._utils.sparsity import as_sparsity
-from ignite_prune.core.batches import LossFn, PrepareBatch
 from ignite_prune.core.check_report import CheckReport
 from ignite_prune.core.claims import claim, release
 from ignite_prune.core.mask_store import warn_of_nearly_empty
@@ -39,7 +38,7 @@ from ignite_prune.update.param_groups import warn_of_unset
 from ignite_prune.update.pruner import Pruner
 
 if TYPE_CHECKING:
-    from ignite_prune._utils.exchange import Traffic
+    from ignite_prune.core.batches import LossFn, PrepareBatch
     from ignite_prune.structure import Cost, Structure
 
 
@@ -196,17 +195,6 @@ class PruneHandler(AttachedPruner):
     def sparsity(self) -> float:
         """The pruned fraction of the selected parameters, exact count / exact count; what is sliced off is pruned."""
         return self.masks.sparsity
-
-    @property
-    def model_sparsity(self) -> float:
-        """The fraction of all floating-point parameters of the model that is pruned, biases and norms included."""
-        return self.masks.sparsity_of(self.pruning.model)
-
-    @property
-    def traffic(self) -> Traffic | None:
-        """What the ranks exchanged in the last mask update of sharded parameters; None for others."""
-        exchange = self.masks.exchange
-        return None if exchange is None else exchange.traffic
 
     def check(self) -> CheckReport:
         """Compare the weights with the masks, with and without an engine; nothing is changed.

@@ -9,6 +9,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from torch import nn
 
+from ignite_prune._utils.recorded_arguments import RecordedArguments
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.describe import counted
@@ -21,7 +22,7 @@ from ignite_prune.structure.slicing.module_attributes import dropout_rates
 from ignite_prune.structure.slicing.shrink import as_copies, sliced
 
 
-class ShrinkHandler(BaseHandler):
+class ShrinkHandler(RecordedArguments, BaseHandler):
     """Slices off what a pruner with a structure has pruned, mid-training: the rest of the run trains a smaller model.
 
     Model, gradients, optimizer slots, buffers, the pruner's masks and its evidence are sliced together; the sliced

@@ -8,12 +8,21 @@ Example:
     32
 """
 
+from typing import TYPE_CHECKING
+
+from ignite_prune._utils.lazy import importer
 from ignite_prune.pattern.base import Pattern
-from ignite_prune.pattern.block import Block
-from ignite_prune.pattern.channel import Channel
-from ignite_prune.pattern.coupled import Coupled
-from ignite_prune.pattern.head import Head
-from ignite_prune.pattern.n_of_m import NofM
 from ignite_prune.pattern.unstructured import Unstructured
 
+if TYPE_CHECKING:
+    from ignite_prune.pattern.block import Block
+    from ignite_prune.pattern.channel import Channel
+    from ignite_prune.pattern.coupled import Coupled
+    from ignite_prune.pattern.head import Head
+    from ignite_prune.pattern.n_of_m import NofM
+
 __all__ = ["Block", "Channel", "Coupled", "Head", "NofM", "Pattern", "Unstructured"]
+
+_FILES = {"Block": "block", "Channel": "channel", "Coupled": "coupled", "Head": "head", "NofM": "n_of_m"}
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = importer(__name__, _FILES)

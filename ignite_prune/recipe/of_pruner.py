@@ -18,13 +18,19 @@ from ignite_prune.update.param_group import UNSET
 from ignite_prune.update.param_groups import as_dicts
 
 
-def data_of(pruner: PruneHandler, event: Any = None) -> dict[str, Any]:
-    """Return what ``recipe.load`` takes; see :meth:`.Recipe.of`."""
+def data_of(pruner: PruneHandler, event: Any = None, attached: bool = True) -> dict[str, Any]:
+    """Return what ``recipe.load`` takes; see :meth:`.Recipe.of`.
+
+    Args:
+        pruner: attached or not.
+        event: as in a file; None: what it is attached to.
+        attached: False: that is an event of rounds, which a file does not name.
+    """
     if not isinstance(pruner, PruneHandler):
         raise TypeError(f"Argument pruner should be a PruneHandler, but given {type(pruner)}")
     params, settings = pruner.pruning.given
     attachment = pruner._attachment
-    if event is None and attachment is not None:
+    if event is None and attachment is not None and attached:
         event = event_of(attachment.events)
     in_unit = unscaled if isinstance(event, dict) and event.get("unit") == "epochs" else _as_it_is
     settings = {name: in_unit(each) for name, each in settings.items()}

@@ -134,17 +134,20 @@ class Recipe(RecipeModel):
         return recipe
 
     @classmethod
-    def of(cls, pruner: PruneHandler, event: Any = None) -> Recipe:
-        """Return the recipe of a pruner: its groups, settings, and the event that it is attached to.
+    def of(cls, pruner: Any, event: Any = None) -> Recipe:
+        """Return the recipe of a pruner or other handlers: their settings, and the events that they are attached to.
 
         Args:
-            pruner: attached or not. Masks that it was given, and calibration data, are not part of a recipe.
+            pruner: a ``PruneHandler``, a handler of ``ignite_prune.handlers``, several of them, what :meth:`attach`
+                returned, or a pruning engine (``rounds``); attached or not. Masks that it was given, calibration data
+                and teachers are not part of a recipe; :meth:`attach` takes them.
             event: as in a file, for an event whose filter is a function of your own.
 
         Raises:
+            TypeError: it is none of these.
             ValueError: a file cannot hold a part of it: a lambda, a class of your own, a filter of your own.
         """
-        from ignite_prune.recipe.of_pruner import data_of
+        from ignite_prune.recipe.of_handlers import data_of
 
         return cls.from_source(document_of(data_of(pruner, event)))
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.recorded_arguments import RecordedArguments, arguments_of
 from ignite_prune.recipe.epochs import Epochs
 from ignite_prune.recipe.kinds import is_record, kind_of_base, pieces
-from ignite_prune.recipe.models import PieceModel
+from ignite_prune.recipe.models import EITHER, FROM_ATTACH, PieceModel
 from ignite_prune.recipe.recipe_model import RecipeModel
 from ignite_prune.recipe.rules import Rule, written_rule
 from ignite_prune.recipe.values import write_function, write_tensors
@@ -42,9 +43,20 @@ def written(value: Any) -> Any:
         return {"epochs": value.epochs}
     if isinstance(value, Rule):
         return written_rule(value)
+    if isinstance(value, RecordedArguments):
+        return _typed(type(value), given_by_file(value))
     if is_record(type(value)):
         return _record(value)
     return _other(value)
+
+
+def given_by_file(value: RecordedArguments) -> dict[str, Any]:
+    """Return the arguments of an object that a file gives, as data; others come from ``attach``."""
+    given = {}
+    for name, each in arguments_of(value).items():
+        if name not in FROM_ATTACH or (name in EITHER and isinstance(each, str)):
+            given["seed" if name == "generator" else name] = written(each)
+    return {name: each for name, each in given.items() if each is not None or name != "seed"}
 
 
 def _typed(piece: type, fields: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ignite_prune._utils.arguments import check_finite
 from ignite_prune._utils.topk import keep_top
-from ignite_prune.regularise.soft import soft_threshold, straight_through
+from ignite_prune.regularise.soft import shrunk, straight_through
 
 
 class Gate(ABC):
@@ -115,7 +115,7 @@ class SoftThreshold(Gate):
         return torch.full((), self.start_at, dtype=weight.dtype, device=weight.device)
 
     def work(self, weight: Tensor, learnt: Tensor) -> Tensor:
-        return soft_threshold(weight, learnt.sigmoid())
+        return shrunk(weight, learnt.sigmoid())
 
     def penalty(self, learnt: Tensor) -> Tensor:
         return learnt.square() / 2

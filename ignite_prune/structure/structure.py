@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ignite_prune._utils.arguments import near
 from ignite_prune.structure.description import described
+from ignite_prune.structure.group_names import group_named, groups_made_by
 from ignite_prune.structure.kept_indices import KeptIndices
-from ignite_prune.structure.unit_group import Axis, Kept, UnitGroup, Work
+from ignite_prune.structure.unit_group import Axis, Kept, UnitGroup, Work, units_alive
 
 NOTHING: Kept = MappingProxyType({})
 
@@ -110,23 +111,7 @@ class Structure:
         Raises:
             ValueError: no group, or several, go by the name.
         """
-        if name in self.groups:
-            return self.groups[name]
-        tensor, _, dim = name.removesuffix("]").partition("[")
-        having = [(group, slot) for group in self for slot in group.slots if slot.name == tensor]
-        if dim:
-            choices = [[group for group, slot in having if str(slot.dim) == dim]]
-        else:
-            made = [group for group, slot in having if slot is group.slots[group.maker]]
-            choices = [made, [group for group, slot in having if slot.dim == 0], [group for group, _ in having]]
-        found = list(dict.fromkeys(next((each for each in choices if each), [])))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(
-                f"{name!r} has units of several groups; name one: {', '.join(each.name for each in found)}"
-            )
-        raise ValueError(f"There are no units of {name!r}; {near(name, list(self.groups))}")
+        return group_named(self.groups, name)
 
     def made_by(self, weights: Collection[str], exact: Collection[str] = ()) -> list[UnitGroup]:
         """Return the groups whose units are produced by some of the weights.
@@ -136,15 +121,7 @@ class Structure:
             exact: those of them that name a group although another weight comes first in it, such as the other end of
                 a residual connection. If the weights come first in no group, all do.
         """
-        found = {group.name for group in self if group.slots[group.maker].name in weights}
-        for name in exact if found else weights:
-            try:
-                group = self.named(name)
-            except ValueError:
-                continue
-            if any(slot.name == name and slot.dim == group.slots[group.maker].dim for slot in group.slots):
-                found.add(group.name)
-        return [group for group in self if group.name in found]
+        return groups_made_by(self.groups, weights, exact)
 
     def sliced(self, kept: Kept) -> Structure:
         """Return the structure of the sliced model."""
@@ -255,7 +232,7 @@ class Structure:
                     f"The mask of {name!r} is {tuple(mask.shape)}, but in the structure it is "
                     f"{tuple(self.shapes[name])}: has the model been sliced since it was traced?"
                 )
-        kept = {group.name: self._alive(group, masks) for group in self}
+        kept = {group.name: units_alive(group, masks) for group in self}
         for name, mask in self.masks(kept, without=self.shapes.keys() - masks.keys()).items():
             if not torch.equal(mask, masks[name].cpu()):
                 raise ValueError(
@@ -282,19 +259,6 @@ class Structure:
         if whole != {name: {d: i.tolist() for d, i in dims.items()} for name, dims in indices.items() if dims}:
             raise ValueError("The checkpoint's kept indices are not whole units of this model's structure")
         return kept
-
-    def _alive(self, group: UnitGroup, masks: Mapping[str, Tensor]) -> Tensor:
-        """Return which units are kept: a unit is pruned once all its slices of some parameter are."""
-        alive = torch.ones(group.size, dtype=torch.bool)
-        for slot in group.slots:
-            if slot.name in masks:
-                mask = masks[slot.name].cpu()
-                nonzero = mask.movedim(slot.dim, 0).reshape(mask.shape[slot.dim], -1).any(1)
-                in_group = slot.units >= 0
-                here = torch.zeros(group.size, dtype=torch.bool)
-                here[slot.units[in_group & nonzero]] = True
-                alive &= here
-        return alive
 
     def _stay(self, kept: Kept) -> dict[str, dict[int, Tensor]]:
         """Return which indices of each tensor's dimensions are kept, bool; groups not given keep all units."""

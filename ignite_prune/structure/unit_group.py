@@ -111,3 +111,17 @@ class Work:
     def left(self, kept: Kept) -> int:
         """Return the FLOPs with only the given units kept."""
         return self.each * math.prod(axis.left(kept) for axis in self.axes)
+
+
+def units_alive(group: UnitGroup, masks: Mapping[str, Tensor]) -> Tensor:
+    """Return which units are kept: a unit is pruned once all its slices of some parameter are."""
+    alive = torch.ones(group.size, dtype=torch.bool)
+    for slot in group.slots:
+        if slot.name in masks:
+            mask = masks[slot.name].cpu()
+            nonzero = mask.movedim(slot.dim, 0).reshape(mask.shape[slot.dim], -1).any(1)
+            in_group = slot.units >= 0
+            here = torch.zeros(group.size, dtype=torch.bool)
+            here[slot.units[in_group & nonzero]] = True
+            alive &= here
+    return alive

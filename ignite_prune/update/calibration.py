@@ -10,11 +10,10 @@ from torch import nn
 
 from ignite_prune._utils.arguments import check_callable, check_is
 from ignite_prune._utils.extras import needed
-from ignite_prune.core.batches import Batch, LossFn, PrepareBatch, batches
-from ignite_prune.core.endless import warned_if_endless
 from ignite_prune.saliency import Saliency
 
 if TYPE_CHECKING:
+    from ignite_prune.core.batches import Batch, LossFn, PrepareBatch
     from ignite_prune.evidence import Evidence
 
 
@@ -73,11 +72,11 @@ class Calibration:
 
     def repeatable(self) -> Calibration:
         """Return a calibration whose data can be iterated over again: an iterator's as a list."""
-        return (
-            replace(self, data=list(warned_if_endless(self.data, self.data)))
-            if isinstance(self.data, Iterator)
-            else self
-        )
+        if not isinstance(self.data, Iterator):
+            return self
+        from ignite_prune.core.endless import warned_if_endless  # slow to import
+
+        return replace(self, data=list(warned_if_endless(self.data, self.data)))
 
     @property
     def passes(self) -> Iterable[Any] | None:
@@ -91,6 +90,8 @@ class Calibration:
     def batches(self, model: nn.Module) -> Iterator[Batch]:
         """Yield the batches on the model's device."""
         device = next(model.parameters()).device
+        from ignite_prune.core.batches import batches  # slow to import
+
         return batches(model, self.passes, self.loss_fn, self.prepare_batch, device)
 
 

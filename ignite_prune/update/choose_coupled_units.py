@@ -49,7 +49,7 @@ def choose_coupled_masks(
 def units_that_stay(
     layers: Sequence[Layer], units: Sequence[UnitGroup], before: Kept, group: ParamGroup, target: float | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return which units stay, of all groups of units, and of those that get smaller.
+    """Return the kept units of all groups, and of the groups that get smaller.
 
     Args:
         layers: what an allocation sees of each group of units.

@@ -1,4 +1,4 @@
-"""Parameter groups of coupled units: with a structure, a group's parameters are all that its units lie in."""
+"""Parameter groups of coupled units: with a structure, a group has every parameter that its units are slices of."""
 
 from __future__ import annotations
 

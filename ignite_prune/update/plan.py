@@ -255,7 +255,7 @@ def write_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         local(parameters[name] if name in parameters else buffers[name]).copy_(value)
 
 
-class Planned(Protocol):
+class PlanTarget(Protocol):
     """What :func:`carry_out` changes; see :class:`~ignite_prune.update.pruner.Pruner`."""
 
     model: nn.Module
@@ -270,7 +270,7 @@ class Planned(Protocol):
 
 
 def carry_out(
-    pruner: Planned,
+    pruner: PlanTarget,
     plan: UpdatePlan,
     targets: Sequence[float],
     former: list[float | None],

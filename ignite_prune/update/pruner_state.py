@@ -14,6 +14,8 @@ from ignite_prune.core.mask_state import unpacked
 from ignite_prune.update.param_group import ParamGroup
 from ignite_prune.update.pruner import Pruner
 
+_NAMED_BY_NEED = 3  # the state version from which evidence carries the key of its need
+
 
 def state_of(pruner: Pruner, evidence: list[dict[str, Any]], compress: bool = False) -> dict[str, Any]:
     """Return a pruner's masks, targets, generators, kept values and evidence as plain data.
@@ -94,3 +96,26 @@ def _check_generator(state: Any, group: ParamGroup) -> None:
         raise ValueError("The checkpoint's pruner and this one should both have a generator in a group, or neither")
     if generator is not None:
         check_generator_state(generator, state)
+
+
+def checked_evidence(pruner: Pruner, state: Any, version: int) -> list[dict[str, Any]]:
+    """Return the evidence of a checkpoint that was written with a state version, in the form that is loaded.
+
+    Raises:
+        ValueError: it does not fit what the pruner gathers.
+    """
+    try:
+        if pruner.evidence is not None:
+            return pruner.evidence.checked(state)
+        if not isinstance(state, (list, tuple)) or state:
+            raise ValueError(
+                "The checkpoint's pruner and this one should gather the same evidence (the same saliency and repair)"
+            )
+    except ValueError as error:
+        if version >= _NAMED_BY_NEED:  # a misfit is the user's then, not the version's
+            raise
+        raise ValueError(
+            f"The checkpoint was written with state version {version}, and its evidence does not fit: {error}. To "
+            "continue with the masks alone, replace each entry of its 'evidence' by {}"
+        ) from error
+    return []

@@ -1,10 +1,13 @@
 import copy
+import weakref
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ignite_prune import PruneHandler, allocation, pattern, prune_blocks, prune_model, repair, saliency
+from ignite_prune._utils.nested import tensors_in
 from ignite_prune.update.blocks.unfinished_blocks import UnfinishedBlocks
 from tests.blocks.nets import GPT, Llama, made, tokens
 
@@ -112,6 +115,62 @@ def test_owl_divides_over_blocks():
                 index = next(i for i, each in enumerate(dense.h) if each is block)
                 kept = masks.kept(f"h.{index}.{name}.weight") / layer.weight.numel()
                 assert kept == pytest.approx(1 - sparsity, abs=0.01)
+
+
+def test_a_repair_that_looks_at_other_layers_gets_them_together():
+    """Of the layers of a block one has a bias: the repair is refused only where none has."""
+    model = made(Odd)
+    for part in model.eval().parts:
+        part.append(nn.Linear(8, 8, bias=False).double().eval())
+    before = model.parts[0][0].bias.detach().clone()
+    masks = prune_blocks(model, "parts.*", data=[x + 1 for x in DATA], sparsity=0.5, repair=repair.Bias())
+    assert masks.sparsity == 0.5 and not torch.equal(model.parts[0][0].bias, before)
+    model = made(Returns, value=lambda x: x)
+    model.layer.bias = None
+    with pytest.raises(ValueError, match="found no bias"):
+        prune_blocks(model, "layer", data=DATA, sparsity=0.5, repair=repair.Bias())
+
+
+class Held(TorchDispatchMode):
+    """The bytes of all tensors on the CPU that live at a time; ``peak``: the most."""
+
+    def __init__(self):
+        super().__init__()
+        self.known, self.now, self.peak = set(), 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for tensor in tensors_in(output):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.gone, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return output
+
+    def gone(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_memory_is_one_block_its_evidence_and_the_activations(method):
+    """A block of 2.6 MB, evidence of 7 or 0 MB, activations of 8 MB; the dense model is there from the start."""
+    width, wide, blocks = 256, 1280, 4
+    parts = [nn.Sequential(nn.Linear(width, wide), nn.ReLU(), nn.Linear(wide, width)) for _ in range(blocks)]
+    model, data = nn.Sequential(*parts).eval(), [torch.randn(64, width) for _ in range(64)]
+    settings = {"saliency": saliency.SparseGPT(), "repair": repair.SparseGPT()} if method == "sparsegpt" else {}
+    with Held() as held:
+        prune_blocks(model, "*", data=data, sparsity=0.5, **settings)
+    block = 4 * 2 * width * wide
+    evidence = 4 * (width**2 + wide**2) if method == "sparsegpt" else 0
+    activations = 2 * 4 * 64 * 64 * width  # those given in, and what a block gives out
+    extra = held.peak - sum(each.nbytes for each in model.parameters())  # beyond the weights
+    layer = 4 * width * wide  # scores, or values, of a layer and its masks come on top
+    assert extra < 1.05 * (evidence + activations) + 3 * layer, "of a layer: scores twice for a moment, and masks"
+    if method == "sparsegpt":
+        assert block + extra < 1.2 * (block + evidence + activations)
 
 
 class Odd(nn.Module):

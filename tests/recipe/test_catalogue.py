@@ -217,6 +217,35 @@ def test_every_handler_of_the_catalogue_is_written_and_attached(row):
     attached.detach()
 
 
+@pytest.mark.parametrize("row", [r for r in HANDLERS if r.name not in {"shrunk", "progressive", *UNWRITABLE}], ids=str)
+def test_handlers_are_written_from_objects_with_equal_results(row):
+    """Trained with the catalogue's handler, and with the one that its recipe makes."""
+    ended, text = [], []
+    for again in (False, True):
+        model, mixed = small_net(), []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        loss_fn = lambda y, t, mixed=mixed: (  # noqa: E731
+            (mixed[0].mix if mixed else lambda loss: loss)(nn.functional.cross_entropy(y, t))
+        )
+        trainer = create_supervised_trainer(model, optimizer, loss_fn)
+        if again:
+            asked = recipe.load(text[0])
+            more = {"teacher": small_net(1)} if "Distillation" in text[0] and "teacher: self" not in text[0] else {}
+            (handler,) = asked.attach(trainer, model=model, optimizer=optimizer, **more).values()
+        else:
+            handler = next(iter(row.make(model, optimizer).values()))
+            handler.attach(trainer, **({} if row.event is None else {"event": row.event}))
+            text.append(recipe.Recipe.of(handler).dump())
+        mixed += [handler] if row.name.startswith("distilled") else []
+        trainer.run(batches(3), max_epochs=2)
+        ended.append((handler, model, recipe.Recipe.of(handler).dump()))
+    (one, model, _), (other, same, dumped) = ended
+    assert dumped == text[0] and type(one) is type(other)
+    if "Distillation" not in text[0]:
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters()))
+        assert all(torch.equal(m, other.masks[n]) for n, m in getattr(one, "masks", {}).items())
+
+
 def test_slicing_structure_and_progress_are_attached():
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -234,6 +263,9 @@ def test_slicing_structure_and_progress_are_attached():
     assert list(attached.to_save(model=model)) == ["shrink_handler", "model", "pruner"]
     trainer.run(batches(1), max_epochs=1)
     assert model[0].out_channels < 8
+    asked = recipe.load(text).data()
+    asked["prune"]["event"] = "epoch_completed"
+    assert recipe.Recipe.of(attached).data() == recipe.Recipe.of(attached["shrink_handler"]).data() == asked
     model = small_net()
     trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
     text = (
@@ -241,4 +273,4 @@ def test_slicing_structure_and_progress_are_attached():
     )
     attached = recipe.load(text).attach(trainer, model=model)
     trainer.run(batches(1), max_epochs=1)
-    assert attached.pruner.sparsity == 0.5
+    assert attached.pruner.sparsity == 0.5 and "ProgressiveMasks, steps: 1" in recipe.Recipe.of(attached).dump()

@@ -102,6 +102,7 @@ def test_rounds_rewind():
     attached.engine.run(max_epochs=attached.rounds)
     assert attached.pruner.sparsity == pytest.approx(0.875, abs=1e-3)
     assert "pruner" in attached.to_save(model=model, optimizer=optimizer)
+    assert recipe.Recipe.of(attached) == recipe.Recipe.of(attached.engine) == found
 
 
 def test_calibration_comes_from_the_loader():

@@ -98,3 +98,51 @@ def test_a_trial_leaves_nothing_on_the_modules_that_the_next_one_meets():
     structure = trace(model, x)
     assert not len(structure) and "view writes its size" in structure.frozen["a.weight", 0]
     assert (model.calls, model.seen, model.state) == (0, [], {"last": None})
+
+
+class ScaledBySize(nn.Module):
+    """Attention whose scale is computed from an attribute that also holds a size which may shrink."""
+
+    def __init__(self):
+        super().__init__()
+        self.size, self.q, self.k, self.v = 6, nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(4, 2)
+
+    def forward(self, x):
+        q, k = (each(x).view(x.shape[0], -1, self.size) for each in (self.q, self.k))
+        return (q @ k.transpose(1, 2) / self.size).softmax(-1) @ self.v(x)
+
+
+def test_a_scale_by_a_size_is_seen_before_training_too():
+    model = ScaledBySize()
+    with torch.no_grad():
+        for each in model.parameters():
+            each.mul_(0.01)  # the weights are nearly uniform, whatever the scale is
+    assert not len(trace(model, torch.randn(2, 5, 4)))
+
+
+def test_a_forward_pass_that_only_stores_is_compared_by_what_it_stores():
+    layers = {"a": nn.Linear(6, 12), "b": nn.Linear(12, 3)}
+    model, x = Net(lambda s, x: setattr(s, "out", s.b(s.a(x).relu())), **layers), torch.randn(4, 6)
+    structure = trace(model, x)
+    assert [group.name for group in structure] == ["a.weight"]
+    assert shrink(model, {"a.weight": [0]}, x, structure=structure).error < 1e-5
+    model(x)
+    assert model.out.shape == (4, 3) and model.a.out_features == 11
+
+
+def test_the_vectors_of_spectral_norm_are_not_changed_by_slicing():
+    normed = nn.utils.parametrizations.spectral_norm(nn.Linear(12, 8))
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), normed, nn.ReLU(), nn.Linear(8, 3))
+    model, x = model.double(), torch.randn(4, 6, dtype=torch.float64)
+    name = "2.parametrizations.weight.original"
+    assert shrink(model.train(), {name: [0, 1], "0.weight": [2]}, x, structure=trace(model, x)).error < 1e-12
+    assert model[2].weight.shape == (6, 11) and model[2].parametrizations.training
+
+
+def test_a_model_without_values_is_left_whole():
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).to("meta")
+    x = torch.randn(4, 6, device="meta")
+    structure = trace(model, x)
+    with pytest.raises(ValueError, match="meta device"):
+        shrink(model, {"0.weight": [0]}, x, structure=structure)
+    assert model[0].weight.shape == (12, 6) and model[0].out_features == 12

@@ -13,9 +13,6 @@ from tests.models import small_net
 FAIR = [pattern.Coupled(), pattern.Coupled(norm=1, combine="sum"), pattern.Coupled(norm=None)]
 
 
-UNEVEN = pytest.mark.filterwarnings("ignore:Of the groups of coupled units:ignite_prune.SparsityWarning")
-
-
 class Attention(nn.Module):
     """Four heads of eight, or more of fewer, and a feed-forward layer of 64 neurons."""
 
@@ -43,7 +40,6 @@ def left(structure, masks, part):
     return sum(int(kept.sum()) for name, kept in structure.kept(masks).items() if part in name)
 
 
-@UNEVEN  # of four heads a layer may lose all by chance
 @pytest.mark.parametrize("target", [None, Flops()], ids=str)
 @pytest.mark.parametrize("rule", FAIR, ids=str)
 def test_heads_and_neurons_go_alike_by_default(rule, target):
@@ -75,7 +71,6 @@ def test_no_warning_where_groups_are_alike(divided):
             prune_model(model, sparsity=sparsity, structure=structure, allocation=divided)
 
 
-@UNEVEN
 @pytest.mark.parametrize("factor, expected", [(1.02, (9, 15)), (3, (8, 8)), (1 / 3, (8, 8))])
 def test_kinds_of_groups_compete_among_themselves(factor, expected):
     """Heads that are a little larger are kept before others; those of another scale have a ranking of their own."""
@@ -89,7 +84,6 @@ def test_kinds_of_groups_compete_among_themselves(factor, expected):
     assert expected[0] <= int(structure.kept(masks)["0.qkv.0.weight"].sum()) <= expected[1]
 
 
-@UNEVEN
 def test_scores_are_divided_by_the_mean_of_the_units_that_are_left():
     model = nn.Sequential(
         nn.Linear(1, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False)

@@ -247,7 +247,6 @@ def test_another_pruners_masks_are_not_lost():
 COSTS = {"parameters": Parameters(), "FLOPs": Flops()}
 
 
-@pytest.mark.filterwarnings("ignore:Of the groups of coupled units:ignite_prune.SparsityWarning")
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("name", ["residual", "concat", "depthwise", "grouped", "U-Net", "encoder", "LSTM"])
 @pytest.mark.parametrize("divided", [allocation.Uniform(), allocation.Global()], ids=["uniform", "global"])

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
+from ignite_prune._utils.inert_hook import InertHook
 from ignite_prune._utils.nested import tensors_in
 from ignite_prune._utils.shard import is_sharded
 from ignite_prune.core.selection import unwrap
@@ -89,7 +91,7 @@ class ForwardObserver(TorchFunctionMode):
         self._model = nn.Module()
         self._buffers: set[int] | None = None
         self._batches: list[tuple[int | None, int]] = []  # samples and heads of running F.multi_head_attention_forward
-        self._handles: list[RootForward | UnshardedWeights] = []
+        self._handles: list[RemovableHandle | RootForward | UnshardedWeights] = []
 
     def subscribe(
         self,
@@ -148,6 +150,10 @@ class ForwardObserver(TorchFunctionMode):
         """Observe the forward passes of a model, bare or wrapped, until :meth:`remove`; a second call does nothing."""
         if self._handles or not (self.parameters or self._subscribers):
             return
+        if not self.parameters:
+            hook = InertHook(self._enter_model)
+            self._handles.append(unwrap(model).register_forward_pre_hook(hook, with_kwargs=True))
+            return
         self._handles.append(RootForward(model, self._begin, self._end))
         if any(map(is_sharded, self.parameters.values())):
             self._handles.append(UnshardedWeights(unwrap(model), self.tags))
@@ -167,18 +173,20 @@ class ForwardObserver(TorchFunctionMode):
         finally:
             self.remove()
 
+    def _enter_model(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        if not torch.compiler.is_compiling():
+            for _, callback in self._subscribers.get("model_input", ()):
+                callback(args, kwargs)
+
     def _begin(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         self._model, self._buffers = model, None
         if self._editor is not None:
             self._editor.begin()
-        if self.parameters:
-            self.__enter__()  # type: ignore[no-untyped-call]
-        for _, callback in self._subscribers.get("model_input", ()):
-            callback(args, kwargs)
+        self.__enter__()  # type: ignore[no-untyped-call]
+        self._enter_model(model, args, kwargs)
 
     def _end(self, failed: bool) -> None:
-        if self.parameters:
-            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         try:
             if not failed:
                 self._finish()

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from ignite_prune._utils.arguments import check_callable
 from ignite_prune._utils.copies import copy_of
 from ignite_prune._utils.plain_repr import plain_repr
+from ignite_prune._utils.recorded_arguments import RecordedArguments
 from ignite_prune._utils.state import checked_mapping, checked_tensor
 from ignite_prune.core.selection import unwrap
 from ignite_prune.handlers.attachment import AnyEvent, Attachment
@@ -33,7 +34,7 @@ from ignite_prune.handlers.shrink_handler import ShrinkHandler
 from ignite_prune.schedule import Schedule
 
 
-class Distillation(BaseHandler):
+class Distillation(RecordedArguments, BaseHandler):
     r"""Adds a teacher to the loss: :math:`(1 - h)\,L_{\mathrm{task}} + h \sum_i w_i L_i`, with the hardness :math:`h`.
 
     The teacher runs in eval mode without gradients, once for each forward pass of the student, with the same arguments.

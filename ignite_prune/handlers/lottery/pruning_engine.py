@@ -65,6 +65,7 @@ class PruningEngine(Engine):
         self.trainer, self.pruner, self.snapshot = segment.trainer, pruner, snapshot
         self._segment, self._evaluate = segment, evaluate
         self._epochs, self._fine_tune, self._floor, self._target = epochs, fine_tune, dict(floor or {}), target
+        self.settings = {"epochs": epochs, "fine_tune": fine_tune, "floor": floor, "target": target}
         self._phase, self._completed, self._loaded = BETWEEN, 0, False
         self.state.epoch_length = 1  # a round is an epoch of one iteration
         self._results: list[Result] = []

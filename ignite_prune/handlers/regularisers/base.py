@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.plain_repr import plain_repr
+from ignite_prune._utils.recorded_arguments import RecordedArguments
 from ignite_prune.core.claims import check_same
 from ignite_prune.core.optimizers import as_optimizers, check_held
 from ignite_prune.core.selection import named_parameters
@@ -21,7 +22,7 @@ from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.regularisers.param_groups import RegulariserGroup, as_strength
 
 
-class Regulariser(BaseHandler):
+class Regulariser(RecordedArguments, BaseHandler):
     """Acts around optimizers' steps with the strengths in its ``param_groups``.
 
     Args:

@@ -235,8 +235,8 @@ class LearntSparsity(Regulariser):
             )
         self._stepping.append(name)
         LENT.add(id(parameter))
-        pruned = (parameter == 0) & (work != 0)
-        self._whole[name].masked_fill_(pruned, 0)
+        if not torch.equal(parameter, work):  # something else has written to it
+            self._whole[name].masked_fill_((parameter == 0) & (work != 0), 0)
         learnt.grad = of_learnt / (1.0 if scale is None else scale) + group["strength"] * of_penalty
         gradient.copy_(of_whole)
         parameter.copy_(self._whole[name])

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_is, check_positive
+from ignite_prune._utils.recorded_arguments import RecordedArguments
 from ignite_prune.core.moments import zero_slots_
 from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.handlers.attachment import AnyEvent
@@ -18,7 +19,7 @@ from ignite_prune.handlers.prune_handler import PruneHandler
 from ignite_prune.schedule import DenseSparse
 
 
-class AlternatingSparse(PruneHandler):
+class AlternatingSparse(RecordedArguments, PruneHandler):
     """AC/DC: dense warm-up, then sparse and dense phases in turn, ending sparse.
 
     A :class:`~ignite_prune.PruneHandler` with ``schedule.DenseSparse`` on ``EPOCH_STARTED``: new masks are chosen at

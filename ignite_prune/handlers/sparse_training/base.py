@@ -14,6 +14,7 @@ from ignite_prune import pattern as patterns
 from ignite_prune import saliency as saliencies
 from ignite_prune._utils.arguments import check_is, near
 from ignite_prune._utils.distributed import raise_together, world_size
+from ignite_prune._utils.recorded_arguments import RecordedArguments
 from ignite_prune.allocation import Allocation
 from ignite_prune.core.claims import check_same
 from ignite_prune.core.mask_store import MaskStore
@@ -44,7 +45,7 @@ class _Fixed(dict[str, Any]):
         )
 
 
-class MaskedHandler(TargetHandler):
+class MaskedHandler(RecordedArguments, TargetHandler):
     """Masks some of a model's parameters from its construction on; it knows the event of its updates.
 
     Args:

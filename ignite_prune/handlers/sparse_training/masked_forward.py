@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ignite_prune._utils.bits import masked_copy_
 from ignite_prune._utils.inert_hook import InertHook, is_running
 from ignite_prune.core.mask_store import MaskStore
 from ignite_prune.core.selection import unwrap
@@ -127,12 +128,12 @@ class MaskedForward:
 
 
 class _Masked(torch.autograd.Function):
-    """``weight * mask`` forward, the identity backward, which calls ``on_backward``."""
+    """The masked weight forward, the identity backward, which calls ``on_backward``."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, mask: Tensor, on_backward: Callable[[], None]) -> Tensor:
         ctx.on_backward = on_backward
-        return weight * mask
+        return masked_copy_(torch.empty_like(weight), weight, mask)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ignite_prune._utils.arguments import check_is, check_positive
+from ignite_prune._utils.bits import pieces_of
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.state import checked_int, checked_mapping
 from ignite_prune.allocation import Uniform
@@ -115,8 +116,10 @@ class SRSTE(MaskedHandler):
         for name in self._masks.parameters:
             scores = self._magnitudes(name)
             pattern = self._pattern.inputs_first(scores.dim()) if name in self._inputs_first else self._pattern
-            none = torch.zeros(pattern.count(scores.shape), dtype=torch.bool, device=scores.device)
-            masks[name] = pattern.spread(none.view(pattern.group(scores, None).shape), scores, None)
+            pattern.count(scores.shape)  # raises if the pattern does not fit
+            units = pattern.alive(torch.empty(scores.shape, dtype=torch.bool, device="meta")).shape
+            none = torch.zeros(units, dtype=torch.bool, device=scores.device)
+            masks[name] = pattern.spread(none, scores, None)
         return masks
 
     def _publish(self) -> None:
@@ -143,7 +146,9 @@ class SRSTE(MaskedHandler):
         for name, parameter in held:
             mask = self._masks.pruned(name)
             if mask is not None and parameter.grad is not None and scale is not None:
-                parameter.grad.add_(parameter * ~mask * scale, alpha=self._strength)
+                for weight, kept, grad in pieces_of(parameter.detach(), mask, parameter.grad):
+                    pull = weight * ~kept
+                    grad.add_(pull * scale if isinstance(scale, Tensor) else pull, alpha=self._strength)
 
     # Checkpoints
 

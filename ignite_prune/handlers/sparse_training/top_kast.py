@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ignite_prune._utils.arguments import check_positive
-from ignite_prune._utils.bits import zero_
+from ignite_prune._utils.bits import masked_copy_, pieces_of, put_back_, unmasked_copy, zero_
 from ignite_prune._utils.commit import to_the_end
 from ignite_prune._utils.sparsity import as_sparsity
 from ignite_prune.allocation import ERK, Allocation
 from ignite_prune.core.mask_enforcer import MaskEnforcer
 from ignite_prune.core.mask_store import MaskStore
+from ignite_prune.core.moments import keeps_weight
 from ignite_prune.core.step_hooks import grad_scale
 from ignite_prune.handlers.attachment import AnyEvent
 from ignite_prune.handlers.sparse_training.base import MaskedHandler
@@ -100,7 +101,8 @@ class TopKAST(MaskedHandler):
             self._masked_forward = MaskedForward(model, self._masks)
             self._hooks = BeforeStep(self._optimizers, self._hold_back)
             self._handles: list[RemovableHandle] = []
-            self._unused: dict[str, Tensor] = {}  # during a step: weights that it must not change
+            self._unused: dict[str, tuple[Tensor, Tensor]] = {}  # during a step: weights that it must not change
+            self._shares: dict[str, Tensor] = {}
             self._chosen()()
         self._hold()
 
@@ -135,6 +137,7 @@ class TopKAST(MaskedHandler):
         def put() -> None:
             self._masks.put(masks)
             self._explored.put(explored)
+            self._shares.clear()
 
         return put
 
@@ -172,6 +175,7 @@ class TopKAST(MaskedHandler):
             handle.remove()
         self._handles.clear()
         self._unused.clear()
+        self._shares.clear()
         self._hooks.remove()
         self._masked_forward.remove()
         self._enforcer.remove()
@@ -182,30 +186,42 @@ class TopKAST(MaskedHandler):
         self._masked_forward.check([name for name, parameter in held if parameter.grad is not None])
         for name, parameter in held:
             if parameter.grad is not None and self._strength and scale is not None:
-                penalty = self._penalty(name, parameter)
-                parameter.grad.add_(penalty * scale if isinstance(scale, Tensor) else penalty)
+                self._add_penalty(name, parameter, parameter.grad, scale)
+
+    def _add_penalty(self, name: str, parameter: Tensor, grad: Tensor, scale: float | Tensor) -> None:
+        """Add the gradient of the penalty to that of a parameter, in pieces that stay in the cache."""
+        share, explored = self._share(name, parameter), self._explored.pruned(name)
+        for weight, kept, each, part in pieces_of(parameter.detach(), explored, share, grad):
+            penalty = each * weight
+            if kept is not None:
+                zero_(penalty, kept)  # where the weight is infinite, 0 times it is NaN
+            part.add_(penalty * scale if isinstance(scale, Tensor) else penalty)
+
+    def _share(self, name: str, parameter: Tensor) -> Tensor:
+        """Return what the penalty multiplies each weight by; it changes with the masks."""
+        if name not in self._shares:
+            density = self._masks.kept(name) / parameter.numel()
+            one = torch.ones((), dtype=parameter.dtype, device=parameter.device)
+            active, explored = self._strength * one, self._strength * (one / max(density, 1e-12))
+            share = torch.where(self._masks[name], active, explored)
+            self._shares[name] = masked_copy_(torch.empty_like(parameter), share, self._explored[name])
+        return self._shares[name]
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Store the unexplored weights, which the step (weight decay) must not move."""
-        for name, parameter in self._mine(optimizer):
-            explored = self._explored.pruned(name)
-            if explored is not None:
-                self._unused[name] = parameter.detach().clone()  # twice as fast as gathering the entries
-
-    def _penalty(self, name: str, parameter: Tensor) -> Tensor:
-        density = self._masks.kept(name) / parameter.numel()
-        one = torch.ones((), dtype=parameter.dtype, device=parameter.device)
-        active, explored = self._strength * one, self._strength * (one / max(density, 1e-12))
-        share = torch.where(self._masks[name], active, explored)
-        return zero_(share.mul_(parameter), self._explored[name])
+        """Store the unexplored weights where the step (weight decay) would move them."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                name = self._masks.name_of.get(parameter)
+                explored = None if name is None else self._explored.pruned(name)
+                if name is not None and explored is not None and not keeps_weight(optimizer, group, parameter):
+                    self._unused[name] = unmasked_copy(parameter.detach(), explored), explored
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for name, parameter in self._mine(optimizer):
-            explored = self._explored.pruned(name)
-            if name in self._unused and explored is not None:
-                parameter.copy_(torch.where(explored, parameter, self._unused.pop(name)))
+        for name, parameter in self._mine(optimizer) if self._unused else ():
+            if name in self._unused:
+                put_back_(parameter, *self._unused.pop(name))
 
     # Checkpoints
 
@@ -221,6 +237,7 @@ class TopKAST(MaskedHandler):
 
         def load() -> None:
             self._explored.put(explored)
+            self._shares.clear()
             load_masks()
 
         return load

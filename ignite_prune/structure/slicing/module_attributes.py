@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ignite_prune.structure.tracing.heads_attention import HeadsAttention
 
@@ -24,10 +26,25 @@ def widths(module: nn.Module) -> Attributes:
         >>> widths(layer)
         {'in_features': 3, 'out_features': 2}
     """
-    for kind, read in _WIDTHS.items():
-        if isinstance(module, kind):
-            return read(module)
-    return _conv1d(module) if type(module).__name__ == "Conv1D" else {}
+    with _still(module):
+        for kind, read in _WIDTHS.items():
+            if isinstance(module, kind):
+                return read(module)
+        return _conv1d(module) if type(module).__name__ == "Conv1D" else {}
+
+
+@contextmanager
+def _still(module: nn.Module) -> Iterator[None]:
+    """Put a module's parametrizations in eval mode: reading its weight calls them, and some change their buffers."""
+    inside = list(module.parametrizations.modules()) if is_parametrized(module) else []  # type: ignore[union-attr]
+    changed = [each for each in inside if each.training]
+    for each in changed:
+        each.training = False
+    try:
+        yield
+    finally:
+        for each in changed:
+            each.training = True
 
 
 def _linear(module: Any) -> Attributes:

@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ignite_prune.structure.tracing.graph import Graph
-
-_ASKS = ("item", "_local_scalar_dense")
+from ignite_prune.structure.tracing.graph import ASKS, Graph, name_of
 
 
 def followed_run(model: nn.Module, given: Sequence[Tensor]) -> Graph:
@@ -60,7 +58,7 @@ def _check_questions(graph: fx.Graph, real: set[fx.Node]) -> None:
     for node in graph.nodes:
         if any(each in depends for each in node.all_input_nodes):
             depends.add(node)
-            if getattr(node.target, "__name__", "").partition(".")[0] in _ASKS:
+            if node.op == "call_function" and name_of(node.target) in ASKS:
                 raise ValueError("the branch depends on weights or on real numbers")
 
 

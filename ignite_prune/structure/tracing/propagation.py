@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ignite_prune.structure.tracing.attribute_reads import Reads
+from ignite_prune.structure.tracing.graph import alive_nodes, name_of, named_arguments, path_of, place_of
 from ignite_prune.structure.tracing.rules import RULES, Op
 from ignite_prune.structure.tracing.rules.pointwise import pointwise
 from ignite_prune.structure.tracing.traced_tensor import Dim, TracedTensor
@@ -25,7 +26,6 @@ from ignite_prune.structure.tracing.work import Product, products
 
 _DEPTH = 4  # of graphs inside graphs
 _DIVIDES = ("div", "rsqrt", "sqrt", "reciprocal", "true_divide", "divide")
-_ASKS = ("item", "_local_scalar_dense")  # the program goes by a value
 _WRAPPERS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "tag_activation_checkpoint", "cond", "hints_wrapper")
 
 
@@ -101,9 +101,9 @@ class Propagation:
         """
         values: dict[fx.Node, Any] = {}
         found: Any = None
-        alive, given = _alive(graph), iter(inputs)
+        alive, given = alive_nodes(graph), iter(inputs)
         self._dividing |= {
-            _path(node) for node in graph.nodes if node.op == "call_function" and _name(node.target) in _DIVIDES
+            path_of(node) for node in graph.nodes if node.op == "call_function" and name_of(node.target) in _DIVIDES
         }
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -111,7 +111,7 @@ class Propagation:
                 values[node] = self._fixed(node.meta.get("val")) if value is None else value
             elif node.op == "call_function":
                 mine = units if node in alive else TieOnly(units)
-                values[node] = self._called(node, values, mine, _where(node) or where, depth)
+                values[node] = self._called(node, values, mine, place_of(node) or where, depth)
             elif node.op == "output":
                 found = fx.map_arg(node.args[0], values.__getitem__)
             else:
@@ -130,18 +130,18 @@ class Propagation:
         shapes = [self._shape(each) for each in (outputs if several else [outputs]) if isinstance(each, Tensor)]
         if not shapes:
             return self._fixed(outputs)
-        path = _path(node) or where.partition("@")[0]
+        path = path_of(node) or where.partition("@")[0]
         given = [each for each in node.all_input_nodes if isinstance(values[each], TracedTensor)]
         function: Any = node.target
         op = Op(
             units,
-            _name(node.target),
+            name_of(node.target),
             where,
             shapes,
             self._modules.get(path),
             self._through_norms,
             path in self._dividing,
-            _named(node.target, args, kwargs),
+            named_arguments(node.target, args, kwargs),
             function,
             several,
             {id(values[each]) for each in given if each.meta["val"].dtype == torch.bool},
@@ -199,9 +199,9 @@ class Propagation:
 
     def _enter(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> None:
         """Record the dimensions of an operation's inputs for the modules that they enter."""
-        parts = _where(node).split(".") if _where(node) else []
+        parts = place_of(node).split(".") if place_of(node) else []
         for each in node.all_input_nodes:
-            value, before = values[each], _where(each)
+            value, before = values[each], place_of(each)
             if each.op != "call_function" or not isinstance(value, TracedTensor):
                 continue
             for depth in range(len(parts), 0, -1):
@@ -247,20 +247,6 @@ class Propagation:
         return int(expression.subs({symbol: self._sizes[symbol] for symbol in expression.free_symbols}))
 
 
-def _alive(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that an output or a mutation depends on; the rest is dead code."""
-    alive: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if (
-            node.op != "call_function"
-            or node.is_impure()
-            or _name(node.target) in _ASKS
-            or any(user in alive for user in node.users)
-        ):
-            alive.add(node)
-    return alive
-
-
 def _expanded(function: Any, args: Any, kwargs: Any, kinds: Mapping[int, torch.dtype]) -> fx.GraphModule:
     """Return a graph of the operations that an operation consists of.
 
@@ -284,34 +270,6 @@ def _expanded(function: Any, args: Any, kwargs: Any, kinds: Mapping[int, torch.d
     if any(node.op == "call_function" and node.target is function for node in made.graph.nodes):
         raise ValueError(f"{function} is not expressed by other operations")
     return made
-
-
-def _named(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an operation's arguments by name, with their defaults."""
-    schema = getattr(target, "_schema", None)
-    arguments = schema.arguments if schema else ()
-    defaults = {each.name: each.default_value for each in arguments if each.has_default_value()}
-    return {**defaults, **{each.name: value for each, value in zip(arguments, args)}, **kwargs}
-
-
-def _name(target: Any) -> str:
-    """Return the operation's name without its overload; with the namespace unless that is ``aten``."""
-    schema = getattr(target, "_schema", None)
-    if schema is None:
-        return str(getattr(target, "__name__", target))
-    library, _, name = schema.name.partition("::")
-    return str(name if library == "aten" else schema.name)
-
-
-def _path(node: fx.Node) -> str:
-    """Return the path of the module that a node was recorded in, which may be called several times."""
-    return _where(node).partition("@")[0]  # "@1": the module's second call
-
-
-def _where(node: fx.Node) -> str:
-    """Return the path of the module that a node was recorded in."""
-    stack = node.meta.get("nn_module_stack")
-    return str(list(stack.values())[-1][0]) if stack else ""
 
 
 def _check(op: Op, found: Any) -> None:

@@ -66,6 +66,11 @@ class _Slabs:
         return taken.view(tensor.dtype).view(tensor.shape)
 
 
+def _fills_memory(tensor: Tensor) -> bool:
+    """Return whether a tensor has entries, and memory for each of them: an expanded one has not."""
+    return tensor.layout == torch.strided and 0 < tensor.nbytes <= tensor.untyped_storage().nbytes()
+
+
 def _own(tensor: Tensor) -> Tensor:
     """Return a detached tensor that holds no more memory than its entries."""
     tensor = tensor.detach()
@@ -95,7 +100,7 @@ class MemoryActivationStore(ActivationStore):
             for index, room in enumerate(free):
                 if (room.shape, room.dtype, room.device) == (tensor.shape, tensor.dtype, home):
                     return free.pop(index).copy_(tensor)
-            if home.type == "cpu" and tensor.layout == torch.strided and tensor.nbytes and self.batches > batch:
+            if home.type == "cpu" and self.batches > batch and _fills_memory(tensor):
                 return self._slabs.like(tensor, self.batches - batch).copy_(tensor.detach())
             return _own(tensor.to(home))
 

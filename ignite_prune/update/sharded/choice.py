@@ -12,7 +12,7 @@ from ignite_prune._utils.exchange import Exchange
 from ignite_prune._utils.sharded_rows import RowTask, keep_top_of_rows_of_all
 from ignite_prune._utils.sharded_top import Ranking, Scored, keep_top_of_all
 from ignite_prune._utils.sparsity import as_unit_fraction
-from ignite_prune.update.sharded.division import Division, divided
+from ignite_prune.update.sharded.division import ShardDivision, divided
 from ignite_prune.update.sharded.job import Job
 from ignite_prune.update.sharded.sharded_channels import is_split_beyond
 
@@ -21,7 +21,7 @@ def chosen(jobs: Sequence[Job], exchange: Exchange) -> list[tuple[Job, Tensor]]:
     """Return the new mask of this rank's part of each parameter that gets sparser."""
     pools, floors, by_row = list[Ranking](), [0] * len(jobs), dict[int, int]()
     places = {id(job.layer): index for index, job in enumerate(jobs)}
-    for pool in (pool for group in divided(_divisions(jobs), exchange) for pool in group):
+    for pool, bounds in divided(_divisions(jobs), exchange):
         least = pool.floors or (0,) * len(pool.layers)
         keep = max(pool.keep, sum(min(floor, layer.living) for floor, layer in zip(least, pool.layers)))
         indices = [places[id(layer)] for layer in pool.layers]
@@ -30,7 +30,7 @@ def chosen(jobs: Sequence[Job], exchange: Exchange) -> list[tuple[Job, Tensor]]:
         if len(indices) == 1 and jobs[indices[0]].rows is not None:  # how many stay is known
             by_row[indices[0]] = keep
             continue
-        pools.append(Ranking(indices, keep))
+        pools.append(Ranking(indices, keep, bounds))
         for index, floor in zip(indices, least):
             floors[index] = floor
     found = keep_top_with_floors([job.tensor for job in jobs], pools, floors, exchange)
@@ -55,14 +55,14 @@ def _task(job: Job, keep: int) -> RowTask:
     return RowTask(job.tensor.scores, job.tensor.alive, job.tensor.part, job.rows, keep, is_split)
 
 
-def _divisions(jobs: Sequence[Job]) -> list[Division]:
+def _divisions(jobs: Sequence[Job]) -> list[ShardDivision]:
     divisions = []
     for update in {id(job.update): job.update for job in jobs}.values():
         mine = [job for job in jobs if job.update is update]
         assert update.target is not None
         fraction = as_unit_fraction(update.group["pattern"], update.target)
         layers, tensors = [job.layer for job in mine], [job.tensor for job in mine]
-        divisions.append(Division(update.group["allocation"], layers, tensors, fraction))
+        divisions.append(ShardDivision(update.group["allocation"], layers, tensors, fraction))
     return divisions
 
 

@@ -26,7 +26,7 @@ from ignite_prune.update.sharded.sharded_channels import is_split_beyond
 
 @dataclass
 class CoupledUpdate:
-    """One group's units in an update, and what this rank adds to the scores of their slices.
+    """One group's units in an update, and this rank's contribution to the scores of their slices.
 
     Args:
         update: the group's.

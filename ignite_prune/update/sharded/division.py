@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ignite_prune._utils.exchange import Exchange
 from ignite_prune._utils.score_sums import Ranks, ScoreSums, narrowed
-from ignite_prune._utils.sharded_top import Scored
+from ignite_prune._utils.sharded_top import Bounds, Scored
 from ignite_prune._utils.sparsity import kept
 from ignite_prune._utils.sum_together import OverRanks, sum_together
 from ignite_prune.allocation import LAMP, OWL, Allocation, Bucket, Layer, Pool, StdThreshold
@@ -24,7 +24,7 @@ _SLACK = 1e-9  # relative, of sums that are rounded
 
 
 @dataclass
-class Division:
+class ShardDivision:
     """One group's units, to be divided.
 
     Args:
@@ -53,12 +53,17 @@ def check_scores(allocation: Allocation, tensor: Scored) -> None:
             raise ValueError(f"{allocation} needs scores of at least 0, but the least is {float(living.amin()):g}")
 
 
-def divided(divisions: Sequence[Division], exchange: Exchange) -> list[list[Pool]]:
-    """Return the pools of each group, all by the same messages; every rank calls it."""
-    return sum_together([_pools(each, exchange) for each in divisions], exchange)
+Pools = list[tuple[Pool, Bounds | None]]
+"""Each pool, with bounds of its threshold where these are known."""
 
 
-def _pools(division: Division, exchange: Ranks) -> OverRanks[list[Pool]]:
+def divided(divisions: Sequence[ShardDivision], exchange: Exchange) -> Pools:
+    """Return the pools of all groups, by the same messages; every rank calls it."""
+    groups = sum_together([_pools(each, exchange) for each in divisions], exchange)
+    return [each for group in groups for each in group]
+
+
+def _pools(division: ShardDivision, exchange: Ranks) -> OverRanks[Pools]:
     allocation = division.allocation
     if isinstance(allocation, OWL):
         return (yield from _by_outliers(allocation, division))
@@ -68,7 +73,7 @@ def _pools(division: Division, exchange: Ranks) -> OverRanks[list[Pool]]:
         return (yield from _by_lamp(division, exchange))
     if isinstance(allocation, Bucket):
         return (yield from _by_budget(allocation, division, exchange))
-    return allocation.divide(division.layers, division.fraction)
+    return [(pool, None) for pool in allocation.divide(division.layers, division.fraction)]
 
 
 def _living(tensor: Scored) -> Tensor:
@@ -78,7 +83,7 @@ def _living(tensor: Scored) -> Tensor:
     return living if tensor.part.counted else living[:0]
 
 
-def _by_outliers(allocation: OWL, division: Division) -> OverRanks[list[Pool]]:
+def _by_outliers(allocation: OWL, division: ShardDivision) -> OverRanks[Pools]:
     own = torch.tensor([float(_living(each).double().sum()) for each in division.tensors], dtype=torch.float64)
     sums, outliers = (yield own).tolist(), []
     for tensor, total in zip(division.tensors, sums):
@@ -92,10 +97,10 @@ def _by_outliers(allocation: OWL, division: Division) -> OverRanks[list[Pool]]:
     keep = allocation.counts(
         ratios, [each.units for each in layers], [each.living for each in layers], division.fraction
     )
-    return [Pool((layer,), count) for layer, count in zip(layers, keep)]
+    return [(Pool((layer,), count), None) for layer, count in zip(layers, keep)]
 
 
-def _by_deviation(allocation: StdThreshold, division: Division) -> OverRanks[list[Pool]]:
+def _by_deviation(allocation: StdThreshold, division: ShardDivision) -> OverRanks[Pools]:
     own = [float(_living(each).double().square().sum()) for each in division.tensors]
     squares = (yield torch.tensor(own, dtype=torch.float64)).tolist()
     for tensor, total in zip(division.tensors, squares):
@@ -104,7 +109,7 @@ def _by_deviation(allocation: StdThreshold, division: Division) -> OverRanks[lis
     if allocation.q is not None:
         above = [float((_living(each) >= allocation.q).count_nonzero()) for each in division.tensors]
         keep = max(keep, int((yield torch.tensor(above, dtype=torch.float64)).sum()))
-    return [Pool(layers, keep)]
+    return [(Pool(layers, keep), None)]
 
 
 def _divide(tensor: Scored, deviation: float) -> None:
@@ -112,33 +117,33 @@ def _divide(tensor: Scored, deviation: float) -> None:
     tensor.scores = lambda: scores().double() / deviation
 
 
-def _by_budget(allocation: Bucket, division: Division, exchange: Ranks) -> OverRanks[list[Pool]]:
+def _by_budget(allocation: Bucket, division: ShardDivision, exchange: Ranks) -> OverRanks[Pools]:
     row = ScoreSums(division.tensors, power=1)
-    limit = allocation.budget
-    if allocation.relative:
-        own = sum(float(_living(each).double().sum()) for each in division.tensors)
-        limit *= float((yield torch.tensor([own], dtype=torch.float64)))
+
+    def limit() -> float:
+        return allocation.budget * (row.above[1] + row.inside[1] + row.below[1] if allocation.relative else 1.0)
 
     def reached(rows: Sequence[ScoreSums]) -> list[tuple[int, int]]:
-        lost = row.below[1] + row.table[1].cumsum(0)
-        bins = len(lost)
-        low = int((lost <= limit * (1 - _SLACK)).count_nonzero())
-        return [(min(low, bins - 1), min(int((lost <= limit * (1 + _SLACK)).count_nonzero()) + 1, bins))]
+        lost, most = row.below[1] + row.table[1].cumsum(0), limit()
+        low = int((lost <= most * (1 - _SLACK)).count_nonzero())
+        high = int((lost <= most * (1 + _SLACK)).count_nonzero()) + 1
+        return [(min(low, len(lost) - 1), min(high, len(lost)))]
 
     (left,) = yield from narrowed([row], reached, exchange)
     lost = row.below[1] + left.flip(0).cumsum(0)
-    pruned = row.below[0] + int((lost <= limit).count_nonzero())
+    pruned = row.below[0] + int((lost <= limit()).count_nonzero())
     layers, total = tuple(division.layers), sum(layer.units for layer in division.layers)
     living = sum(layer.living for layer in layers)
-    return [Pool(layers, max(kept(total, division.fraction), living - pruned))]
+    least = kept(total, division.fraction)
+    return [(Pool(layers, max(least, living - pruned)), row.around() if living - pruned >= least else None)]
 
 
-def _by_lamp(division: Division, exchange: Ranks) -> OverRanks[list[Pool]]:
+def _by_lamp(division: ShardDivision, exchange: Ranks) -> OverRanks[Pools]:
     """Return how many units of each layer are among the best: within a layer the order is that of the scores."""
     layers, rows = division.layers, [ScoreSums([each], power=2) for each in division.tensors]
     keep = kept(sum(layer.units for layer in layers), division.fraction)
     if not 0 < keep < sum(layer.living for layer in layers):
-        return [Pool(tuple(layers), keep)]
+        return [(Pool(tuple(layers), keep), None)]
     left = yield from narrowed(rows, lambda rows: _around(rows, keep), exchange)
     tiny = torch.finfo(torch.float64).tiny
     squares = [scores.square() for scores in left]
@@ -146,7 +151,8 @@ def _by_lamp(division: Division, exchange: Ranks) -> OverRanks[list[Pool]]:
     order = torch.cat(shares).sort(descending=True, stable=True).indices[: keep - sum(row.above[0] for row in rows)]
     owner = torch.cat([torch.full((len(own),), index) for index, own in enumerate(shares)])
     more = torch.bincount(owner[order], minlength=len(rows)).tolist()
-    return [Pool((layer,), row.above[0] + extra) for layer, row, extra in zip(layers, rows, more)]
+    keeps = [row.above[0] + extra for row, extra in zip(rows, more)]
+    return [(Pool((layer,), keep), row.around()) for layer, row, keep in zip(layers, rows, keeps)]
 
 
 def _around(rows: Sequence[ScoreSums], keep: int) -> list[tuple[int, int]]:
@@ -158,7 +164,7 @@ def _around(rows: Sequence[ScoreSums], keep: int) -> list[tuple[int, int]]:
     above = [torch.cat([row.table.flip(1).cumsum(1).flip(1), torch.zeros(2, 1)], 1) for row in rows]
     edges, counts = [], []
     for row, table in zip(rows, above):
-        squares = torch.tensor(row.edges, dtype=torch.float64).square()
+        squares = row.edges.square()
         sums = row.above[1] + table[1]
         found = torch.where(sums > 0, squares / sums.clamp(min=1e-300), torch.where(squares > 0, math.inf, 0.0))
         found[1:].clamp_(min=5e-324)  # a square that underflows is not that of 0, which is below the edge

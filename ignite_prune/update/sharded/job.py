@@ -21,7 +21,7 @@ from ignite_prune.update.sharded.unit_parts import unit_part
 
 @dataclass
 class Job:
-    """One parameter in an update: its scores here, and what an allocation sees of it.
+    """One parameter in an update: its scores on this rank, and the record that an allocation gets.
 
     Args:
         update: its group's.
@@ -42,7 +42,7 @@ class Job:
     rows: int | None = None
 
     def masked(self, units: Tensor) -> Tensor:
-        """Return the new mask of this rank's part from the units that stay, of all that lie on several ranks."""
+        """Return the new mask of this rank's part, from the kept units among those that lie on several ranks."""
         own = units if self.slices is None else self.slices.own(units)
         return self.scores.spread(own.to(self.scores.device))
 

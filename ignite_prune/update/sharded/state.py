@@ -1,6 +1,6 @@
 """The state of a sharded pruner: its tensors in mappings by name, which torch.distributed.checkpoint saves by shards.
 
-It splits only nested mappings, and fills those that a new pruner's state has; lists and tuples are pickled as they are.
+It splits nested mappings, and fills the ones that a new pruner's state has; lists and tuples are pickled unchanged.
 So kept values and sums of evidence, which may have other entries from time to time, stand next to the masks, for every
 parameter, and :func:`joined` puts them back in their places.
 """

@@ -1,6 +1,15 @@
 """Rules that propagate unit ids, one per operation; an operation without a rule freezes its inputs."""
 
-from ignite_prune.structure.tracing.rules import indexing, layers, pointwise, products, recurrent, reductions, shapes
+from ignite_prune.structure.tracing.rules import (
+    indexing,
+    layers,
+    parts,
+    pointwise,
+    products,
+    recurrent,
+    reductions,
+    shapes,
+)
 from ignite_prune.structure.tracing.rules.op import Op, Rule
 
 RULES: dict[str, Rule] = {
@@ -8,6 +17,7 @@ RULES: dict[str, Rule] = {
     **reductions.RULES,
     **products.RULES,
     **shapes.RULES,
+    **parts.RULES,
     **indexing.RULES,
     **layers.RULES,
     **recurrent.RULES,
