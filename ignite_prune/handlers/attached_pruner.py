@@ -194,11 +194,14 @@ class AttachedPruner(TargetHandler):
 
     def _check_end(self, engine: Engine) -> None:
         targets = [group["sparsity"] for group in self.pruning.groups]
-        if not self._schedules() and not self._has_pruned and not any(targets):
+        scores_only = self._shared  # it acts beside others, as one does that is only asked for scores()
+        if not self._schedules() and not self._has_pruned and not any(targets) and not scores_only:
             self._check.tell("nothing", NOTHING)
 
     def _check_final(self) -> None:
-        if not self._has_pruned:
+        schedules = self._schedules()
+        dense = [schedule for schedule in schedules if schedule.ends and schedule(schedule.horizon) == 0]
+        if not self._has_pruned and not (schedules and len(dense) == len(schedules)):  # else it was asked for nothing
             why = NEVER_ATTACHED if self._check.last is None else NOT_UPDATED
             self._check.tell("nothing", UNUSED.format(why=why))
 

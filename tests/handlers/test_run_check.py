@@ -282,6 +282,21 @@ def rewired():
     dynamic(every=2, end=12)
 
 
+def asked_for_nothing():
+    _, _, trainer, pruner = parts(schedule.Linear(0.0, begin=1, end=3))  # a dense baseline
+    pruner.attach(trainer)
+    trainer.run(DATA, max_epochs=3)
+    pruner.finalize()
+    dynamic(end=1)  # masks that stay
+
+
+def asked_for_scores():
+    _, _, trainer, pruner = parts(None, shared=True)
+    pruner.attach(trainer, Events.COMPLETED)
+    trainer.run(DATA, max_epochs=2)
+    pruner.scores()
+
+
 def enough_rounds():
     rounds(number=4)
     rounds(schedule.Linear(0.9, begin=0, end=9), 5, target=0.5)  # it stops where the target is reached
@@ -298,6 +313,8 @@ def enough_rounds():
         pruned_after_dense_training,
         own_filter_and_event,
         rewired,
+        asked_for_nothing,
+        asked_for_scores,
         enough_rounds,
     ],
 )

@@ -165,7 +165,7 @@ class DynamicSparse(MaskedHandler):
     def _check_start(self, engine: Engine, attachment: Attachment) -> None:
         super()._check_start(engine, attachment)
         iterations, last, who = iterations_of(engine), self._last(engine), type(self).__name__
-        if iterations is None:
+        if iterations is None or (self._end is not None and self._end <= 1):  # no update, whatever every= is: as asked
             return
         if self._every >= min(last, iterations + 1):
             unmoved = UNMOVED.format(who=who, iterations=iterations, every=self._every, last=min(last, iterations + 1))
