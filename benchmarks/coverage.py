@@ -35,7 +35,7 @@ KEEPS = {
     "index": "the indexed dimensions",
     "index_put": "the dimensions up to the last indexed one",
     "index_select": "the indexed dimension",
-    "made": "everything: the size is the program's",
+    "made_of_shape": "everything: the size is the program's",
     "masked_same": "nothing",
     "matmul": "nothing, where pruned units are 0 in a factor; else the contracted dimension",
     "of_data": "everything: the size depends on data",

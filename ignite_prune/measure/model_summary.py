@@ -145,7 +145,9 @@ def summary(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
         ValueError: a mask does not fit the model, inputs are on another device, or the forward pass fails.
 
     Example:
+        >>> import torch
         >>> from ignite_prune import allocation, prune_model
+        >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> masks = prune_model(model, sparsity=0.75, allocation=allocation.Uniform())
         >>> print(summary(model, masks))

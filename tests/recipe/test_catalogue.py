@@ -218,6 +218,7 @@ def test_every_handler_of_the_catalogue_is_written_and_attached(row):
 
 
 @pytest.mark.parametrize("row", [r for r in HANDLERS if r.name not in {"shrunk", "progressive", *UNWRITABLE}], ids=str)
+@CUT_SHORT
 def test_handlers_are_written_from_objects_with_equal_results(row):
     """Trained with the catalogue's handler, and with the one that its recipe makes."""
     ended, text = [], []
