@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune._utils.arguments import check_positive
-from ignite_prune._utils.triangular import damp_, invert_upper_, upper_factor_
+from ignite_prune._utils.triangular import damp_, inverse_factor_
 from ignite_prune.saliency.base import Informed
 from ignite_prune.saliency.needs import InputMoments, Moments
 
@@ -37,9 +37,10 @@ def inverse_factor(hessian: Tensor, damping: float, overwrite: bool = False) -> 
     One factorisation gives U without computing the inverse: :math:`\tilde H = R R^T` with R upper, :math:`U = R^{-1}`.
 
     Args:
-        hessian: ``(n, n)``, symmetric; not changed.
+        hessian: ``(n, n)``, symmetric.
         damping: relative damping, at least 0; 0.01 in the paper.
-        overwrite: whether ``hessian`` may be overwritten; above 1024 columns no other memory of its size is used then.
+        overwrite: whether the result may be stored in ``hessian``; above 1024 columns no other memory of its size is
+            used then. Otherwise, and where an error is raised, ``hessian`` is not changed.
 
     Returns:
         ``(n, n)``, in the dtype of ``hessian`` or at least float32. Up to 1024 columns are computed in float64; more
@@ -57,14 +58,13 @@ def inverse_factor(hessian: Tensor, damping: float, overwrite: bool = False) -> 
         raise ValueError(f"Argument hessian should have the shape (n, n), but given {tuple(hessian.shape)}")
     if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 <= damping < math.inf:
         raise ValueError(f"Argument damping should be a finite number of at least 0, but given {damping!r}")
-    single, overwritten = torch.promote_types(hessian.dtype, torch.float32), False
+    single = torch.promote_types(hessian.dtype, torch.float32)
     if len(hessian) > _SMALL:
         matrix = hessian.to(single, copy=not overwrite)
-        if upper_factor_(matrix, damping):
-            if all(map(math.isfinite, invert_upper_(matrix).aminmax())):
-                return matrix
-            overwritten = matrix is hessian
-    factor = None if overwritten else _factor(hessian.double(), damping)
+        if inverse_factor_(matrix, damping):
+            return matrix
+        del matrix  # the next attempt takes more memory
+    factor = _factor(hessian.double(), damping)
     if factor is not None:
         return factor.to(single)
     raise ValueError(
