@@ -64,9 +64,9 @@ def inverse_factor(hessian: Tensor, damping: float, overwrite: bool = False) -> 
         if inverse_factor_(matrix, damping):
             return matrix
         del matrix  # the next attempt takes more memory
-    factor = _factor(hessian.double(), damping)
+    factor = _factor(hessian.double(), damping, single)
     if factor is not None:
-        return factor.to(single)
+        return factor
     raise ValueError(
         f"The Hessian has no finite inverse at damping={damping:g}; try a bigger damping, or more samples than the "
         f"{len(hessian)} columns, and check the inputs for NaN and infinity"
@@ -93,8 +93,8 @@ def column_scores(weight2d: Tensor, factor: Tensor, dead: Tensor | None = None) 
     return scores if dead is None else scores.masked_fill_(dead, 0)
 
 
-def _factor(hessian: Tensor, damping: float) -> Tensor | None:
-    """Return U in the dtype of ``hessian``, or None if the factorisation fails."""
+def _factor(hessian: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
+    """Return U, computed in the dtype of ``hessian``; None if there is none that is finite in ``dtype``."""
     flipped = hessian.flip(0, 1)  # a copy, whose lower factor is R flipped
     damp_(flipped.diagonal(), damping)
     lower, failed = torch.linalg.cholesky_ex(flipped)
@@ -102,7 +102,7 @@ def _factor(hessian: Tensor, damping: float) -> Tensor | None:
         return None
     del flipped  # as large as the result, as every temporary here would be
     _invert_lower(lower)
-    factor = lower.flip(0, 1)
+    factor = lower.flip(0, 1).to(dtype)
     return factor if bool(torch.isfinite(factor.sum())) or bool(torch.isfinite(factor).all()) else None
 
 
