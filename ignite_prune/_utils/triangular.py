@@ -40,45 +40,55 @@ def inverse_factor_(matrix: Tensor, damping: float) -> bool:
         (True, tensor([[ 0.2294, -0.0574],
                 [ 0.0000,  0.2500]]))
     """
-    squares = [(part, matrix[part, part].clone()) for part in _blocks(len(matrix))]
+    diagonal = matrix.diagonal().clone()
     damp_(matrix.diagonal(), damping)
     if _factor_upper(matrix):
         _invert_upper(matrix)
         if all(map(math.isfinite, matrix.aminmax())):
             matrix.triu_()
             return True
-    for part, square in squares:
-        matrix[part, part] = square
+    for part in _blocks(len(matrix)):
+        _put_upper(matrix[part, part], matrix[part, part].tril(-1).t())
         matrix[part, part.stop :] = matrix[part.stop :, part].t()
+    matrix.diagonal().copy_(diagonal)
     return False
 
 
+def _put_upper(square: Tensor, upper: Tensor) -> None:
+    """Overwrite the upper triangle and the diagonal of a block."""
+    square.tril_(-1).add_(upper)
+
+
 def _factor_upper(matrix: Tensor) -> bool:
-    """Overwrite the upper triangle by R; return whether it is finite, with a finite inverse on its diagonal."""
+    """Overwrite the upper triangle by R; return whether its diagonal is finite, and the inverse of that."""
     for part in reversed(list(_blocks(len(matrix)))):
         lower, failed = torch.linalg.cholesky_ex(matrix[part, part].flip(0, 1))
         if bool(failed):
             return False
-        corner = matrix[part, part].copy_(lower.flip(0, 1))
+        corner = lower.flip(0, 1).contiguous()
+        _put_upper(matrix[part, part], corner)
         panel = matrix[: part.start, part]
         panel.copy_(torch.linalg.solve_triangular(corner.t(), panel, upper=False, left=False))
         for rows in _blocks(part.start):
+            square = matrix[rows, rows]
+            below = square.tril(-1)
             matrix[rows, rows.start : part.start].addmm_(panel[rows], panel[rows.start :].t(), alpha=-1)
+            square.triu_().add_(below)
     diagonal = matrix.diagonal()
     return bool((diagonal.isfinite() & diagonal.reciprocal().isfinite()).all())
 
 
 def _invert_upper(matrix: Tensor) -> None:
-    """Invert the upper triangle in place; below the blocks on the diagonal nothing is read or written."""
+    """Invert the upper triangle in place; what is below the diagonal is not changed."""
     for part in _blocks(len(matrix)):
-        corner, above = matrix[part, part], matrix[: part.start, part]
-        eye = torch.eye(len(corner), dtype=matrix.dtype, device=matrix.device)
-        corner.copy_(torch.linalg.solve_triangular(corner, eye, upper=True))
-        product = (above @ corner).neg_()
-        for rows in _blocks(part.start):
-            factors = matrix[rows, : part.start].clone()
-            factors[:, : rows.start] = 0  # the same bits as of the whole product, unlike a shorter sum
-            above[rows] = factors @ product
+        square, above = matrix[part, part], matrix[: part.start, part]
+        eye = torch.eye(len(square), dtype=matrix.dtype, device=matrix.device)
+        corner = torch.linalg.solve_triangular(square, eye, upper=True).contiguous()
+        _put_upper(square, corner)
+        above.copy_((above @ corner).neg_())
+        for rows in _blocks(part.start):  # from the top, as each one needs those below it
+            # With the zeros on the left it has the same bits as the whole product, unlike a shorter sum.
+            above[rows] = matrix[rows, : part.start].triu(rows.start) @ above
 
 
 def _blocks(stop: int) -> Iterator[slice]:
