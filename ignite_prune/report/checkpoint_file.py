@@ -7,7 +7,10 @@ files of ``export.save``.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +39,31 @@ def read_file(path: Path) -> ReportSource:
     if path.suffix == ".safetensors":
         return _safetensors(path, source)
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        with _arrays_allowed():
+            held = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, LookupError, AttributeError) as error:
+        foreign = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class) (\S+)", str(error))
+        why = (
+            f"it holds objects of {foreign[1]}; save the states of model and pruner in a file of their own"
+            if foreign
+            else f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.200}"
+        )
         raise ValueError(
-            f"{str(path)!r} is not a checkpoint that torch.load(weights_only=True) reads, or is damaged: "
-            f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.200}"
+            f"{str(path)!r} is not a checkpoint that torch.load(weights_only=True) reads, or is damaged: {why}"
         ) from error
     return _read(held, source)
+
+
+def _arrays_allowed() -> AbstractContextManager[Any]:
+    """Let NumPy's arrays be read: the random states of a ``DeterministicEngine`` are in its checkpoint."""
+    allow = vars(torch.serialization).get("safe_globals")  # from torch 2.5 on
+    if allow is None or find_spec("numpy") is None:
+        return nullcontext()
+    import numpy
+
+    array = numpy.zeros(1, numpy.uint32)
+    found: AbstractContextManager[Any] = allow([array.__reduce__()[0], type(array), numpy.dtype, type(array.dtype)])
+    return found
 
 
 def _read(held: Any, source: ReportSource) -> ReportSource:

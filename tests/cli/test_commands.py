@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import DeterministicEngine
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
@@ -114,6 +115,17 @@ def test_plan_refuses_a_run_that_is_too_short(run, folder):
     assert "updates: 5, at epoch 2 to 6" in shown and "evidence: gradients/" in shown and "0x" not in shown
     said = run("plan", "taylor.yaml", "--model", "my_models:net", "--epochs", 4, code=2).output
     assert "ends at 6, but the run has 4 epochs" in said
+
+
+def test_checkpoints_of_a_deterministic_engine_are_read(run, folder):
+    model, engine = nn.Linear(4, 2), DeterministicEngine(lambda engine, batch: None)
+    engine.run([0], max_epochs=1)
+    torch.save({"model": model.state_dict(), "trainer": engine.state_dict()}, "deterministic.pt")
+    assert json.loads(run("inspect", "deterministic.pt", "--json").stdout)["total"]["entries"] == 10
+    torch.save({"model": model}, "whole.pt")
+    assert (
+        "holds objects of torch.nn.modules.linear.Linear; save the states" in run("inspect", "whole.pt", code=2).output
+    )
 
 
 def test_statistics_of_norms_are_not_parameters(run, folder):
