@@ -29,4 +29,5 @@ def progress_text(name: str, done: Sequence[str]) -> str:
         done: names of the pruned blocks, in order; of more than four the first two and the last one are written.
     """
     shown = ", ".join(map(repr, done if len(done) <= 4 else [*done[:2], "...", done[-1]]))
-    return f"Pruning ended at block {name!r}: {len(done)} blocks are pruned ({shown}); this one and the rest are not"
+    count = "1 block is" if len(done) == 1 else f"{len(done)} blocks are"
+    return f"Pruning ended at block {name!r}: {count} pruned ({shown}); this one and the rest are not"
