@@ -7,8 +7,9 @@ larger heads; all its shapes fit, so only these numbers tell it from the model t
 from __future__ import annotations
 
 import dis
-import inspect
 from collections.abc import Iterable, Mapping
+from functools import cache
+from inspect import isfunction, unwrap
 from typing import Any
 
 from torch import nn
@@ -21,7 +22,7 @@ def stored_sizes(model: nn.Module, names: Iterable[str]) -> Sizes:
     """Return the whole numbers of the modules that hold the named tensors, and of the modules around each.
 
     Of the model itself they are returned only if it holds a tensor or is next to the module that does; attributes that
-    ``forward`` assigns, such as a count of calls, are left out.
+    methods other than the constructor assign, such as a count of calls, are left out.
 
     Args:
         model: the unwrapped model.
@@ -64,10 +65,15 @@ def _around(owner: list[str]) -> Iterable[str]:
 
 
 def _numbers(module: nn.Module) -> dict[str, int]:
-    code = inspect.unwrap(type(module).forward)
-    changing = (
-        {each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR"}
-        if inspect.isfunction(code)
-        else set()
-    )
+    kind: Any = type(module)
+    changing = _assigned(kind)
     return {name: value for name, value in vars(module).items() if type(value) is int and name not in changing}
+
+
+@cache
+def _assigned(kind: type) -> frozenset[str]:
+    """Return the names of attributes that methods of a class assign, but for its constructor."""
+    kinds = [each for each in kind.__mro__ if each not in (nn.Module, object)]
+    methods = [each for its in kinds for name, each in vars(its).items() if name != "__init__" and isfunction(each)]
+    steps = [step for each in methods for step in dis.get_instructions(unwrap(each))]
+    return frozenset(step.argval for step in steps if step.opname == "STORE_ATTR")
