@@ -42,20 +42,21 @@ class TokenIds:
     renumbered: Callable[[Find], Any]
 
 
-def token_ids(model: nn.Module, layer: nn.Embedding, size: int) -> Iterator[TokenIds]:
+def token_ids(model: nn.Module, layers: Sequence[nn.Embedding], size: int) -> Iterator[TokenIds]:
     """Yield the attributes with ids of tokens: ``padding_idx``, and entries of configs and ``generation_config``.
 
     Args:
         model: the unwrapped model.
-        layer: the embedding of its tokens.
+        layers: the embeddings of its tokens, which share their weight.
         size: of its vocabulary; other numbers, such as -1, are no ids.
     """
 
     def all_of(value: Any) -> Callable[[Find], Any]:
         return lambda find: _mapped(value, lambda each: find(each) if _is_id(each, size) else each)
 
-    if layer.padding_idx is not None:
-        yield TokenIds(layer, "padding_idx", layer.padding_idx, [layer.padding_idx], all_of(layer.padding_idx))
+    for layer in layers:
+        if (padding := layer.padding_idx) is not None:
+            yield TokenIds(layer, "padding_idx", padding, [padding], all_of(padding))
     generation = vars(model).get("generation_config")
     for owner in [*configs_of(model), *([] if generation is None else [generation])]:
         for name, value in vars(owner).items():

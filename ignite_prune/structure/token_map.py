@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,16 +100,17 @@ def vocabulary(
     """
     model = unwrap(model)
     path, layer = _embedding(model, embedding)
+    layers = [each for each in model.modules() if isinstance(each, nn.Embedding) and each.weight is layer.weight]
     size = layer.num_embeddings
     kept = _ids(keep, size)
     new_ids = {old: new for new, old in enumerate(kept.tolist())}
-    specials = list(token_ids(model, layer, size))
+    specials = list(token_ids(model, layers, size))
     missing = [f"{each.name} {one}" for each in specials for one in each.needed if one not in new_ids]
     if missing:
         raise ValueError(f"Argument keep should contain the special tokens of the model: {', '.join(missing)}")
     heads = None if head is None else named_heads(model, head, size)
     parameters = parameter_count(model)
-    before, flops, seen = _with_ids(model, layer, example_inputs)
+    before, flops, seen = _with_ids(model, layers, example_inputs)
     if not seen:
         raise ValueError(f"The embedding {path!r} is not called by the forward pass")
     if unknown := seen - set(new_ids):
@@ -126,14 +128,12 @@ def vocabulary(
         for each in specials:
             edits[1].assign(each.owner, each.name, each.renumbered(new_ids.get))
         edits[0].slice(indices)
-        hook = layer.register_forward_pre_hook(lambda module, args: (_new(kept, size, args[0]), *args[1:]))
         try:
-            found, fewer = run(model, example_inputs, True)
+            with _calling(layers, lambda ids: _new(kept, size, ids)):
+                found, fewer = run(model, example_inputs, True)
             error = relative_difference(found, _of_kept(before, found, kept, size))
         except ValueError as problem:
             raise ValueError(f"The model does not run with {len(kept)} tokens: {problem}; {_NAME_THEM}") from problem
-        finally:
-            hook.remove()
         if not error <= tolerance(model):
             raise ValueError(
                 f"The model with {len(kept)} tokens differs by {error:.1e} from the original one, so it was put back: "
@@ -146,14 +146,33 @@ def vocabulary(
 _NAME_THEM = "if other layers read tokens or give logits, give their paths, embedding= and head="
 
 
-def _with_ids(model: nn.Module, layer: nn.Embedding, example_inputs: Any) -> tuple[list[Tensor], int, set[int]]:
-    """Return the outputs of a model, its FLOPs, and the ids with which its embedding is called."""
+def _with_ids(
+    model: nn.Module, layers: Sequence[nn.Embedding], example_inputs: Any
+) -> tuple[list[Tensor], int, set[int]]:
+    """Return the outputs of a model, its FLOPs, and the ids with which its embeddings are called."""
     seen: set[int] = set()
-    hook = layer.register_forward_pre_hook(lambda module, args: seen.update(args[0].flatten().tolist()))
-    try:
+
+    def noted(ids: Tensor) -> Tensor:
+        seen.update(ids.flatten().tolist())
+        return ids
+
+    with _calling(layers, noted):
         return *run(model, example_inputs, True), seen
-    finally:
-        hook.remove()
+
+
+@contextmanager
+def _calling(layers: Sequence[nn.Embedding], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Return a context in which embeddings are called with changed ids."""
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "input": change(kwargs["input"])}
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
 
 
 def _of_kept(before: Sequence[Tensor], found: Sequence[Tensor], kept: Tensor, size: int) -> list[Tensor]:

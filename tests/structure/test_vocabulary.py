@@ -22,6 +22,10 @@ GPT = {
 FAMILIES = {
     "LlamaForCausalLM": {**SIZES, "max_position_embeddings": 8},
     "GPT2LMHeadModel": GPT,
+    "T5ForConditionalGeneration": {
+        **{"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 8, "num_layers": 1, "num_heads": 2},
+        **{"decoder_start_token_id": 0},
+    },
     "BertForMaskedLM": {**SIZES, "max_position_embeddings": 8},
 }
 
@@ -34,18 +38,22 @@ def test_logits_of_kept_tokens_are_equal(name):
     config = kind.config_class(**FAMILIES[name])
     model = kind(config).eval()
     optimizer = torch.optim.Adam(model.parameters())
-    model(IDS).logits.square().mean().backward()
+
+    def of(ids):
+        return {"input_ids": ids} | ({"decoder_input_ids": ids} if "decoder_start_token_id" in FAMILIES[name] else {})
+
+    model(**of(IDS)).logits.square().mean().backward()
     optimizer.step()
-    expected = model(IDS).logits
-    tokens = vocabulary(model, KEEP, IDS, optimizer=optimizer)
-    found = model(tokens.new(IDS)).logits
+    expected = model(**of(IDS)).logits
+    tokens = vocabulary(model, KEEP, of(IDS), optimizer=optimizer)
+    found = model(**of(tokens.new(IDS))).logits
     torch.testing.assert_close(found, expected[..., sorted(KEEP)])
     assert model.config.vocab_size == len(tokens) == 8
     if name == "GPT2LMHeadModel":
         assert model.lm_head.weight is model.transformer.wte.weight, "stays tied"
     again = kind(model.config)
     again.load_state_dict(model.state_dict())
-    torch.testing.assert_close(again.eval()(tokens.new(IDS)).logits, found)
+    torch.testing.assert_close(again.eval()(**of(tokens.new(IDS))).logits, found)
     model(tokens.new(IDS), labels=tokens.new(IDS)).loss.backward()
     optimizer.step()
 
