@@ -104,8 +104,13 @@ class AttachedPruner(TargetHandler):
         check_sources(pruner)
         return None if pruner.evidence is None else EvidenceFeed(pruner, pruner.evidence, self._scaler, self._synced)
 
+    @property
+    def can_follow(self) -> bool:
+        """Whether :meth:`follow` is possible: not finalized, and what is sliced off need not come back."""
+        return not self._finalized and not any(group["keep_dense"] for group in self.pruning.groups)
+
     def follow(self, structure: Structure, indices: Indices) -> None:
-        """Continue on the parameters of a model that has been sliced; called by ``ShrinkHandler``.
+        """Continue on the parameters of a model that has been sliced; called by ``shrink`` and ``ShrinkHandler``.
 
         Args:
             structure: what is left.

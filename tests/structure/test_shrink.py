@@ -567,3 +567,21 @@ def test_a_trial_step_changes_nothing():
     before = model[2].bias.detach().clone(), optimizer.state[model[2].bias]["step"].clone()
     shrink(model, {"0.weight": [0, 1]}, x, optimizer=optimizer)
     assert torch.equal(model[2].bias, before[0]) and torch.equal(optimizer.state[model[2].bias]["step"], before[1])
+
+
+@pytest.mark.parametrize("is_attached", [False, True])
+def test_the_pruner_goes_on_with_the_sliced_model(is_attached):
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(2, 8)
+    optimizer = torch.optim.Adam(model.parameters())
+    pruner = PruneHandler(model, optimizer, structure=trace(model, x), strict=True)
+    trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
+    if is_attached:
+        pruner.attach(trainer)
+    pruner.step(0.5)
+    assert shrink(model, pruner, x).units == {"0.weight": (16, 8)}
+    pruner.step(0.75)
+    trainer.run([(torch.randn(4, 8), torch.randint(4, (4,)))], max_epochs=1)
+    assert pruner.check() and pruner.units == {"0.weight": (16, 4)} and pruner.sparsity == 0.75
+    pruner.state_dict()
+    pruner.finalize()
+    assert shrink(model, pruner, x).units == {"0.weight": (8, 4)}

@@ -43,6 +43,9 @@ class PathStep:
 class EvaluationPoints:
     """Follows every layer's output to its evaluation point.
 
+    The path of a layer is the sequence of tensors that hold its units, from its output on. The evaluation point is the
+    last tensor of the path that counts: that is where saliencies of activations read the units.
+
     - A norm, an activation or arithmetic on the units alone (with scalars, parameters and buffers) extends the path,
       and its output counts. After an activation, a norm ends the path.
     - Dropout and pooling over space extend it, but their output does not count unless a norm or an activation follows;

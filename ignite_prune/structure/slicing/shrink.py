@@ -94,9 +94,9 @@ def shrink(
 
     Args:
         model: bare, or wrapped in ``torch.compile``; for a DDP model give ``model.module``, and wrap it again.
-        masks: a ``PruneHandler`` (its structure and optimizers are used), a ``MaskStore`` or a mapping of masks that
-            prune whole units; or the numbers of the units to remove, ``{"conv1.weight": [0, 3]}``, see
-            :meth:`Structure.without`.
+        masks: a ``PruneHandler`` with ``structure=`` (its structure and optimizers are used, and it goes on with the
+            sliced model, attached or not), a ``MaskStore`` or a mapping of masks that prune whole units; or the numbers
+            of the units to remove, ``{"conv1.weight": [0, 3]}``, see :meth:`Structure.without`.
         example_inputs: inputs of the model: a tensor, a tuple of arguments, or a dict of keyword arguments.
         optimizer: the optimizers that train the model; they continue with the new parameters.
         ema: averaged copies of the model, sliced in the same way.
@@ -141,7 +141,12 @@ def shrink(
     if pruning is not None and pruning.structure is None:
         _warn_of_no_units(kept)
         _warn_of_change(model, masked_copy(model, structure.masks(kept), {}), example_inputs)
-    with sliced(model, held, kept, example_inputs, structure, optimizers, as_copies(ema), scale_dropout) as report:
+    goes_on = pruning is not None and structure is pruning.structure and masks.can_follow
+    undo = [masks.way_back()] if goes_on else []
+    copies = as_copies(ema)
+    with sliced(model, held, kept, example_inputs, structure, optimizers, copies, scale_dropout, undo) as report:
+        if goes_on and report.indices:
+            masks.follow(structure.sliced(kept), report.indices)
         return report
 
 

@@ -22,6 +22,11 @@ class UnfinishedBlocks(RuntimeError, ValueError):
 
 
 def progress_text(name: str, done: Sequence[str]) -> str:
-    """Return the names of pruned and unpruned blocks, for messages."""
+    """Return the start of an error message: at which block pruning ended, and which blocks are pruned.
+
+    Args:
+        name: of the block at which pruning ended.
+        done: names of the pruned blocks, in order; of more than four the first two and the last one are written.
+    """
     shown = ", ".join(map(repr, done if len(done) <= 4 else [*done[:2], "...", done[-1]]))
     return f"Pruning ended at block {name!r}: {len(done)} blocks are pruned ({shown}); this one and the rest are not"

@@ -30,7 +30,8 @@ class ShardedChannels:
         mask: of this part, None where nothing is pruned.
 
     Raises:
-        ValueError: scores that a norm does not take, or one score a unit; a norm that cannot be summed over ranks.
+        ValueError: the saliency does not give one score for each entry; the norm does not take its scores, or cannot be
+            summed over ranks.
     """
 
     def __init__(
