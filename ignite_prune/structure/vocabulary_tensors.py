@@ -1,6 +1,6 @@
 """Which tensors of a model have one entry for each token: the embedding, the heads that give logits, and biases.
 
-The number of outputs of a layer does not tell a head from another layer: in a model of bytes, 256 is a usual width of
+The number of outputs of a layer does not distinguish a head from another layer: in a model of bytes, 256 is a usual width of
 an MLP too. So each layer of that size is tried: ``nan`` in the logits of some tokens reaches just these entries of the
 model's outputs if the layer is a head, and spreads to others if it is not.
 """
@@ -38,7 +38,7 @@ def named_heads(model: nn.Module, given: str | Sequence[str], size: int) -> list
 
 
 def heads_by_trial(model: nn.Module, layer: nn.Embedding, kept: Tensor, example_inputs: Any) -> list[nn.Linear]:
-    """Return the heads of a model: those with the embedding's weight, and those that prove to give the logits.
+    """Return the heads of a model: those with the embedding's weight, and those whose outputs are the logits.
 
     Args:
         model: the unwrapped model.

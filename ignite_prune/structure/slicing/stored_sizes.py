@@ -1,7 +1,7 @@
 """Whole numbers that sliced modules store, such as the size of a head: a fresh model with others is refused on loading.
 
 Slicing updates the configuration of a model of ``transformers`` in place. A model that is built from it has fewer but
-larger heads; all its shapes fit, so only these numbers tell it from the model that was pruned.
+larger heads; all its shapes fit, so only these numbers distinguish it from the model that was pruned.
 """
 
 from __future__ import annotations
