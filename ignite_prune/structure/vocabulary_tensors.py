@@ -1,8 +1,8 @@
 """Which tensors of a model have one entry for each token: the embedding, the heads that give logits, and biases.
 
-The number of outputs of a layer does not distinguish a head from another layer: in a model of bytes, 256 is a usual width of
-an MLP too. So each layer of that size is tried: ``nan`` in the logits of some tokens reaches just these entries of the
-model's outputs if the layer is a head, and spreads to others if it is not.
+The number of outputs does not distinguish a head from other layers: in a model of bytes, 256 is a usual width of an MLP
+too. So each layer of that size is tried: ``nan`` in the logits of some tokens reaches just these entries of the model's
+outputs if the layer is a head, and spreads to others if it is not.
 """
 
 from __future__ import annotations
