@@ -313,6 +313,36 @@ def test_a_factor_that_float32_cannot_have_is_had_in_float64():
     assert bool(torch.isfinite(inverse_factor(hessian, damping)).all())
 
 
+def chain(n, above):
+    """R R^T for R with 1 on the diagonal and ``above`` next to it in the last columns: every number of it is exact."""
+    factor = torch.eye(n, dtype=torch.float64)
+    for at, (corner, value) in enumerate(above, start=n - len(above) - 1):
+        factor[at, at], factor[at, at + 1] = corner, value
+    return factor
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_inverse_that_overflows_in_float32_is_computed_in_float64(overwrite):
+    factor = chain(1030, [(1e18, 1.2e19), (1e18, 1.2e19), (3e-19, 0.0)])  # 1.2e19 * 1.2e19 / (1e18 * 3e-19) > 3.4e38
+    hessian = (factor @ factor.T).float()
+    found = inverse_factor(hessian.clone(), 0.0, overwrite)
+    lower = torch.linalg.cholesky(hessian.double().flip(0, 1))
+    wanted = torch.linalg.solve_triangular(lower, torch.eye(1030, dtype=torch.float64), upper=False).flip(0, 1)
+    close(found, wanted.float(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_where_there_is_no_finite_inverse_the_hessian_stays_as_it_was(overwrite):
+    indefinite = torch.eye(1030)
+    indefinite[3, 3] = -1.0
+    overflowing = chain(1030, [(1.0, 10.0)] * 45)  # its inverse has 1e45
+    for hessian in (indefinite, (overflowing @ overflowing.T).float()):
+        before = hessian.clone()
+        with pytest.raises(ValueError, match="no finite inverse"):
+            inverse_factor(hessian, 0.0, overwrite)
+        assert torch.equal(hessian, before)
+
+
 def test_dead_columns():
     weight, x = layer(0)
     x[:, [3, 10]] = 0

@@ -93,6 +93,9 @@ def is_masked(tensor: Tensor, mask: Tensor) -> bool:
         (True, False)
     """
     tensor, bits = local(tensor).detach(), _SAME_SIZE.get(tensor.element_size())
+    if not tensor.is_contiguous() and tensor.stride() == mask.stride():  # as channels-last and transposed ones are
+        order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+        tensor, mask = tensor.permute(order), mask.permute(order)
     if bits is not None and tensor.is_cpu and tensor.is_contiguous() and mask.is_contiguous():
         pieces = torch.split(tensor.view(bits).view(-1), _PIECE), torch.split(mask.view(-1), _PIECE)
         found = torch.empty(min(tensor.numel(), _PIECE), dtype=torch.bool)

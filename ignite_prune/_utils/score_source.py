@@ -10,6 +10,7 @@ from torch import Tensor
 
 PIECE = 1 << 18
 """Number of entries of a piece: some temporaries of it fit in a core's cache."""
+_LEAST, _MOST = 1 << 12, 1 << 18  # bounds of the size of a sample
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,17 @@ def _parts(parameter: Tensor) -> Iterator[Tensor]:
     else:
         rows = max(PIECE * len(parameter) // max(parameter.numel(), 1), 1)
         yield from (part.reshape(-1) for part in torch.split(parameter, rows))
+
+
+def sample_stride(total: int) -> int:
+    """Return the stride of a sample that balances the work on it and on the candidates that its bracket leaves.
+
+    It is odd, which avoids aliasing with dimensions, as these are often powers of two.
+
+    Args:
+        total: number of scores that may be kept.
+    """
+    return total // min(max(total // 32, _LEAST), _MOST) | 1
 
 
 def source_of(scores: Callable[[], Tensor]) -> ScoreSource:

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ignite_prune._utils.bits import count_true
 from ignite_prune._utils.compare import above, kth_smallest, places_of
-from ignite_prune._utils.score_source import ScoreSource
+from ignite_prune._utils.score_source import ScoreSource, sample_stride
 
-_LEAST, _MOST = 1 << 12, 1 << 18  # bounds of the sample size
 _SPREADS = 4.0, 40.0  # standard errors of a rank
 _ROUNDING = 2.0**-50
 
@@ -127,8 +126,7 @@ def keep_top_shares(
 
 def _samples(sources: Sequence[TailShares], alive: Sequence[Tensor | None], total: int) -> list[Tensor]:
     """Return some of the living scores of each tensor, from the largest down."""
-    stride = total // min(max(total // 32, _LEAST), _MOST) | 1
-    found = []
+    stride, found = sample_stride(total), []
     for source, mask in zip(sources, alive):
         values = source.scores.every(stride)
         values = values if mask is None else values[mask[::stride]]

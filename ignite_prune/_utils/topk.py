@@ -23,10 +23,9 @@ from torch import Tensor
 
 from ignite_prune._utils.candidates import Candidates, drop_least
 from ignite_prune._utils.compare import kth_smallest
-from ignite_prune._utils.score_source import ScoreSource, source_of
+from ignite_prune._utils.score_source import ScoreSource, sample_stride, source_of
 from ignite_prune._utils.tail_shares import TailShares, keep_top_shares
 
-_LEAST, _MOST = 1 << 12, 1 << 18  # bounds of the sample size
 _FEW = 1 << 14  # scores that are sorted
 
 
@@ -137,10 +136,7 @@ def _bracket(
     total = sum(living)
     if spread == math.inf:
         return -math.inf, math.inf
-    # The sample size balances the work on the sample and on the candidates. An odd stride avoids aliasing with
-    # dimensions, which are often powers of two.
-    stride = total // min(max(total // 32, _LEAST), _MOST) | 1
-    samples = []
+    stride, samples = sample_stride(total), []
     for score, mask in zip(scores, alive):
         values = score.every(stride)
         values = values if mask is None else values[mask.reshape(-1)[::stride]]

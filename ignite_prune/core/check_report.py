@@ -26,6 +26,7 @@ class CheckReport:
         zeros: the fraction of all floating-point parameters of the model that is 0 now, by exact count.
         cause: the likely cause and its remedy; empty where every pruned weight is 0.
         replaced: names of masked parameters that the model does not hold any more.
+        owner: name of the class of the handler whose masks they are.
     """
 
     alive: Mapping[str, tuple[int, int]]
@@ -35,6 +36,7 @@ class CheckReport:
     zeros: float
     cause: str = ""
     replaced: tuple[str, ...] = ()
+    owner: str = "handler"
 
     def __bool__(self) -> bool:
         return not self.alive and not self.replaced
@@ -42,7 +44,7 @@ class CheckReport:
     def __str__(self) -> str:
         first = f"{listed(self.alive)}. {self.cause}" if self.alive else f"All {self.pruned:,} pruned weights are 0"
         if self.replaced:
-            first = replaced(self.replaced, "PruneHandler")
+            first = ". ".join([first] * bool(self.alive) + [replaced(self.replaced, self.owner)])
         return (
             f"{first}. {self.kept_zeros:,} kept weights are 0 too. The sparsity of the selected parameters is "
             f"{self.sparsity:.4g}; of all floating-point parameters of the model, {self.zeros:.4g} are 0"

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from torch import nn
-
-from ignite_prune.core.selection import named_parameters
 
 _AT_ONCE = 8  # names that are looked up after an iteration
 
@@ -37,29 +36,30 @@ class ParameterPlaces:
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
-    _names: list[str] = field(init=False)
+    _now: dict[str, str] = field(init=False)  # where each was found the last time: adapters rename what they wrap
     _next: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._names = list(self.parameters)
+        self._now = {name: name for name in self.parameters}
 
     def some_lost(self) -> bool:
         """Return whether one of a few parameters, other ones each time, may not be where it was."""
-        looked_up = self._names[self._next : self._next + _AT_ONCE]
-        self._next = self._next + _AT_ONCE if self._next + _AT_ONCE < len(self._names) else 0
-        return any(self._at(name) is not self.parameters[name] for name in looked_up)
+        looked_up = list(islice(self._now, self._next, self._next + _AT_ONCE))
+        self._next = self._next + _AT_ONCE if self._next + _AT_ONCE < len(self._now) else 0
+        return any(self._is_elsewhere(name) for name in looked_up)
 
     def lost(self) -> list[str]:
         """Return the names of all parameters that the model does not hold, or holds under a parametrization."""
-        moved = [name for name in self._names if self._at(name) is not self.parameters[name]]
+        moved = [name for name in self._now if self._is_elsewhere(name)]
         if not moved:
             return []
-        now = {parameter: name for name, parameter in named_parameters(self.model).items()}
-        elsewhere = {name: now.get(self.parameters[name], "parametrizations.") for name in moved}
-        lost = [name for name in moved if "parametrizations." in elsewhere[name]]
-        # Names of compiled layers have another form, and adapters rename what they wrap: both hold the same parameter.
-        self._names = [name for name in self._names if name not in elsewhere or name in lost]
-        return lost
+        held = self.model.named_parameters(remove_duplicate=False)
+        places = {parameter: name for name, parameter in held if "parametrizations." not in name}
+        self._now |= {name: places[self.parameters[name]] for name in moved if self.parameters[name] in places}
+        return [name for name in moved if self.parameters[name] not in places]
+
+    def _is_elsewhere(self, name: str) -> bool:
+        return self._at(self._now[name]) is not self.parameters[name]
 
     def _at(self, name: str) -> nn.Parameter | None:
         module: nn.Module | None = self.model

@@ -66,6 +66,7 @@ class WeightCheck:
     _samples: list[tuple[str, nn.Parameter, Tensor]] = field(default_factory=list, init=False)
     _drawn_at: int = field(default=-1, init=False)  # which state of the masks the samples are of
     _calls: int = field(default=0, init=False)
+    _renewed: int = field(default=0, init=False)  # samples that were drawn again; not each call is a reading
     _generator: torch.Generator | None = field(default=None, init=False)
     _found: PrunedWeightsAlive | None = field(default=None, init=False)  # to be raised on all ranks
     _places: ParameterPlaces | None = field(default=None, init=False)  # once something is pruned
@@ -97,6 +98,7 @@ class WeightCheck:
             sum(zeros[parameter] for parameter in model) / max(sum(parameter.numel() for parameter in model), 1),
             self._cause()[1] if alive else "",
             () if self.masks.is_sharded else tuple(ParameterPlaces(self.model, self.masks.parameters).lost()),
+            self.owner,
         )
 
     def all(self) -> None:
@@ -153,7 +155,8 @@ class WeightCheck:
             self._look_up()
         if not self._samples[0][1].is_cpu and self._calls % _APART:
             return None
-        index = self._calls % len(self._samples)
+        self._renewed += 1
+        index = self._renewed % len(self._samples)
         name, parameter, _ = self._samples[index]
         self._samples[index] = name, parameter, self._sample(name)
         if any(positions.device != parameter.device for _, parameter, positions in self._samples):

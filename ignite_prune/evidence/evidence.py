@@ -129,7 +129,8 @@ class Evidence:
             each.settle()
         raise_together(None, FAILED)
         for need, each in self.collectors.items():
-            self._totals[need] = totals_over_ranks(each.record, need.key, averaged and each.replicated, each.shared)
+            alike = averaged and each.replicated, each.shared
+            self._totals[need] = totals_over_ranks(each.record, each.zeros, need.key, *alike)
 
     def found(self, need: Need, masks: Mapping[str, Tensor | None]) -> dict[str, Any]:
         """Return a need's evidence by parameter name; parameters without any are left out."""

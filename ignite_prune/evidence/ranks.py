@@ -23,18 +23,19 @@ from ignite_prune._utils.distributed import all_gather, all_reduce, broadcast, r
 from ignite_prune._utils.nested import mapped
 from ignite_prune._utils.shard import is_sharded
 from ignite_prune._utils.state import checked_int
-from ignite_prune.evidence.running_sums import RunningSums, Totals
+from ignite_prune.evidence.running_sums import RunningSums, Totals, Zeros
 
 FAILED = "Gathering evidence failed on another rank; nothing was changed on this one"
 PATIENCE = 10.0
 """Seconds for which a rank waits for the others to call ``state_dict()``; a tenth of it once that was in vain."""
 
 
-def totals_over_ranks(record: RunningSums, key: str, replicated: bool, shared: bool) -> Totals:
+def totals_over_ranks(record: RunningSums, zeros: Zeros, key: str, replicated: bool, shared: bool) -> Totals:
     """Return sums and counts over all ranks; a rank without data for a parameter adds nothing.
 
     Args:
         record: this rank's.
+        zeros: returns zeros in the form of a parameter's sum, by its name.
         key: of the evidence, for the error if ranks use a parameter in ways that do not add up.
         replicated: all ranks have the same sums (of averaged gradients), so the result is their mean.
         shared: all ranks have the same sums (of the model's own values), so the result is one rank's.
@@ -58,7 +59,7 @@ def totals_over_ranks(record: RunningSums, key: str, replicated: bool, shared: b
             )
         if form:
             record.forms[name] = form
-        own = _own_sum(record, name, having)
+        own = _own_sum(record, zeros, name, having)
         if shared:  # a mean of equal values would be rounded
             sums[name], counts[name] = broadcast(own, having[0]), 1.0
         else:
@@ -67,11 +68,11 @@ def totals_over_ranks(record: RunningSums, key: str, replicated: bool, shared: b
     return sums, counts
 
 
-def _own_sum(record: RunningSums, name: str, having: Sequence[int]) -> Tensor:
+def _own_sum(record: RunningSums, zeros: Zeros, name: str, having: Sequence[int]) -> Tensor:
     """Return this rank's sum, or zeros if it has none."""
     own, error = record.sums.get(name) if rank() in having else None, None
     try:
-        own = record.zeros(name) if own is None else own
+        own = zeros(name) if own is None else own
     except Exception as raised:  # this rank may lack the memory
         error = raised
     if len(having) < world_size():

@@ -16,6 +16,8 @@ Totals = tuple[Mapping[str, Tensor], Mapping[str, float]]
 """Sums and counts by parameter name."""
 Forms = dict[str, tuple[int, ...]]
 """What the shape of a parameter's sum depends on, by its name."""
+Zeros = Callable[[str], Tensor]
+"""Returns zeros in the form of a parameter's sum, by its name."""
 
 
 class RunningSums:
@@ -23,7 +25,6 @@ class RunningSums:
 
     Args:
         parameters: by name.
-        zeros: returns zeros in the form of a parameter's sum, by its name.
         by_part: whether the sums over sharded parameters are of this rank's parts, complete there.
 
     Attributes:
@@ -31,21 +32,25 @@ class RunningSums:
         stale: whether a mask update has used the sums; the next addition starts from zeros then.
     """
 
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], zeros: Callable[[str], Tensor], by_part: bool = False
-    ) -> None:
-        self.parameters, self.zeros, self.stale, self.by_part = parameters, zeros, False, by_part
+    def __init__(self, parameters: Mapping[str, nn.Parameter], by_part: bool = False) -> None:
+        self.parameters, self.stale, self.by_part = parameters, False, by_part
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
         self.forms: Forms = {}
 
-    def at(self, name: str) -> Tensor:
-        """Return the sum of a parameter, to add to in place, on the parameter's device; at first it is zeros."""
+    def at(self, name: str, zeros: Zeros) -> Tensor:
+        """Return the sum of a parameter, to add to in place, on the parameter's device; at first it is zeros.
+
+        Args:
+            name: the parameter's.
+            zeros: not stored: it is a method of what holds these sums, and a reference cycle would keep gigabytes in
+                memory until Python's garbage collector runs.
+        """
         if self.stale:
             self.reset()
         held = self.sums.get(name)
         if held is None:
-            held = self.sums[name] = self.zeros(name)
+            held = self.sums[name] = zeros(name)
         elif held.device != self.parameters[name].device:  # the model was moved
             held = self.sums[name] = held.to(self.parameters[name].device)
         return held
@@ -69,12 +74,12 @@ class RunningSums:
         is_part = self.by_part and is_sharded(parameter) and held.shape == local(parameter).shape
         return like(held, parameter) if is_part else held
 
-    def checked(self, state: Mapping[str, Any], forms: Forms) -> dict[str, Any]:
+    def checked(self, state: Mapping[str, Any], forms: Forms, zeros: Zeros) -> dict[str, Any]:
         """Return a state whose sums fit the parameters and these forms, or raise TypeError or ValueError."""
         before, self.forms = self.forms, forms
         try:
             given = checked_mapping("evidence 'sums'", state.get("sums"), self.parameters, whole=False)
-            sums = {name: self._checked_sum(name, held) for name, held in given.items()}
+            sums = {name: self._checked_sum(name, held, zeros) for name, held in given.items()}
         finally:
             self.forms = before
         counts = checked_mapping("evidence 'counts'", state.get("counts"), sums)
@@ -85,9 +90,9 @@ class RunningSums:
             raise TypeError(f"The checkpoint's evidence 'stale' should be a bool, but is {type(stale)}")
         return {**state, "sums": sums, "stale": stale}
 
-    def _checked_sum(self, name: str, held: Any) -> Tensor:
+    def _checked_sum(self, name: str, held: Any, zeros: Zeros) -> Tensor:
         what, parameter = f"evidence of {name!r}", self.parameters[name]
-        held, wanted = checked_tensor(what, held), self.zeros(name)
+        held, wanted = checked_tensor(what, held), zeros(name)
         if self.by_part and is_sharded(parameter) and held.shape == parameter.shape:
             part = local(held) if is_sharded(held) else part_of(name, parameter).of(held)
             held = part.clone(memory_format=torch.contiguous_format)

@@ -56,6 +56,7 @@ class AttachedPruner(TargetHandler):
     _warned: set[str]  # parameters that a warning has named
     _has_met = False  # every rank is known to have constructed its handler
     _restored = False  # what was pruned has been brought back
+    _scored = False  # scores() has been called
     _at: float | None = None  # the schedule's step of the last update, where this object made it
 
     @property
@@ -194,19 +195,28 @@ class AttachedPruner(TargetHandler):
             for group in self.pruning.groups
         ):
             self._check.tell("again", AGAIN.format(sparsity=self.pruning.masks.sparsity))
-        if not may_be_driven(engine):
+        if not may_be_driven(engine) and not self._shared:
             self._check_end(engine)
 
     def _check_end(self, engine: Engine) -> None:
         targets = [group["sparsity"] for group in self.pruning.groups]
-        scores_only = self._shared  # it acts beside others, as one does that is only asked for scores()
-        if not self._schedules() and not self._has_pruned and not any(targets) and not scores_only:
+        if not self._schedules() and not self._has_pruned and not any(targets) and not self._is_for_scores:
             self._check.tell("nothing", NOTHING)
+
+    @property
+    def _is_for_scores(self) -> bool:
+        """Whether a pruner beside another one has been asked for ``scores()``, or has no event in training to prune at.
+
+        Another one without a schedule was given an event for nothing: its schedule has been forgotten.
+        """
+        events = [] if self._attachment is None else self._attachment.events
+        return self._shared and (self._scored or all(each == Events.COMPLETED for each in events))
 
     def _check_final(self) -> None:
         schedules = self._schedules()
         dense = [schedule for schedule in schedules if schedule.ends and schedule(schedule.horizon) == 0]
-        if not self._has_pruned and not (schedules and len(dense) == len(schedules)):  # else it was asked for nothing
+        for_nothing = bool(schedules) and len(dense) == len(schedules)
+        if not self._has_pruned and not for_nothing and not (self._shared and self._scored):
             why = NEVER_ATTACHED if self._check.last is None else NOT_UPDATED
             self._check.tell("nothing", UNUSED.format(why=why))
 

@@ -213,6 +213,7 @@ class PruneHandler(AttachedPruner):
         Raises:
             NonFiniteSaliency: a score is NaN or infinite.
         """
+        self._scored = True
         return self.pruning.scores()
 
     # Attaching

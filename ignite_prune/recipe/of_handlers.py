@@ -23,16 +23,16 @@ def data_of(given: Any, event: Any = None) -> dict[str, Any]:
     engine, rounds, handlers = _engine_of(given), getattr(given, "rounds", None), list(_every(given))
     if event is not None and len(handlers) > 1:
         raise ValueError("event= is of a single handler, but several were given")
-    pruners = [each for each in handlers if type(each) is PruneHandler]
+    pruners = [each for each in handlers if not isinstance(each, RecordedArguments)]
     if len(pruners) > 1:
         raise ValueError("a recipe has one PruneHandler, but several were given; write one recipe for each")
     found: dict[str, Any] = {}
     for pruner in pruners:
-        found = data_of_pruner(pruner, event, attached=engine is None)
-        found["prune"] |= _name_of(pruner)
+        found = data_of_pruner(_checked_pruner(pruner), event, attached=engine is None)
+        found["prune"] |= _name_of(pruner, PruneHandler)
     if engine is not None:
         found["rounds"] = _rounds(engine, rounds)
-    others = [_data(each, event) for each in handlers if type(each) is not PruneHandler]
+    others = [_data(each, event) for each in handlers if isinstance(each, RecordedArguments)]
     return found | ({"handlers": others} if others else {})
 
 
@@ -77,9 +77,24 @@ def _rounds(engine: PruningEngine, rounds: int | None) -> dict[str, Any]:
     return {"rounds": rounds, **{name: written(each) for name, each in settings.items() if each}}
 
 
+def _checked_pruner(pruner: BaseHandler) -> PruneHandler:
+    """Return a PruneHandler, or an object of a subclass, whose settings are those that it gave its base class."""
+    if not isinstance(pruner, PruneHandler):
+        raise TypeError(f"A recipe has no entry for {type(pruner)}: it holds the handlers of ignite_prune.handlers")
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    own, given = (inspect.signature(each).parameters for each in (type(pruner), PruneHandler))
+    required = [name for name, each in own.items() if each.default is each.empty and each.kind not in variadic]
+    if more := [name for name in required if name not in given]:
+        raise TypeError(
+            f"A recipe holds what a PruneHandler is made with, but {type(pruner)} also requires {', '.join(more)}, "
+            "which would be lost. Give these arguments defaults, or give a PruneHandler"
+        )
+    return pruner
+
+
 def _data(handler: BaseHandler, event: Any) -> dict[str, Any]:
     """Return an entry of ``handlers``."""
-    assert isinstance(handler, RecordedArguments)
+    assert isinstance(handler, RecordedArguments)  # the only ones that data_of() gives
     attachment = handler._attachment
     if event is None and attachment is not None and not isinstance(handler, MaskedHandler):  # which has its own
         event = event_of(attachment.events)
@@ -88,13 +103,13 @@ def _data(handler: BaseHandler, event: Any) -> dict[str, Any]:
         found |= {name: written(unscaled(each)) for name, each in arguments_of(handler).items() if name in found}
     if arguments_of(handler).get("structure") is not None:
         found["structure"] = "trace"
-    return {**found, **({} if event is None else {"event": event}), **_name_of(handler)}
+    return {**found, **({} if event is None else {"event": event}), **_name_of(handler, type(handler))}
 
 
-def _name_of(handler: BaseHandler) -> dict[str, Any]:
+def _name_of(handler: BaseHandler, kind: type[BaseHandler]) -> dict[str, Any]:
     """Return the name that a handler publishes under, if it is not its default."""
     attachment = handler._attachment
     if attachment is None:
         return {}
-    default = inspect.signature(type(handler).attach).parameters["name"].default
+    default = inspect.signature(kind.attach).parameters["name"].default
     return {} if default in (None, attachment.name) else {"name": attachment.name}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ignite_prune._utils.arguments import check_positive
-from ignite_prune._utils.triangular import damp_, invert_upper_, upper_factor_
+from ignite_prune._utils.triangular import damp_, inverse_factor_
 from ignite_prune.saliency.base import Informed
 from ignite_prune.saliency.needs import InputMoments, Moments
 
@@ -37,9 +37,10 @@ def inverse_factor(hessian: Tensor, damping: float, overwrite: bool = False) -> 
     One factorisation gives U without computing the inverse: :math:`\tilde H = R R^T` with R upper, :math:`U = R^{-1}`.
 
     Args:
-        hessian: ``(n, n)``, symmetric; not changed.
+        hessian: ``(n, n)``, symmetric.
         damping: relative damping, at least 0; 0.01 in the paper.
-        overwrite: whether ``hessian`` may be overwritten; above 1024 columns no other memory of its size is used then.
+        overwrite: whether the result may be stored in ``hessian``; above 1024 columns no other memory of its size is
+            used then. Otherwise, and where an error is raised, ``hessian`` is not changed.
 
     Returns:
         ``(n, n)``, in the dtype of ``hessian`` or at least float32. Up to 1024 columns are computed in float64; more
@@ -57,16 +58,15 @@ def inverse_factor(hessian: Tensor, damping: float, overwrite: bool = False) -> 
         raise ValueError(f"Argument hessian should have the shape (n, n), but given {tuple(hessian.shape)}")
     if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 <= damping < math.inf:
         raise ValueError(f"Argument damping should be a finite number of at least 0, but given {damping!r}")
-    single, overwritten = torch.promote_types(hessian.dtype, torch.float32), False
+    single = torch.promote_types(hessian.dtype, torch.float32)
     if len(hessian) > _SMALL:
         matrix = hessian.to(single, copy=not overwrite)
-        if upper_factor_(matrix, damping):
-            if all(map(math.isfinite, invert_upper_(matrix).aminmax())):
-                return matrix
-            overwritten = matrix is hessian
-    factor = None if overwritten else _factor(hessian.double(), damping)
+        if inverse_factor_(matrix, damping):
+            return matrix
+        del matrix  # the next attempt takes more memory
+    factor = _factor(hessian.double(), damping, single)
     if factor is not None:
-        return factor.to(single)
+        return factor
     raise ValueError(
         f"The Hessian has no finite inverse at damping={damping:g}; try a bigger damping, or more samples than the "
         f"{len(hessian)} columns, and check the inputs for NaN and infinity"
@@ -93,8 +93,8 @@ def column_scores(weight2d: Tensor, factor: Tensor, dead: Tensor | None = None) 
     return scores if dead is None else scores.masked_fill_(dead, 0)
 
 
-def _factor(hessian: Tensor, damping: float) -> Tensor | None:
-    """Return U in the dtype of ``hessian``, or None if the factorisation fails."""
+def _factor(hessian: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
+    """Return U, computed in the dtype of ``hessian``; None if there is none that is finite in ``dtype``."""
     flipped = hessian.flip(0, 1)  # a copy, whose lower factor is R flipped
     damp_(flipped.diagonal(), damping)
     lower, failed = torch.linalg.cholesky_ex(flipped)
@@ -102,7 +102,7 @@ def _factor(hessian: Tensor, damping: float) -> Tensor | None:
         return None
     del flipped  # as large as the result, as every temporary here would be
     _invert_lower(lower)
-    factor = lower.flip(0, 1)
+    factor = lower.flip(0, 1).to(dtype)
     return factor if bool(torch.isfinite(factor.sum())) or bool(torch.isfinite(factor).all()) else None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ignite_prune._utils.bits import is_masked
 from ignite_prune._utils.shard import local, reshard
 from ignite_prune._utils.sparsity import as_unit_fraction
 from ignite_prune.core.dense_values import DenseValues
@@ -209,7 +210,7 @@ def repaired(
 ) -> UpdatePlan:
     """Return a plan with its repairs: those of single layers first, then those of the whole model.
 
-    The arguments are those of :class:`.RepairContext`; ``overwrite``: evidence and new values may be overwritten.
+    The arguments are those of :class:`.RepairContext`; ``overwrite``: evidence may be overwritten.
     """
     context = RepairContext(
         model,
@@ -230,9 +231,8 @@ def repaired(
             done.add(repair)
     for name, mask in context.masks.items():
         if name in context.values:
-            value, held = context.values[name], store.parameters[name]
-            own = overwrite and value.untyped_storage().data_ptr() != held.untyped_storage().data_ptr()
-            context.values[name] = value.mul_(mask) if own else value * mask
+            value = context.values[name]  # never written to: a repair may have given a tensor that it keeps
+            context.values[name] = value if is_masked(value, mask) else value * mask
     return UpdatePlan(context.masks, context.values)
 
 

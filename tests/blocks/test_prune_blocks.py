@@ -1,5 +1,6 @@
 import copy
 import weakref
+from typing import ClassVar
 
 import pytest
 import torch
@@ -303,3 +304,22 @@ def test_an_error_in_the_middle(error, atomic):
     else:
         assert "the cable" in str(raised.value) and "'parts.0', 'parts.1'" in str(raised.value)
         assert same(model, expected)
+
+
+class Kept(repair.Repair):
+    """A repair of one's own that hands out a tensor that it keeps."""
+
+    by_layer = True
+    cache: ClassVar = {}
+
+    def __call__(self, context, pruned):
+        for parameter in pruned:
+            kept = self.cache.setdefault(parameter.name, torch.ones_like(context.weight(parameter.name)))
+            context.values[parameter.name] = kept
+
+
+def test_values_that_a_repair_keeps_are_not_written_to():
+    model = GPT(blocks=1).eval()
+    masks = prune_blocks(model, "h.*", data=tokens(), sparsity=0.5, repair=Kept())
+    assert all(bool((kept == 1).all()) for kept in Kept.cache.values()) and len(Kept.cache) == len(masks)
+    assert all(torch.equal(masks.parameters[name].detach(), masks[name].float()) for name in masks)

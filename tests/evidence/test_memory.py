@@ -90,8 +90,8 @@ def moments_taken(model, data):
     evidence = Evidence(model, {InputMoments(): dict(model.named_parameters())})
     (collector,) = evidence.collectors.values()
     made = []
-    zeros = collector.record.zeros
-    collector.record.zeros = lambda name: made.append(zeros(name)) or made[-1]
+    zeros = collector.zeros
+    collector.zeros = lambda name: made.append(zeros(name)) or made[-1]
     try:
         evidence.calibrate(data)
     except ValueError as error:

@@ -297,6 +297,14 @@ def asked_for_scores():
     pruner.scores()
 
 
+def asked_for_scores_on_the_way():
+    _, _, trainer, pruner = parts(None, shared=True)
+    pruner.attach(trainer)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: pruner.scores())
+    trainer.run(DATA, max_epochs=2)
+    pruner.finalize()
+
+
 def enough_rounds():
     rounds(number=4)
     rounds(schedule.Linear(0.9, begin=0, end=9), 5, target=0.5)  # it stops where the target is reached
@@ -315,11 +323,24 @@ def enough_rounds():
         rewired,
         asked_for_nothing,
         asked_for_scores,
+        asked_for_scores_on_the_way,
         enough_rounds,
     ],
 )
 def test_nothing_is_told_where_all_is_right(act):
     assert not told(act)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_forgotten_schedule_is_told_once(shared):
+    def forgotten():
+        _, _, trainer, pruner = parts(None, shared=shared)
+        pruner.attach(trainer)
+        trainer.run(DATA, max_epochs=2)
+        pruner.finalize()
+
+    (message,) = told(forgotten)
+    assert "has no schedule" in message
 
 
 def test_a_finished_run_leaves_no_hook():

@@ -529,3 +529,67 @@ def trained_and_pruned():
     pruner.step(0.5)
     train_step(model, optimizer, batches(1)[0])
     return model, optimizer, pruner
+
+
+class Adapter(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, x):
+        return self.base(x)
+
+
+def test_a_layer_that_was_wrapped_is_watched_at_its_new_place():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
+    pruner = PruneHandler(model, optimizer)
+    pruner.step(0.5)
+    pruner.attach(trainer, Events.ITERATION_STARTED(once=1))
+    first, seen = model[1], []
+    acts = {
+        2: lambda: setattr(model, "1", Adapter(first)),
+        6: lambda: seen.append((len(told), bool(pruner.check()))),
+        7: lambda: setattr(model[1], "base", nn.Linear(256, 8)),
+    }
+    for at, act in acts.items():
+        trainer.add_event_handler(Events.ITERATION_STARTED(once=at), act)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", SparsityWarning)
+        trainer.run(batches(10), max_epochs=1)
+    (message,) = [str(each.message) for each in told if each.category is SparsityWarning]
+    assert seen == [(0, True)] and "does not hold the masked parameters 1.weight any more" in message
+
+
+def test_check_shows_what_was_replaced_and_what_is_alive():
+    model = small_net()
+    pruner = SET(model, torch.optim.SGD(model.parameters(), lr=0.1), sparsity=0.5)
+    first, last = [name for name in pruner.masks if pruner.masks.pruned(name) is not None][:2]
+    model.get_submodule(first.rpartition(".")[0]).weight = nn.Parameter(torch.ones_like(pruner.masks.parameters[first]))
+    with torch.no_grad():
+        pruner.masks.parameters[last].fill_(1.0)
+    text = str(pruner.check())
+    assert f"not 0 in {last}" in text and f"masked parameters {first}" in text
+    assert "make the SET, with masks=" in text and "PruneHandler" not in text
+
+
+class Elsewhere(nn.Parameter):
+    """A parameter that says that reading it takes time, as one on an accelerator."""
+
+    is_cpu = property(lambda self: False)
+
+
+def test_every_sample_is_drawn_again_where_few_calls_read():
+    model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(4)))
+    for layer in model:
+        layer.weight = Elsewhere(layer.weight.detach().clone())
+    pruner = PruneHandler(model)
+    pruner.step(0.5)
+    weights = pruner.pruning.weights
+    weights.some()
+    before = [positions for *_, positions in weights._samples]
+    for _ in range(4 * 16):
+        weights.some()
+    after = [positions for *_, positions in weights._samples]
+    assert not [number for number, pair in enumerate(zip(before, after)) if pair[0] is pair[1]]

@@ -174,3 +174,32 @@ def test_a_run_with_a_recipe_resumes_exactly():
     for name in ("model", "pruner"):
         assert_same_bits(parts[name], whole[name])
     assert whole["pruner"]["progress"]["last"] > 4
+
+
+class Logged(PruneHandler):
+    """Adds behaviour, and an argument of its own."""
+
+    def __init__(self, *args, log=None, **settings):
+        super().__init__(*args, **settings)
+        self.log = log
+
+    def attach(self, engine, *where):
+        super().attach(engine, *where)
+
+
+class Named(PruneHandler):
+    def __init__(self, model, title, **settings):
+        super().__init__(model, **settings)
+
+
+def test_a_subclass_of_a_pruner_is_written_as_a_pruner():
+    settings = {"schedule": schedule.Linear(0.5, begin=0, end=3)}
+    wanted = recipe.Recipe.of(PruneHandler(small_net(), **settings))
+    pruner = Logged(small_net(), log=[], **settings)
+    assert recipe.Recipe.of(pruner) == recipe.Recipe.of([pruner]) == wanted
+    pruner.attach(create_supervised_trainer(nn.Linear(1, 1), None, None))
+    assert recipe.Recipe.of(pruner, "EPOCH_STARTED") == recipe.Recipe.of(
+        PruneHandler(small_net(), **settings), "EPOCH_STARTED"
+    )
+    with pytest.raises(TypeError, match="Named'> also requires title"):
+        recipe.Recipe.of(Named(small_net(), "mine", **settings))

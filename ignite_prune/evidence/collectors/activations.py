@@ -64,7 +64,7 @@ class ActivationMeans(ActivationCollector[Activations]):
     def _add(
         self, name: str, z: Tensor, dims: tuple[int, int], scale: float = 1.0, gradient: Tensor | None = None
     ) -> None:
-        running, arranged = self.record.at(name), self._arranged(z, *dims)
+        running, arranged = self.running(name), self._arranged(z, *dims)
         samples = len(arranged)
         if gradient is not None:  # of each sample's own loss, where the batch's is a mean
             gradient = self._arranged(gradient, *dims).to(running.dtype) * (samples / scale)
@@ -103,7 +103,7 @@ class FollowingScales(ActivationCollector[FollowingScale]):
                 self.refused[name] = f"its dim {self.outputs[name]} does not number its outputs, as it works in groups"
             else:
                 self._norms[name] = scale
-                self.record.at(name)
+                self.running(name)
                 self.record.counts[name] = 1.0
 
     def settle(self) -> None:

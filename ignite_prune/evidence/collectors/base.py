@@ -56,7 +56,7 @@ class Collector(Generic[N]):
     def __init__(self, need: N, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
         self.need, self.parameters, self.model = need, dict(parameters), model
         self.differentiated: Mapping[str, nn.Parameter] = {}
-        self.record = RunningSums(self.parameters, self.zeros, self.by_part)
+        self.record = RunningSums(self.parameters, self.by_part)
         self.refused: dict[str, str] = {}
         self.missed: dict[str, str] = {}
         self.prepare()
@@ -72,6 +72,10 @@ class Collector(Generic[N]):
     def zeros(self, name: str) -> Tensor:
         """Return zeros in the form of a parameter's sum."""
         return zeros_over(self.parameters[name])
+
+    def running(self, name: str) -> Tensor:
+        """Return a parameter's running sum, to add to in place."""
+        return self.record.at(name, self.zeros)
 
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         """Called with the unscaled gradients of a step, of some of the parameters in ``differentiated``."""
@@ -120,7 +124,7 @@ class Collector(Generic[N]):
         """Return everything collected as plain data; without ``sums`` only what goes on over resets, empty if none."""
         if not (sums or self.goes_on):
             return {}
-        record = self.record if sums else RunningSums(self.parameters, self.zeros, self.by_part)
+        record = self.record if sums else RunningSums(self.parameters, self.by_part)
         return {"need": self.need.key, **record.state_dict(), **self.extras()}
 
     def sliced_state(self, indices: Mapping[str, Kept], sums: bool = True) -> dict[str, Any]:
@@ -144,7 +148,7 @@ class Collector(Generic[N]):
                 f"The checkpoint's evidence is {written!r}, but this pruner gathers {self.need.key!r}; make the pruner "
                 "with the saliency and repair of the one that wrote the checkpoint"
             )
-        checked = self.record.checked(state, self.checked_forms(state))
+        checked = self.record.checked(state, self.checked_forms(state), self.zeros)
         self.check_extras(checked)
         return checked
 

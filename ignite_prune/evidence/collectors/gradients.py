@@ -64,7 +64,7 @@ class GradientSums(GradientCollector[Gradients]):
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         decay = self.need.memory.decay
         for name in filter(gradients.__contains__, self.parameters):
-            running = self.record.at(name)
+            running = self.running(name)
             if decay != 1:
                 running.mul_(decay)
             gradient, weight = gradients[name], local(self.parameters[name].detach())
@@ -123,7 +123,7 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
     @torch.no_grad()
     def on_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         for name in filter(gradients.__contains__, self.parameters):
-            running, waiting = self.record.at(name), self._waiting.setdefault(name, [])
+            running, waiting = self.running(name), self._waiting.setdefault(name, [])
             waiting.append(gradients[name].detach().reshape(-1).to(running.dtype, copy=True))
             self.record.count(name)
             if len(waiting) == _AT_ONCE:
@@ -131,7 +131,7 @@ class FisherBlockSums(GradientCollector[FisherBlocks]):
 
     def _settle(self, name: str) -> None:
         if waiting := self._waiting.pop(name):
-            add_outer_(self.record.at(name), waiting)
+            add_outer_(self.running(name), waiting)
 
     def settle(self) -> None:
         for name in list(self._waiting):

@@ -54,7 +54,7 @@ class HeadGateMeans(Collector[HeadGates]):
             if name is not None and name in self.parameters:
                 total = values.abs().sum(0).to(sum_dtype(self.parameters[name]))
                 self.record.forms[name] = tuple(total.shape)
-                running = self.record.at(name)
+                running = self.running(name)
                 if running.shape != total.shape:
                     raise ValueError(
                         f"The evidence of {name!r} is of {running.numel()} heads, but its attention has {total.numel()}"

@@ -76,7 +76,7 @@ class InputCollector(Collector[N]):
             self.refused[name] = "it is the weight of a transposed convolution, which has no inputs of one output alone"
         elif call.input.numel() or not parameter.numel():
             self.record.forms[name] = (call.groups, call.transposed)
-            running, kernel = self.record.at(name), tuple(parameter.shape[2:])
+            running, kernel = self.running(name), tuple(parameter.shape[2:])
             self.shards.see(name, call)
             call, columns, adds = own_input(call, len(kernel), self.whole_columns)
             if adds:  # without entries there is nothing to score

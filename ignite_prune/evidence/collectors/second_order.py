@@ -35,7 +35,7 @@ class SecondOrder(Collector[N]):
 
     def _add(self, found: Mapping[str, Tensor], weight: float) -> None:
         for name, value in found.items():
-            running = self.record.at(name)
+            running = self.running(name)
             running.add_(value.detach().to(running.dtype), alpha=weight)
             self.record.count(name, weight)
 

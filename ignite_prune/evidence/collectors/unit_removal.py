@@ -48,7 +48,7 @@ class UnitRemovalValues(Collector[UnitRemoval]):
                 self.refused[name] = "its dim 0 does not number its outputs"
             if name in self.refused:
                 continue
-            evaluate, running, units = _evaluator(replay, name), self.record.at(name), self.parameters[name].shape[0]
+            evaluate, running, units = _evaluator(replay, name), self.running(name), self.parameters[name].shape[0]
             is_exact = units <= self.need.exact
             values = exact_values(evaluate, units) if is_exact else sampled_values(evaluate, self.orders(name))
             running += (values * batch.size).to(running.device)
