@@ -145,7 +145,7 @@ class RunCheck:
         self.tell(
             "unit",
             f"{schedule} ends at iteration {schedule.horizon:g} of {epoch_length} in the first epoch, as the event "
-            f"counts iterations. If begin and end are meant in epochs: attach(trainer, Events.EPOCH_COMPLETED), or write "
+            "counts iterations. If begin and end are meant in epochs: attach(trainer, Events.EPOCH_COMPLETED), or write "
             f"end={schedule.horizon * epoch_length:g}",
         )
 
