@@ -145,8 +145,8 @@ class RunCheck:
         self.tell(
             "unit",
             f"{schedule} ends at iteration {schedule.horizon:g} of {epoch_length} in the first epoch, as the event "
-            "counts iterations. If begin and end are meant in epochs: attach(trainer, Events.EPOCH_COMPLETED), or write "
-            f"end={schedule.horizon * epoch_length:g}",
+            "counts iterations. If begin and end are meant in epochs: attach(trainer, Events.EPOCH_COMPLETED), or "
+            f"write end={schedule.horizon * epoch_length:g}",
         )
 
     def end_epoch(self, who: str, engine: Engine, completed: bool) -> None:
