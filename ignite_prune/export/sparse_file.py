@@ -24,6 +24,7 @@ from ignite_prune.structure.kept_indices import attributes_of
 from ignite_prune.structure.slicing.checkpoint import load_shrunk, to_plain
 from ignite_prune.structure.slicing.model_edit import Indices
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
+from ignite_prune.structure.slicing.stored_sizes import check_sizes, stored_sizes
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,7 +38,8 @@ class Contents:
         masks: bool masks (True = kept) of the tensors that are stored sparse.
         left: indices that slicing left, by name and dimension; empty for a model that was not sliced.
         rates: rates of the Dropout modules of a sliced model.
-        attributes: sizes that modules of a sliced model store, by path and name.
+        attributes: sizes that modules of a sliced model store, by path and name, and that loading sets.
+        sizes: those that its sliced modules have, by path and name, and that loading compares.
     """
 
     tensors: dict[str, Tensor]
@@ -45,6 +47,7 @@ class Contents:
     left: dict[str, dict[str, Tensor]]
     rates: dict[str, float]
     attributes: dict[str, dict[str, int]]
+    sizes: dict[str, dict[str, int]]
 
 
 def save(
@@ -102,7 +105,7 @@ def save(
         check_indices(state, indices)
     tensors, index = _packed(state, _checked_masks(state, masks))
     if indices is not None:
-        index["rates"] = dropout_rates(model)
+        index |= {"rates": dropout_rates(model), "sizes": stored_sizes(model, indices)}
         attributes = attributes_of(indices)
         if attributes:
             index["attributes"] = attributes
@@ -117,7 +120,8 @@ def load(model: Module | Callable[[], Module], path: str | PathLike[str]) -> Mod
 
     Args:
         model: a model of the same architecture, or a class or function that returns one when called without arguments.
-            If the file is of a sliced model that was saved with its ``indices``, the model at its full size.
+            If the file is of a sliced model that was saved with its ``indices``, the model at its full size, built from
+            the configuration of the unpruned one.
         path: of a file that :func:`save` wrote.
 
     Raises:
@@ -125,7 +129,8 @@ def load(model: Module | Callable[[], Module], path: str | PathLike[str]) -> Mod
         FileNotFoundError: there is no such file.
         TypeError: ``model`` is not a model and returns none.
         ValueError: the file is not one of :func:`save`, of an unknown version, cut short or damaged; or its tensors
-            have other names, shapes or dtypes than the model's. The model is not changed then.
+            have other names, shapes or dtypes than the model's, or its sliced modules other sizes. The model is not
+            changed then.
     """
     if isinstance(model, (str, PathLike)):
         raise TypeError("Argument model should be a model, a class or a function, but given a path: load(model, path)")
@@ -136,11 +141,12 @@ def load(model: Module | Callable[[], Module], path: str | PathLike[str]) -> Mod
     target = unwrap(built)
     fits = _misfit(target.state_dict(), contents.tensors)
     if contents.left and fits is not None:
-        parts = {"left": contents.left, "rates": contents.rates, "attributes": contents.attributes}
+        parts = {name: getattr(contents, name) for name in ("left", "rates", "attributes", "sizes")}
         load_shrunk(target, {**parts, "model": contents.tensors})
     elif fits is not None:
         raise ValueError(f"{str(path)!r} is of another model: {fits}")
     else:
+        check_sizes(target, contents.left, contents.sizes)
         target.load_state_dict(contents.tensors)
     return built  # type: ignore[return-value]
 
@@ -169,7 +175,7 @@ def read(path: str | PathLike[str]) -> Contents:
             tensors[name] = tensor
     for name, first in index.get("tied", {}).items():
         tensors[name] = tensors[first]
-    return Contents(tensors, masks, left, index.get("rates", {}), index.get("attributes", {}))
+    return Contents(tensors, masks, left, index.get("rates", {}), index.get("attributes", {}), index.get("sizes", {}))
 
 
 def packed_bytes(state: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> tuple[int, int]:

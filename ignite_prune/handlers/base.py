@@ -214,6 +214,8 @@ class BaseHandler(VersionedState):
         for schedule in self._schedules():
             iterations = iterations_of(engine) if unit == "epochs" else None
             self._check.check_schedule(schedule, unit, iterations)
+            if unit == "iterations":
+                self._check.check_unit(schedule, engine.state.max_epochs, engine.state.epoch_length)
 
     def _has_completed(self, engine: Engine, completed: bool) -> None:
         if self._attachment is not None and not is_trial(engine):

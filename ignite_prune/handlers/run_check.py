@@ -136,6 +136,19 @@ class RunCheck:
             if last < target - 1e-9:
                 self.tell("target", OUT_OF_REACH.format(target=target, rounds=rounds, last=last))
 
+    def check_unit(self, schedule: Schedule, epochs: int | None, epoch_length: int | None) -> None:
+        """Warn if a ramp over iterations ends within a tenth of the first epoch, and would fit the run in epochs."""
+        if not epochs or not epoch_length or not schedule.ends or not 1 < schedule.horizon <= epochs:
+            return
+        if schedule.horizon > epoch_length / 10 or len(set(schedule.values(math.ceil(schedule.horizon) + 1))) < 3:
+            return
+        self.tell(
+            "unit",
+            f"{schedule} ends at iteration {schedule.horizon:g} of {epoch_length} in the first epoch, as the event "
+            "counts iterations. If begin and end are meant in epochs: attach(trainer, Events.EPOCH_COMPLETED), or "
+            f"write end={schedule.horizon * epoch_length:g}",
+        )
+
     def end_epoch(self, who: str, engine: Engine, completed: bool) -> None:
         """Warn if no optimizer steps in the engine; called at the end of each epoch and of the run."""
         iterations = self._steps.without(engine)

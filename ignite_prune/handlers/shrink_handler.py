@@ -14,10 +14,10 @@ from ignite_prune.handlers.attachment import AnyEvent, Attachment
 from ignite_prune.handlers.base import BaseHandler
 from ignite_prune.handlers.describe import counted
 from ignite_prune.handlers.prune_handler import PruneHandler
-from ignite_prune.structure import Indices, Report
+from ignite_prune.structure import Report
 from ignite_prune.structure.kept_indices import KeptIndices
 from ignite_prune.structure.slicing.checkpoint import from_plain, rates_from_plain, then, to_plain
-from ignite_prune.structure.slicing.model_edit import ModelEdit, undone_on_error
+from ignite_prune.structure.slicing.model_edit import ModelEdit, check_free, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
 from ignite_prune.structure.slicing.shrink import as_copies, sliced
 
@@ -144,8 +144,8 @@ class ShrinkHandler(RecordedArguments, BaseHandler):
         pruner, structure = self._pruner, self._pruner.structure
         assert structure is not None
         kept = structure.kept(pruner.masks)
-        self._check_hooks(structure.indices(kept))
         pruning = pruner.pruning
+        check_free(pruning.model, structure.indices(kept), pruning.enforcer.hooked)
         left, reports = self.left, self.reports
         undo = [lambda: vars(self).update(left=left, reports=reports), pruner.way_back()]
         with sliced(
@@ -164,17 +164,6 @@ class ShrinkHandler(RecordedArguments, BaseHandler):
             vars(self).update(left=then(left, report.indices), reports=[*reports, report])
         self._publish()
         return report
-
-    def _check_hooks(self, indices: Indices) -> None:
-        """Raise if a parameter has hooks of others, such as another pruner's, which slicing would lose."""
-        mine = self._pruner.pruning.enforcer.hooked
-        for name, parameter in self._pruner.pruning.model.named_parameters():
-            hooks = len(parameter._post_accumulate_grad_hooks or ()) + len(parameter._backward_hooks or ())
-            if name in indices and hooks > 2 * (name in mine):
-                raise ValueError(
-                    f"Parameter {name!r} has hooks of others (another PruneHandler?), which would be lost by slicing; "
-                    "take them off first"
-                )
 
     # Checkpoints
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -100,6 +100,13 @@ def _rows(module: nn.Module, prefix: str, size: int, dims: Sequence[int]) -> lis
     """Return the names of a module's own tensors that have a row for each expert."""
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     return [f"{prefix}{name}" for name, each in own if each.dim() in dims and len(each) == size]
+
+
+def sliced_mixture(model: nn.Module, mixture: Mixture) -> Mixture:
+    """Return a mixture of the model as it is after experts were removed, also if only one is left."""
+    weight = model.get_submodule(mixture.router)._parameters["weight"]
+    assert weight is not None
+    return replace(mixture, size=len(weight), weight=weight)
 
 
 def numbers_of(model: nn.Module, path: str, mixture: Mixture, names: re.Pattern[str]) -> Iterator[tuple[Any, str]]:

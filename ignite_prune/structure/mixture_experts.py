@@ -21,7 +21,15 @@ from ignite_prune.core.optimizers import as_optimizers
 from ignite_prune.core.selection import unwrap
 from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.kept_indices import KeptIndices
-from ignite_prune.structure.mixture import CHOSEN, COUNT, MixtureRouting, integers_of, mixtures_of, numbers_of
+from ignite_prune.structure.mixture import (
+    CHOSEN,
+    COUNT,
+    MixtureRouting,
+    integers_of,
+    mixtures_of,
+    numbers_of,
+    sliced_mixture,
+)
 from ignite_prune.structure.slicing.block_edit import BlockEdit
 from ignite_prune.structure.slicing.compare import relative_difference, run, tolerance
 from ignite_prune.structure.slicing.model_edit import ModelEdit, check_free, undone_on_error
@@ -178,7 +186,8 @@ class Experts:
                     f"The model without these experts differs by {error:.1e} from the one whose routers send nothing "
                     "to them, so it was put back"
                 )
-        before, self._mixtures = self.sizes, dict(mixtures_of(self._model))
+        before = self.sizes
+        self._mixtures = {path: sliced_mixture(self._model, each) for path, each in self._mixtures.items()}
         units = {path: (before[path], self.sizes[path]) for path in gone}
         sizes = parameters, parameter_count(self._model)
         return Report(units, sizes, (flops, fewer), error, KeptIndices(indices))
@@ -221,6 +230,11 @@ class Experts:
             raise TypeError(f"Argument which should be a number of experts or a mapping, but given {which!r}")
         elif scores is None:
             raise ValueError("Argument scores should be given with a number of experts: drop(2, x, scores=...)")
+        elif not 0 < which < min(self.sizes.values()):
+            raise ValueError(
+                f"Argument which should be a number of experts from 1 to {min(self.sizes.values()) - 1}, as each "
+                f"mixture keeps at least one, but given {which}"
+            )
         else:
             gone = {}
             for path, size in self.sizes.items():

@@ -25,7 +25,7 @@ from ignite_prune.structure.kept_indices import KeptIndices
 from ignite_prune.structure.model_io import tensors_of
 from ignite_prune.structure.slicing.block_edit import BlockEdit
 from ignite_prune.structure.slicing.compare import relative_difference, run, tolerance
-from ignite_prune.structure.slicing.model_edit import undone_on_error
+from ignite_prune.structure.slicing.model_edit import check_free, undone_on_error
 from ignite_prune.structure.slicing.shrink import Report, parameter_count
 
 Scores = dict[str, float]
@@ -182,7 +182,7 @@ class ResidualBlocks:
                 then.
         """
         gone = self._chosen(which, scores)
-        self._check_hooks(gone)
+        check_free(self._model, [f"{name}.{own}" for name in gone for own, _ in self._block(name).named_parameters()])
         parameters, (_, flops) = parameter_count(self._model), run(self._model, example_inputs, True)
         with self.skipped(gone):
             expected, _ = run(self._model, example_inputs)
@@ -227,12 +227,6 @@ class ResidualBlocks:
         for name in names:
             if name not in self.names:
                 raise ValueError(f"There is no block {name!r}; {near(str(name), self.names)}")
-
-    def _check_hooks(self, names: Sequence[str]) -> None:
-        for name in names:
-            for own, parameter in self._block(name).named_parameters():
-                if parameter._post_accumulate_grad_hooks or parameter._backward_hooks:
-                    raise ValueError(f"Parameter '{name}.{own}' has hooks, as of a PruneHandler; finalize() that first")
 
     def _chosen(self, which: int | Sequence[str], scores: Mapping[str, float] | None) -> list[str]:
         if isinstance(which, bool) or (not isinstance(which, int) and isinstance(which, str)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from ignite_prune.structure.slicing.compare import relative_difference, run, tol
 from ignite_prune.structure.slicing.config_check import configs_of
 from ignite_prune.structure.slicing.model_edit import ModelEdit, check_free, undone_on_error
 from ignite_prune.structure.slicing.shrink import Report, parameter_count
+from ignite_prune.structure.special_tokens import token_ids
+from ignite_prune.structure.vocabulary_tensors import heads_by_trial, named_heads, vocabulary_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +58,20 @@ class TokenMap:
 
 
 def vocabulary(
-    model: nn.Module, keep: Any, example_inputs: Any, *, embedding: str | None = None, optimizer: Any = None
+    model: nn.Module,
+    keep: Any,
+    example_inputs: Any,
+    *,
+    embedding: str | None = None,
+    head: str | Sequence[str] | None = None,
+    optimizer: Any = None,
 ) -> TokenMap:
     """Keep only some tokens of a model's vocabulary, in place.
 
-    The rows of the embedding and of the head, tied or not, its bias, ``vocab_size``, the ids of special tokens in
-    configs and ``padding_idx``, and optimizers follow. For mapped ids the outputs are those of the original model, with
-    the logits of the tokens that are kept; both are run and compared.
+    The rows of the embedding and of the head, tied or not, its bias, ``vocab_size``, the ids of tokens in configs, also
+    in lists, and ``padding_idx``, and optimizers follow. Ids that generation leaves out (``suppress_tokens``,
+    ``bad_words_ids``) need not be kept. For mapped ids the outputs are those of the original model, with the logits of
+    the tokens that are kept; both are run and compared.
 
     Args:
         model: bare, or wrapped in ``torch.compile``.
@@ -69,6 +79,8 @@ def vocabulary(
         example_inputs: inputs of the model, with old ids that are all kept.
         embedding: path of the ``nn.Embedding`` of tokens; None: that of transformers' ``get_input_embeddings()``, or
             the model's only one.
+        head: path or paths of the ``nn.Linear`` that give the logits; None: those with the embedding's weight, and
+            those of as many outputs as tokens whose outputs are found to be the logits.
         optimizer: the optimizer or optimizers that train the model.
 
     Returns:
@@ -77,7 +89,8 @@ def vocabulary(
     Raises:
         TypeError: the ids are not integers.
         ValueError: an id is out of range or missing in ``keep`` although a config or the example needs it, several
-            embeddings are possible, or the outputs differ. Nothing has changed then.
+            embeddings are possible, a layer of the head's size is not called, or the outputs differ. Nothing has
+            changed then.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10))
@@ -87,26 +100,24 @@ def vocabulary(
     """
     model = unwrap(model)
     path, layer = _embedding(model, embedding)
+    layers = [each for each in model.modules() if isinstance(each, nn.Embedding) and each.weight is layer.weight]
     size = layer.num_embeddings
     kept = _ids(keep, size)
-    names = _names(model, layer)
-    specials = list(_specials(model, layer, size))
-    missing = [f"{name} {value}" for _, name, value in specials if value not in set(kept.tolist())]
+    new_ids = {old: new for new, old in enumerate(kept.tolist())}
+    specials = list(token_ids(model, layers, size))
+    missing = [f"{each.name} {one}" for each in specials for one in each.needed if one not in new_ids]
     if missing:
         raise ValueError(f"Argument keep should contain the special tokens of the model: {', '.join(missing)}")
-    check_free(model, list(names))
-    parameters, seen = parameter_count(model), list[Tensor]()
-    hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
-    try:
-        before, flops = run(model, example_inputs, True)
-    finally:
-        hook.remove()
+    heads = None if head is None else named_heads(model, head, size)
+    parameters = parameter_count(model)
+    before, flops, seen = _with_ids(model, layers, example_inputs)
     if not seen:
         raise ValueError(f"The embedding {path!r} is not called by the forward pass")
-    unknown = set(torch.cat([ids.flatten() for ids in seen]).tolist()) - set(kept.tolist())
-    if unknown:
+    if unknown := seen - set(new_ids):
         raise ValueError(f"Argument example_inputs contains token {min(unknown)}, which is not in keep")
-    expected = [each.index_select(-1, kept) if each.shape[-1:] == (size,) else each for each in before]
+    heads = heads_by_trial(model, layer, kept, example_inputs) if heads is None else heads
+    names = vocabulary_tensors(model, layer, heads)
+    check_free(model, names)
     optimizers = as_optimizers(optimizer)
     edits = ModelEdit(model, optimizers), BlockEdit(model, optimizers)
     indices = {name: {dim: kept} for name, dim in names.items()}
@@ -114,22 +125,70 @@ def vocabulary(
         for owner in [*model.modules(), *configs_of(model)]:
             if vars(owner).get("vocab_size") == size:
                 edits[1].assign(owner, "vocab_size", len(kept))
-        for owner, name, value in specials:
-            edits[1].assign(owner, name, kept.tolist().index(value))
+        for each in specials:
+            edits[1].assign(each.owner, each.name, each.renumbered(new_ids.get))
         edits[0].slice(indices)
-        hook = layer.register_forward_pre_hook(lambda module, args: (_new(kept, size, args[0]), *args[1:]))
         try:
-            found, fewer = run(model, example_inputs, True)
-        finally:
-            hook.remove()
-        error = relative_difference(found, expected)
+            with _calling(layers, lambda ids: _new(kept, size, ids)):
+                found, fewer = run(model, example_inputs, True)
+            error = relative_difference(found, _of_kept(before, found, kept, size))
+        except ValueError as problem:
+            raise ValueError(f"The model does not run with {len(kept)} tokens: {problem}; {_NAME_THEM}") from problem
         if not error <= tolerance(model):
             raise ValueError(
                 f"The model with {len(kept)} tokens differs by {error:.1e} from the original one, so it was put back: "
-                "forward() uses the ids, or the size of the vocabulary, in another way"
+                f"forward() uses the ids, or the size of the vocabulary, in another way; {_NAME_THEM}"
             )
     sizes = parameters, parameter_count(model)
     return TokenMap(kept, size, Report({path: (size, len(kept))}, sizes, (flops, fewer), error, KeptIndices(indices)))
+
+
+_NAME_THEM = "if other layers read tokens or give logits, give their paths, embedding= and head="
+
+
+def _with_ids(
+    model: nn.Module, layers: Sequence[nn.Embedding], example_inputs: Any
+) -> tuple[list[Tensor], int, set[int]]:
+    """Return the outputs of a model, its FLOPs, and the ids with which its embeddings are called."""
+    seen: set[int] = set()
+
+    def noted(ids: Tensor) -> Tensor:
+        seen.update(ids.flatten().tolist())
+        return ids
+
+    with _calling(layers, noted):
+        return *run(model, example_inputs, True), seen
+
+
+@contextmanager
+def _calling(layers: Sequence[nn.Embedding], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Return a context in which embeddings are called with changed ids."""
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "input": change(kwargs["input"])}
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+def _of_kept(before: Sequence[Tensor], found: Sequence[Tensor], kept: Tensor, size: int) -> list[Tensor]:
+    """Return the outputs to expect: of the logits, which are those that became smaller, the entries of kept tokens.
+
+    Raises:
+        ValueError: outputs have an entry for each token, but none became smaller.
+    """
+    logits = [each.shape[-1:] == (size,) for each in before]
+    smaller = [large and each.shape[-1:] == (len(kept),) for large, each in zip(logits, found)]
+    if any(logits) and not any(smaller):
+        raise ValueError(f"its outputs still have {size} entries, as no layer of {size} outputs was found to give them")
+    return [
+        each.index_select(-1, kept.to(each.device)) if number < len(smaller) and smaller[number] else each
+        for number, each in enumerate(before)
+    ]
 
 
 def _new(kept: Tensor, size: int, ids: Tensor) -> Tensor:
@@ -162,34 +221,3 @@ def _embedding(model: nn.Module, path: str | None) -> tuple[str, nn.Embedding]:
     if len(of_model) != 1:
         raise ValueError(f"Argument embedding should be the path of the tokens' embedding, one of {', '.join(found)}")
     return next(iter(of_model.items()))
-
-
-def _names(model: nn.Module, layer: nn.Embedding) -> dict[str, int]:
-    """Return the tensors with one entry for each token, and their dimension: embedding, head and biases."""
-    size, width = layer.weight.shape
-    heads = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Linear)
-        and module.out_features == size
-        and (module.weight is layer.weight or size != width)
-    ]
-    rows = {id(layer.weight), *(id(each.weight) for each in heads), *(id(each.bias) for each in heads)}
-    found = {name: 0 for name, each in model.named_parameters() if id(each) in rows}
-    found |= {
-        name: each.dim() - 1
-        for name, each in [*model.named_parameters(), *model.named_buffers()]
-        if name.rpartition(".")[2] in ("bias", "final_logits_bias") and each.numel() == size != width and each.dim() < 3
-    }
-    return found
-
-
-def _specials(model: nn.Module, layer: nn.Embedding, size: int) -> Iterator[tuple[Any, str, int]]:
-    """Yield the owners, names and values of ids of special tokens."""
-    if layer.padding_idx is not None:
-        yield layer, "padding_idx", layer.padding_idx
-    generation = vars(model).get("generation_config")
-    for owner in [*configs_of(model), *([] if generation is None else [generation])]:
-        for name, value in vars(owner).items():
-            if name.endswith("_token_id") and type(value) is int and 0 <= value < size:
-                yield owner, name, value

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ignite_prune import PruneHandler, export, load_shrunk, measure, prune_model, shrink, trace
+from ignite_prune.structure import shrunk_state
 from tests.models import assert_same_bits
 
 transformers = pytest.importorskip("transformers")
@@ -68,6 +69,26 @@ def test_a_sliced_model_that_it_does_not_describe(make, share, tmp_path):
     export.save(model, tmp_path / "small.safetensors", indices=report.indices)
     again = export.load(make, tmp_path / "small.safetensors").eval()
     assert torch.equal(again(**IDS).logits, model(**IDS).logits)
+
+
+def test_a_model_built_from_the_changed_config_is_refused(tmp_path):
+    pytest.importorskip("safetensors")
+    model = bert()
+    structure = trace(model, IDS)
+    heads = {each.name: torch.arange(4) < 2 for each in structure if each.size == 4}
+    report = shrink(model, structure.masks(heads), IDS)
+    assert len(heads) == 2 and model.config.num_attention_heads == 2
+    state = shrunk_state(model, report.indices)
+    file = export.save(model, tmp_path / "small.safetensors", indices=report.indices)
+    for load in (lambda fresh: load_shrunk(fresh, state), lambda fresh: export.load(fresh, file)):
+        fresh = type(model)(copy.deepcopy(model.config)).eval()
+        before, config = fresh(**IDS).logits, fresh.config.to_dict()
+        with pytest.raises(ValueError, match="from the configuration of the unpruned one"):
+            load(fresh)
+        assert torch.equal(fresh(**IDS).logits, before) and fresh.config.to_dict() == config
+        assert torch.equal(load(bert())(**IDS).logits, model(**IDS).logits)
+    del state["sizes"]  # a file of an earlier version
+    assert torch.equal(load_shrunk(bert(), state)(**IDS).logits, model(**IDS).logits)
 
 
 def test_bad_arguments(tmp_path):

@@ -4,6 +4,7 @@ import copy
 import io
 import re
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -341,6 +342,20 @@ def test_a_forgotten_schedule_is_told_once(shared):
 
     (message,) = told(forgotten)
     assert "has no schedule" in message
+
+
+def test_numbers_meant_in_epochs_are_told_on_an_event_of_iterations():
+    def run(rise, epochs, event=Events.ITERATION_COMPLETED):
+        _, _, trainer, pruner = parts(rise)
+        pruner.attach(trainer, event)
+        trainer.add_event_handler(Events.ITERATION_STARTED(once=3), trainer.terminate)
+        trainer.run(DATA * 25, max_epochs=epochs)
+
+    ramp = schedule.Polynomial(0.5, begin=1, end=8)
+    (said,) = told(lambda: run(ramp, 8))
+    assert "ends at iteration 8 of 100 in the first epoch" in said and "end=800" in said
+    for rise, epochs in ((ramp, 7), (schedule.OneShot(0.5, at=2), 8), (schedule.Linear(0.5, begin=0, end=12), 20)):
+        assert told(partial(run, rise, epochs)) == []
 
 
 def test_a_finished_run_leaves_no_hook():

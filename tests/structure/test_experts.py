@@ -89,6 +89,38 @@ def test_the_least_used_experts_go():
     assert list(model[1].experts) == stays
 
 
+@pytest.mark.parametrize("which", [-3, -1, 0, 4, 7])
+def test_a_number_that_leaves_no_expert_or_removes_none_is_refused(which):
+    model, x = by_hand()
+    mixtures = experts(model)
+    with pytest.raises(ValueError, match=f"from 1 to 3, as each mixture keeps at least one, but given {which}"):
+        mixtures.drop(which, x, scores=dict.fromkeys(mixtures.sizes, torch.arange(4.0)))
+    assert mixtures.sizes == {"1": 4, "2": 4} and len(model[1].experts) == 4
+
+
+def test_one_expert_may_be_left():
+    class Soft(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.share = nn.Linear(4, 3), nn.Linear(4, 1)
+            self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            weights = self.gate(x).softmax(-1)
+            y = sum(weights[..., i : i + 1] * each(x) for i, each in enumerate(self.experts))
+            return self.share(x).sigmoid() * y
+
+    model, x = nn.Sequential(Soft(), Soft()), torch.randn(2, 4)
+    mixtures = experts(model)
+    with mixtures.masked({"0": [0, 2]}):
+        expected = model(x)
+    assert mixtures.drop({"0": [0, 2]}, x).units == {"0": (3, 1)} and mixtures.sizes == {"0": 1, "1": 3}
+    torch.testing.assert_close(model(x), expected)
+    assert mixtures.usage([x])["0"].tolist() == [1.0]
+    with pytest.raises(ValueError, match="0 of the 1 experts of '0' would be left"):
+        mixtures.drop({"0": [0]}, x)
+
+
 @pytest.mark.parametrize(
     "which, error, said",
     [
@@ -98,6 +130,8 @@ def test_the_least_used_experts_go():
         ({"7": [0]}, ValueError, "There is no mixture '7'"),
         ({"1": []}, ValueError, "should name experts"),
         (1, ValueError, "scores should be given"),
+        (True, TypeError, "should be a number of experts"),
+        (1.0, TypeError, "should be a number of experts"),
         ("1", TypeError, "should be a number of experts or a mapping"),
     ],
 )

@@ -472,6 +472,36 @@ def test_a_learnt_initial_state_goes_with_its_units():
     assert shrink(masked(model, masks), masks, x).error < 1e-10 and model.start.shape == (1, 1, 4)
 
 
+class Counting(nn.Module):
+    """Attention of a number of heads that its shapes do not tell; it counts its calls."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.size, self.calls = 8 // heads, 0
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def count(self):
+        self.calls += 1
+
+    def forward(self, x):
+        self.count()
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.size)).permute(2, 0, 3, 1, 4)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_a_model_of_another_size_of_heads_is_not_loaded():
+    model, x = nn.Sequential(nn.Linear(4, 8), Counting(4)).double().eval(), torch.randn(2, 3, 4).double()
+    structure = trace(model, x)
+    kept = {each.name: torch.arange(each.size) < each.size - 2 for each in structure if "qkv" in each.name}
+    state = shrunk_state(model, shrink(model, structure.masks(kept), x).indices)
+    assert len(state["left"]) == 3 and model[1].calls > 0
+    assert torch.equal(load_shrunk(nn.Sequential(nn.Linear(4, 8), Counting(4)).double(), state)(x), model(x))
+    fresh = nn.Sequential(nn.Linear(4, 8), Counting(2)).double()
+    with pytest.raises(ValueError, match=r"size of '1' is 4, but 2 in the saved model"):
+        load_shrunk(fresh, state)
+    assert fresh[1].qkv.out_features == 24 and fresh[1].qkv.weight.shape == (24, 8)
+
+
 def test_names_that_are_not_there_and_failed_loads():
     model, x = Residual(), torch.randn(2, 3, 8, 8)
     with pytest.raises(ValueError, match="no parameter 'first.wieght'"):

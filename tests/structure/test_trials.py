@@ -9,6 +9,8 @@ from torch import nn
 
 from ignite_prune import structure
 from ignite_prune._utils.copies import copy_of
+from ignite_prune.structure.slicing.compare import tolerance
+from ignite_prune.structure.slicing.size_probe import SizeProbe
 from ignite_prune.structure.slicing.trial_model import TrialModel
 
 
@@ -109,3 +111,15 @@ def test_heads_of_training_are_found_with_few_runs(head, groups, monkeypatch):
     assert len(runs) <= 40  # one search over the stages, in two modes, and not a second one
     if not groups:
         assert all("writes its size" in found.frozen[f"stages.{number}.weight", 0] for number in range(6))
+
+
+def test_trials_in_double_precision_are_of_small_models():
+    class Single(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.float())
+
+    x = torch.randn(2, 4)
+    for model, doubled in ((nn.Linear(4, 4), True), (Single(4, 4), False), (nn.Linear(4, 1_000_000), False)):
+        base, (args, _), allowed = SizeProbe(model, (x,), {})._precise
+        assert (base is not model) == doubled and (args[0].dtype == torch.float64) == doubled
+        assert allowed == (1e-6 if doubled else tolerance(model))

@@ -15,6 +15,7 @@ from ignite_prune.core.selection import unwrap
 from ignite_prune.structure.kept_indices import KeptIndices, attributes_of, entry_of, value_at
 from ignite_prune.structure.slicing.model_edit import Indices, ModelEdit, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import dropout_rates
+from ignite_prune.structure.slicing.stored_sizes import check_sizes, stored_sizes
 
 
 def shrunk_state(model: nn.Module, indices: Indices) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def shrunk_state(model: nn.Module, indices: Indices) -> dict[str, Any]:
     """
     model = unwrap(model)
     state = {"left": to_plain(indices), "rates": dropout_rates(model), "model": model.state_dict()}
+    state["sizes"] = stored_sizes(model, indices)
     attributes = attributes_of(indices)
     return {**state, "attributes": attributes} if attributes else state
 
@@ -36,7 +38,8 @@ def load_shrunk(
     """Slice a freshly built full-size model to a shrunk one's shapes, in place, and load its weights.
 
     Args:
-        fresh_model: an instance of the class and arguments that the shrunk model was built with.
+        fresh_model: an instance of the class and arguments that the shrunk model was built with; one of transformers
+            is built from the configuration of the unpruned model, as slicing changes ``model.config`` in place.
         source: the result of :func:`shrunk_state`, or a file that holds it; or a ``Checkpoint`` that holds a
             ``ShrinkHandler`` as ``"shrinker"`` and the model as ``"model"``. Files are read with ``weights_only=True``.
         strict: passed to ``load_state_dict``.
@@ -46,7 +49,8 @@ def load_shrunk(
 
     Raises:
         TypeError: ``source`` has neither form.
-        ValueError: ``source`` was saved from another model; ``fresh_model`` is left unchanged.
+        ValueError: ``source`` was saved from another model, or one whose modules have other sizes, such as those of
+            heads; ``fresh_model`` is left unchanged.
 
     Example:
         >>> from ignite_prune.structure import shrink, trace
@@ -67,6 +71,7 @@ def load_shrunk(
     with undone_on_error([edit]):
         left = KeptIndices(from_plain(kept["left"], model), _attributes(kept.get("attributes", {}), model))
         edit.slice(left, rates_from_plain(kept.get("rates", {}), model))
+        check_sizes(model, left, kept.get("sizes", {}))
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         try:
             model.load_state_dict(state["model"], strict=strict)

@@ -9,7 +9,7 @@ objects rather than copies, because optimizers, DDP and the user's own variables
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -129,13 +129,26 @@ def check_optimizers(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
             raise ValueError("Argument optimizer holds none of the model's parameters")
 
 
-def check_free(model: nn.Module, names: Sequence[str]) -> None:
-    """Raise ValueError if parameters have hooks, which would refer to the ones that slicing replaces."""
-    parameters = dict(model.named_parameters())
+def check_free(model: nn.Module, names: Iterable[str], hooked: Container[str] = ()) -> None:
+    """Raise ValueError if parameters have hooks, which would refer to the ones that slicing replaces.
+
+    Args:
+        model: the unwrapped model.
+        names: of the parameters; names of buffers are skipped.
+        hooked: names of those with the two hooks of a pruner that follows the slicing.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in names:
         parameter = parameters.get(name)
-        if parameter is not None and (parameter._post_accumulate_grad_hooks or parameter._backward_hooks):
-            raise ValueError(f"Parameter {name!r} has hooks, as of a PruneHandler; finalize() that first")
+        if parameter is None:
+            continue
+        hooks = len(parameter._post_accumulate_grad_hooks or ()) + len(parameter._backward_hooks or ())
+        if hooks > 2 * (name in hooked):
+            whose = "has hooks of others, such as" if name in hooked else "has hooks, as"
+            raise ValueError(
+                f"Parameter {name!r} {whose} of a PruneHandler; finalize() that first, or remove them: slicing would "
+                "lose them"
+            )
 
 
 def _with_layout_of(before: Tensor, tensor: Tensor) -> Tensor:

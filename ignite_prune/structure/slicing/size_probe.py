@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -133,14 +132,13 @@ class SizeProbe:
 
         The outputs of a model that was not trained yet depend little on the size of its heads.
         """
-        if sum(each.numel() for each in self._model.parameters()) <= _SMALL / 10:
-            with suppress(Exception):
-                model = copy_of(self._model).double()
-                given = tree_map_only(
-                    Tensor, lambda each: each.double() if each.is_floating_point() else each, self._given
-                )
+        if sum(each.numel() for each in self._model.parameters()) <= _PRECISE:
+            try:
+                model, given = copy_of(self._model).double(), tree_map_only(Tensor, _doubled, self._given)
                 run_with(model, *given)
-                return model, given, _TOLERANCE
+            except (RuntimeError, TypeError, ValueError):  # its program names a dtype, or a tensor has no such one
+                return self._model, self._given, tolerance(self._model)
+            return model, given, _TOLERANCE
         return self._model, self._given, tolerance(self._model)
 
     def _half(self, group: UnitGroup) -> int:
@@ -209,6 +207,7 @@ class SizeProbe:
 
 
 _SMALL = 1e9  # operations: tiny layers are computed faster than their shapes are on the meta device
+_PRECISE = 4_000_000  # parameters: three copies in double precision, the masked and the sliced one too, take 96 MB
 _TOLERANCE = 1e-6  # parts of a model may compute in single precision all the same
 _ALIGNED = "multiple of 16 bytes"  # grouped_mm's words for experts
 _MULTIPLE = 8  # numbers of 2 bytes
