@@ -53,6 +53,26 @@ def test_copies_are_plain_and_independent(copier):
     assert_zero(pruner)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by torch
+def test_compiled_autograd():
+    from torch._dynamo import compiled_autograd
+
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = PruneHandler(model, optimizer, strict=True)
+    pruner.step(0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+            model(torch.randn(3, 8)).square().mean().backward()
+        for name, mask in pruner.masks.items():
+            gradient = model.get_parameter(name).grad
+            assert gradient[mask].any() and not gradient[~mask].any()
+        optimizer.step()
+    assert pruner.check()
+
+
 def test_compiled_model():
     model = small_net()
     compiled = torch.compile(model, backend="aot_eager")
