@@ -34,7 +34,7 @@ def is_returned(parameter: nn.Parameter) -> bool:
 
     To be called in a tensor hook. Otherwise the gradient is accumulated, and masked then, in place and once.
     """
-    if _OFF or torch.compiler.is_compiling():  # a compiled step cannot ask the engine; it is masked before the step
+    if _OFF or torch.compiler.is_compiling():  # compiled autograd cannot ask; masked before the step
         return False
     node: Any = torch._C._current_autograd_node() or _accumulating_node(parameter)
     try:
