@@ -31,7 +31,7 @@ from ignite_prune.structure.mixture import (
     sliced_mixture,
 )
 from ignite_prune.structure.slicing.block_edit import BlockEdit
-from ignite_prune.structure.slicing.compare import relative_difference, run, tolerance
+from ignite_prune.structure.slicing.compare import run, run_without
 from ignite_prune.structure.slicing.model_edit import ModelEdit, check_free, undone_on_error
 from ignite_prune.structure.slicing.module_attributes import configs_along
 from ignite_prune.structure.slicing.shrink import Report, parameter_count
@@ -176,16 +176,8 @@ class Experts:
             for path, each in gone.items():
                 self._edit(edits[1], path, each)
             edits[0].slice(indices)
-            try:
-                found, fewer = run(self._model, example_inputs, True)
-                error = relative_difference(found, expected)
-            except Exception as problem:
-                raise ValueError(f"The model does not run without these experts: {problem}") from problem
-            if not error <= tolerance(self._model):
-                raise ValueError(
-                    f"The model without these experts differs by {error:.1e} from the one whose routers send nothing "
-                    "to them, so it was put back"
-                )
+            reference = "the one whose routers send nothing to them, so it was put back"
+            fewer, error = run_without(self._model, example_inputs, expected, "these experts", reference)
         before = self.sizes
         self._mixtures = {path: sliced_mixture(self._model, each) for path, each in self._mixtures.items()}
         units = {path: (before[path], self.sizes[path]) for path in gone}

@@ -24,7 +24,7 @@ from ignite_prune.core.undisturbed import undisturbed
 from ignite_prune.structure.kept_indices import KeptIndices
 from ignite_prune.structure.model_io import tensors_of
 from ignite_prune.structure.slicing.block_edit import BlockEdit
-from ignite_prune.structure.slicing.compare import relative_difference, run, tolerance
+from ignite_prune.structure.slicing.compare import run, run_without
 from ignite_prune.structure.slicing.model_edit import check_free, undone_on_error
 from ignite_prune.structure.slicing.shrink import Report, parameter_count
 
@@ -189,16 +189,11 @@ class ResidualBlocks:
         edit = BlockEdit(self._model, as_optimizers(optimizer))
         with undone_on_error([edit]):
             units = self._edit(edit, gone)
-            try:
-                found, fewer = run(self._model, example_inputs, True)
-                error = relative_difference(found, expected)
-            except Exception as problem:
-                raise ValueError(f"The model does not run without {', '.join(gone)}: {problem}") from problem
-            if not error <= tolerance(self._model):
-                raise ValueError(
-                    f"The model without {', '.join(gone)} differs by {error:.1e} from the one that skips them, so it "
-                    "was put back: a block does more than change its input, or forward() tells blocks by their place"
-                )
+            reference = (
+                "the one that skips them, so it was put back: a block does more than change its input, or forward() "
+                "tells blocks by their place"
+            )
+            fewer, error = run_without(self._model, example_inputs, expected, ", ".join(gone), reference)
         lists = self._names_by_list().items()
         self.names = [_joined(path, key) for path, keys in lists for key in keys[: units.get(path, (0, len(keys)))[1]]]
         return Report(units, (parameters, parameter_count(self._model)), (flops, fewer), error, KeptIndices())

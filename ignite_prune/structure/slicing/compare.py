@@ -77,6 +77,31 @@ def run(model: nn.Module, example_inputs: Any, counting: bool = False) -> tuple[
     return run_with(model, *as_arguments(model, example_inputs), counting)
 
 
+def run_without(
+    model: nn.Module, example_inputs: Any, expected: Sequence[Tensor], what: str, reference: str
+) -> tuple[int, float]:
+    """Run a model from which parts were removed, and return its FLOPs and how much its outputs differ.
+
+    Args:
+        model: without the parts.
+        example_inputs: its inputs.
+        expected: the outputs of the whole model that does not use the parts.
+        what: names the parts, for errors.
+        reference: continues the error of outputs that differ, after "from".
+
+    Raises:
+        ValueError: the model does not run, or its outputs differ by more than :func:`tolerance`.
+    """
+    try:
+        found, flops = run(model, example_inputs, True)
+        error = relative_difference(found, expected)
+    except Exception as problem:
+        raise ValueError(f"The model does not run without {what}: {problem}") from problem
+    if not error <= tolerance(model):
+        raise ValueError(f"The model without {what} differs by {error:.1e} from {reference}")
+    return flops, error
+
+
 def run_with(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], counting: bool = False
 ) -> tuple[list[Tensor], int]:
