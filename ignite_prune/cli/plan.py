@@ -17,6 +17,7 @@ from ignite_prune.cli.options import RUNS, Example, Json
 from ignite_prune.cli.output import curve, show, show_json, show_table
 from ignite_prune.cli.user_code import model_and_inputs
 from ignite_prune.handlers.prune_handler import PruneHandler
+from ignite_prune.handlers.run_check import counts_iterations
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe of this package.")]
 Of = Annotated[
@@ -83,7 +84,8 @@ def _of_pruner(pruner: PruneHandler, epochs: int | None, steps: int | None) -> d
     costs["evidence"] = [need.key for group in pruner.param_groups for need in group["saliency"].needs]
     costs["updates_at"] = _updates(pruner, epochs, steps)
     costs["updates"] = None if costs["updates_at"] is None else len(costs["updates_at"])
-    costs["unit"] = "iteration" if _counts_iterations(pruner) else "epoch"
+    assert pruner._attachment is not None
+    costs["unit"] = "iteration" if counts_iterations(pruner._attachment.events[0]) else "epoch"
     if not costs["evidence"] and not pruner.pruning.is_informed:
         began = time.perf_counter()
         pruner.scores()
@@ -91,16 +93,11 @@ def _of_pruner(pruner: PruneHandler, epochs: int | None, steps: int | None) -> d
     return {"groups": groups, "parameters": rows, "entries": entries, "costs": costs}
 
 
-def _counts_iterations(pruner: PruneHandler) -> bool:
-    assert pruner._attachment is not None
-    return "ITERATION" in pruner._attachment.events[0].name
-
-
 def _updates(pruner: PruneHandler, epochs: int | None, steps: int | None) -> list[int] | None:
     """Return the steps at which the run changes the sparsity; None where its length is not known."""
     assert pruner._attachment is not None
     event = pruner._attachment.events[0]
-    counts = epochs if epochs is None or not _counts_iterations(pruner) else epochs * steps if steps else None
+    counts = epochs if epochs is None or not counts_iterations(event) else epochs * steps if steps else None
     if counts is None:
         return None
     chosen = event.filter if isinstance(event, CallableEventWithFilter) else None

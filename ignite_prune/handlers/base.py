@@ -14,7 +14,7 @@ from ignite_prune.core.claims import check_free, claim, release
 from ignite_prune.core.weight_check import WeightCheck
 from ignite_prune.handlers.attachment import AnyEvent, Attachment, Progress, Update, clock_of
 from ignite_prune.handlers.events import register
-from ignite_prune.handlers.run_check import RunCheck, is_trial, iterations_of, last_count
+from ignite_prune.handlers.run_check import RunCheck, counts_iterations, is_trial, iterations_of, last_count
 from ignite_prune.handlers.versioned_state import VersionedState
 from ignite_prune.schedule import Schedule
 
@@ -210,7 +210,7 @@ class BaseHandler(VersionedState):
             self._check_start(engine, self._attachment)
 
     def _check_schedules(self, engine: Engine, events: Sequence[Any]) -> None:
-        unit = "iterations" if "ITERATION" in str(events[0]) or "BATCH" in str(events[0]) else "epochs"
+        unit = "iterations" if counts_iterations(events[0]) else "epochs"
         for schedule in self._schedules():
             iterations = iterations_of(engine) if unit == "epochs" else None
             self._check.check_schedule(schedule, unit, iterations)

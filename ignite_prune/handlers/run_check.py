@@ -177,6 +177,11 @@ def last_count(engine: Engine, events: Sequence[Any]) -> int | None:
     return max(known) if len(known) == len(counts) else None
 
 
+def counts_iterations(event: Any) -> bool:
+    """Return whether an event's count is that of iterations, and not of epochs."""
+    return any(word in str(event) for word in ("ITERATION", "BATCH"))
+
+
 def max_iters_of(engine: Engine) -> int | None:
     """Return ``max_iters`` of the engine's run; None: not given, as in every Ignite before 0.5.5, which has none."""
     limit = getattr(engine.state, "max_iters", None)
